@@ -1,0 +1,234 @@
+"""Command line and YAML files -> Config.
+
+jsonargparse types the values and writes the help; what it lacks is here: flags win whatever the order typed, open
+sections, and errors of one sentence that name the nearest flag.
+"""
+
+import argparse
+import dataclasses
+import re
+import types
+import typing
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sslm.config import OPEN_SECTIONS, Config, parse_stop_after
+from sslm.errors import UserError, nearest
+
+
+
+def parse(arguments: list[str]) -> Config:
+    """Command line -> Config. `--help` prints and exits 0.
+
+    Raises:
+        UserError: an unknown flag or key (naming the nearest), a value of the wrong type, an unreadable file.
+    """
+    arguments, files = _take_config_files(arguments)
+    tree: dict[str, Any] = {}
+    for file in files:
+        _merge(tree, _open_to_settings(_read_yaml(file), file))
+    arguments = _take_open_settings(arguments, tree)
+    _check_keys(tree, Config, "")
+    return _check_values(_parse_with_jsonargparse(arguments, tree))
+
+
+def _parse_with_jsonargparse(arguments: list[str], tree: dict[str, Any]) -> Config:
+    from jsonargparse import ArgumentParser, set_parsing_settings
+
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    parser = ArgumentParser(
+        prog="python -m sslm.train",
+        exit_on_error=False,
+        description="Pretrain a language model. No arguments: learn from this Python's documentation in two minutes.",
+        epilog="--model.KEY takes any key of the architecture's config (--model.hidden_size 512), --objective.KEY any "
+        "setting of the objective. YAML files have the same keys, in the same sections.",
+    )
+    parser.add_argument("--config", action="config", help="YAML file with any of these keys; may be given several times.")
+    parser.add_class_arguments(Config, help="A run")
+    try:
+        namespace = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *arguments] if tree else arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(_one_sentence(error)) from None
+    namespace.pop("config", None)
+    return Config(**parser.instantiate(namespace).as_dict())
+
+
+def _flags() -> dict[str, Any]:
+    """Every flag that is always there, and the type of its value."""
+    flags: dict[str, Any] = {}
+    for top in dataclasses.fields(Config):
+        if dataclasses.is_dataclass(top.type):
+            flags |= {f"{top.name}.{leaf.name}": leaf.type for leaf in dataclasses.fields(top.type)}
+        else:
+            flags[top.name] = top.type
+    return flags
+
+
+def _take_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Split `--config FILE`s off, so that flags win whatever the order typed."""
+    rest, files, stream = [], [], iter(arguments)
+    for argument in stream:
+        if argument == "--config":
+            file = next(stream, None)
+            if file is None:
+                raise UserError("--config needs a file: --config configs/laptop.yaml")
+            files.append(file)
+        elif argument.startswith("--config="):
+            files.append(argument.removeprefix("--config="))
+        else:
+            rest.append(argument)
+    return rest, files
+
+
+def _read_yaml(file: str) -> dict[str, Any]:
+    try:
+        tree = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)
+    except FileNotFoundError:
+        raise UserError(f"--config {file}: there is no such file") from None
+    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"--config {file}: not a YAML file: {' '.join(str(error).split())}") from None
+    if not isinstance(tree, dict):
+        raise UserError(f"--config {file}: expected keys and values, got {type(tree).__name__}")
+    return tree
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML in which 1e-3 is a number, as YAML 1.2 has it; PyYAML follows 1.1, where it is text."""
+
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"), list("-+.0123456789")
+)
+
+
+def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
+    for key, value in other.items():
+        if isinstance(value, dict) and isinstance(into.get(key), dict):
+            _merge(into[key], value)
+        else:
+            into[key] = value
+
+
+def _open_to_settings(tree: dict[str, Any], file: str) -> dict[str, Any]:
+    """`model: {hidden_size: 8}` -> `model: {settings: {hidden_size: 8}}`; `objective: NAME` -> `{name: NAME}`."""
+    types_of = {f.name: f.type for f in dataclasses.fields(Config)}
+    tree = dict(tree)
+    for section in OPEN_SECTIONS:
+        if section not in tree:
+            continue
+        given = tree[section]
+        if section == "objective" and isinstance(given, str):
+            given = {"name": given}
+        if not isinstance(given, dict):
+            raise UserError(f"--config {file}: {section} takes keys and values, got {given!r}")
+        fixed = {f.name for f in dataclasses.fields(typing.cast(Any, types_of[section]))} - {"settings"}
+        tree[section] = {k: v for k, v in given.items() if k in fixed}
+        tree[section]["settings"] = {k: v for k, v in given.items() if k not in fixed}
+    return tree
+
+
+def _take_open_settings(arguments: list[str], tree: dict[str, Any]) -> list[str]:
+    """Move `--model.KEY VALUE` and `--objective.KEY VALUE` into the tree; check that the other flags exist."""
+    flags, rest = _flags(), []
+    stream = list(arguments)
+    while stream:
+        argument = stream.pop(0)
+        if argument in ("-h", "--help"):
+            rest.append(argument)
+            continue
+        if not argument.startswith("--"):
+            raise UserError(f"{argument!r} is not a flag: flags start with --, as in --data.train {argument}")
+        name, equals, value = argument[2:].partition("=")
+        name = "objective.name" if name == "objective" else name
+        section, _, key = name.partition(".")
+        is_open = section in OPEN_SECTIONS and key and name not in flags and "." not in key
+        if not is_open and (name not in flags or key == "settings"):
+            raise UserError(f"there is no flag --{name}{nearest('--' + name, ['--' + f for f in flags])}; "
+                            "python -m sslm.train --help lists them")  # fmt: skip
+        if not equals:
+            if flags.get(name) is bool and (not stream or stream[0].startswith("--")):
+                value = "true"
+            elif not stream or stream[0].startswith("--"):
+                raise UserError(f"--{name} needs a value")
+            else:
+                value = stream.pop(0)
+        if is_open:
+            settings = tree.setdefault(section, {}).setdefault("settings", {})
+            settings[key] = yaml.load(value, Loader=_Loader)
+        else:
+            rest.append(f"--{name}={_whole(value, flags[name])}")
+    return rest
+
+
+def _check_keys(tree: dict[str, Any], cls: Any, prefix: str) -> None:
+    known = {f.name: f.type for f in dataclasses.fields(cls)}
+    for key, value in tree.items():
+        if key not in known:
+            raise UserError(f"there is no key {prefix}{key}{nearest(str(key), known)}; allowed{' in ' + prefix[:-1] if prefix else ''}: "
+                            f"{', '.join(known)}")  # fmt: skip
+        if dataclasses.is_dataclass(known[key]):
+            if not isinstance(value, dict):
+                raise UserError(f"{prefix}{key} takes keys and values, got {value!r}")
+            _check_keys(value, known[key], f"{prefix}{key}.")
+        else:
+            tree[key] = _whole(value, known[key])
+
+
+def _whole(value: Any, kind: Any) -> Any:
+    """1e9 -> 1000000000 where a whole number is asked for; anything else as it came."""
+    if (kind is not int and int not in typing.get_args(kind)) or not re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d+|\d+\.0", str(value)):
+        return value
+    return int(float(value)) if float(value).is_integer() else value
+
+
+def _one_sentence(error: argparse.ArgumentError) -> str:
+    """jsonargparse's paragraph about a value -> ours."""
+    text = str(error)
+    name = text.split('Parser key "')[-1].split('"')[0]
+    given = text.split("Got value: ")[-1].split("Given value: ")[-1].strip().splitlines()[0]
+    flags = _flags()
+    if name not in flags:
+        return " ".join(text.split())
+    choices = [c for c in _choices(flags[name]) if c != "null"]
+    return f"--{name} {given}: expected {_kind(flags[name])}{nearest(given, choices)}"
+
+
+def _choices(kind: Any) -> list[str]:
+    if typing.get_origin(kind) is Literal:
+        return [str(value) for value in typing.get_args(kind)]
+    return []
+
+
+def _kind(kind: Any) -> str:
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
+    if isinstance(kind, types.UnionType):
+        return " or ".join(_kind(part) for part in typing.get_args(kind))
+    return f"one of {', '.join(_choices(kind))}" if _choices(kind) else names.get(kind, str(kind))
+
+
+def _check_values(config: Config) -> Config:
+    """What no type says."""
+    positive = {
+        "seq_len": config.seq_len, "batch_size": config.batch_size, "micro_batch_size": config.micro_batch_size,
+        "max_steps": config.max_steps, "max_tokens": config.max_tokens, "log_every": config.log_every,
+        "val_every": config.val_every, "devices": config.devices, "num_nodes": config.num_nodes,
+        "checkpoint.every_steps": config.checkpoint.every_steps, "checkpoint.every_minutes": config.checkpoint.every_minutes,
+        "checkpoint.keep_last": config.checkpoint.keep_last, "data.val_sequences": config.data.val_sequences,
+        "optim.lr": config.optim.lr, "optim.clip_norm": config.optim.clip_norm,
+    }  # fmt: skip
+    for name, value in positive.items():
+        if value is not None and not value > 0:
+            raise UserError(f"--{name} {value}: expected a number above 0")
+    if config.total_steps < 1:
+        raise UserError(f"--max_tokens {config.max_tokens}: less than one step of {config.batch_size} x {config.seq_len} "
+                        f"tokens; give at least {config.batch_size * config.seq_len}")  # fmt: skip
+    for name, share in {"optim.decay_fraction": config.optim.decay_fraction, "optim.min_lr_ratio": config.optim.min_lr_ratio}.items():
+        if not 0 <= share <= 1:
+            raise UserError(f"--{name} {share}: expected a share from 0 to 1")
+    if config.optim.warmup_steps < 0 or config.data.num_workers < 0:
+        raise UserError("--optim.warmup_steps and --data.num_workers can't be below 0")
+    if config.stop_after is not None:
+        parse_stop_after(config.stop_after)
+    return config

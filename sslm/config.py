@@ -1,0 +1,221 @@
+"""Every setting of a run: one field is one flag, one YAML key and one phrase of help.
+
+    python -m sslm.train --config a.yaml --config b.yaml --optim.lr 1e-3
+
+Defaults < first `--config` < later ones < flags, whatever the order typed. Two sections are open: `model` takes any
+key of the chosen architecture's config, `objective` any setting of the chosen objective; both are checked by whoever
+they belong to. The defaults are the newcomer's run.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from sslm.errors import UserError
+
+Strategy = Literal["auto", "single", "ddp", "fsdp"]
+Precision = Literal["auto", "32", "bf16-mixed", "bf16-true"]
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the model is trained to do."""
+
+    name: str = "causal_lm"
+    """Objective, in snake case: causal_lm."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The chosen objective's own settings (typed as --objective.KEY)."""
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The model: any architecture of transformers, built from its config or continued from a checkpoint."""
+
+    model_type: str | None = None
+    """Architecture by its transformers name (llama, gpt2, qwen3 …); default: a small one fitting the objective."""
+    pretrained: str | None = None
+    """Continue from these weights: a folder, a hub name, or a run folder of sslm."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Any key of that architecture's config (typed as --model.KEY)."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """Where the text comes from."""
+
+    train: str | None = None
+    """Training text: a file or glob (.txt, .jsonl, .parquet; also .gz, .zst), a folder of these, a prepared corpus, or a
+    Hugging Face dataset (hub name, NAME:CONFIG, or saved folder); default: the documentation inside this Python."""
+    val: str | None = None
+    """Held-out text, in the same forms; default: a part of the training text that no training window touches."""
+    text_field: str = "text"
+    """Field that holds the text, in .jsonl, .parquet and datasets."""
+    document_separator: str | None = None
+    """Regular expression that separates the documents of a .txt; default: a file is one document."""
+    tokenizer: str | None = None
+    """Tokenizer: a folder, a hub name, or bpe:SIZE to train a byte-level BPE; default: that of --model.pretrained or of the
+    prepared corpus, else bpe:4096."""
+    cache_dir: str | None = None
+    """Folder for corpora prepared on the fly; default: the user's cache folder."""
+    num_workers: int = 0
+    """Loader processes per device; 0 reads in the training process, which is usually fastest."""
+    val_sequences: int = 1024
+    """At most this many held-out sequences are used at each validation, spread evenly."""
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """The optimizer and its learning-rate schedule, counted in optimizer steps."""
+
+    name: Literal["adamw"] = "adamw"
+    """Optimizer."""
+    lr: float = 2e-3
+    """Peak learning rate."""
+    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    """After warm-up: cosine decay, warm-up-stable-decay, or constant."""
+    warmup_steps: int = 40
+    """Optimizer steps of linear warm-up."""
+    decay_fraction: float = 0.2
+    """wsd: the share of all steps, at the end, in which the rate decays."""
+    min_lr_ratio: float = 0.1
+    """Rate at the end, as a share of the peak."""
+    weight_decay: float = 0.1
+    """Decoupled weight decay, on matrices only."""
+    beta1: float = 0.9
+    """Decay of the mean of gradients."""
+    beta2: float = 0.95
+    """Decay of the mean of squared gradients."""
+    eps: float = 1e-8
+    """Added to the root of the second moment."""
+    clip_norm: float | None = 1.0
+    """Largest norm of the whole gradient; null: no clipping."""
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """When the run is saved."""
+
+    every_steps: int | None = 100
+    """Save every so many optimizer steps; null: never by steps."""
+    every_minutes: float | None = None
+    """Save every so many minutes; null: never by time."""
+    keep_last: int | None = 2
+    """Keep this many newest checkpoints; null: all."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A run."""
+
+    run_dir: str | None = None
+    """Run folder; default: runs/OBJECTIVE."""
+    resume: str = "auto"
+    """auto: go on from the run folder's newest checkpoint; never: refuse a folder that has one; or a PATH to go on from."""
+    seed: int = 0
+    """Seed of order, noise, dropout and initial weights."""
+    strategy: Strategy = "auto"
+    """auto, single, ddp, or fsdp (FSDP2)."""
+    precision: Precision = "auto"
+    """32, bf16-mixed, bf16-true; auto: bf16-mixed on GPUs, 32 on CPUs."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto, cpu, or gpu."""
+    devices: int | None = None
+    """Devices per node; default: every GPU, or one CPU process."""
+    num_nodes: int = 1
+    """Nodes."""
+    seq_len: int = 256
+    """Tokens per sequence."""
+    batch_size: int = 16
+    """Sequences per optimizer step, over all devices."""
+    micro_batch_size: int | None = None
+    """Sequences per forward pass and device; default: a device's whole share of the batch."""
+    max_steps: int | None = None
+    """End after so many optimizer steps (default 600, where neither this nor max_tokens is given)."""
+    max_tokens: int | None = None
+    """End after so many tokens; the earlier of the two ends the run."""
+    stop_after: str | None = None
+    """Save and stop (exit code 75) after a time (3h50m) or a number of this command's steps (200steps)."""
+    log_every: int = 10
+    """Optimizer steps between rows of metrics."""
+    val_every: int = 100
+    """Optimizer steps between validations; there is always one at step 0 and one at the end."""
+    logger: Literal["none", "wandb", "csv", "tensorboard"] = "none"
+    """A logger beside metrics.jsonl. wandb works offline where nobody is logged in."""
+    compile: bool = False
+    """Compile each block of the model with torch.compile."""
+    activation_checkpointing: Literal["none", "full"] = "none"
+    """full: recompute activations in the backward pass, to save memory."""
+    dry_run: bool = False
+    """Prepare, check and build everything, print the plan, and stop before training."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    """What the model is trained to do."""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    """The model."""
+    data: DataConfig = field(default_factory=DataConfig)
+    """Where the text comes from."""
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    """The optimizer and its schedule."""
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    """When the run is saved."""
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps from the very beginning to the end of the run."""
+        ends = [self.max_steps] if self.max_steps is not None else []
+        if self.max_tokens is not None:
+            ends.append(self.max_tokens // (self.batch_size * self.seq_len))
+        return min(ends, default=DEFAULT_STEPS)
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.run_dir or f"runs/{self.objective.name}")
+
+
+DEFAULT_STEPS = 600
+OPEN_SECTIONS = ("model", "objective")
+MAY_CHANGE = frozenset(
+    "accelerator devices num_nodes strategy precision micro_batch_size max_steps max_tokens stop_after log_every "
+    "val_every logger compile activation_checkpointing dry_run run_dir resume data.num_workers data.cache_dir "
+    "checkpoint.every_steps checkpoint.every_minutes checkpoint.keep_last".split()
+)
+"""Keys that a resumed run may change. All others belong to the run and make another run when they differ."""
+
+
+def parse_stop_after(text: str) -> tuple[float | None, int | None]:
+    """`3h50m` -> (13800.0 seconds, None); `200steps` -> (None, 200)."""
+    steps = re.fullmatch(r"(\d+)\s*steps?", text)
+    if steps and int(steps[1]) > 0:
+        return None, int(steps[1])
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if parts and any(parts.groups()):
+        days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds), None
+    raise UserError(f"--stop_after {text}: expected a time (3h50m, 90s) or steps (200steps)")
+
+
+def to_tree(config: Config) -> dict[str, Any]:
+    """Config -> what a YAML file holds; `parse(["--config", FILE])` gives it back."""
+    tree = dataclasses.asdict(config)
+    for section in OPEN_SECTIONS:
+        tree[section] |= tree[section].pop("settings")
+    return tree
+
+
+def to_yaml(config: Config) -> str:
+    return yaml.safe_dump(to_tree(config), sort_keys=False, allow_unicode=True)
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
+    """Keys that differ and may not: `["data.train (was 'a', now 'b')"]`."""
+    found = []
+    for key in dict.fromkeys([*old, *new]):
+        was, now, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(was, dict) or isinstance(now, dict):
+            found += differences(was or {}, now or {}, f"{name}.")
+        elif was != now and name not in MAY_CHANGE:
+            found.append(f"{name} (was {was!r}, now {now!r})")
+    return found

@@ -1,0 +1,95 @@
+"""Tokenizers: loaded from a folder or the hub, or a byte-level BPE trained on the corpus itself.
+
+Byte-level BPE: Sennrich et al. 2016 (arXiv:1508.07909) over bytes, as in GPT-2. Training is deterministic.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from sslm.data.corpus import Piece
+from sslm.errors import UserError
+
+END_OF_TEXT = "<|endoftext|>"
+TRAINING_CHARS = 1 << 28
+"""A tokenizer is trained on at most this much of a corpus, from its beginning: more text changes few merges."""
+
+Tokenizer = PreTrainedTokenizerBase
+
+
+def bpe_size(given: str) -> int | None:
+    """`bpe:32000` -> 32000; None for anything that is no order to train one."""
+    kind, _, size = given.partition(":")
+    if kind != "bpe":
+        return None
+    if not size.isdecimal() or int(size) < 257:
+        raise UserError(f"--data.tokenizer {given}: expected bpe:SIZE with a size of at least 257, such as bpe:32000")
+    return int(size)
+
+
+def train_bpe(pieces: Iterable[Piece], size: int) -> PreTrainedTokenizerFast:
+    """Train a byte-level BPE of at most `size` entries, the end-of-text token included."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[END_OF_TEXT], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    backend.train_from_iterator(_first(pieces, TRAINING_CHARS), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+
+
+def _first(pieces: Iterable[Piece], chars: int) -> Iterator[str]:
+    for text, _ in pieces:
+        yield text
+        chars -= len(text)
+        if chars <= 0:
+            return
+
+
+def load(given: str | os.PathLike[str]) -> Tokenizer:
+    """A tokenizer from a folder or the hub.
+
+    Raises:
+        UserError: there is none.
+    """
+    given = str(given)
+    folder = Path(given)
+    if not folder.is_dir() and given.startswith((".", "/", "~")):
+        raise UserError(f"--data.tokenizer {given}: there is no such folder")
+    try:
+        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(given)
+    except Exception as error:  # missing files, no network, broken JSON: all are about what was given
+        raise UserError(f"--data.tokenizer {given}: no tokenizer could be loaded from it; expected a folder, a hub name or "
+                        f"bpe:SIZE ({' '.join(str(error).split())[:160]})") from None  # fmt: skip
+    end_of_document(tokenizer)
+    return tokenizer
+
+
+def end_of_document(tokenizer: Tokenizer) -> int:
+    """The id that ends a document: end-of-text, or the separator where there is none."""
+    for candidate in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        if candidate is not None:
+            return int(candidate)
+    raise UserError("this tokenizer has neither an end-of-text nor a separator token to end documents with; add one: "
+                    "tokenizer.add_special_tokens({'eos_token': '</s>'})")  # fmt: skip
+
+
+def identity(tokenizer: Tokenizer) -> str:
+    """Hash of what decides which ids a text gets: equal for equal tokenizers, wherever they were loaded from."""
+    what: Any = tokenizer.get_vocab()
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is not None:
+        what = json.loads(backend.to_str())
+        what = {key: what[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+    what = [what, end_of_document(tokenizer)]
+    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,56 @@
+"""What a user did wrong, in one sentence.
+
+A `UserError` says what was given, what is allowed and what to type. It leaves the process with code 2 and no
+traceback. A full disk is told the same way: it is nobody's bug.
+"""
+
+import difflib
+import errno
+import functools
+import sys
+from collections.abc import Callable, Iterable
+
+DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
+"""Exit codes. 75 (EX_TEMPFAIL): stopped on request, everything saved; the same command goes on."""
+
+
+class UserError(ValueError):
+    """The user's mistake; its text is one sentence for the user."""
+
+
+def nearest(given: str, allowed: Iterable[str]) -> str:
+    """' (did you mean X?)' for the allowed name nearest to the given one, or nothing."""
+    close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def sentence_of(error: BaseException) -> str | None:
+    """The one sentence for the user, or None where the error is not the user's."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" while writing {error.filename}" if error.filename else ""
+        return f"the disk is full{where}: free some room, or point --run_dir and --data.cache_dir elsewhere, and run again"
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and error.filename:
+        return f"{error.filename} can't be written or read: {error.strerror}"
+    return None
+
+
+def exits_politely(verb: Callable[[list[str] | None], int]) -> Callable[[list[str] | None], int]:
+    """Wrap a verb's `main`: user errors become one sentence on stderr and exit code 2."""
+
+    @functools.wraps(verb)
+    def wrapped(arguments: list[str] | None = None) -> int:
+        try:
+            return verb(arguments)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return 130
+        except Exception as error:
+            sentence = sentence_of(error)
+            if sentence is None:
+                raise
+            print(f"error: {sentence}", file=sys.stderr)
+            return USER_ERROR
+
+    return wrapped
