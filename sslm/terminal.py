@@ -17,7 +17,7 @@ SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 def say(text: str = "") -> None:
     """Print a line at once, above a progress bar if one is showing."""
-    _console().print(text, markup=False, highlight=False, soft_wrap=True)
+    console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def is_watched() -> bool:
@@ -74,7 +74,7 @@ def preparation_progress(what: str) -> Iterator[Report]:
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rates]}"),
                TimeElapsedColumn())  # fmt: skip
-    with Progress(*columns, console=_console(), transient=True) as bar:
+    with Progress(*columns, console=console(), transient=True) as bar:
         task = bar.add_task(what, total=None, rates="")
 
         def show(documents: int, tokens: int, share: float | None = None) -> None:
@@ -88,7 +88,7 @@ def preparation_progress(what: str) -> Iterator[Report]:
 _the_console: Console | None = None
 
 
-def _console() -> Console:
+def console() -> Console:
     """One console, so that lines and bars know of each other; made anew when stdout was replaced (tests)."""
     global _the_console
     if _the_console is None or _the_console.file is not sys.stdout:

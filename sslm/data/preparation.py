@@ -49,6 +49,7 @@ def prepare(source: Source, tokenizer: str | Tokenizer, out: Path, report: Repor
         shutil.rmtree(left_over, ignore_errors=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     part.chmod(0o755)
+    name = tokenizer if isinstance(tokenizer, str) else str(tokenizer.name_or_path)
     try:
         if isinstance(tokenizer, str):
             size = tokenizers.bpe_size(tokenizer)
@@ -56,7 +57,7 @@ def prepare(source: Source, tokenizer: str | Tokenizer, out: Path, report: Repor
         tokenizer.save_pretrained(part / "tokenizer")
         with CorpusWriter(part, len(tokenizer)) as writer:
             _tokenise(source, tokenizer, writer, report)
-            if not writer.finish(tokenizers.identity(tokenizer), source.record):
+            if not writer.finish(name, tokenizers.identity(tokenizer), source.record):
                 raise UserError(f"{source.name}: there is no text in it")
         if out.exists():
             out.rmdir()

@@ -49,6 +49,8 @@ class Corpus:
     folder: Path
     dtype: str
     vocab_size: int
+    tokenizer: str
+    """As it was given: a name, a folder, or bpe:SIZE."""
     tokenizer_sha256: str
     shards: tuple[Shard, ...]
     source: list[dict[str, Any]] = field(default_factory=list)
@@ -100,7 +102,8 @@ def open_corpus(folder: str | Path) -> Corpus:
         if index["format"] > FORMAT:
             raise UserError(f"{folder}: prepared by a newer sslm (format {index['format']}); upgrade, or prepare it again")
         shards = tuple(Shard(**shard) for shard in index["shards"])
-        corpus = Corpus(folder, index["dtype"], index["vocab_size"], index["tokenizer_sha256"], shards, index["source"])
+        corpus = Corpus(folder, index["dtype"], index["vocab_size"], index["tokenizer"], index["tokenizer_sha256"], shards,
+                        index["source"])  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
@@ -142,13 +145,13 @@ class CorpusWriter:
         if shard.num_tokens >= SHARD_TOKENS:
             self.finished.append(self._open.pop(split).close())
 
-    def finish(self, tokenizer_sha256: str, source: list[dict[str, Any]]) -> int:
+    def finish(self, tokenizer: str, tokenizer_sha256: str, source: list[dict[str, Any]]) -> int:
         """Close the shards and write the index, which makes the folder a corpus; how many tokens it has."""
         self.finished += [shard.close() for shard in self._open.values()]
         self._open.clear()
         shards = sorted(self.finished, key=lambda shard: shard.file)
         index = {
-            "format": FORMAT, "dtype": self.dtype.name, "vocab_size": self.vocab_size,
+            "format": FORMAT, "dtype": self.dtype.name, "vocab_size": self.vocab_size, "tokenizer": tokenizer,
             "tokenizer_sha256": tokenizer_sha256, "shards": [asdict(shard) for shard in shards], "source": source,
         }  # fmt: skip
         with open(self.folder / "index.json", "w") as stream:

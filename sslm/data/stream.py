@@ -36,7 +36,7 @@ def split(corpus: Corpus, batch_tokens: int) -> tuple[list[Region], list[Region]
     of few documents, the training shards' last tokens make up for the rest.
 
     >>> shard = Shard("train-00000.bin", "train", 1000, 1, 4000, "")
-    >>> training, held_out = split(Corpus(Path("."), "uint16", 256, "", (shard,)), batch_tokens=64)
+    >>> training, held_out = split(Corpus(Path("."), "uint16", 256, "", "", (shard,)), batch_tokens=64)
     >>> training[0].end, held_out[0].start, held_out[0].end
     (936, 936, 1000)
     """

@@ -1,0 +1,93 @@
+"""When to save, and how a run goes on: weights, optimizer, counters and the data's position are set before the first step."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+import sslm
+from sslm import checkpoints
+from sslm.config import CheckpointConfig
+from sslm.data.module import DataModule
+from sslm.errors import UserError
+from sslm.objectives.base import Objective
+
+
+class Checkpoint(Callback):
+    """Save every N steps or minutes, on request, and at the end; resume at the start.
+
+    Args:
+        folder: where checkpoints are kept.
+        resume_from: checkpoint to go on from; None: begin.
+        total_steps: the run's last step.
+    """
+
+    def __init__(self, folder: Path, when: CheckpointConfig, resume_from: Path | None, total_steps: int) -> None:
+        self.folder, self.when, self.resume_from, self.total_steps = folder, when, resume_from, total_steps
+        self.saved_step: int | None = None
+        self.saved_at = time.monotonic()
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:  # type: ignore[override]
+        if self.resume_from is None:
+            return
+        state = checkpoints.read_state(self.resume_from)
+        checkpoints.load(self.resume_from, pl_module.network, trainer.optimizers[0])
+        _set_step(trainer, state["step"])
+        self.saved_step = state["step"] if self.resume_from.parent == self.folder else None
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+        minutes = self.when.every_minutes
+        if minutes is not None and time.monotonic() - self.saved_at > minutes * 60:
+            pl_module.save_requested = True
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
+    ) -> None:
+        step, every = trainer.global_step, self.when.every_steps
+        if outputs["stop"] or outputs["save"] or step >= self.total_steps or (every is not None and step % every == 0):
+            self.save(trainer, pl_module)
+
+    def save(self, trainer: Trainer, pl_module: Objective) -> None:
+        data = trainer.datamodule  # type: ignore[attr-defined]
+        step = trainer.global_step
+        if step == self.saved_step:
+            return
+        state = {
+            "sslm": sslm.__version__, "objective": type(pl_module).__name__, "step": step,
+            "position": step * data.batch_size, "amendments": [], "fingerprint": data.fingerprint(),
+        }  # fmt: skip
+
+        def save_model_files(folder: Path) -> None:
+            pl_module.hf_config.architectures = [type(pl_module.network.model).__name__]
+            pl_module.hf_config.save_pretrained(folder)
+            if generation := getattr(pl_module.network.model, "generation_config", None):
+                generation.save_pretrained(folder)
+            data.tokenizer.save_pretrained(folder)
+
+        checkpoints.save(self.folder, pl_module.network, trainer.optimizers[0], state, save_model_files, self.when.keep_last)
+        self.saved_step, self.saved_at = step, time.monotonic()
+
+
+def check_data(checkpoint: Path, data: DataModule) -> None:
+    """Refuse to go on with other data.
+
+    Raises:
+        UserError: what differs.
+    """
+    was, now = checkpoints.read_state(checkpoint)["fingerprint"], data.fingerprint()
+    changed = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
+    if changed:
+        raise UserError(f"the data has changed since {checkpoint}: {', '.join(changed)} differ; bring back what was there, or start "
+                        f"anew with another --run_dir")  # fmt: skip
+
+
+def _set_step(trainer: Trainer, step: int) -> None:
+    """Make Lightning's counters say that `step` optimizer steps are done, one batch each."""
+    trainer.datamodule.first_step = step  # type: ignore[attr-defined]
+    loop = trainer.fit_loop.epoch_loop
+    for counter in ("ready", "started", "processed", "completed"):
+        setattr(loop.batch_progress.total, counter, step)
+    loop.manual_optimization.optim_step_progress.total.ready = step
+    loop.manual_optimization.optim_step_progress.total.completed = step
+    loop._batches_that_stepped = step

@@ -1,0 +1,39 @@
+"""Validate at step 0, every `every` optimizer steps, and at the end, before the checkpoint of that step is written."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+
+class Validation(Callback):
+    """Args:
+    every: optimizer steps between validations.
+    total_steps: the run's last step.
+    """
+
+    def __init__(self, every: int, total_steps: int) -> None:
+        self.every, self.total_steps = every, total_steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.global_step == 0:
+            validate(trainer)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if trainer.global_step % self.every == 0 or trainer.global_step >= self.total_steps:
+            validate(trainer)
+
+
+def validate(trainer: Trainer) -> None:
+    """Run the trainer's validation loop now.
+
+    Lightning's own schedule counts from the start of a process, has no step 0, and runs after `on_train_batch_end`, hence
+    after the step's checkpoint.
+    """
+    connector = trainer._logger_connector
+    first_loop_iter = connector._first_loop_iter
+    trainer.validating = True
+    try:
+        trainer.fit_loop.epoch_loop.val_loop.run()
+    finally:
+        trainer.training = True
+        connector._first_loop_iter = first_loop_iter

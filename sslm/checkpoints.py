@@ -1,0 +1,213 @@
+"""Checkpoints on disk: a folder that is whole or not there, the same whatever the strategy that wrote it.
+
+    step-000100/
+      state.json                   step, position, fingerprint of the data
+      shard-0000R-….safetensors    rank R's part of weights and optimizer states
+      model/                       config and tokenizer, as transformers saves them
+      manifest.json                size and SHA-256 of every file above
+
+Tensors go through torch.distributed.checkpoint with its safetensors storage: any strategy and number of ranks reads any
+other's, and nothing is ever unpickled.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.distributed.checkpoint as dcp
+from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from sslm.errors import UserError
+from sslm.models.head import LanguageModel
+
+FORMAT = 1
+_OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
+
+Tensors = dict[str, Any]
+
+
+def name_of(step: int) -> str:
+    return f"step-{step:06d}"
+
+
+def found(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, newest first."""
+    return sorted(folder.glob("step-[0-9]*"), key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+
+
+def newest_good(folder: Path, tell: Callable[[str], None]) -> Path | None:
+    """The newest checkpoint whose files are as they were written; `tell` hears of those that are not."""
+    for checkpoint in found(folder):
+        if not (damage := damage_of(checkpoint)):
+            return checkpoint
+        tell(f"{checkpoint} is damaged ({damage}): not used")
+    return None
+
+
+def damage_of(checkpoint: Path) -> str:
+    """What is wrong with a checkpoint's files; empty: nothing."""
+    try:
+        manifest = json.loads((checkpoint / "manifest.json").read_text())
+    except (OSError, ValueError):
+        return "no manifest.json"
+    for name, was in manifest.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != was["bytes"] or _sha256(file) != was["sha256"]:
+            return f"{name} has changed"
+    return ""
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """The checkpoint's state.json.
+
+    Raises:
+        UserError: it is of a newer format.
+    """
+    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+    if state["format"] > FORMAT:
+        raise UserError(f"{checkpoint}: written by a newer sslm (format {state['format']}); upgrade to go on from it")
+    return state
+
+
+def save(
+    folder: Path,
+    network: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    state: dict[str, Any],
+    save_model_files: Callable[[Path], None],
+    keep_last: int | None,
+) -> Path:
+    """Write a checkpoint; all ranks call it together.
+
+    Args:
+        folder: where checkpoints are kept.
+        state: what state.json holds; `step` names the checkpoint.
+        save_model_files: writes config and tokenizer into a folder; called on rank 0.
+        keep_last: how many to keep, this one included; None: all.
+    """
+    final = folder / name_of(state["step"])
+    part = folder / f".{final.name}.tmp"
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    try:
+        if rank == 0:
+            shutil.rmtree(part, ignore_errors=True)
+            part.mkdir(parents=True)
+        _write_tensors(part, _model_tensors(network) | _optimizer_tensors(network, optimizer))
+        if rank == 0:
+            save_model_files(part / "model")
+            (part / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1) + "\n")
+            _seal(part, final)
+            for old in found(folder)[keep_last:] if keep_last else []:
+                shutil.rmtree(old, ignore_errors=True)
+    except BaseException:
+        if rank == 0:
+            shutil.rmtree(part, ignore_errors=True)
+        raise
+    if dist.is_initialized():
+        dist.barrier()
+    return final
+
+
+def load(checkpoint: Path, network: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
+    """Read weights and optimizer states in place; all ranks call it together.
+
+    Raises:
+        UserError: it holds another model's weights.
+    """
+    model, states = _model_tensors(network), _optimizer_tensors(network, optimizer)
+    tensors = model | states
+    try:
+        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=not dist.is_initialized())
+    except CheckpointException as error:
+        why = next(iter(error.failures.values()))[0]
+        raise UserError(f"{checkpoint}: does not hold this model's weights ({' '.join(str(why).split())[:200]})") from error
+    set_model_state_dict(network, _without("model.", {k: tensors[k] for k in model}), options=_OPTIONS)
+    groups = {k: v for k, v in get_optimizer_state_dict(network, optimizer, options=_OPTIONS).items() if not _is_tensor(v)}
+    set_optimizer_state_dict(network, optimizer, groups | _without("optim.", {k: tensors[k] for k in states}), options=_OPTIONS)
+
+
+def read_weights(checkpoint: Path, shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Weights of a checkpoint as whole tensors, without any process group.
+
+    Args:
+        shapes: the model's state dict (on the meta device will do); tied names are left out by the caller.
+    """
+    tensors = {f"model.model.{name}": torch.empty(t.shape, dtype=t.dtype) for name, t in shapes.items()}
+    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
+    return {name.removeprefix("model.model."): tensor for name, tensor in tensors.items()}
+
+
+def tied_names(model: torch.nn.Module) -> set[str]:
+    """Names of weights that are other weights' second name."""
+    return set(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def _model_tensors(network: LanguageModel) -> Tensors:
+    tied = {f"model.{name}" for name in tied_names(network.model)}
+    weights = get_model_state_dict(network, options=_OPTIONS)
+    return {f"model.{name}": tensor for name, tensor in weights.items() if name not in tied}
+
+
+def _optimizer_tensors(network: LanguageModel, optimizer: torch.optim.Optimizer) -> Tensors:
+    states = get_optimizer_state_dict(network, optimizer, options=_OPTIONS)
+    return {f"optim.{name}": value for name, value in states.items() if _is_tensor(value)}
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _without(prefix: str, tensors: Tensors) -> Tensors:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+def _write_tensors(folder: Path, tensors: Tensors) -> None:
+    writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
+    try:
+        dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
+    except CheckpointException as error:
+        raise next(iter(error.failures.values()))[0] from error
+
+
+def _seal(part: Path, final: Path) -> None:
+    """Manifest, fsync, rename, `latest`: in this order, so that what has its final name is whole."""
+    files = sorted(file for file in part.rglob("*") if file.is_file())
+    manifest = {str(f.relative_to(part)): {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+    (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
+    for path in [*files, part / "manifest.json", *(p for p in part.rglob("*") if p.is_dir()), part]:
+        _fsync(path)
+    shutil.rmtree(final, ignore_errors=True)
+    os.rename(part, final)
+    _fsync(final.parent)
+    latest = final.parent / ".latest.tmp"
+    latest.write_text(final.name + "\n")
+    os.replace(latest, final.parent / "latest")
+
+
+def _sha256(file: Path) -> str:
+    with open(file, "rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _fsync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

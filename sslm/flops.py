@@ -1,0 +1,52 @@
+"""FLOPs of a training step in closed form, and what devices can do at most."""
+
+import time
+
+import torch
+from torch import nn
+from transformers import PreTrainedConfig
+from transformers.pytorch_utils import Conv1D
+
+PEAKS = {
+    "H200": 989.4e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989.4e12, "A100": 312e12, "L40S": 362e12,
+    "L4": 121e12, "A10G": 70e12, "A10": 125e12, "V100": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+}  # fmt: skip
+"""Dense bf16 (V100: fp16) FLOP/s by a part of the device's name, as the makers state them; first match holds."""
+
+
+def matmul_parameters(model: nn.Module) -> int:
+    """Weights that multiply activations, the head's included; embeddings that are only looked up are not."""
+    return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear | Conv1D))
+
+
+def flops_per_token(config: PreTrainedConfig, num_matmul: int, seq_len: int) -> float:
+    """Forward and backward FLOPs per token of a decoder or encoder: 6·N + 12·L·H·Q·T (PaLM, Chowdhery et al. 2022, app. B).
+
+    N: matmul parameters, L: layers, H·Q: heads times head size, T: seq_len; causal attention is counted in full.
+
+    >>> from transformers import GPT2Config
+    >>> round(flops_per_token(GPT2Config(), 12 * 7_077_888 + 50257 * 768, 1024) / 1e6)
+    855
+    """
+    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    attention = config.num_hidden_layers * config.num_attention_heads * head_size * seq_len
+    return 6.0 * num_matmul + 12.0 * attention
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Peak FLOP/s of a device: from the table on GPUs (None where it isn't listed), a measured matmul on CPUs."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+        return next((peak for part, peak in PEAKS.items() if part in name), None)
+    return _measured_matmul(torch.bfloat16 if "bf16" in precision else torch.float32)
+
+
+def _measured_matmul(dtype: torch.dtype, size: int = 1024, seconds: float = 0.2) -> float:
+    """FLOP/s of the fastest of some square matmuls."""
+    a = torch.ones(size, size, dtype=dtype)
+    best, end = float("inf"), time.perf_counter() + seconds
+    while time.perf_counter() < end:
+        start = time.perf_counter()
+        a @ a
+        best = min(best, time.perf_counter() - start)
+    return 2 * size**3 / best

@@ -1,0 +1,1 @@
+"""Models are transformers' own; here is what stands around them: construction, loss, sharding."""

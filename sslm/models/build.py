@@ -1,0 +1,157 @@
+"""Config -> model: any architecture of transformers, with weights that depend on the seed and their names only."""
+
+import dataclasses
+import hashlib
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+
+from sslm.errors import UserError, nearest
+
+
+def model_config(
+    settings: dict[str, Any],
+    *,
+    model_type: str | None,
+    default: dict[str, Any],
+    auto_class: str,
+    vocab_size: int,
+    seq_len: int,
+    special_ids: dict[str, int | None],
+    pretrained: str | None = None,
+) -> PreTrainedConfig:
+    """The architecture's config for this run.
+
+    Args:
+        settings: keys given by the user; they win.
+        model_type: architecture asked for; None: the default's. Another than the default's discards the default's keys.
+        default: model_type and keys of the objective's default model.
+        auto_class: transformers' auto class that must know the architecture (`AutoModelForCausalLM`).
+        vocab_size: entries of the tokenizer; the model's vocabulary unless given.
+        seq_len: tokens per sequence; the model's positions unless given.
+        special_ids: bos_token_id, eos_token_id, pad_token_id of the tokenizer.
+        pretrained: take the config of this checkpoint and change only what is given.
+
+    Raises:
+        UserError: an unknown architecture or key, values the architecture refuses, too few positions or entries.
+    """
+    if pretrained is not None:
+        config = AutoConfig.from_pretrained(pretrained)
+        _check_keys(type(config), settings)
+        for key, value in ({"vocab_size": max(config.vocab_size, vocab_size)} | settings).items():
+            setattr(config, key, value)
+    else:
+        kind = model_type or default["model_type"]
+        config_class = _config_class(kind, auto_class)
+        own = {k: v for k, v in default.items() if k != "model_type"} if kind == default["model_type"] else {}
+        _check_keys(config_class, settings)
+        follow = {"vocab_size": vocab_size, "max_position_embeddings": seq_len} | special_ids
+        follow = {key: value for key, value in follow.items() if _canonical(config_class, key) in _keys(config_class)}
+        if auto_class == "AutoModelForCausalLM" and "is_decoder" in _keys(config_class):
+            follow["is_decoder"] = True
+        merged = {_canonical(config_class, k): v for part in (follow, own, settings) for k, v in part.items()}
+        try:
+            config = config_class(**merged)
+        except Exception as error:  # each architecture has its own checks and exception types
+            raise UserError(f"--model: {kind} refuses these settings: {' '.join(str(error).split())}") from None
+    _check_fits(config, vocab_size, seq_len)
+    return config
+
+
+def _config_class(model_type: str, auto_class: str) -> type[PreTrainedConfig]:
+    if model_type not in CONFIG_MAPPING_NAMES:
+        raise UserError(f"--model.model_type {model_type}: transformers {transformers.__version__} knows no such architecture"
+                        f"{nearest(model_type, CONFIG_MAPPING_NAMES)}")  # fmt: skip
+    config_class: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
+    known = getattr(transformers, auto_class)._model_mapping
+    if config_class not in known:
+        raise UserError(f"--model.model_type {model_type}: has no model for this objective ({auto_class}); llama, gpt2, qwen3, "
+                        f"mistral and many others have")  # fmt: skip
+    return config_class
+
+
+def _keys(config_class: type[PreTrainedConfig]) -> set[str]:
+    return {f.name for f in dataclasses.fields(config_class)} - {"transformers_version", "architectures"}
+
+
+def _canonical(config_class: type[PreTrainedConfig], key: str) -> str:
+    """GPT-2 calls hidden_size n_embd: the name that its config stores."""
+    return str(config_class.attribute_map.get(key, key))
+
+
+def _check_keys(config_class: type[PreTrainedConfig], settings: dict[str, Any]) -> None:
+    known = _keys(config_class) | set(config_class.attribute_map)
+    for key in settings:
+        if key not in known:
+            raise UserError(f"--model.{key}: {config_class.model_type} has no such key{nearest(key, known)}")
+
+
+def _check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None:
+    positions = getattr(config, "max_position_embeddings", None)
+    if isinstance(positions, int) and positions < seq_len:
+        raise UserError(f"--seq_len {seq_len}: the model has {positions} positions; give --seq_len {positions}, or a model with "
+                        f"--model.max_position_embeddings {seq_len}")  # fmt: skip
+    if config.vocab_size < vocab_size:
+        raise UserError(f"--model.vocab_size {config.vocab_size}: the tokenizer has {vocab_size} entries; leave the key out, "
+                        f"or give at least that")  # fmt: skip
+
+
+def build(config: PreTrainedConfig, auto_class: str, seed: int) -> PreTrainedModel:
+    """A model with fresh weights: each module's depend on (seed, its name) only."""
+    with no_init_weights(), torch.device("cpu"):
+        model: PreTrainedModel = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
+    initialise(model, seed)
+    return model
+
+
+def on_meta(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
+    """The model without its weights: to count parameters, or to see that an architecture can be built."""
+    with torch.device("meta"), no_init_weights():
+        model: PreTrainedModel = getattr(transformers, auto_class).from_config(config)
+    return model
+
+
+def initialise(model: PreTrainedModel, seed: int) -> None:
+    """Initialise as the architecture does, module by module, each from a seed of its own."""
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        for name, module, owner in _modules(model, "", model):
+            digest = hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
+            torch.manual_seed(int.from_bytes(digest, "little"))
+            owner._init_weights(module)
+    model.tie_weights()
+
+
+def _modules(module: nn.Module, name: str, owner: PreTrainedModel) -> Iterator[tuple[str, nn.Module, PreTrainedModel]]:
+    """Children before parents, as transformers initialises; `owner` is the model whose rules hold."""
+    owner = module if isinstance(module, PreTrainedModel) else owner
+    for child_name, child in module.named_children():
+        yield from _modules(child, f"{name}.{child_name}" if name else child_name, owner)
+    yield name, module, owner
+
+
+def load_pretrained(
+    folder: str, config: PreTrainedConfig, auto_class: str, seed: int
+) -> tuple[PreTrainedModel, list[str]]:
+    """A model with a checkpoint's weights, and the names of weights that are new.
+
+    New rows of an enlarged vocabulary are drawn as transformers draws them, from the run's seed.
+    """
+    old = AutoConfig.from_pretrained(folder)
+    wanted = config.vocab_size
+    config.vocab_size = old.vocab_size
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model, report = getattr(transformers, auto_class).from_pretrained(
+            folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+        )
+        new = sorted(set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]})
+        if wanted != old.vocab_size:
+            model.resize_token_embeddings(wanted)
+            new.append(f"{wanted - old.vocab_size} rows of the vocabulary")
+    return model, new

@@ -1,0 +1,40 @@
+"""Model and loss as one module: what is sharded, DDP-wrapped and compiled is this, never the body alone."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+class LanguageModel(nn.Module):
+    """A transformers model that returns its summed loss, so that means are taken once, over all devices' tokens."""
+
+    def __init__(self, model: PreTrainedModel) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> Tensor:
+        """Summed cross-entropy in nats, fp32 scalar; without `labels` the logits, [batch, seq_len, vocab_size].
+
+        Args:
+            labels: [batch, seq_len] the token that each position's output is to predict; -100 is not scored.
+            inputs: the model's own inputs (`input_ids` [batch, seq_len], …).
+        """
+        logits: Tensor = self.model(**inputs, use_cache=False).logits
+        if labels is None:
+            return logits
+        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
+
+
+@torch.no_grad()
+def sample(network: LanguageModel, prompts: Tensor, num_new: int, seq_len: int, seed: int, temperature: float = 0.8) -> Tensor:
+    """[n, k] prompts -> [n, k + num_new] tokens, drawn one by one.
+
+    Goes through the wrapped module's forward, hence works sharded; all ranks draw the same tokens.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    tokens = prompts
+    for _ in range(num_new):
+        logits = network(input_ids=tokens[:, -seq_len:])[:, -1].float().cpu() / temperature
+        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+        tokens = torch.cat([tokens, drawn.to(tokens.device)], 1)
+    return tokens

@@ -1,0 +1,29 @@
+"""What a model is trained to do: one file per objective, registered below by its name in snake case.
+
+The classes are Lightning modules, and importing Lightning takes seconds: they are imported when chosen.
+"""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+from sslm.errors import UserError, nearest
+
+if TYPE_CHECKING:
+    from sslm.objectives.base import Objective
+
+OBJECTIVES = {
+    "causal_lm": "CausalLM",
+}
+
+
+def load_objective(name: str) -> "type[Objective]":
+    """The objective of that name.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in OBJECTIVES:
+        raise UserError(f"--objective {name}: there is no such objective{nearest(name, OBJECTIVES)}; "
+                        f"allowed: {', '.join(OBJECTIVES)}")  # fmt: skip
+    objective: type[Objective] = getattr(import_module(f"sslm.objectives.{name}"), OBJECTIVES[name])
+    return objective

@@ -1,0 +1,229 @@
+"""What all objectives share: one Lightning batch is this device's share of one optimizer step.
+
+`training_step` loops over the share's micro-batches itself (manual optimization): Lightning's own accumulation counts
+micro-batches, which makes every counter depend on the topology and elastic resume silently wrong. The gradient of a step
+is that of the mean over all scored tokens of the global batch. Before each micro-batch torch is seeded from (seed, its
+first position), so dropout is a function of the position and there is no random state to save.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.nn.parallel import DistributedDataParallel
+from torchmetrics import Metric
+from transformers import PreTrainedConfig, PreTrainedModel
+
+from sslm.config import OptimConfig
+from sslm.data.order import key64
+from sslm.models.build import build
+from sslm.models.head import LanguageModel
+from sslm.optim import build_optimizer, learning_rate
+
+Arrays = dict[str, NDArray[Any]]
+Parallelize = Callable[[LanguageModel, PreTrainedModel, DeviceMesh | None], None]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """The pure part of an objective: its settings, and how windows of tokens become a batch. Small, picklable."""
+
+    def window_len(self, seq_len: int) -> int:
+        """Corpus tokens that one example eats."""
+        raise NotImplementedError
+
+    def stride(self, seq_len: int) -> int:
+        """Corpus tokens from one window's start to the next's."""
+        raise NotImplementedError
+
+    def make_batch(self, windows: NDArray[np.int64], positions: NDArray[np.int64], epochs: NDArray[np.int64], seed: int) -> Arrays:
+        """[n, window_len] tokens -> the model's inputs and `labels`, each [n, …].
+
+        Depends on nothing but its arguments; a row on nothing but its own window, position and epoch.
+        """
+        raise NotImplementedError
+
+
+class Objective(LightningModule):
+    """A language model in training; works in any Lightning `Trainer`, fed by `DataModule`.
+
+    Args:
+        model: a transformers config (the model is built with weights that depend on `seed`), or a model to go on with.
+        recipe: the objective's settings; default: its defaults.
+        optim: optimizer and schedule.
+        total_steps: optimizer steps in the whole run, which the schedule spans; default: the trainer's max_steps.
+        micro_batch_size: sequences per forward pass; default: this device's whole share.
+        seed: of initial weights and dropout.
+        parallelize: called with (network, model, mesh) to checkpoint, compile and shard; mesh is None when not sharded.
+    """
+
+    auto_class: ClassVar[str]
+    """transformers' auto class that loads the trained model."""
+    default_model: ClassVar[dict[str, Any]]
+    """model_type and keys of a small model that suits the objective."""
+    Recipe: ClassVar[type[Recipe]]
+
+    def __init__(
+        self,
+        model: PreTrainedConfig | PreTrainedModel,
+        recipe: Recipe | None = None,
+        *,
+        optim: OptimConfig | None = None,
+        total_steps: int | None = None,
+        micro_batch_size: int | None = None,
+        seed: int = 0,
+        parallelize: Parallelize | None = None,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.recipe = recipe or self.Recipe()
+        self.optim = optim or OptimConfig()
+        self.total_steps = total_steps
+        self.micro_batch_size = micro_batch_size
+        self.seed = seed
+        self.network: LanguageModel | None = None  # type: ignore[assignment]
+        self.validation = TokenLoss()
+        self.stop_requested = self.save_requested = False
+        """Set on any rank by who wants the run to stop, or a checkpoint; all ranks learn of it with the next step."""
+        self._given = [model]  # in a list: not a submodule before it is wrapped
+        self._parallelize = parallelize
+        self._side_group: Any = None
+
+    @property
+    def hf_config(self) -> PreTrainedConfig:
+        given = self._given[0]
+        return given.config if isinstance(given, PreTrainedModel) else given
+
+    def configure_model(self) -> None:
+        if self.network is not None:
+            return
+        model = self._given[0]
+        if not isinstance(model, PreTrainedModel):
+            model = build(model, self.auto_class, self.seed)
+        model.train()
+        self.network = LanguageModel(model)
+        if self._parallelize is not None:
+            mesh = self.device_mesh["data_parallel"] if self.device_mesh is not None else None
+            self._parallelize(self.network, model, mesh)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return build_optimizer(self.network, self.optim)
+
+    # -------------------------------------------------------------------------------------------- a step
+
+    def on_fit_start(self) -> None:
+        if self._side_group is None and dist.is_initialized() and self.trainer.world_size > 1:
+            self._side_group = dist.new_group(backend="gloo")
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
+        optimizer = self.optimizers()
+        scored, digest, stop, save = self._agree(batch)
+        for group in optimizer.param_groups:  # type: ignore[union-attr]
+            group["lr"] = self.learning_rate
+        loss_sum = torch.zeros((), device=self.device)
+        for micro, position, is_last in self._micro_batches(batch):
+            torch.manual_seed(key64(self.seed, "dropout", position))
+            with self._synchronised(is_last):
+                micro_loss = self.network(**micro)
+                self.manual_backward(micro_loss * (self.trainer.world_size / scored))
+            loss_sum += micro_loss.detach()
+        lr, grad_norm = self.learning_rate, self._clip()
+        optimizer.step()  # type: ignore[union-attr]
+        optimizer.zero_grad()  # type: ignore[union-attr]
+        outputs = {"loss_sum": loss_sum, "scored": scored, "digest": digest, "stop": stop, "save": save, "lr": lr,
+                   "grad_norm": grad_norm}  # fmt: skip
+        if self.global_step % self.trainer.log_every_n_steps == 0:
+            if self.trainer.world_size > 1:
+                dist.all_reduce(loss_sum)
+            self.log("train/loss", loss_sum / scored, rank_zero_only=True)
+        return outputs
+
+    @property
+    def learning_rate(self) -> float:
+        """The rate of the step to come."""
+        return learning_rate(self.global_step, self.total_steps or self.trainer.max_steps, self.optim)
+
+    def _agree(self, batch: dict[str, Any]) -> tuple[int, int, bool, bool]:
+        """The step's one small collective, on the CPU: (scored tokens of the global batch, its digest, stop?, save?)."""
+        mine = torch.tensor([batch["scored"], _as_int64(batch["digest"]), int(self.stop_requested), int(self.save_requested)])
+        if self._side_group is not None:
+            dist.all_reduce(mine, group=self._side_group)
+        scored, digest, stop, save = mine.tolist()
+        self.save_requested = False
+        return scored, digest % (1 << 64), stop > 0, save > 0
+
+    def _micro_batches(self, batch: dict[str, Any]) -> Iterator[tuple[dict[str, Tensor], int, bool]]:
+        """(tensors, first position, whether it is the last), in order of position."""
+        tensors = batch["tensors"]
+        rows = len(next(iter(tensors.values())))
+        size = self.micro_batch_size or rows
+        for start in range(0, rows, size):
+            micro = {name: tensor[start : start + size] for name, tensor in tensors.items()}
+            yield micro, batch["first_position"] + start, start + size >= rows
+
+    def _synchronised(self, is_last: bool) -> AbstractContextManager[Any]:
+        """Gradients are reduced once a step, with its last micro-batch."""
+        wrapped = self.trainer.strategy.model
+        if isinstance(wrapped, DistributedDataParallel) and not is_last:
+            return wrapped.no_sync()
+        if hasattr(self.network, "set_requires_gradient_sync"):
+            self.network.set_requires_gradient_sync(is_last)
+        return nullcontext()
+
+    def _clip(self) -> Tensor:
+        """Clip the gradient; its norm before that."""
+        limit = self.optim.clip_norm or float("inf")
+        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
+        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+
+    # -------------------------------------------------------------------------------------------- validation
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        for micro, _, _ in self._micro_batches(batch):
+            self.validation.update(self.network(**micro), (micro["labels"] >= 0).sum())
+
+    def on_validation_epoch_end(self) -> None:
+        loss = self.validation.compute()
+        self.validation.reset()
+        metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
+        bytes_per_token = getattr(self.trainer.datamodule, "val_bytes_per_token", None)  # type: ignore[attr-defined]
+        if bytes_per_token:
+            metrics["val/bits_per_byte"] = loss / np.log(2) / bytes_per_token
+        self.log_dict({name: value.float() for name, value in metrics.items()}, rank_zero_only=True)
+
+    def samples(self, data: Any) -> list[str]:
+        """What the model makes of a few held-out beginnings, to print; all ranks call it together."""
+        return []
+
+
+class TokenLoss(Metric):
+    """Mean loss per scored token over all ranks, in nats."""
+
+    full_state_update = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("loss_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("scored", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
+        self.loss_sum: Tensor
+        self.scored: Tensor
+
+    def update(self, loss_sum: Tensor, scored: Tensor) -> None:
+        self.loss_sum += loss_sum
+        self.scored += scored
+
+    def compute(self) -> Tensor:
+        return self.loss_sum / self.scored
+
+
+def _as_int64(word: int) -> int:
+    """Reinterpret 64 unsigned bits as signed: sums wrap around alike."""
+    return word - (1 << 64) if word >= 1 << 63 else word

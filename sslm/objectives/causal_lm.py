@@ -1,0 +1,66 @@
+"""Causal language modelling: predict each token from those before it (Radford et al. 2018, GPT).
+
+A window of seq_len + 1 tokens gives seq_len predictions. With seq_len 4:
+
+    window     7 1 5 2 9
+    input_ids  7 1 5 2
+    labels     1 5 2 9
+
+The next window starts with the 9, so that every token of a shard but its first is predicted once an epoch.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sslm.data.module import val_windows
+from sslm.models.head import sample
+from sslm.objectives import base
+
+NUM_SAMPLES, PROMPT_TOKENS, SAMPLE_TOKENS = 2, 12, 40
+
+
+@dataclass(frozen=True)
+class CausalLMRecipe(base.Recipe):
+    """Causal language modelling has no settings yet."""
+
+    def window_len(self, seq_len: int) -> int:
+        return seq_len + 1
+
+    def stride(self, seq_len: int) -> int:
+        return seq_len
+
+    def make_batch(
+        self, windows: NDArray[np.int64], positions: NDArray[np.int64], epochs: NDArray[np.int64], seed: int
+    ) -> base.Arrays:
+        return {"input_ids": windows[:, :-1], "labels": windows[:, 1:]}
+
+
+class CausalLM(base.Objective):
+    """Next-token prediction with any decoder of transformers."""
+
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    default_model: ClassVar[dict[str, Any]] = {
+        "model_type": "llama",
+        "hidden_size": 192,
+        "intermediate_size": 512,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 6,
+        "tie_word_embeddings": True,
+    }
+    Recipe = CausalLMRecipe
+
+    def samples(self, data: Any) -> list[str]:
+        if data is None or not hasattr(data, "val_stream"):
+            return []
+        numbers = val_windows(data.val_stream, NUM_SAMPLES)
+        prompts = torch.from_numpy(data.val_stream.windows(numbers)[:, :PROMPT_TOKENS]).to(self.device)
+        was_training = self.network.training
+        self.network.eval()
+        tokens = sample(self.network, prompts, SAMPLE_TOKENS, data.seq_len, self.seed).tolist()
+        self.network.train(was_training)
+        decode = data.tokenizer.decode
+        return [" ".join(f"{decode(row[:PROMPT_TOKENS])} >> {decode(row[PROMPT_TOKENS:])}".split()) for row in tokens]

@@ -1,0 +1,43 @@
+"""curves.png: what a run did, to look at."""
+
+from pathlib import Path
+from typing import Any
+
+Rows = list[dict[str, Any]]
+
+
+def draw_curves(rows: Rows, file: Path, title: str, unigram_entropy: float | None = None) -> None:
+    """Loss, learning rate and throughput over tokens, from the rows of metrics.jsonl.
+
+    Args:
+        unigram_entropy: entropy in nats of the held-out tokens' own frequencies: what knowing only these would give.
+    """
+    from matplotlib.figure import Figure
+
+    train = [row for row in rows if "train/loss" in row]
+    val = [row for row in rows if "val/loss" in row]
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    loss, rate, speed = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1, 1])
+    loss.plot(*_xy(train, "train/loss"), label="training", color="tab:blue", alpha=0.6, linewidth=1)
+    loss.plot(*_xy(val, "val/loss"), label="validation", color="tab:orange", marker="o", markersize=4)
+    if unigram_entropy is not None:
+        loss.axhline(unigram_entropy, color="gray", linestyle="--", linewidth=1, label="unigram entropy of held-out text")
+    loss.set_ylabel("loss (nats/token)")
+    loss.set_title(title)
+    loss.legend()
+    rate.plot(*_xy(train, "lr"), color="tab:green", linewidth=1)
+    rate.set_ylabel("learning rate")
+    speed.plot(*_xy(train, "tokens_per_second"), color="tab:red", linewidth=1)
+    speed.set_ylabel("tokens/s")
+    speed.set_ylim(bottom=0)
+    speed.set_xlabel("tokens")
+    for axis in (loss, rate, speed):
+        axis.grid(alpha=0.3)
+    part = file.with_name(f".{file.name}.tmp")
+    figure.savefig(part, dpi=110, format="png")
+    part.replace(file)
+
+
+def _xy(rows: Rows, key: str) -> tuple[list[float], list[float]]:
+    points = [(row["tokens"], row[key]) for row in rows if row.get(key) is not None]
+    return [x for x, _ in points], [y for _, y in points]

@@ -1,0 +1,120 @@
+"""The run folder's contract.
+
+    config.yaml              resolved; enough to run again
+    status.json              running | done | stopped | failed, exit code, step, time, reason
+    metrics.jsonl            one object per logged step and per validation
+    checkpoints/step-000100/ whole or not there (checkpoints.py); `latest` names one
+    export/                  a plain Hugging Face folder
+    curves.png               loss, learning rate, throughput over tokens
+    lock                     held by the running process; the lock dies with it
+"""
+
+import json
+import os
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from filelock import FileLock, Timeout
+
+from sslm.config import Config, differences, to_tree, to_yaml
+from sslm.errors import UserError
+
+State = Literal["running", "done", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        return self.path / "metrics.jsonl"
+
+    @property
+    def curves(self) -> Path:
+        return self.path / "curves.png"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def export(self) -> Path:
+        return self.path / "export"
+
+    def lock(self) -> FileLock:
+        """Take the folder for this process until it ends, however it ends.
+
+        Raises:
+            UserError: another process trains here.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / "lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            raise UserError(f"{self.path}: another process is training in this run folder; wait for it, or give --run_dir") from None
+        return lock
+
+    def check_config(self, config: Config) -> None:
+        """Refuse a folder that belongs to another run.
+
+        Raises:
+            UserError: keys differ that a resumed run may not change; it names them.
+        """
+        if not self.config.is_file():
+            return
+        try:
+            old = yaml.safe_load(self.config.read_text())
+        except yaml.YAMLError:
+            raise UserError(f"{self.config}: damaged; remove it, or give another --run_dir") from None
+        if found := differences(old, yaml.safe_load(to_yaml(config))):
+            raise UserError(f"{self.path} belongs to a run with other settings: {'; '.join(found)}. Give the old values to go on with "
+                            f"it, or another --run_dir to start anew")  # fmt: skip
+
+    def write_config(self, config: Config) -> None:
+        assert to_tree(config)
+        write_atomically(self.config, to_yaml(config))
+
+    def write_status(self, state: State, *, exit_code: int | None = None, step: int | None = None, reason: str = "") -> None:
+        status = {"state": state, "exit_code": exit_code, "step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+                  "reason": reason}  # fmt: skip
+        write_atomically(self.path / "status.json", json.dumps(status, indent=1) + "\n")
+
+    def drop_metrics_after(self, step: int) -> None:
+        """Forget rows past `step` (they will be made again) and a last line that was torn."""
+        if not self.metrics.is_file():
+            return
+        kept = [line for line in self.metrics.read_text().splitlines() if (row := _row(line)) and row["step"] <= step]
+        write_atomically(self.metrics, "".join(line + "\n" for line in kept))
+
+    def rows(self) -> list[dict[str, Any]]:
+        """The rows of metrics.jsonl."""
+        if not self.metrics.is_file():
+            return []
+        return [row for line in self.metrics.read_text().splitlines() if (row := _row(line))]
+
+
+def _row(line: str) -> dict[str, Any] | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return row if isinstance(row, dict) and "step" in row else None
+
+
+def write_atomically(file: Path, text: str) -> None:
+    """Replace a file's contents: readers see the old or the new, never a part."""
+    part = file.with_name(f".{file.name}.tmp")
+    with open(part, "w", encoding="utf-8") as stream:
+        stream.write(text)
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(part, file)
