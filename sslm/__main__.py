@@ -29,7 +29,10 @@ def main() -> int:
         print(sslm.__version__)
         return 0
     if verb not in VERBS:
-        print(f"sslm: there is no verb {verb!r}{nearest(verb, VERBS)}; allowed: {', '.join(VERBS)}", file=sys.stderr)
+        print(
+            f"sslm: there is no verb {verb!r}{nearest(verb, VERBS)}; allowed: {', '.join(VERBS)}",
+            file=sys.stderr,
+        )
         return 2
     code: int = import_module(f"sslm.{verb}").main(rest)
     return code

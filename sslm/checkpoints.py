@@ -20,9 +20,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
-from torch.distributed.checkpoint import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader, HuggingFaceStorageWriter
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -30,6 +29,8 @@ from torch.distributed.checkpoint.state_dict import (
     set_model_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
+from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 
 from sslm.errors import UserError
 from sslm.models.head import LanguageModel
@@ -133,13 +134,23 @@ def load(checkpoint: Path, network: LanguageModel, optimizer: torch.optim.Optimi
     model, states = _model_tensors(network), _optimizer_tensors(network, optimizer)
     tensors = model | states
     try:
-        dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=not dist.is_initialized())
+        dcp_load(
+            tensors,
+            storage_reader=HuggingFaceStorageReader(str(checkpoint)),
+            no_dist=not dist.is_initialized(),
+        )
     except CheckpointException as error:
         why = next(iter(error.failures.values()))[0]
-        raise UserError(f"{checkpoint}: does not hold this model's weights ({' '.join(str(why).split())[:200]})") from error
+        raise UserError(
+            f"{checkpoint}: does not hold this model's weights ({' '.join(str(why).split())[:200]})"
+        ) from error
     set_model_state_dict(network, _without("model.", {k: tensors[k] for k in model}), options=_OPTIONS)
-    groups = {k: v for k, v in get_optimizer_state_dict(network, optimizer, options=_OPTIONS).items() if not _is_tensor(v)}
-    set_optimizer_state_dict(network, optimizer, groups | _without("optim.", {k: tensors[k] for k in states}), options=_OPTIONS)
+    groups = {
+        k: v for k, v in get_optimizer_state_dict(network, optimizer, options=_OPTIONS).items() if not _is_tensor(v)
+    }
+    set_optimizer_state_dict(
+        network, optimizer, groups | _without("optim.", {k: tensors[k] for k in states}), options=_OPTIONS
+    )
 
 
 def read_weights(checkpoint: Path, shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -149,7 +160,7 @@ def read_weights(checkpoint: Path, shapes: dict[str, torch.Tensor]) -> dict[str,
         shapes: the model's state dict (on the meta device will do); tied names are left out by the caller.
     """
     tensors = {f"model.model.{name}": torch.empty(t.shape, dtype=t.dtype) for name, t in shapes.items()}
-    dcp.load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
+    dcp_load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
     return {name.removeprefix("model.model."): tensor for name, tensor in tensors.items()}
 
 
@@ -180,7 +191,7 @@ def _without(prefix: str, tensors: Tensors) -> Tensors:
 def _write_tensors(folder: Path, tensors: Tensors) -> None:
     writer = HuggingFaceStorageWriter(str(folder), save_distributed=True)
     try:
-        dcp.save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
+        dcp_save(tensors, storage_writer=writer, no_dist=not dist.is_initialized())
     except CheckpointException as error:
         raise next(iter(error.failures.values()))[0] from error
 

@@ -18,7 +18,6 @@ from sslm.config import OPEN_SECTIONS, Config, parse_stop_after
 from sslm.errors import UserError, nearest
 
 
-
 def parse(arguments: list[str]) -> Config:
     """Command line -> Config. `--help` prints and exits 0.
 
@@ -40,19 +39,35 @@ def _parse_with_jsonargparse(arguments: list[str], tree: dict[str, Any]) -> Conf
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="python -m sslm.train",
+        usage="python -m sslm.train [--config FILE]… [flags]",
         exit_on_error=False,
         description="Pretrain a language model. No arguments: learn from this Python's documentation in two minutes.",
         epilog="--model.KEY takes any key of the architecture's config (--model.hidden_size 512), --objective.KEY any "
         "setting of the objective. YAML files have the same keys, in the same sections.",
     )
-    parser.add_argument("--config", action="config", help="YAML file with any of these keys; may be given several times.")
+    parser.add_argument(
+        "--config", action="config", help="YAML file with any of these keys; may be given several times."
+    )
     parser.add_class_arguments(Config, help="A run")
+    if {"-h", "--help"} & set(arguments):
+        _show_only_our_flags(parser)
+        parser.print_help()
+        raise SystemExit(0)
     try:
         namespace = parser.parse_args([f"--config={yaml.safe_dump(tree)}", *arguments] if tree else arguments)
     except argparse.ArgumentError as error:
         raise UserError(_one_sentence(error)) from None
     namespace.pop("config", None)
     return Config(**parser.instantiate(namespace).as_dict())
+
+
+def _show_only_our_flags(parser: argparse.ArgumentParser) -> None:
+    """Leave jsonargparse's own flags, and the open sections' inner name, out of the help."""
+    for action in parser._actions:
+        if action.dest == "objective.name":
+            action.option_strings = ["--objective"]
+        elif action.dest not in ("help", "config", *_flags()) or action.dest.endswith(".settings"):
+            action.help = argparse.SUPPRESS
 
 
 def _flags() -> dict[str, Any]:
@@ -178,7 +193,9 @@ def _check_keys(tree: dict[str, Any], cls: Any, prefix: str) -> None:
 
 def _whole(value: Any, kind: Any) -> Any:
     """1e9 -> 1000000000 where a whole number is asked for; anything else as it came."""
-    if (kind is not int and int not in typing.get_args(kind)) or not re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d+|\d+\.0", str(value)):
+    if (kind is not int and int not in typing.get_args(kind)) or not re.fullmatch(
+        r"\d+(\.\d*)?[eE]\+?\d+|\d+\.0", str(value)
+    ):
         return value
     return int(float(value)) if float(value).is_integer() else value
 
@@ -224,7 +241,10 @@ def _check_values(config: Config) -> Config:
     if config.total_steps < 1:
         raise UserError(f"--max_tokens {config.max_tokens}: less than one step of {config.batch_size} x {config.seq_len} "
                         f"tokens; give at least {config.batch_size * config.seq_len}")  # fmt: skip
-    for name, share in {"optim.decay_fraction": config.optim.decay_fraction, "optim.min_lr_ratio": config.optim.min_lr_ratio}.items():
+    for name, share in {
+        "optim.decay_fraction": config.optim.decay_fraction,
+        "optim.min_lr_ratio": config.optim.min_lr_ratio,
+    }.items():
         if not 0 <= share <= 1:
             raise UserError(f"--{name} {share}: expected a share from 0 to 1")
     if config.optim.warmup_steps < 0 or config.data.num_workers < 0:

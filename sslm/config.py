@@ -58,7 +58,7 @@ class DataConfig:
     """Regular expression that separates the documents of a .txt; default: a file is one document."""
     tokenizer: str | None = None
     """Tokenizer: a folder, a hub name, or bpe:SIZE to train a byte-level BPE; default: that of --model.pretrained or of the
-    prepared corpus, else bpe:4096."""
+    prepared corpus, else bpe:2048."""
     cache_dir: str | None = None
     """Folder for corpora prepared on the fly; default: the user's cache folder."""
     num_workers: int = 0
@@ -73,7 +73,7 @@ class OptimConfig:
 
     name: Literal["adamw"] = "adamw"
     """Optimizer."""
-    lr: float = 2e-3
+    lr: float = 4e-3
     """Peak learning rate."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """After warm-up: cosine decay, warm-up-stable-decay, or constant."""
@@ -127,14 +127,14 @@ class Config:
     """Devices per node; default: every GPU, or one CPU process."""
     num_nodes: int = 1
     """Nodes."""
-    seq_len: int = 256
+    seq_len: int = 128
     """Tokens per sequence."""
     batch_size: int = 16
     """Sequences per optimizer step, over all devices."""
     micro_batch_size: int | None = None
     """Sequences per forward pass and device; default: a device's whole share of the batch."""
     max_steps: int | None = None
-    """End after so many optimizer steps (default 600, where neither this nor max_tokens is given)."""
+    """End after so many optimizer steps (default 700, where neither this nor max_tokens is given)."""
     max_tokens: int | None = None
     """End after so many tokens; the earlier of the two ends the run."""
     stop_after: str | None = None
@@ -175,12 +175,33 @@ class Config:
         return Path(self.run_dir or f"runs/{self.objective.name}")
 
 
-DEFAULT_STEPS = 600
+DEFAULT_STEPS = 700
 OPEN_SECTIONS = ("model", "objective")
 MAY_CHANGE = frozenset(
-    "accelerator devices num_nodes strategy precision micro_batch_size max_steps max_tokens stop_after log_every "
-    "val_every logger compile activation_checkpointing dry_run run_dir resume data.num_workers data.cache_dir "
-    "checkpoint.every_steps checkpoint.every_minutes checkpoint.keep_last".split()
+    [
+        "accelerator",
+        "devices",
+        "num_nodes",
+        "strategy",
+        "precision",
+        "micro_batch_size",
+        "max_steps",
+        "max_tokens",
+        "stop_after",
+        "log_every",
+        "val_every",
+        "logger",
+        "compile",
+        "activation_checkpointing",
+        "dry_run",
+        "run_dir",
+        "resume",
+        "data.num_workers",
+        "data.cache_dir",
+        "checkpoint.every_steps",
+        "checkpoint.every_minutes",
+        "checkpoint.keep_last",
+    ]
 )
 """Keys that a resumed run may change. All others belong to the run and make another run when they differ."""
 

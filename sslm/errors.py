@@ -8,7 +8,8 @@ import difflib
 import errno
 import functools
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from typing import Protocol
 
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
 """Exit codes. 75 (EX_TEMPFAIL): stopped on request, everything saved; the same command goes on."""
@@ -30,13 +31,19 @@ def sentence_of(error: BaseException) -> str | None:
         return str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
         where = f" while writing {error.filename}" if error.filename else ""
-        return f"the disk is full{where}: free some room, or point --run_dir and --data.cache_dir elsewhere, and run again"
+        return (
+            f"the disk is full{where}: free some room, or point --run_dir and --data.cache_dir elsewhere, and run again"
+        )
     if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and error.filename:
         return f"{error.filename} can't be written or read: {error.strerror}"
     return None
 
 
-def exits_politely(verb: Callable[[list[str] | None], int]) -> Callable[[list[str] | None], int]:
+class Verb(Protocol):
+    def __call__(self, arguments: list[str] | None = None) -> int: ...
+
+
+def exits_politely(verb: Verb) -> Verb:
     """Wrap a verb's `main`: user errors become one sentence on stderr and exit code 2."""
 
     @functools.wraps(verb)

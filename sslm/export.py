@@ -1,6 +1,6 @@
 """A plain Hugging Face folder of a checkpoint: it loads with transformers alone.
 
-    sslm export RUN --out DIR
+sslm export RUN --out DIR
 """
 
 import argparse
@@ -66,7 +66,9 @@ def export(checkpoint: Path, out: Path, rows: list[dict[str, Any]] | None = None
     try:
         shutil.copytree(checkpoint / "model", part, dirs_exist_ok=True)
         model.save_pretrained(part, state_dict=weights)
-        (part / "README.md").write_text(model_card(config, checkpoints.read_state(checkpoint), rows or _rows(checkpoint)))
+        (part / "README.md").write_text(
+            model_card(config, checkpoints.read_state(checkpoint), rows or _rows(checkpoint))
+        )
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
     except BaseException:
@@ -80,7 +82,9 @@ def _rows(checkpoint: Path) -> list[dict[str, Any]]:
 
 def model_card(config: Any, state: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     measured = [row for row in rows if "val/loss" in row and row["step"] <= state["step"]]
-    results = "".join(f"- {k.removeprefix('val/')}: {v:.4f}\n" for k, v in (measured or [{}])[-1].items() if k.startswith("val/"))
+    results = "".join(
+        f"- {k.removeprefix('val/')}: {v:.4f}\n" for k, v in (measured or [{}])[-1].items() if k.startswith("val/")
+    )
     return f"""---
 library_name: transformers
 tags: [sslm]

@@ -26,11 +26,11 @@ def flops_per_token(config: PreTrainedConfig, num_matmul: int, seq_len: int) -> 
 
     >>> from transformers import GPT2Config
     >>> round(flops_per_token(GPT2Config(), 12 * 7_077_888 + 50257 * 768, 1024) / 1e6)
-    855
+    854
     """
-    head_size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = config.num_hidden_layers * config.num_attention_heads * head_size * seq_len
-    return 6.0 * num_matmul + 12.0 * attention
+    return float(6 * num_matmul + 12 * attention)
 
 
 def peak_flops(device: torch.device, precision: str) -> float | None:

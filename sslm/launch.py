@@ -21,7 +21,11 @@ def is_first_process() -> bool:
 
 def is_child() -> bool:
     """Whether Lightning's launcher started this process, as one of the local ranks of another."""
-    return os.environ.get("LOCAL_RANK", "0") != "0" and "TORCHELASTIC_RUN_ID" not in os.environ and "SLURM_PROCID" not in os.environ
+    return (
+        os.environ.get("LOCAL_RANK", "0") != "0"
+        and "TORCHELASTIC_RUN_ID" not in os.environ
+        and "SLURM_PROCID" not in os.environ
+    )
 
 
 def die_with_parent() -> None:
@@ -38,11 +42,13 @@ def trainer_settings(config: Config, num_parameters: int) -> dict[str, Any]:
     """
     accelerator, devices = _devices(config)
     world = devices * config.num_nodes
-    name = config.strategy
+    name: str = config.strategy
     if name == "auto":
         name = _choose(accelerator, world, num_parameters)
     if name == "single" and world > 1:
-        raise UserError(f"--strategy single: runs on one device, got {world}; give --strategy ddp or fsdp, or --devices 1")
+        raise UserError(
+            f"--strategy single: runs on one device, got {world}; give --strategy ddp or fsdp, or --devices 1"
+        )
     return {
         "accelerator": accelerator,
         "devices": devices,
@@ -66,7 +72,9 @@ def _devices(config: Config) -> tuple[str, int]:
     if config.accelerator == "cpu" or not gpus:
         most = max(os.cpu_count() or 1, CPU_PROCESSES)
         if (config.devices or 1) > most:
-            raise UserError(f"--devices {config.devices}: this machine has {os.cpu_count()} CPU cores; give at most {most}")
+            raise UserError(
+                f"--devices {config.devices}: this machine has {os.cpu_count()} CPU cores; give at most {most}"
+            )
         return "cpu", config.devices or 1
     if (config.devices or 1) > gpus:
         raise UserError(f"--devices {config.devices}: this machine has {gpus} GPUs; give at most {gpus}")
@@ -101,6 +109,6 @@ def _precision(config: Config, accelerator: str) -> str:
 
 
 def _cluster() -> list[Any]:
-    from lightning.pytorch.plugins.environments import SLURMEnvironment
+    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
     return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []

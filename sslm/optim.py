@@ -29,7 +29,11 @@ def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
         share = min((total_steps - step) / decay_steps, 1.0)
     else:
         share = 1.0
-    return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * max(share, 0.0)) if optim.schedule != "constant" else optim.lr
+    return (
+        optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * max(share, 0.0))
+        if optim.schedule != "constant"
+        else optim.lr
+    )
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:

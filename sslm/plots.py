@@ -21,7 +21,13 @@ def draw_curves(rows: Rows, file: Path, title: str, unigram_entropy: float | Non
     loss.plot(*_xy(train, "train/loss"), label="training", color="tab:blue", alpha=0.6, linewidth=1)
     loss.plot(*_xy(val, "val/loss"), label="validation", color="tab:orange", marker="o", markersize=4)
     if unigram_entropy is not None:
-        loss.axhline(unigram_entropy, color="gray", linestyle="--", linewidth=1, label="unigram entropy of held-out text")
+        loss.axhline(
+            unigram_entropy,
+            color="gray",
+            linestyle="--",
+            linewidth=1,
+            label="unigram entropy of held-out text",
+        )
     loss.set_ylabel("loss (nats/token)")
     loss.set_title(title)
     loss.legend()

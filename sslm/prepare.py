@@ -1,6 +1,6 @@
 """Tokenise text into a corpus that `--data.train` takes.
 
-    python -m sslm.prepare IN --out DIR
+python -m sslm.prepare IN --out DIR
 """
 
 import argparse
@@ -14,11 +14,23 @@ from sslm.terminal import count, preparation_progress, say
 @exits_politely
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sslm prepare", description=__doc__.split("\n")[0])
-    parser.add_argument("input", help="file, glob, folder or dataset, as --data.train takes them; 'embedded': this Python's own documentation")
+    parser.add_argument(
+        "input",
+        help="file, glob, folder or dataset, as --data.train takes them; 'embedded': this Python's own documentation",
+    )
     parser.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
-    parser.add_argument("--tokenizer", default="bpe:32000", help="folder, hub name, or bpe:SIZE to train one (default: %(default)s)")
-    parser.add_argument("--text_field", default="text", help="field that holds the text, in .jsonl, .parquet and datasets")
-    parser.add_argument("--document_separator", help="regular expression between the documents of a .txt; default: a file is one")
+    parser.add_argument(
+        "--tokenizer",
+        default="bpe:32000",
+        help="folder, hub name, or bpe:SIZE to train one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--text_field", default="text", help="field that holds the text, in .jsonl, .parquet and datasets"
+    )
+    parser.add_argument(
+        "--document_separator",
+        help="regular expression between the documents of a .txt; default: a file is one",
+    )
     options = parser.parse_args(arguments)
 
     from sslm.data import corpus, tokenizer

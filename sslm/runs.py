@@ -1,12 +1,12 @@
 """The run folder's contract.
 
-    config.yaml              resolved; enough to run again
-    status.json              running | done | stopped | failed, exit code, step, time, reason
-    metrics.jsonl            one object per logged step and per validation
-    checkpoints/step-000100/ whole or not there (checkpoints.py); `latest` names one
-    export/                  a plain Hugging Face folder
-    curves.png               loss, learning rate, throughput over tokens
-    lock                     held by the running process; the lock dies with it
+config.yaml              resolved; enough to run again
+status.json              running | done | stopped | failed, exit code, step, time, reason
+metrics.jsonl            one object per logged step and per validation
+checkpoints/step-000100/ whole or not there (checkpoints.py); `latest` names one
+export/                  a plain Hugging Face folder
+curves.png               loss, learning rate, throughput over tokens
+lock                     held by the running process; the lock dies with it
 """
 
 import json
@@ -60,7 +60,9 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(f"{self.path}: another process is training in this run folder; wait for it, or give --run_dir") from None
+            raise UserError(
+                f"{self.path}: another process is training in this run folder; wait for it, or give --run_dir"
+            ) from None
         return lock
 
     def check_config(self, config: Config) -> None:
@@ -83,7 +85,9 @@ class RunFolder:
         assert to_tree(config)
         write_atomically(self.config, to_yaml(config))
 
-    def write_status(self, state: State, *, exit_code: int | None = None, step: int | None = None, reason: str = "") -> None:
+    def write_status(
+        self, state: State, *, exit_code: int | None = None, step: int | None = None, reason: str = ""
+    ) -> None:
         status = {"state": state, "exit_code": exit_code, "step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
                   "reason": reason}  # fmt: skip
         write_atomically(self.path / "status.json", json.dumps(status, indent=1) + "\n")

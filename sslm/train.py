@@ -81,7 +81,9 @@ def train(
     except BaseException as error:
         if trainer.is_global_zero:
             code = USER_ERROR if sentence_of(error) else FAILED
-            run.write_status("failed", exit_code=code, step=trainer.global_step, reason=f"{type(error).__name__}: {error}")
+            run.write_status(
+                "failed", exit_code=code, step=trainer.global_step, reason=f"{type(error).__name__}: {error}"
+            )
         raise
     return conclude(config, run, data, trainer, preemption)
 
@@ -107,12 +109,12 @@ def choose_objective(config: Config) -> "tuple[type[Objective], Recipe]":
     from sslm.objectives import load_objective
 
     objective = load_objective(config.objective.name)
-    known = list(getattr(objective.Recipe, "__dataclass_fields__", {}))
+    known = list(getattr(objective.recipe_class, "__dataclass_fields__", {}))
     for key in config.objective.settings:
         if key not in known:
             raise UserError(f"--objective.{key}: {config.objective.name} has no such setting{nearest(key, known)}; it has "
                             f"{', '.join(known) or 'none'}")  # fmt: skip
-    return objective, objective.Recipe(**config.objective.settings)
+    return objective, objective.recipe_class(**config.objective.settings)
 
 
 def open_data(config: Config, recipe: "Recipe") -> "DataModule":
@@ -161,7 +163,9 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule") -> Pat
 
     if config.resume == "never":
         if checkpoints.found(run.checkpoints):
-            raise UserError(f"--resume never: {run.path} has checkpoints already; remove the folder, or give another --run_dir")
+            raise UserError(
+                f"--resume never: {run.path} has checkpoints already; remove the folder, or give another --run_dir"
+            )
         return None
     if config.resume == "auto":
         checkpoint = checkpoints.newest_good(run.checkpoints, say)
@@ -182,7 +186,11 @@ def step_of(checkpoint: Path | None) -> int:
 
 
 def build_module(
-    config: Config, objective: "type[Objective]", recipe: "Recipe", model_config: "PreTrainedConfig", fresh: bool
+    config: Config,
+    objective: "type[Objective]",
+    recipe: "Recipe",
+    model_config: "PreTrainedConfig",
+    fresh: bool,
 ) -> "Objective":
     """The Lightning module. Pretrained weights are read only for a run that begins: later its checkpoint has them."""
     from sslm.models import build
@@ -245,7 +253,12 @@ def build_logger(config: Config, run: RunFolder) -> Any:
 
         logged_in = bool(os.environ.get("WANDB_API_KEY")) or wandb.api.api_key is not None
         offline = os.environ.get("WANDB_MODE", "online" if logged_in else "offline") == "offline"
-        return loggers.WandbLogger(name=run.path.name, save_dir=folder, project=os.environ.get("WANDB_PROJECT", "sslm"), offline=offline)
+        return loggers.WandbLogger(
+            name=run.path.name,
+            save_dir=folder,
+            project=os.environ.get("WANDB_PROJECT", "sslm"),
+            offline=offline,
+        )
     return False
 
 
@@ -266,7 +279,9 @@ def describe(config: Config, objective: "type[Objective]", data: "DataModule", m
         say(f"Model: {config.objective.name}, {model_config.model_type} with {count(num_parameters)} parameters")
         say(f"Training: {config.total_steps} steps of {config.batch_size} sequences, {count(tokens)} tokens, "
             f"{config.total_steps * config.batch_size / windows:.2f} epochs")  # fmt: skip
-        say(f"Unigram entropy of the held-out text: {data.unigram_entropy():.4f} nats/token (a model is to get far below it)")
+        say(
+            f"Unigram entropy of the held-out text: {data.unigram_entropy():.4f} nats/token (a model is to get far below it)"
+        )
     return num_parameters
 
 
@@ -277,7 +292,9 @@ def conclude(config: Config, run: RunFolder, data: "DataModule", trainer: "Train
     if trainer.is_global_zero:
         if stopped:
             run.write_status("stopped", exit_code=code, step=step, reason=preemption.reason)
-            say(f"Stopped at step {step} of {config.total_steps} ({preemption.reason}), all saved. Run the same command to go on.")
+            say(
+                f"Stopped at step {step} of {config.total_steps} ({preemption.reason}), all saved. Run the same command to go on."
+            )
         else:
             from sslm.export import find_checkpoint
 
@@ -313,7 +330,11 @@ def keep_libraries_quiet() -> None:
     """Libraries' chatter off; their warnings stay, but for those about choices that are made on purpose here."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero", "torch.distributed.checkpoint"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+        "torch.distributed.checkpoint",
+    ):
         logging.getLogger(name).setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",

@@ -28,7 +28,7 @@ class Checkpoint(Callback):
         self.saved_step: int | None = None
         self.saved_at = time.monotonic()
 
-    def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:  # type: ignore[override]
+    def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
         if self.resume_from is None:
             return
         state = checkpoints.read_state(self.resume_from)
@@ -36,12 +36,12 @@ class Checkpoint(Callback):
         _set_step(trainer, state["step"])
         self.saved_step = state["step"] if self.resume_from.parent == self.folder else None
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:
         minutes = self.when.every_minutes
         if minutes is not None and time.monotonic() - self.saved_at > minutes * 60:
             pl_module.save_requested = True
 
-    def on_train_batch_end(  # type: ignore[override]
+    def on_train_batch_end(
         self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         step, every = trainer.global_step, self.when.every_steps
@@ -49,7 +49,7 @@ class Checkpoint(Callback):
             self.save(trainer, pl_module)
 
     def save(self, trainer: Trainer, pl_module: Objective) -> None:
-        data = trainer.datamodule  # type: ignore[attr-defined]
+        data = trainer.datamodule
         step = trainer.global_step
         if step == self.saved_step:
             return
@@ -65,7 +65,14 @@ class Checkpoint(Callback):
                 generation.save_pretrained(folder)
             data.tokenizer.save_pretrained(folder)
 
-        checkpoints.save(self.folder, pl_module.network, trainer.optimizers[0], state, save_model_files, self.when.keep_last)
+        checkpoints.save(
+            self.folder,
+            pl_module.network,
+            trainer.optimizers[0],
+            state,
+            save_model_files,
+            self.when.keep_last,
+        )
         self.saved_step, self.saved_at = step, time.monotonic()
 
 
@@ -84,7 +91,7 @@ def check_data(checkpoint: Path, data: DataModule) -> None:
 
 def _set_step(trainer: Trainer, step: int) -> None:
     """Make Lightning's counters say that `step` optimizer steps are done, one batch each."""
-    trainer.datamodule.first_step = step  # type: ignore[attr-defined]
+    trainer.datamodule.first_step = step
     loop = trainer.fit_loop.epoch_loop
     for counter in ("ready", "started", "processed", "completed"):
         setattr(loop.batch_progress.total, counter, step)

@@ -46,16 +46,18 @@ class Monitor(Callback):
         self.last_loss: float | None = None
         self._data_wait = 0.0
 
-    def setup(self, trainer: Trainer, pl_module: Objective, stage: str) -> None:  # type: ignore[override]
+    def setup(self, trainer: Trainer, pl_module: Objective, stage: str) -> None:
         """Work out the peak before the threads and the memory are busy."""
         self.flops_per_token = self.peak_flops = None
         if self.model_config is not None and trainer.is_global_zero:
             model = on_meta(self.model_config, pl_module.auto_class)
-            self.flops_per_token = flops.flops_per_token(self.model_config, flops.matmul_parameters(model), trainer.datamodule.seq_len)  # type: ignore[attr-defined]
+            self.flops_per_token = flops.flops_per_token(
+                self.model_config, flops.matmul_parameters(model), trainer.datamodule.seq_len
+            )
             peak = flops.peak_flops(trainer.strategy.root_device, str(trainer.precision))
             self.peak_flops = peak * trainer.world_size if peak else None
 
-    def on_train_start(self, trainer: Trainer, pl_module: Objective) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: Trainer, pl_module: Objective) -> None:
         if trainer.is_global_zero:
             self.run.drop_metrics_after(trainer.global_step)
             self.bar = _Bar(self.total_steps, trainer.global_step)
@@ -63,12 +65,16 @@ class Monitor(Callback):
         self._start_interval(trainer)
 
     def _start_interval(self, trainer: Trainer) -> None:
-        self._interval_start, self._interval_step, self._data_wait = time.perf_counter(), trainer.global_step, 0.0
+        self._interval_start, self._interval_step, self._data_wait = (
+            time.perf_counter(),
+            trainer.global_step,
+            0.0,
+        )
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:
         self._data_wait += time.perf_counter() - self._waiting_since
 
-    def on_train_batch_end(  # type: ignore[override]
+    def on_train_batch_end(
         self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         if trainer.global_step % trainer.log_every_n_steps == 0:
@@ -106,13 +112,18 @@ class Monitor(Callback):
             return None
         return tokens_per_second * self.flops_per_token / self.peak_flops
 
-    def on_validation_end(self, trainer: Trainer, pl_module: Objective) -> None:  # type: ignore[override]
+    def on_validation_end(self, trainer: Trainer, pl_module: Objective) -> None:
         if trainer.sanity_checking or not trainer.fit_loop.epoch_loop.val_loop.trainer.validating:
             return
-        samples = pl_module.samples(trainer.datamodule)  # type: ignore[attr-defined]
+        samples = pl_module.samples(trainer.datamodule)
         if trainer.is_global_zero:
             values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-            row = {"step": trainer.global_step, "tokens": trainer.global_step * self.batch_tokens, **values, "samples": samples}
+            row = {
+                "step": trainer.global_step,
+                "tokens": trainer.global_step * self.batch_tokens,
+                **values,
+                "samples": samples,
+            }
             self._write(row)
             say(f"step {trainer.global_step:>6}  " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
             for sample in samples:
@@ -121,12 +132,12 @@ class Monitor(Callback):
                 self.draw()
         self._start_interval(trainer)
 
-    def on_train_end(self, trainer: Trainer, pl_module: Objective) -> None:  # type: ignore[override]
+    def on_train_end(self, trainer: Trainer, pl_module: Objective) -> None:
         self._close()
         if trainer.is_global_zero:
             self.draw()
 
-    def on_exception(self, trainer: Trainer, pl_module: Objective, exception: BaseException) -> None:  # type: ignore[override]
+    def on_exception(self, trainer: Trainer, pl_module: Objective, exception: BaseException) -> None:
         self._close()
 
     def _close(self) -> None:

@@ -26,11 +26,12 @@ class Preemption(Callback):
         self.seconds, self.steps = parse_stop_after(stop_after) if stop_after else (None, None)
         self.started = time.monotonic()
         self.first_step = 0
+        self._handlers: dict[int, Any] = {}
         self.reason = ""
         self.stopped = False
         """Whether the run ended here, before its end."""
 
-    def on_train_start(self, trainer: Trainer, pl_module: Objective) -> None:  # type: ignore[override]
+    def on_train_start(self, trainer: Trainer, pl_module: Objective) -> None:
         self.first_step = trainer.global_step
         trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
 
@@ -40,17 +41,21 @@ class Preemption(Callback):
             self.reason = signal.Signals(number).name
             pl_module.stop_requested = True
 
-        for number in SIGNALS:
-            signal.signal(number, handle)
+        self._handlers = {number: signal.signal(number, handle) for number in SIGNALS}
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:  # type: ignore[override]
+    def teardown(self, trainer: Trainer, pl_module: Objective, stage: str) -> None:
+        for number, before in self._handlers.items():
+            signal.signal(number, before)
+        self._handlers = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:
         time_is_up = self.seconds is not None and time.monotonic() - self.started > self.seconds
         last_step = self.steps is not None and trainer.global_step + 1 - self.first_step >= self.steps
         if time_is_up or last_step:
             self.reason = "--stop_after"
             pl_module.stop_requested = True
 
-    def on_train_batch_end(  # type: ignore[override]
+    def on_train_batch_end(
         self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         if outputs["stop"] and trainer.global_step < trainer.max_steps:

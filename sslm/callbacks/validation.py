@@ -18,7 +18,9 @@ class Validation(Callback):
         if trainer.global_step == 0:
             validate(trainer)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
         if trainer.global_step % self.every == 0 or trainer.global_step >= self.total_steps:
             validate(trainer)
 

@@ -48,7 +48,11 @@ class Source:
 
 
 def open_source(
-    given: str | None, *, text_field: str, document_separator: str | None, hash_file: Callable[[Path], str] | None = None
+    given: str | None,
+    *,
+    text_field: str,
+    document_separator: str | None,
+    hash_file: Callable[[Path], str] | None = None,
 ) -> Source:
     """What the user gave -> a source of documents.
 
@@ -79,7 +83,7 @@ def open_source(
     hash_file = hash_file or sha256_of
     record = [{"file": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)} for file in files]
     how = {"text_field": text_field, "document_separator": document_separator}
-    return Source(given, [how, *record], pieces, sum(f["bytes"] for f in record))
+    return Source(given, [how, *record], pieces, sum(file.stat().st_size for file in files))
 
 
 def sha256_of(file: Path) -> str:
@@ -116,7 +120,9 @@ def _check_files(given: str, files: list[Path]) -> None:
         if _format(file) not in FORMATS:
             raise UserError(f"{file}: unknown kind of file; expected one ending in {_formats()}")
     if not any(file.stat().st_size for file in files):
-        raise UserError(f"{given}: the file is empty" if len(files) == 1 else f"{given}: all {len(files)} files are empty")
+        raise UserError(
+            f"{given}: the file is empty" if len(files) == 1 else f"{given}: all {len(files)} files are empty"
+        )
 
 
 def _format(file: Path) -> str:
@@ -138,7 +144,9 @@ def _compiled(expression: str | None) -> re.Pattern[str] | None:
     except re.error as error:
         raise UserError(f"--data.document_separator {expression}: not a regular expression ({error})") from None
     if pattern.match(""):
-        raise UserError(f"--data.document_separator {expression}: matches the empty text, so it separates every character")
+        raise UserError(
+            f"--data.document_separator {expression}: matches the empty text, so it separates every character"
+        )
     return pattern
 
 
@@ -351,7 +359,10 @@ def embedded_documents() -> Iterator[Piece]:
             continue
         docstrings = list(_docstrings(tree))
         if docstrings:
-            yield "\n\n".join([".".join(parts).removesuffix(".py").removesuffix(".__init__"), *docstrings]), True
+            yield (
+                "\n\n".join([".".join(parts).removesuffix(".py").removesuffix(".__init__"), *docstrings]),
+                True,
+            )
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:

@@ -25,7 +25,7 @@ from sslm.data.tokenizer import Tokenizer
 from sslm.errors import UserError
 from sslm.terminal import preparation_progress
 
-DEFAULT_TOKENIZER = "bpe:4096"
+DEFAULT_TOKENIZER = "bpe:2048"
 IGNORED = -100
 
 Batch = dict[str, Any]
@@ -90,7 +90,9 @@ class DataModule(LightningDataModule):
         """
         if hasattr(self, "train_stream"):
             return
-        cache_dir = Path(self.data.cache_dir).expanduser() if self.data.cache_dir else platformdirs.user_cache_path("sslm")
+        cache_dir = (
+            Path(self.data.cache_dir).expanduser() if self.data.cache_dir else platformdirs.user_cache_path("sslm")
+        )
         wanted = self.data.tokenizer or self.default_tokenizer
         corpus = self._corpus(self.data.train, wanted, cache_dir)
         self.train_corpus = corpus
@@ -102,7 +104,10 @@ class DataModule(LightningDataModule):
         else:
             val_corpus = self._corpus(self.data.val, str(corpus.tokenizer_folder), cache_dir)
             training, held_out = stream.whole(corpus), stream.whole(val_corpus)
-        self.train_stream, self.val_stream = self._stream(corpus, training), self._stream(val_corpus, held_out)
+        self.train_stream, self.val_stream = (
+            self._stream(corpus, training),
+            self._stream(val_corpus, held_out),
+        )
         self.val_bytes_per_token = val_corpus.bytes_per_token
         if self.train_stream.num_windows < self.batch_size:
             raise UserError(
@@ -124,7 +129,9 @@ class DataModule(LightningDataModule):
         )  # fmt: skip
         tokenizer = tokenizer or DEFAULT_TOKENIZER
         known = tokenizer if tokenizers.bpe_size(tokenizer) else tokenizers.load(tokenizer)
-        return preparation.prepare_cached(source, known, cache_dir, lambda: preparation_progress(f"Preparing {source.name}"))
+        return preparation.prepare_cached(
+            source, known, cache_dir, lambda: preparation_progress(f"Preparing {source.name}")
+        )
 
     @staticmethod
     def _check_tokenizer(given: str, corpus: Corpus, tokenizer: str) -> None:
@@ -141,7 +148,11 @@ class DataModule(LightningDataModule):
 
     def fingerprint(self) -> dict[str, Any]:
         """What a checkpoint remembers, to refuse going on with other data."""
-        return {**self.train_stream.fingerprint(), "seed": self.seed, "tokenizer": self.train_corpus.tokenizer_sha256}
+        return {
+            **self.train_stream.fingerprint(),
+            "seed": self.seed,
+            "tokenizer": self.train_corpus.tokenizer_sha256,
+        }
 
     def unigram_entropy(self) -> float:
         """Entropy in nats of the held-out tokens' own frequencies: the loss of a model that knows these and nothing else."""
@@ -154,7 +165,11 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> "DataLoader[Batch]":
         rank, world = self._rank_and_world()
         end = self.total_steps or self.trainer.max_steps  # type: ignore[union-attr]
-        return self._loader(TrainSteps(self.train_stream, self.recipe, self.batch_size, self.seed, rank, world), self.first_step, end)
+        return self._loader(
+            TrainSteps(self.train_stream, self.recipe, self.batch_size, self.seed, rank, world),
+            self.first_step,
+            end,
+        )
 
     def val_dataloader(self) -> "DataLoader[Batch]":
         rank, world = self._rank_and_world()
@@ -164,12 +179,20 @@ class DataModule(LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         if self.batch_size % world:
-            raise UserError(f"--batch_size {self.batch_size}: can't be shared by {world} devices; give a multiple of {world}")
+            raise UserError(
+                f"--batch_size {self.batch_size}: can't be shared by {world} devices; give a multiple of {world}"
+            )
         return rank, world
 
     def _loader(self, steps: "Dataset[Batch]", first: int, end: int) -> "DataLoader[Batch]":
         workers = self.data.num_workers
-        return DataLoader(steps, batch_size=None, sampler=range(first, end), num_workers=workers, persistent_workers=workers > 0)
+        return DataLoader(
+            steps,
+            batch_size=None,
+            sampler=range(first, end),
+            num_workers=workers,
+            persistent_workers=workers > 0,
+        )
 
 
 class TrainSteps(Dataset[Batch]):
@@ -192,7 +215,9 @@ class ValSteps(Dataset[Batch]):
     Of more than `at_most` held-out windows, that many are taken, evenly spread. Rows beyond the last are not scored.
     """
 
-    def __init__(self, val: Stream, recipe: Recipe, batch_size: int, seed: int, rank: int, world: int, at_most: int) -> None:
+    def __init__(
+        self, val: Stream, recipe: Recipe, batch_size: int, seed: int, rank: int, world: int, at_most: int
+    ) -> None:
         self.stream, self.recipe, self.seed, self.rank = val, recipe, seed, rank
         self.share = batch_size // world
         self.numbers = val_windows(val, at_most)
@@ -204,7 +229,9 @@ class ValSteps(Dataset[Batch]):
         positions = np.arange(first, first + self.share)
         real = positions < len(self.numbers)
         numbers = self.numbers[np.minimum(positions, len(self.numbers) - 1)]
-        arrays = self.recipe.make_batch(self.stream.windows(numbers), positions, np.zeros_like(positions), key64(self.seed, "val"))
+        arrays = self.recipe.make_batch(
+            self.stream.windows(numbers), positions, np.zeros_like(positions), key64(self.seed, "val")
+        )
         arrays["labels"] = np.where(real[:, None], arrays["labels"], IGNORED)
         return as_batch(arrays, positions)
 

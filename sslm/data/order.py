@@ -32,7 +32,7 @@ def permute(indices: Indices, size: int, *key: object) -> Indices:
     """The permutation of 0 … size−1 that `key` names, at the given indices.
 
     >>> permute(np.arange(8, dtype=np.uint64), 8, "seed", 0).tolist()
-    [5, 1, 0, 3, 7, 2, 6, 4]
+    [0, 6, 1, 4, 2, 3, 7, 5]
     """
     half = np.uint64(max((size - 1).bit_length() + 1, 2) // 2)
     mask = np.uint64((1 << int(half)) - 1)

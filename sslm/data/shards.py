@@ -100,7 +100,9 @@ def open_corpus(folder: str | Path) -> Corpus:
     try:
         index = json.loads((folder / "index.json").read_text())
         if index["format"] > FORMAT:
-            raise UserError(f"{folder}: prepared by a newer sslm (format {index['format']}); upgrade, or prepare it again")
+            raise UserError(
+                f"{folder}: prepared by a newer sslm (format {index['format']}); upgrade, or prepare it again"
+            )
         shards = tuple(Shard(**shard) for shard in index["shards"])
         corpus = Corpus(folder, index["dtype"], index["vocab_size"], index["tokenizer"], index["tokenizer_sha256"], shards,
                         index["source"])  # fmt: skip

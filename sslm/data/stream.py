@@ -73,7 +73,12 @@ class Stream:
     def fingerprint(self) -> dict[str, Any]:
         """What decides which tokens stand in which window."""
         regions = [[asdict(r.shard)["sha256"], r.start, r.end] for r in self.regions]
-        return {"corpus": self.corpus.sha256, "regions": regions, "window_len": self.window_len, "stride": self.stride}
+        return {
+            "corpus": self.corpus.sha256,
+            "regions": regions,
+            "window_len": self.window_len,
+            "stride": self.stride,
+        }
 
     def windows(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
         """[n] window numbers -> [n, window_len] token ids."""

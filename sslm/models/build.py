@@ -10,7 +10,7 @@ import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
-from transformers.models.auto.configuration_auto import CONFIG_MAPPING, CONFIG_MAPPING_NAMES
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sslm.errors import UserError, nearest
 
@@ -41,6 +41,7 @@ def model_config(
     Raises:
         UserError: an unknown architecture or key, values the architecture refuses, too few positions or entries.
     """
+    config: PreTrainedConfig
     if pretrained is not None:
         config = AutoConfig.from_pretrained(pretrained)
         _check_keys(type(config), settings)
@@ -55,7 +56,9 @@ def model_config(
         follow = {key: value for key, value in follow.items() if _canonical(config_class, key) in _keys(config_class)}
         if auto_class == "AutoModelForCausalLM" and "is_decoder" in _keys(config_class):
             follow["is_decoder"] = True
-        merged = {_canonical(config_class, k): v for part in (follow, own, settings) for k, v in part.items()}
+        merged: dict[str, Any] = {
+            _canonical(config_class, k): v for part in (follow, own, settings) for k, v in part.items()
+        }
         try:
             config = config_class(**merged)
         except Exception as error:  # each architecture has its own checks and exception types
@@ -65,9 +68,9 @@ def model_config(
 
 
 def _config_class(model_type: str, auto_class: str) -> type[PreTrainedConfig]:
-    if model_type not in CONFIG_MAPPING_NAMES:
+    if model_type not in CONFIG_MAPPING:
         raise UserError(f"--model.model_type {model_type}: transformers {transformers.__version__} knows no such architecture"
-                        f"{nearest(model_type, CONFIG_MAPPING_NAMES)}")  # fmt: skip
+                        f"{nearest(model_type, CONFIG_MAPPING.keys())}")  # fmt: skip
     config_class: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
     known = getattr(transformers, auto_class)._model_mapping
     if config_class not in known:
@@ -114,6 +117,7 @@ def on_meta(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
     """The model without its weights: to count parameters, or to see that an architecture can be built."""
     with torch.device("meta"), no_init_weights():
         model: PreTrainedModel = getattr(transformers, auto_class).from_config(config)
+    model.tie_weights()
     return model
 
 

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+
 class LanguageModel(nn.Module):
     """A transformers model that returns its summed loss, so that means are taken once, over all devices' tokens."""
 
@@ -26,7 +27,9 @@ class LanguageModel(nn.Module):
 
 
 @torch.no_grad()
-def sample(network: LanguageModel, prompts: Tensor, num_new: int, seq_len: int, seed: int, temperature: float = 0.8) -> Tensor:
+def sample(
+    network: LanguageModel, prompts: Tensor, num_new: int, seq_len: int, seed: int, temperature: float = 0.8
+) -> Tensor:
     """[n, k] prompts -> [n, k + num_new] tokens, drawn one by one.
 
     Goes through the wrapped module's forward, hence works sharded; all ranks draw the same tokens.

@@ -1,5 +1,7 @@
 """Activation checkpointing, then compilation, then sharding: in this order, block by block."""
 
+import warnings
+
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -27,7 +29,8 @@ def parallelize(
         activation_checkpointing: none, or full (every block is recomputed in the backward pass).
     """
     if activation_checkpointing == "full":
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it gets another name in transformers 6
+            model.gradient_checkpointing_enable({"use_reentrant": False})
     if compile_blocks:
         for block in blocks(model):
             block.compile()

@@ -18,6 +18,7 @@ from lightning.pytorch import LightningModule
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import Metric
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -44,7 +45,9 @@ class Recipe:
         """Corpus tokens from one window's start to the next's."""
         raise NotImplementedError
 
-    def make_batch(self, windows: NDArray[np.int64], positions: NDArray[np.int64], epochs: NDArray[np.int64], seed: int) -> Arrays:
+    def make_batch(
+        self, windows: NDArray[np.int64], positions: NDArray[np.int64], epochs: NDArray[np.int64], seed: int
+    ) -> Arrays:
         """[n, window_len] tokens -> the model's inputs and `labels`, each [n, …].
 
         Depends on nothing but its arguments; a row on nothing but its own window, position and epoch.
@@ -69,7 +72,7 @@ class Objective(LightningModule):
     """transformers' auto class that loads the trained model."""
     default_model: ClassVar[dict[str, Any]]
     """model_type and keys of a small model that suits the objective."""
-    Recipe: ClassVar[type[Recipe]]
+    recipe_class: ClassVar[type[Recipe]]
 
     def __init__(
         self,
@@ -84,12 +87,12 @@ class Objective(LightningModule):
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
-        self.recipe = recipe or self.Recipe()
+        self.recipe = recipe or self.recipe_class()
         self.optim = optim or OptimConfig()
         self.total_steps = total_steps
         self.micro_batch_size = micro_batch_size
         self.seed = seed
-        self.network: LanguageModel | None = None  # type: ignore[assignment]
+        self.network: LanguageModel = None  # type: ignore[assignment]  # built in configure_model
         self.validation = TokenLoss()
         self.stop_requested = self.save_requested = False
         """Set on any rank by who wants the run to stop, or a checkpoint; all ranks learn of it with the next step."""
@@ -103,7 +106,7 @@ class Objective(LightningModule):
         return given.config if isinstance(given, PreTrainedModel) else given
 
     def configure_model(self) -> None:
-        if self.network is not None:
+        if hasattr(self.network, "model"):  # Lightning calls this again for each of fit, validate …
             return
         model = self._given[0]
         if not isinstance(model, PreTrainedModel):
@@ -124,9 +127,9 @@ class Objective(LightningModule):
             self._side_group = dist.new_group(backend="gloo")
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
-        optimizer = self.optimizers()
+        optimizer: Any = self.optimizers()
         scored, digest, stop, save = self._agree(batch)
-        for group in optimizer.param_groups:  # type: ignore[union-attr]
+        for group in optimizer.param_groups:
             group["lr"] = self.learning_rate
         loss_sum = torch.zeros((), device=self.device)
         for micro, position, is_last in self._micro_batches(batch):
@@ -136,8 +139,8 @@ class Objective(LightningModule):
                 self.manual_backward(micro_loss * (self.trainer.world_size / scored))
             loss_sum += micro_loss.detach()
         lr, grad_norm = self.learning_rate, self._clip()
-        optimizer.step()  # type: ignore[union-attr]
-        optimizer.zero_grad()  # type: ignore[union-attr]
+        optimizer.step()
+        optimizer.zero_grad()
         outputs = {"loss_sum": loss_sum, "scored": scored, "digest": digest, "stop": stop, "save": save, "lr": lr,
                    "grad_norm": grad_norm}  # fmt: skip
         if self.global_step % self.trainer.log_every_n_steps == 0:
@@ -153,7 +156,9 @@ class Objective(LightningModule):
 
     def _agree(self, batch: dict[str, Any]) -> tuple[int, int, bool, bool]:
         """The step's one small collective, on the CPU: (scored tokens of the global batch, its digest, stop?, save?)."""
-        mine = torch.tensor([batch["scored"], _as_int64(batch["digest"]), int(self.stop_requested), int(self.save_requested)])
+        mine = torch.tensor(
+            [batch["scored"], _as_int64(batch["digest"]), int(self.stop_requested), int(self.save_requested)]
+        )
         if self._side_group is not None:
             dist.all_reduce(mine, group=self._side_group)
         scored, digest, stop, save = mine.tolist()
@@ -174,7 +179,7 @@ class Objective(LightningModule):
         wrapped = self.trainer.strategy.model
         if isinstance(wrapped, DistributedDataParallel) and not is_last:
             return wrapped.no_sync()
-        if hasattr(self.network, "set_requires_gradient_sync"):
+        if isinstance(self.network, FSDPModule):
             self.network.set_requires_gradient_sync(is_last)
         return nullcontext()
 
@@ -194,7 +199,7 @@ class Objective(LightningModule):
         loss = self.validation.compute()
         self.validation.reset()
         metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
-        bytes_per_token = getattr(self.trainer.datamodule, "val_bytes_per_token", None)  # type: ignore[attr-defined]
+        bytes_per_token = getattr(self.trainer.datamodule, "val_bytes_per_token", None)
         if bytes_per_token:
             metrics["val/bits_per_byte"] = loss / np.log(2) / bytes_per_token
         self.log_dict({name: value.float() for name, value in metrics.items()}, rank_zero_only=True)

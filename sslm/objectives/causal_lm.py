@@ -45,13 +45,13 @@ class CausalLM(base.Objective):
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
     default_model: ClassVar[dict[str, Any]] = {
         "model_type": "llama",
-        "hidden_size": 192,
-        "intermediate_size": 512,
+        "hidden_size": 128,
+        "intermediate_size": 384,
         "num_hidden_layers": 4,
-        "num_attention_heads": 6,
+        "num_attention_heads": 4,
         "tie_word_embeddings": True,
     }
-    Recipe = CausalLMRecipe
+    recipe_class = CausalLMRecipe
 
     def samples(self, data: Any) -> list[str]:
         if data is None or not hasattr(data, "val_stream"):

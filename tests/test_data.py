@@ -1,0 +1,322 @@
+"""From files to batches: formats, tokenizers, preparation, splits, the loader's arithmetic."""
+
+import gzip
+import itertools
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sslm.config import DataConfig
+from sslm.data import preparation
+from sslm.data.corpus import EMBEDDED, Piece, Source, _split, _whole, open_source
+from sslm.data.module import DataModule, TrainSteps, ValSteps
+from sslm.data.preparation import HELD_OUT_EVERY, is_held_out, prepare
+from sslm.data.shards import Corpus, Shard, open_corpus
+from sslm.data.stream import Stream, split
+from sslm.data.tokenizer import END_OF_TEXT, identity, train_bpe
+from sslm.objectives.causal_lm import CausalLMRecipe
+from tests.processes import run_command
+
+
+def documents(given: str, **how: str | None) -> list[str]:
+    source = open_source(given, **{"text_field": "text", "document_separator": None} | how)  # type: ignore[arg-type]
+    return joined(source.pieces())
+
+
+def joined(pieces: Iterator[Piece]) -> list[str]:
+    found, open_text = [], ""
+    for text, ends in pieces:
+        open_text += text
+        if ends:
+            found.append(open_text)
+            open_text = ""
+    assert not open_text
+    return found
+
+
+def no_report(documents: int, tokens: int, share: float | None = None) -> None:
+    pass
+
+
+def source_of(texts: list[str]) -> Source:
+    return Source("test", [{"test": texts}], lambda: iter([(text, True) for text in texts]))
+
+
+# ------------------------------------------------------------------------------------------------ documents
+
+
+def test_every_format_gives_its_documents(tmp_path: Path) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    texts = ["first document", "second, with ünïcode", "third\nof two lines"]
+    lines = "".join(json.dumps({"text": text, "n": 1}) + "\n" for text in texts)
+    (tmp_path / "a.jsonl").write_text(lines)
+    with gzip.open(tmp_path / "a.jsonl.gz", "wt") as stream:
+        stream.write(lines)
+    with pyarrow.output_stream(str(tmp_path / "a.jsonl.zst"), compression="zstd") as zst:
+        zst.write(lines.encode())
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts, "n": [1, 2, 3]}), tmp_path / "a.parquet")
+    (tmp_path / "a.txt").write_text("<doc>".join(texts))
+    for name in ("a.jsonl", "a.jsonl.gz", "a.jsonl.zst", "a.parquet"):
+        assert documents(str(tmp_path / name)) == texts, name
+    assert documents(str(tmp_path / "a.txt")) == ["<doc>".join(texts)]
+    assert documents(str(tmp_path / "a.txt"), document_separator="<doc>") == texts
+    assert documents(str(tmp_path / "*.jsonl*")) == texts * 3
+    assert documents(str(tmp_path / "a.jsonl"), text_field="text") == texts
+
+
+def test_saved_dataset_gives_its_documents(tmp_path: Path) -> None:
+    import datasets
+
+    rows = datasets.Dataset.from_dict({"body": ["one", "two"]})
+    rows.save_to_disk(str(tmp_path / "plain"))
+    datasets.DatasetDict({"train": rows}).save_to_disk(str(tmp_path / "splits"))
+    for name in ("plain", "splits"):
+        assert documents(str(tmp_path / name), text_field="body") == ["one", "two"]
+
+
+def test_few_invalid_bytes_are_replaced_and_a_byte_order_mark_dropped(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbf" + b"good text " * 100 + b"\xff" + b"more" * 100)
+    [text] = documents(str(tmp_path / "a.txt"))
+    assert text.startswith("good")
+    assert text.count("\ufffd") == 1
+
+
+@given(text=st.text(alphabet="ab \n-", max_size=400), cuts=st.lists(st.integers(0, 400), max_size=5))
+def test_splitting_does_not_depend_on_how_the_file_was_read(text: str, cuts: list[int]) -> None:
+    import re
+
+    separator = re.compile("\n-+\n")
+    bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    chunks = [text[a:b] for a, b in itertools.pairwise(bounds)]
+    assert joined(_split(iter(chunks), separator)) == separator.split(text)
+
+
+def test_long_documents_are_cut_where_tokens_are_not(monkeypatch: pytest.MonkeyPatch, text: Path) -> None:
+    whole = text.read_text()
+    tokenizer = train_bpe([(whole, True)], 400)
+    monkeypatch.setattr("sslm.data.corpus.PIECE_CHARS", 1000)
+    pieces = [piece for piece, _ in _whole(iter([whole]))]
+    assert len(pieces) > 50
+    assert "".join(pieces) == whole
+    assert [i for piece in pieces for i in tokenizer(piece)["input_ids"]] == tokenizer(whole)["input_ids"]
+
+
+def test_embedded_corpus_is_two_megabytes_of_english_in_documents() -> None:
+    source = open_source(None, text_field="text", document_separator=None)
+    texts = joined(source.pieces())
+    assert source.name == EMBEDDED
+    assert len(texts) > 500
+    assert 1.5e6 < sum(len(text.encode()) for text in texts) < 5e6
+
+
+# ------------------------------------------------------------------------------------------------ tokenizer
+
+
+def test_bpe_is_identical_each_time(text: Path, tmp_path: Path) -> None:
+    code = "import sys; from pathlib import Path; from sslm.data.tokenizer import *; print(identity(train_bpe([(Path(sys.argv[1]).read_text(), True)], 600)))"
+    hashes = {run_command(["-c", code, str(text)], env={"PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")}
+    assert len(hashes) == 1
+    assert len(hashes.pop().strip()) == 64
+
+
+def test_bpe_gives_every_text_back(text: Path) -> None:
+    tokenizer = train_bpe([(text.read_text(), True)], 400)
+    for odd in ("naïve café", "日本語", "\t  tabs\r\n", "🙂🙃", "<|endoftext|> in text"):
+        assert tokenizer.decode(tokenizer(odd)["input_ids"]) == odd
+    assert tokenizer.eos_token == END_OF_TEXT
+    assert len(tokenizer) == 400
+
+
+# ------------------------------------------------------------------------------------------------ preparation
+
+
+def test_prepared_corpus_holds_each_document_once_and_ends_it(tmp_path: Path) -> None:
+    texts = [f"document number {i} " * (i % 7 + 1) for i in range(900)]
+    tokenizer = train_bpe([(text, True) for text in texts], 300)
+    corpus = prepare(source_of([*texts[:50], "", "  ", *texts[50:]]), tokenizer, tmp_path / "c", no_report)
+    found: dict[str, list[str]] = {"train": [], "val": []}
+    for shard in corpus.shards:
+        tokens, start = corpus.tokens(shard), 0
+        for end in corpus.document_ends(shard):
+            assert tokens[end - 1] == tokenizer.eos_token_id
+            found[shard.split].append(tokenizer.decode(tokens[start : end - 1]))
+            start = end
+        assert start == len(tokens)
+    assert found["val"] == [text for i, text in enumerate(texts) if is_held_out(i)]
+    assert found["train"] == [text for i, text in enumerate(texts) if not is_held_out(i)]
+    assert 2 <= len(found["val"]) <= 20
+    assert corpus.dtype == "uint16"
+    assert sum(shard.num_bytes for shard in corpus.shards) == sum(len(text.encode()) for text in texts)
+
+
+def test_about_one_document_in_a_hundred_is_held_out() -> None:
+    assert not any(is_held_out(i) for i in range(HELD_OUT_EVERY))
+    assert sum(is_held_out(i) for i in range(100_000)) == pytest.approx(1000, rel=0.1)
+
+
+def test_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
+    from sslm.data.shards import CorpusWriter
+
+    with CorpusWriter(tmp_path, 70_000) as writer:
+        writer.add("train", np.array([69_999, 1], np.uint32), np.array([2]), 9)
+        writer.finish("test", "", [])
+    corpus = open_corpus(tmp_path)
+    assert corpus.tokens(corpus.shards[0]).tolist() == [69_999, 1]
+
+
+def test_shards_end_at_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sslm.data.shards.SHARD_TOKENS", 500)
+    monkeypatch.setattr(preparation, "BATCH_CHARS", 300)
+    texts = [f"text {i}" * 9 for i in range(99)]
+    corpus = prepare(source_of(texts), train_bpe([(t, True) for t in texts], 300), tmp_path / "c", no_report)
+    assert len(corpus.shards) > 3
+    assert corpus.num_documents == 99
+
+
+def test_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
+    def pieces() -> Iterator[Piece]:
+        yield "some text", True
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        prepare(Source("broken", [], pieces), train_bpe([("some text", True)], 300), tmp_path / "c", no_report)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_processes_that_start_at_once_prepare_once(text: Path, tmp_path: Path) -> None:
+    code = (
+        "import sys; from pathlib import Path; from sslm.data import preparation as p; from sslm.data.corpus import open_source\n"
+        "p.prepare, real = (lambda *a: (print('made'), real(*a))[1]), p.prepare\n"
+        "s = open_source(sys.argv[1], text_field='text', document_separator=None)\n"
+        "print(p.prepare_cached(s, 'bpe:300', Path(sys.argv[2])).num_tokens)"
+    )
+    command = [sys.executable, "-c", code, str(text), str(tmp_path)]
+    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
+    outputs = [process.communicate(timeout=100)[0].split() for process in started]
+    assert sum(words.count("made") for words in outputs) == 1
+    assert len({words[-1] for words in outputs}) == 1
+
+
+def test_prepare_verb_makes_what_training_takes(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from sslm.prepare import main as prepare_main
+    from sslm.train import main as train_main
+    from tests.conftest import TINY
+
+    assert (
+        prepare_main(
+            [
+                str(text),
+                "--out",
+                str(tmp_path / "c"),
+                "--tokenizer",
+                "bpe:512",
+                "--document_separator",
+                "\n-----\n",
+            ]
+        )
+        == 0
+    )
+    said = capsys.readouterr().out
+    assert "120 documents" in said
+    assert "tokens/s" in said
+    assert prepare_main([str(text), "--out", str(tmp_path / "c")]) == 2
+    assert (
+        train_main([*TINY, "--data.train", str(tmp_path / "c"), "--run_dir", str(tmp_path / "r"), "--max_steps", "2"])
+        == 0
+    )
+
+
+# ------------------------------------------------------------------------------------------------ windows and batches
+
+
+def make_corpus(tmp_path: Path, lengths: list[int]) -> Corpus:
+    """A corpus of shards whose tokens are all different."""
+    shards, first = [], 0
+    for number, length in enumerate(lengths):
+        name = f"train-{number:05d}.bin"
+        np.arange(first, first + length, dtype=np.uint32).tofile(tmp_path / name)
+        shards.append(Shard(name, "train", length, 0, length, str(number)))
+        first += length
+    return Corpus(tmp_path, "uint32", first, "test", "", tuple(shards))
+
+
+@given(length=st.integers(40, 3000), batch_tokens=st.integers(1, 39))
+def test_no_training_window_touches_held_out_text(length: int, batch_tokens: int) -> None:
+    corpus = Corpus(Path("."), "uint16", 9, "", "", (Shard("train-00000.bin", "train", length, 1, length, ""),))
+    [training], [held_out] = split(corpus, batch_tokens)
+    assert (training.start, held_out.end) == (0, length)
+    assert training.end == held_out.start
+    assert held_out.end - held_out.start == max(length // 100, batch_tokens)
+
+
+def test_windows_are_the_shards_text_cut_at_the_stride(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path, [25, 3, 40])
+    from sslm.data.stream import whole
+
+    stream = Stream(corpus, whole(corpus), window_len=9, stride=8)
+    windows = stream.windows(np.arange(stream.num_windows))
+    assert stream.num_windows == 3 + 0 + 4
+    assert windows[:, 0].tolist() == [0, 8, 16, 28, 36, 44, 52]
+    assert (np.diff(windows, axis=1) == 1).all()
+
+
+@pytest.mark.parametrize("world", [1, 2, 4])
+def test_ranks_share_each_batch_in_order_whatever_their_number(tmp_path: Path, world: int) -> None:
+    corpus = make_corpus(tmp_path, [400])
+    from sslm.data.stream import whole
+
+    stream = Stream(corpus, whole(corpus), 9, 8)
+    one = TrainSteps(stream, CausalLMRecipe(), 8, 0, 0, 1)
+    ranks = [TrainSteps(stream, CausalLMRecipe(), 8, 0, rank, world) for rank in range(world)]
+    for step in (0, 5, 6, 7):  # 49 windows an epoch: step 6 spans two
+        whole_batch, shares = one[step], [rank[step] for rank in ranks]
+        ids = np.concatenate([share["tensors"]["input_ids"] for share in shares])
+        assert (ids == whole_batch["tensors"]["input_ids"].numpy()).all()
+        assert sum(share["digest"] for share in shares) % 2**64 == whole_batch["digest"]
+        assert sum(share["scored"] for share in shares) == whole_batch["scored"] == 64
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_validation_scores_each_window_once(tmp_path: Path, world: int) -> None:
+    corpus = make_corpus(tmp_path, [9 + 8 * 10])
+    from sslm.data.stream import whole
+
+    stream = Stream(corpus, whole(corpus), 9, 8)
+    labels = []
+    for rank in range(world):
+        steps = ValSteps(stream, CausalLMRecipe(), 4, 0, rank, world, at_most=99)
+        labels += [steps[step]["tensors"]["labels"].numpy() for step in range(steps.num_steps)]
+    scored = np.concatenate(labels).ravel()
+    assert sorted(scored[scored >= 0]) == list(range(1, 89))
+
+
+def test_loader_processes_give_the_same_batches(tiny: list[str], text: Path, cache: Path) -> None:
+    def batches(workers: int) -> list[int]:
+        data = DataModule(DataConfig(train=str(text), tokenizer="bpe:512", cache_dir=str(cache), num_workers=workers),
+                          CausalLMRecipe(), seq_len=32, batch_size=4, total_steps=6)  # fmt: skip
+        data.setup()
+        data.first_step = 2
+        return [batch["digest"] for batch in data.train_dataloader()]
+
+    assert batches(0) == batches(2)
+    assert len(batches(0)) == 4
+
+
+def test_causal_lm_batch_is_the_docstrings_example() -> None:
+    batch = CausalLMRecipe().make_batch(np.array([[7, 1, 5, 2, 9]]), np.array([0]), np.array([0]), 0)
+    assert batch["input_ids"].tolist() == [[7, 1, 5, 2]]
+    assert batch["labels"].tolist() == [[1, 5, 2, 9]]
+
+
+def test_identity_knows_tokenizers_apart(text: Path) -> None:
+    pieces = [(text.read_text(), True)]
+    assert identity(train_bpe(pieces, 300)) != identity(train_bpe(pieces, 301))

@@ -1,0 +1,124 @@
+"""Bad input: one sentence on stderr, exit code 2, no traceback, nothing half-written."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from sslm.train import main
+
+
+@pytest.fixture
+def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """refuse(flags, words) asserts that training refuses and says these words."""
+
+    def check(flags: list[str], *words: str) -> None:
+        run = tmp_path / "run"
+        capsys.readouterr()
+        assert main([*tiny, "--run_dir", str(run), *flags]) == 2
+        message = capsys.readouterr().err
+        assert message.startswith("error: ")
+        assert len(message.splitlines()) == 1, message
+        for word in words:
+            assert word in message
+        assert not run.exists()
+
+    return check
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--batchsize", "8"], ["--batchsize", "did you mean --batch_size?"]),
+        (["--optim.lrr", "8"], ["--optim.lrr", "--optim.lr"]),
+        (["--strategy", "fsdq"], ["fsdq", "auto, single, ddp, fsdp", "did you mean fsdp?"]),
+        (["--batch_size", "many"], ["--batch_size many", "a whole number"]),
+        (["--batch_size"], ["needs a value"]),
+        (["8"], ["not a flag"]),
+        (["--max_steps", "0"], ["--max_steps 0", "above 0"]),
+        (["--stop_after", "soon"], ["soon", "3h50m", "200steps"]),
+        (["--config", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
+        (["--micro_batch_size", "3"], ["--micro_batch_size 3", "1, 2, 4"]),
+        (["--batch_size", "5", "--devices", "2"], ["--batch_size 5", "multiple of 2", "6"]),
+        (["--devices", "5000"], ["--devices 5000", "CPU cores"]),
+        (["--accelerator", "gpu"], ["--accelerator gpu", "no GPU"]),
+        (["--strategy", "single", "--devices", "2"], ["--strategy single", "--devices 1"]),
+        (["--objective", "casual_lm"], ["casual_lm", "did you mean causal_lm?"]),
+        (["--objective.ratio", "0.1"], ["--objective.ratio", "no such setting"]),
+        (["--model.model_type", "lama"], ["lama", "did you mean llama?"]),
+        (["--model.model_type", "vit"], ["vit", "AutoModelForCausalLM"]),
+        (["--model.hiden_size", "64"], ["--model.hiden_size", "did you mean hidden_size?"]),
+        (["--model.hidden_size", "wide"], ["hidden_size", "int"]),
+        (["--model.num_attention_heads", "5"], ["multiple of the number of attention heads"]),
+        (["--model.max_position_embeddings", "16"], ["--seq_len 32", "16 positions"]),
+        (["--model.vocab_size", "100"], ["--model.vocab_size 100", "512"]),
+        (["--model.pretrained", "./nowhere"], ["nowhere"]),
+        (["--data.tokenizer", "./nowhere"], ["./nowhere", "no such folder"]),
+        (["--data.tokenizer", "bpe:5"], ["bpe:5", "257"]),
+        (["--data.document_separator", "("], ["not a regular expression"]),
+        (["--data.document_separator", "x*"], ["matches the empty text"]),
+        (["--data.train", "./nowhere.txt"], ["./nowhere.txt", "no such file"]),
+        (["--data.train", "nowhere-*.txt"], ["no file matches"]),
+        (["--batch_size", "40000"], ["less than one batch of 40000"]),
+        (["--resume", "./nowhere"], ["./nowhere", "neither a run folder"]),
+    ],
+    ids=lambda value: " ".join(value)[:40],
+)
+def test_wrong_flags(refuse, flags: list[str], words: list[str]) -> None:  # type: ignore[no-untyped-def]
+    refuse(flags, *words)
+
+
+def test_yaml_key_that_does_not_exist(refuse, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.yaml").write_text("optim: {learning_rate: 1}\n")
+    refuse(["--config", str(tmp_path / "a.yaml")], "optim.learning_rate")
+    (tmp_path / "a.yaml").write_text("batchsize: 8\n")
+    refuse(["--config", str(tmp_path / "a.yaml")], "batchsize", "did you mean batch_size?")
+    (tmp_path / "a.yaml").write_text("a: [\n")
+    refuse(["--config", str(tmp_path / "a.yaml")], "not a YAML file")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("empty.txt", b"", ["empty"]),
+        ("blank.txt", b"  \n\n ", ["no text"]),
+        ("nul.txt", b"some text\0more" * 9, ["not text", "NUL"]),
+        ("latin.txt", "façade déjà vu ".encode("latin-1") * 99, ["not UTF-8", "iconv"]),
+        ("a.csv", b"a,b\n", ["unknown kind of file", ".txt"]),
+        ("broken.jsonl", b'{"text": "a"}\n{"text": \n', ["line 2", "not JSON"]),
+        ("list.jsonl", b"[1]\n", ["line 1", "expected an object"]),
+        ("field.jsonl", b'{"txt": "a"}\n', ["no field 'text'", "did you mean txt?", "--data.text_field"]),
+        ("number.jsonl", b'{"text": 3}\n', ["holds int, not text"]),
+        ("torn.txt.gz", gzip.compress(b"hello " * 9999)[:40], ["damaged"]),
+        ("no.parquet", b"nothing of the kind", ["not a Parquet file"]),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_bad_files(refuse, tmp_path: Path, cache: Path, name: str, content: bytes, words: list[str]) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / name).write_bytes(content)
+    before = sorted((cache / "corpora").glob("*"))
+    refuse(["--data.train", str(tmp_path / name)], *words)
+    left = [path for path in (cache / "corpora").glob("*") if path not in before and path.suffix != ".lock"]
+    assert not left
+
+
+def test_corpus_prepared_with_another_tokenizer(refuse, tmp_path: Path, text: Path) -> None:  # type: ignore[no-untyped-def]
+    from sslm.prepare import main as prepare
+
+    assert prepare([str(text), "--out", str(tmp_path / "corpus"), "--tokenizer", "bpe:400"]) == 0
+    refuse(["--data.train", str(tmp_path / "corpus")], "another tokenizer than bpe:512")
+    index = tmp_path / "corpus/index.json"
+    index.write_text(index.read_text().replace('"num_tokens": ', '"num_tokens": 1'))
+    refuse(["--data.train", str(tmp_path / "corpus"), "--data.tokenizer", "bpe:400"], "damaged")
+    index.write_text(json.dumps({"format": 99}))
+    refuse(["--data.train", str(tmp_path / "corpus"), "--data.tokenizer", "bpe:400"], "newer sslm")
+
+
+def test_full_disk_is_said_in_a_sentence() -> None:
+    import errno
+
+    from sslm.errors import sentence_of
+
+    assert "the disk is full" in str(sentence_of(OSError(errno.ENOSPC, "No space left on device", "/x")))
+    assert sentence_of(RuntimeError("a bug")) is None

@@ -1,0 +1,58 @@
+"""Arrows between rooms point one way."""
+
+import ast
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent / "sslm"
+LEAVES = {"sslm", "sslm.errors", "sslm.config", "sslm.terminal"}
+ALLOWED = {
+    "data": {"data"},
+    "models": {"models"},
+    "optim": set(),
+    "flops": set(),
+    "plots": set(),
+    "runs": set(),
+    "checkpoints": {"models"},
+    "commandline": set(),
+    "launch": set(),
+    "objectives": {"objectives", "data", "models", "optim"},
+    "callbacks": {"callbacks", "objectives", "data", "models", "checkpoints", "runs", "flops", "plots"},
+    "prepare": {"data"},
+    "export": {"checkpoints", "runs"},
+    "train": {
+        "objectives",
+        "callbacks",
+        "launch",
+        "data",
+        "models",
+        "runs",
+        "checkpoints",
+        "commandline",
+        "export",
+    },
+}
+"""What each room may import beside the leaves (settings, errors, the terminal)."""
+
+
+def imports_of(file: Path) -> set[str]:
+    found = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            found |= {f"{node.module}.{alias.name}" if node.module == "sslm" else node.module for alias in node.names}
+    return {name for name in found if name == "sslm" or name.startswith("sslm.")}
+
+
+def test_each_room_imports_only_what_lies_below_it() -> None:
+    for file in ROOT.rglob("*.py"):
+        room = file.relative_to(ROOT).parts[0].removesuffix(".py")
+        if f"sslm.{room}" in LEAVES or room in ("__init__", "__main__"):
+            continue
+        for name in imports_of(file) - LEAVES:
+            assert name.split(".")[1] in ALLOWED[room], f"{file.relative_to(ROOT)} imports {name}"
+
+
+def test_leaves_import_no_room() -> None:
+    for leaf in ("errors", "config", "terminal"):
+        assert imports_of(ROOT / f"{leaf}.py") <= LEAVES

@@ -1,0 +1,151 @@
+"""Models: initial weights, configs, what stands around them."""
+
+import doctest
+import importlib
+
+import pytest
+import torch
+from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
+
+from sslm import flops
+from sslm.config import OptimConfig
+from sslm.errors import UserError
+from sslm.models.build import build, model_config, on_meta
+from sslm.models.head import LanguageModel
+from sslm.models.parallelize import blocks, parallelize
+from sslm.objectives.causal_lm import CausalLM
+from sslm.optim import learning_rate, parameter_groups
+
+AUTO = "AutoModelForCausalLM"
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+FAMILIES = ["llama", "gpt2", "qwen3", "mistral", "gpt_neox", "opt", "gemma2", "olmo2", "bert"]
+
+
+def small(model_type: str, **settings: object) -> PreTrainedConfig:
+    extra = {"intermediate_size": 64} if model_type not in ("gpt2", "opt") else {}
+    extra |= {"num_key_value_heads": 2} if model_type in ("llama", "qwen3", "mistral", "gemma2", "olmo2") else {}
+    return model_config({**SMALL, **extra, **settings}, model_type=model_type, default=CausalLM.default_model, auto_class=AUTO,
+                        vocab_size=64, seq_len=16, special_ids={"eos_token_id": 0, "bos_token_id": 0, "pad_token_id": None})  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_fresh_weights_depend_on_seed_and_name_only(model_type: str) -> None:
+    config = small(model_type)
+    torch.manual_seed(1)
+    a = build(config, AUTO, seed=0).state_dict()
+    torch.manual_seed(2)
+    b = build(config, AUTO, seed=0).state_dict()
+    other = build(config, AUTO, seed=1).state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+    assert all(torch.isfinite(tensor).all() for tensor in a.values())
+    assert any(not torch.equal(a[name], other[name]) for name in a)
+
+
+def test_layers_first_weights_are_the_same_in_a_deeper_model() -> None:
+    a = build(small("llama"), AUTO, 0).state_dict()
+    b = build(small("llama", num_hidden_layers=3), AUTO, 0).state_dict()
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_no_position_sees_what_comes_after_it(model_type: str) -> None:
+    network = LanguageModel(build(small(model_type), AUTO, 0)).eval()
+    ids = torch.randint(1, 64, (1, 16))
+    changed = ids.clone()
+    changed[0, 10:] = (changed[0, 10:] + 7) % 64
+    with torch.no_grad():
+        before, after = network(input_ids=ids), network(input_ids=changed)
+    assert torch.allclose(before[:, :10], after[:, :10], atol=1e-6)
+    assert not torch.allclose(before[:, 10:], after[:, 10:], atol=1e-3)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_summed_loss_is_transformers_mean_loss(model_type: str) -> None:
+    model = build(small(model_type), AUTO, 0).eval()
+    ids = torch.randint(1, 64, (2, 16))
+    with torch.no_grad():
+        theirs = model(input_ids=ids, labels=ids).loss
+        ours = LanguageModel(model)(labels=ids[:, 1:], input_ids=ids[:, :-1]) / (2 * 15)
+    assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_every_family_has_its_blocks(model_type: str) -> None:
+    assert len(blocks(on_meta(small(model_type), AUTO))) == 2
+
+
+def test_another_architecture_discards_the_defaults_of_the_former() -> None:
+    def config(model_type: str | None, **settings: object) -> PreTrainedConfig:
+        return model_config(dict(settings), model_type=model_type, default=CausalLM.default_model, auto_class=AUTO, vocab_size=300,
+                            seq_len=48, special_ids={})  # fmt: skip
+
+    assert config(None).hidden_size == CausalLM.default_model["hidden_size"]
+    assert config("llama", num_hidden_layers=1).hidden_size == CausalLM.default_model["hidden_size"]
+    assert config("gpt2").n_embd == GPT2Config().n_embd
+    assert config("gpt2", hidden_size=64).n_embd == 64
+    assert (config("gpt2").vocab_size, config("gpt2").n_positions) == (300, 48)
+    assert config(None, max_position_embeddings=99).max_position_embeddings == 99
+    with pytest.raises(UserError, match="did you mean n_embd"):
+        config("gpt2", n_emb=3)
+
+
+def test_activation_checkpointing_and_compilation_change_no_gradient() -> None:
+    ids = torch.randint(1, 64, (2, 17))
+
+    def gradients(**how: object) -> list[torch.Tensor]:
+        network = LanguageModel(build(small("llama"), AUTO, 0)).train()
+        parallelize(network, network.model, None, **how)  # type: ignore[arg-type]
+        network(labels=ids[:, 1:], input_ids=ids[:, :-1]).backward()
+        return [p.grad for p in network.parameters() if p.grad is not None]
+
+    plain = gradients()
+    for other in (gradients(activation_checkpointing="full"),):
+        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(plain, other, strict=True))
+
+
+def test_schedules() -> None:
+    cosine = OptimConfig(lr=1.0, warmup_steps=10, min_lr_ratio=0.1)
+    rates = [learning_rate(step, 100, cosine) for step in range(120)]
+    assert rates[0] == pytest.approx(0.1)
+    assert max(rates) == rates[10] == pytest.approx(1.0)
+    assert rates[55] == pytest.approx(0.55)
+    assert rates[100] == rates[119] == pytest.approx(0.1)
+    wsd = OptimConfig(lr=1.0, warmup_steps=10, min_lr_ratio=0.0, schedule="wsd", decay_fraction=0.2)
+    rates = [learning_rate(step, 100, wsd) for step in range(100)]
+    assert set(rates[9:81]) == {1.0}
+    assert rates[90] == pytest.approx(0.5)
+    assert rates[99] == pytest.approx(0.05)
+
+
+def test_only_matrices_decay() -> None:
+    model = build(small("llama"), AUTO, 0)
+    decayed, others = parameter_groups(model, 0.1)
+    assert {p.ndim for p in decayed["params"]} == {2}  # type: ignore[attr-defined]
+    assert {p.ndim for p in others["params"]} == {1}  # type: ignore[attr-defined]
+    assert others["weight_decay"] == 0.0
+
+
+def test_flops_agree_with_published_counts() -> None:
+    def per_token(config: PreTrainedConfig, seq_len: int) -> float:
+        return flops.flops_per_token(config, flops.matmul_parameters(on_meta(config, AUTO)), seq_len)
+
+    assert per_token(GPT2Config(), 1024) == pytest.approx(855e6, rel=0.002)
+    tiny_llama = LlamaConfig(
+        hidden_size=2048,
+        intermediate_size=5632,
+        num_hidden_layers=22,
+        num_attention_heads=32,
+        num_key_value_heads=4,
+    )
+    assert per_token(tiny_llama, 2048) == pytest.approx(7.31e9, rel=0.005)
+
+
+@pytest.mark.parametrize("name", ["sslm.data.order", "sslm.data.stream", "sslm.flops", "sslm.optim"])
+def test_docstrings_examples(name: str) -> None:
+    found = doctest.testmod(
+        importlib.import_module(name),
+        extraglobs={"Path": __import__("pathlib").Path},
+        optionflags=doctest.ELLIPSIS,
+    )
+    assert found.attempted
+    assert not found.failed

@@ -1,0 +1,301 @@
+"""The main job: text in, a trained model out that transformers alone loads."""
+
+import json
+import math
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from sslm.data.shards import open_corpus
+from sslm.data.stream import Stream, split
+from tests.conftest import TrainTiny
+from tests.processes import run_command
+
+
+def rows_of(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+
+
+def losses_of(run: Path) -> list[float]:
+    return [row["train/loss"] for row in rows_of(run) if "train/loss" in row]
+
+
+def val_of(run: Path) -> dict[int, float]:
+    return {row["step"]: row["val/loss"] for row in rows_of(run) if "val/loss" in row}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, text: Path, cache: Path) -> Path:
+    """A finished run with dropout."""
+    from sslm.train import main
+    from tests.conftest import TINY
+
+    run = tmp_path_factory.mktemp("finished") / "run"
+    source = [
+        "--data.train",
+        str(text),
+        "--data.document_separator",
+        "\n-----\n",
+        "--data.cache_dir",
+        str(cache),
+    ]
+    assert main([*TINY, *source, "--run_dir", str(run), "--model.attention_dropout", "0.1"]) == 0
+    return run
+
+
+def test_run_folder_holds_what_its_contract_says(finished: Path) -> None:
+    for name in (
+        "config.yaml",
+        "status.json",
+        "metrics.jsonl",
+        "curves.png",
+        "export/model.safetensors",
+        "export/README.md",
+    ):
+        assert (finished / name).stat().st_size > 0, name
+    assert (finished / "curves.png").read_bytes().startswith(b"\x89PNG")
+    status = json.loads((finished / "status.json").read_text())
+    assert (status["state"], status["exit_code"], status["step"]) == ("done", 0, 8)
+    assert (finished / "checkpoints/latest").read_text().strip() == "step-000008"
+    assert sorted(p.name for p in (finished / "checkpoints").glob("step-*")) == ["step-000004", "step-000008"]
+
+
+def test_rows_are_one_per_logged_step_and_validation(finished: Path) -> None:
+    rows = rows_of(finished)
+    assert [row["step"] for row in rows if "train/loss" in row] == list(range(1, 9))
+    assert list(val_of(finished)) == [0, 4, 8]
+    train = next(row for row in rows if "train/loss" in row)
+    assert {
+        "step",
+        "tokens",
+        "lr",
+        "grad_norm",
+        "tokens_per_second",
+        "mfu",
+        "data_wait",
+        "batch_digest",
+    } <= set(train)
+    val = next(row for row in rows if "val/loss" in row)
+    assert val["val/perplexity"] == pytest.approx(math.exp(val["val/loss"]), rel=1e-5)
+    assert all(">>" in sample for sample in val["samples"])
+
+
+def test_model_learns(train_tiny: TrainTiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train_tiny(run, "--max_steps", "60", "--val_every", "100", "--optim.lr", "1e-2", "--log_every", "20") == 0
+    first, last = val_of(run).values()
+    assert first == pytest.approx(math.log(512), abs=0.2)
+    assert last < first - 1.0
+
+
+EVALUATE = """
+import json, sys
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+assert not any(name.startswith("sslm") for name in sys.modules)
+folder, windows = sys.argv[1:]
+tokenizer = AutoTokenizer.from_pretrained(folder)
+assert tokenizer.decode(tokenizer("Hello there")["input_ids"]) == "Hello there"
+model = AutoModelForCausalLM.from_pretrained(folder)
+assert model.dtype == torch.float32
+ids = torch.tensor(json.load(open(windows)))
+with torch.no_grad():
+    print(model(ids, labels=ids).loss.item())
+"""
+
+
+def test_export_gives_the_reported_loss_in_transformers_without_sslm(
+    finished: Path, cache: Path, tmp_path: Path
+) -> None:
+    [folder] = [f for f in (cache / "corpora").iterdir() if f.is_dir() and open_corpus(f).vocab_size == 512]
+    corpus = open_corpus(folder)
+    _, held_out = split(corpus, 4 * 33)
+    stream = Stream(corpus, held_out, 33, 32)
+    numbers = np.arange(12) * stream.num_windows // 12
+    (tmp_path / "windows.json").write_text(json.dumps(stream.windows(numbers).tolist()))
+    shutil.copytree(finished / "export", tmp_path / "export")
+    (tmp_path / "evaluate.py").write_text(EVALUATE)
+    done = run_command(["-I", str(tmp_path / "evaluate.py"), str(tmp_path / "export"), str(tmp_path / "windows.json")])
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(val_of(finished)[8], abs=1e-5)
+
+
+def test_same_command_again_says_that_the_run_is_done(
+    finished: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sslm.train import main
+
+    assert main([*tiny, "--run_dir", str(finished), "--model.attention_dropout", "0.1"]) == 0
+    assert "This run is done: 8 of 8 steps" in capsys.readouterr().out
+
+
+def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(
+    finished: Path, train_tiny: TrainTiny, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    flags = ["--model.attention_dropout", "0.1"]
+    assert train_tiny(run, *flags, "--stop_after", "3steps") == 75
+    assert json.loads((run / "status.json").read_text())["state"] == "stopped"
+    with open(run / "metrics.jsonl", "a") as stream:
+        stream.write('{"step": 4, "train/loss": 0.0}\n{"step": 5, "tra')  # what a killed process may leave
+    assert train_tiny(run, *flags, "--stop_after", "3steps") == 75
+    assert train_tiny(run, *flags) == 0
+    assert losses_of(run) == losses_of(finished)
+    assert val_of(run) == val_of(finished)
+    assert (run / "export/model.safetensors").read_bytes() == (finished / "export/model.safetensors").read_bytes()
+    digests = [[row.get("batch_digest") for row in rows_of(r)] for r in (run, finished)]
+    assert digests[0] == digests[1]
+
+
+def test_dropout_is_a_function_of_position_whatever_the_batch_was_split_into(
+    train_tiny: TrainTiny, tmp_path: Path
+) -> None:
+    assert train_tiny(tmp_path / "a", "--max_steps", "3") == 0
+    assert train_tiny(tmp_path / "b", "--max_steps", "3", "--micro_batch_size", "1") == 0
+    assert losses_of(tmp_path / "a") == pytest.approx(losses_of(tmp_path / "b"), abs=1e-6)
+
+
+def test_longer_run_goes_on_from_a_finished_one(train_tiny: TrainTiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train_tiny(run, "--max_steps", "3", "--optim.schedule", "constant") == 0
+    assert train_tiny(run, "--max_steps", "6", "--optim.schedule", "constant") == 0
+    assert train_tiny(tmp_path / "straight", "--max_steps", "6", "--optim.schedule", "constant") == 0
+    assert losses_of(run) == losses_of(tmp_path / "straight")
+
+
+def test_resume_refuses_other_settings_and_names_them(
+    finished: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sslm.train import main
+
+    assert main([*tiny, "--run_dir", str(finished), "--optim.lr", "5e-4", "--model.attention_dropout", "0.1"]) == 2
+    message = capsys.readouterr().err
+    assert "optim.lr" in message
+    assert "attention_dropout" not in message
+    assert main([*tiny, "--run_dir", str(finished), "--model.attention_dropout", "0.1", "--resume", "never"]) == 2
+
+
+def test_resume_refuses_changed_text(
+    tiny: list[str], tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sslm.train import main
+
+    own = tmp_path / "own.txt"
+    own.write_text(text.read_text())
+    flags = [*tiny, "--data.train", str(own), "--run_dir", str(tmp_path / "run"), "--max_steps", "2"]
+    assert main(flags) == 0
+    own.write_text(text.read_text() + "one more sentence")
+    assert main([*flags, "--max_steps", "4"]) == 2
+    assert "the data has changed" in capsys.readouterr().err
+
+
+def test_damaged_newest_checkpoint_is_passed_over(
+    train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train_tiny(run) == 0
+    straight = losses_of(run)
+    [shard] = (run / "checkpoints/step-000008").glob("*.safetensors")
+    content = bytearray(shard.read_bytes())
+    content[-10] ^= 1
+    shard.write_bytes(content)
+    assert train_tiny(run) == 0
+    assert "is damaged" in capsys.readouterr().out
+    assert losses_of(run) == straight
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_bf16_trains_and_exports(train_tiny: TrainTiny, tmp_path: Path, precision: str) -> None:
+    run = tmp_path / "run"
+    assert train_tiny(run, "--precision", precision, "--max_steps", "4") == 0
+    assert all(math.isfinite(loss) for loss in losses_of(run))
+
+
+def test_model_type_and_any_key_of_its_config(train_tiny: TrainTiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = [
+        "--model.model_type",
+        "gpt2",
+        "--model.n_layer",
+        "1",
+        "--model.resid_pdrop",
+        "0.1",
+        "--max_steps",
+        "2",
+    ]
+    assert train_tiny(run, "--model.intermediate_size", "64", *flags) == 2  # a key of Llama, not of GPT-2
+    from sslm.train import main
+
+    assert main(["--dry_run", "--model.model_type", "gpt2", "--model.n_layer", "1", "--run_dir", str(run)]) == 0
+    assert not run.exists()
+
+
+def test_run_continues_from_another_runs_weights(
+    finished: Path, train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = [
+        "--model.pretrained",
+        str(finished),
+        "--max_steps",
+        "4",
+        "--optim.lr",
+        "1e-9",
+        "--optim.warmup_steps",
+        "0",
+    ]
+    without_shape = [f"--model.{key}=null" for key in ()]
+    from tests.conftest import TINY
+
+    kept = [f for i, f in enumerate(TINY) if not (f.startswith("--model.") or TINY[i - 1].startswith("--model."))]
+    from sslm.train import main
+
+    data = ["--data.train", str(tmp_path / "t.txt")]
+    (tmp_path / "t.txt").write_text("The same kind of English. " * 2000)
+    kept = [f for i, f in enumerate(kept) if not (f == "--data.tokenizer" or kept[i - 1] == "--data.tokenizer")]
+    assert (
+        main(
+            [
+                *kept,
+                *data,
+                "--data.cache_dir",
+                str(tmp_path / "c"),
+                "--run_dir",
+                str(run),
+                *flags,
+                *without_shape,
+            ]
+        )
+        == 0
+    )
+    assert "new: none" in capsys.readouterr().out
+    assert rows_of(run)[0]["step"] == 0
+    from safetensors.torch import load_file
+
+    before, after = (load_file(r / "export/model.safetensors") for r in (finished, run))
+    assert all(torch.allclose(before[name], after[name], atol=1e-6) for name in before)
+
+
+def test_second_process_in_the_same_run_folder_is_refused(
+    train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from sslm.runs import RunFolder
+
+    lock = RunFolder(tmp_path / "run").lock()
+    code = run_command(
+        [
+            "-c",
+            f"from sslm.runs import RunFolder; from pathlib import Path; RunFolder(Path({str(tmp_path / 'run')!r})).lock()",
+        ]
+    )
+    lock.release()
+    assert "another process is training" in code.stderr
+
+
+def test_python_version_is_supported() -> None:
+    assert sys.version_info >= (3, 11)
