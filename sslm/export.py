@@ -44,7 +44,7 @@ def find_checkpoint(given: str | Path) -> Path:
     run = RunFolder(path)
     newest = checkpoints.newest_good(run.checkpoints, say) if run.checkpoints.is_dir() else None
     if newest is None:
-        raise UserError(f"{path}: neither a run folder with a checkpoint, nor a checkpoint")
+        raise UserError(f"{given}: neither a run folder with a checkpoint, nor a checkpoint")
     return newest
 
 

@@ -11,7 +11,10 @@ lock                     held by the running process; the lock dies with it
 
 import json
 import os
+import shutil
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +22,7 @@ from typing import Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from sslm.config import Config, differences, to_tree, to_yaml
+from sslm.config import Config, differences, to_yaml
 from sslm.errors import UserError
 
 State = Literal["running", "done", "stopped", "failed"]
@@ -49,8 +52,9 @@ class RunFolder:
     def export(self) -> Path:
         return self.path / "export"
 
-    def lock(self) -> FileLock:
-        """Take the folder for this process until it ends, however it ends.
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder, however this process ends; a folder that nothing was written into is gone afterwards.
 
         Raises:
             UserError: another process trains here.
@@ -60,10 +64,14 @@ class RunFolder:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            raise UserError(
-                f"{self.path}: another process is training in this run folder; wait for it, or give --run_dir"
-            ) from None
-        return lock
+            raise UserError(f"{self.path}: another process is training in this run folder; wait for it to end, or give "
+                            f"another --run_dir") from None  # fmt: skip
+        try:
+            yield
+        finally:
+            lock.release()
+            if os.listdir(self.path) == ["lock"]:
+                shutil.rmtree(self.path)
 
     def check_config(self, config: Config) -> None:
         """Refuse a folder that belongs to another run.
@@ -82,7 +90,6 @@ class RunFolder:
                             f"it, or another --run_dir to start anew")  # fmt: skip
 
     def write_config(self, config: Config) -> None:
-        assert to_tree(config)
         write_atomically(self.config, to_yaml(config))
 
     def write_status(

@@ -11,6 +11,7 @@ import logging
 import os
 import sys
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,12 +50,8 @@ def main(arguments: list[str] | None = None) -> int:
         say("Dry run: all of this is in order; leave --dry_run out to train.")
         return DONE
 
-    lock = run.lock() if launch.is_first_process() else None
-    try:
+    with run.locked() if launch.is_first_process() else nullcontext():
         return train(config, run, objective, recipe, data, model_config, settings)
-    finally:
-        if lock is not None:
-            lock.release()
 
 
 def train(
@@ -68,13 +65,11 @@ def train(
         say(f"This run is done: {done} of {config.total_steps} steps. To train longer: --max_steps {2 * done}; to start anew: "
             f"--run_dir with another folder.")  # fmt: skip
         return DONE
+    module = build_module(config, objective, recipe, model_config, fresh=checkpoint is None)
     if launch.is_first_process():
-        run.path.mkdir(parents=True, exist_ok=True)
         run.write_config(config)
         run.write_status("running", step=step_of(checkpoint))
         say(f"Run folder: {run.path}" + (f"; going on from step {step_of(checkpoint)}" if checkpoint else ""))
-
-    module = build_module(config, objective, recipe, model_config, fresh=checkpoint is None)
     trainer, preemption = build_trainer(config, run, data, model_config, settings, checkpoint)
     try:
         trainer.fit(module, datamodule=data)

@@ -60,3 +60,4 @@ class Preemption(Callback):
     ) -> None:
         if outputs["stop"] and trainer.global_step < trainer.max_steps:
             self.stopped = trainer.should_stop = True
+            trainer.fit_loop.epoch_loop._skip_next_val = True  # Lightning would validate; Validation decides when

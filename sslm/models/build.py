@@ -43,7 +43,7 @@ def model_config(
     """
     config: PreTrainedConfig
     if pretrained is not None:
-        config = AutoConfig.from_pretrained(pretrained)
+        config = _read_config(pretrained)
         _check_keys(type(config), settings)
         for key, value in ({"vocab_size": max(config.vocab_size, vocab_size)} | settings).items():
             setattr(config, key, value)
@@ -64,6 +64,15 @@ def model_config(
         except Exception as error:  # each architecture has its own checks and exception types
             raise UserError(f"--model: {kind} refuses these settings: {' '.join(str(error).split())}") from None
     _check_fits(config, vocab_size, seq_len)
+    return config
+
+
+def _read_config(pretrained: str) -> PreTrainedConfig:
+    try:
+        config: PreTrainedConfig = AutoConfig.from_pretrained(pretrained)
+    except Exception as error:  # missing files, no network, broken JSON: all are about what was given
+        raise UserError(f"--model.pretrained {pretrained}: no model could be loaded from it; expected a run folder, a folder "
+                        f"with config.json and weights, or a hub name ({' '.join(str(error).split())[:160]})") from None  # fmt: skip
     return config
 
 
@@ -144,18 +153,23 @@ def load_pretrained(
 ) -> tuple[PreTrainedModel, list[str]]:
     """A model with a checkpoint's weights, and the names of weights that are new.
 
+    Raises:
+        UserError: the folder has no weights.
+
     New rows of an enlarged vocabulary are drawn as transformers draws them, from the run's seed.
     """
-    old = AutoConfig.from_pretrained(folder)
-    wanted = config.vocab_size
-    config.vocab_size = old.vocab_size
+    wanted, had = config.vocab_size, _read_config(folder).vocab_size
+    config.vocab_size = had
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, report = getattr(transformers, auto_class).from_pretrained(
-            folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
-        )
+        try:
+            model, report = getattr(transformers, auto_class).from_pretrained(
+                folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+        except OSError as error:
+            raise UserError(f"--model.pretrained {folder}: no weights ({' '.join(str(error).split())[:160]})") from None
         new = sorted(set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]})
-        if wanted != old.vocab_size:
+        if wanted != had:
             model.resize_token_embeddings(wanted)
-            new.append(f"{wanted - old.vocab_size} rows of the vocabulary")
+            new.append(f"{wanted - had} rows of the vocabulary")
     return model, new
