@@ -10,21 +10,13 @@ import pytest
 
 from sslm.train import main
 
-TINY = [
+SMALL_RUN = [
     "--data.tokenizer",
     "bpe:512",
     "--seq_len",
     "32",
     "--batch_size",
     "4",
-    "--model.hidden_size",
-    "32",
-    "--model.intermediate_size",
-    "64",
-    "--model.num_hidden_layers",
-    "2",
-    "--model.num_attention_heads",
-    "2",
     "--data.val_sequences",
     "12",
     "--optim.warmup_steps",
@@ -40,6 +32,17 @@ TINY = [
     "--accelerator",
     "cpu",
 ]
+SMALL_LLAMA = [
+    "--model.hidden_size",
+    "32",
+    "--model.intermediate_size",
+    "64",
+    "--model.num_hidden_layers",
+    "2",
+    "--model.num_attention_heads",
+    "2",
+]
+TINY = SMALL_RUN + SMALL_LLAMA
 """Flags of a run of a second or two."""
 
 TrainTiny = Callable[..., int]

@@ -1,0 +1,58 @@
+"""README says what is true: its commands parse, its files exist, its Python runs."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from sslm.commandline import parse
+from sslm.objectives import OBJECTIVES
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text()
+COMMANDS = [line.strip().split("  #")[0].strip() for line in TEXT.splitlines() if line.startswith("    ")]
+
+
+@pytest.mark.parametrize("command", [c for c in COMMANDS if "sslm.train" in c or "sbatch" in c])
+def test_train_commands_parse(command: str) -> None:
+    words = shlex.split(command)
+    start = next(i for i, word in enumerate(words) if word == "sslm.train" or word.endswith(".sbatch"))
+    flags = words[start + 1 :]
+    for i, flag in enumerate(flags):
+        if flag == "--config":
+            flags[i + 1] = str(ROOT / flags[i + 1])
+    if flags != ["--help"]:
+        parse(flags)
+
+
+def test_make_commands_are_targets() -> None:
+    targets = set(re.findall(r"^(\S+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    assert {command.split()[1] for command in COMMANDS if command.startswith("make ")} <= targets
+
+
+def test_linked_files_exist() -> None:
+    for target in re.findall(r"\]\(([^)#]+)\)", TEXT):
+        assert target.startswith("http") or (ROOT / target).exists(), target
+
+
+def test_every_objective_is_in_the_table() -> None:
+    for name in OBJECTIVES:
+        assert f"`{name}`" in TEXT
+
+
+def test_python_example_trains(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my.txt").write_text(text.read_text())
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    [code] = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+    names: dict[str, object] = {}
+    quick = {
+        "max_steps=100": "max_steps=2, logger=False, enable_checkpointing=False, enable_progress_bar=False",
+        "bpe:4096": "bpe:500",
+    }
+    for long, short in quick.items():
+        assert long in code
+        code = code.replace(long, short)
+    exec(code, names)
+    assert names["trainer"].global_step == 2  # type: ignore[attr-defined]
