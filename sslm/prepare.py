@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> int:
     from sslm.data.preparation import prepare
 
     given = None if options.input == corpus.EMBEDDED else options.input
-    if options.out.exists() and (not options.out.is_dir() or any(options.out.iterdir())):
+    if options.out.exists():
         raise UserError(f"--out {options.out}: already exists; remove it, or choose another folder")
     source = corpus.open_source(given, text_field=options.text_field, document_separator=options.document_separator)
     known = options.tokenizer if tokenizer.bpe_size(options.tokenizer) else tokenizer.load(options.tokenizer)

@@ -113,7 +113,7 @@ class Monitor(Callback):
         return tokens_per_second * self.flops_per_token / self.peak_flops
 
     def on_validation_end(self, trainer: Trainer, pl_module: Objective) -> None:
-        if trainer.sanity_checking or not trainer.fit_loop.epoch_loop.val_loop.trainer.validating:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
         samples = pl_module.samples(trainer.datamodule)
         if trainer.is_global_zero:

@@ -10,7 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -39,14 +39,46 @@ def prepare(source: Source, tokenizer: str | Tokenizer, out: Path, report: Repor
         tokenizer: a tokenizer, or `bpe:SIZE` to train one on the source first.
 
     Raises:
-        UserError: there is something else at `out`, the source has no text, or it is bad.
+        UserError: there is something at `out` already, the source has no text, or it is bad.
     """
-    out = out.absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())):
-        raise UserError(f"{out}: already exists; remove it, or choose another folder")
+    with _only_one_makes(out):
+        if out.exists():
+            raise UserError(f"{out}: already exists; remove it, or choose another folder")
+        return _make(source, tokenizer, out, report)
+
+
+def prepare_cached(
+    source: Source,
+    tokenizer: str | Tokenizer,
+    cache_dir: Path,
+    progress: Callable[[], AbstractContextManager[Report]] | None = None,
+) -> Corpus:
+    """The prepared corpus from the cache, made first if it is not there whole. Any number of processes may call at once."""
+    who = tokenizer if isinstance(tokenizer, str) else tokenizers.identity(tokenizer)
+    key = hashlib.sha256(json.dumps([FORMAT, source.record, who], sort_keys=True).encode()).hexdigest()[:20]
+    folder = cache_dir / "corpora" / key
+    with _only_one_makes(folder):
+        if is_corpus(folder):
+            with suppress(UserError):  # damaged: make it again
+                return open_corpus(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        with progress() if progress else nullcontext(_silent) as report:
+            return _make(source, tokenizer, folder, report)
+
+
+@contextmanager
+def _only_one_makes(out: Path) -> Iterator[None]:
+    """Wait for whoever is making the folder `out`; the lock dies with its holder. What a killed maker left is removed."""
     out.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in out.parent.glob(f".{out.name}.*.tmp"):
-        shutil.rmtree(left_over, ignore_errors=True)
+    lock = out.parent / f".{out.name}.lock"
+    with FileLock(lock):
+        for left_over in out.parent.glob(f".{out.name}.*.tmp"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        yield
+        lock.unlink(missing_ok=True)
+
+
+def _make(source: Source, tokenizer: str | Tokenizer, out: Path, report: Report) -> Corpus:
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     part.chmod(0o755)
     name = tokenizer if isinstance(tokenizer, str) else str(tokenizer.name_or_path)
@@ -59,31 +91,12 @@ def prepare(source: Source, tokenizer: str | Tokenizer, out: Path, report: Repor
             _tokenise(source, tokenizer, writer, report)
             if not writer.finish(name, tokenizers.identity(tokenizer), source.record):
                 raise UserError(f"{source.name}: there is no text in it")
-        if out.exists():
-            out.rmdir()
         os.rename(part, out)
         _sync_folder(out.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
     return open_corpus(out)
-
-
-def prepare_cached(
-    source: Source, tokenizer: str | Tokenizer, cache_dir: Path, progress: Callable[[], Any] | None = None
-) -> Corpus:
-    """The prepared corpus from the cache, made first if it is not there. Any number of processes may call at once."""
-    who = tokenizer if isinstance(tokenizer, str) else tokenizers.identity(tokenizer)
-    key = hashlib.sha256(json.dumps([FORMAT, source.record, who], sort_keys=True).encode()).hexdigest()[:20]
-    folder = cache_dir / "corpora" / key
-    if is_corpus(folder):
-        return open_corpus(folder)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
-        if is_corpus(folder):
-            return open_corpus(folder)
-        with progress() if progress else nullcontext(_silent) as report:
-            return prepare(source, tokenizer, folder, report)
 
 
 def remembering_hash(cache_dir: Path) -> Callable[[Path], str]:
