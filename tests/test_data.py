@@ -195,7 +195,7 @@ def test_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
 def test_processes_that_start_at_once_prepare_once(text: Path, tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from sslm.data import preparation as p; from sslm.data.corpus import open_source\n"
-        "p.prepare, real = (lambda *a: (print('made'), real(*a))[1]), p.prepare\n"
+        "p._make, real = (lambda *a: (print('made'), real(*a))[1]), p._make\n"
         "s = open_source(sys.argv[1], text_field='text', document_separator=None)\n"
         "print(p.prepare_cached(s, 'bpe:300', Path(sys.argv[2])).num_tokens)"
     )

@@ -74,8 +74,10 @@ def _only_one_makes(out: Path) -> Iterator[None]:
     with FileLock(lock):
         for left_over in out.parent.glob(f".{out.name}.*.tmp"):
             shutil.rmtree(left_over, ignore_errors=True)
-        yield
-        lock.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # a waiter notices that the file it locked is gone, and tries again
 
 
 def _make(source: Source, tokenizer: str | Tokenizer, out: Path, report: Report) -> Corpus:
