@@ -66,19 +66,21 @@ def world_size(config: Config) -> int:
 def _devices(config: Config) -> tuple[str, int]:
     import torch
 
+    if "LOCAL_WORLD_SIZE" in os.environ and config.devices not in (None, int(os.environ["LOCAL_WORLD_SIZE"])):
+        raise UserError(f"--devices {config.devices}: torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes on this node; give "
+                        f"--devices {os.environ['LOCAL_WORLD_SIZE']}, or leave it out")  # fmt: skip
+    asked = config.devices or int(os.environ.get("LOCAL_WORLD_SIZE", 0))
     gpus = torch.cuda.device_count()
     if config.accelerator == "gpu" and not gpus:
         raise UserError("--accelerator gpu: this machine has no GPU that torch can use; give --accelerator cpu")
     if config.accelerator == "cpu" or not gpus:
         most = max(os.cpu_count() or 1, CPU_PROCESSES)
-        if (config.devices or 1) > most:
-            raise UserError(
-                f"--devices {config.devices}: this machine has {os.cpu_count()} CPU cores; give at most {most}"
-            )
-        return "cpu", config.devices or 1
-    if (config.devices or 1) > gpus:
-        raise UserError(f"--devices {config.devices}: this machine has {gpus} GPUs; give at most {gpus}")
-    return "gpu", config.devices or gpus
+        if asked > most:
+            raise UserError(f"--devices {asked}: this machine has {os.cpu_count()} CPU cores; give at most {most}")
+        return "cpu", asked or 1
+    if asked > gpus:
+        raise UserError(f"--devices {asked}: this machine has {gpus} GPUs; give at most {gpus}")
+    return "gpu", asked or gpus
 
 
 def _choose(accelerator: str, world: int, num_parameters: int) -> str:

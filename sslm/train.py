@@ -325,16 +325,13 @@ def keep_libraries_quiet() -> None:
     """Libraries' chatter off; their warnings stay, but for those about choices that are made on purpose here."""
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in (
-        "lightning.pytorch.utilities.rank_zero",
-        "lightning.fabric.utilities.rank_zero",
-        "torch.distributed.checkpoint",
-    ):
-        logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.ERROR)
     for message in (
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*torch.distributed is disabled, unavailable or uninitialized.*",  # one process is no mistake
+        ".*`broadcast_buffers` is deprecated.*",  # its successor is missing in torch 2.11
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own
     ):
         warnings.filterwarnings("ignore", message)
