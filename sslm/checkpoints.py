@@ -13,6 +13,7 @@ other's, and nothing is ever unpickled.
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -47,15 +48,23 @@ def name_of(step: int) -> str:
 
 def found(folder: Path) -> list[Path]:
     """Checkpoints in a folder, newest first."""
-    return sorted(folder.glob("step-[0-9]*"), key=lambda path: int(path.name.removeprefix("step-")), reverse=True)
+    there = folder.iterdir() if folder.is_dir() else []
+    return sorted((path for path in there if re.fullmatch(r"step-\d+", path.name)), key=_step, reverse=True)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("step-"))
 
 
 def newest_good(folder: Path, tell: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files are as they were written; `tell` hears of those that are not."""
+    """The newest checkpoint whose files are as they were written; others on the way are renamed, and told of."""
     for checkpoint in found(folder):
         if not (damage := damage_of(checkpoint)):
             return checkpoint
-        tell(f"{checkpoint} is damaged ({damage}): not used")
+        aside = checkpoint.with_name(f"{checkpoint.name}.corrupt")
+        shutil.rmtree(aside, ignore_errors=True)
+        checkpoint.rename(aside)
+        tell(f"{checkpoint} is damaged ({damage}): set aside as {aside.name}")
     return None
 
 
@@ -93,36 +102,58 @@ def save(
     state: dict[str, Any],
     save_model_files: Callable[[Path], None],
     keep_last: int | None,
+    group: dist.ProcessGroup | None,
 ) -> Path:
-    """Write a checkpoint; all ranks call it together.
+    """Write a checkpoint; all ranks call it together, and none waits for one that failed.
 
     Args:
         folder: where checkpoints are kept.
         state: what state.json holds; `step` names the checkpoint.
         save_model_files: writes config and tokenizer into a folder; called on rank 0.
         keep_last: how many to keep, this one included; None: all.
+        group: a CPU process group of all ranks; None: there is one process.
     """
     final = folder / name_of(state["step"])
     part = folder / f".{final.name}.tmp"
-    rank = dist.get_rank() if dist.is_initialized() else 0
+
+    def begin() -> None:
+        for left_over in folder.glob(".step-*.tmp"):
+            shutil.rmtree(left_over, ignore_errors=True)
+        part.mkdir(parents=True)
+
+    def finish() -> None:
+        save_model_files(part / "model")
+        (part / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1) + "\n")
+        _seal(part, final)
+        for old in [c for c in found(folder) if _step(c) <= state["step"]][keep_last:] if keep_last else []:
+            shutil.rmtree(old, ignore_errors=True)
+
     try:
-        if rank == 0:
-            shutil.rmtree(part, ignore_errors=True)
-            part.mkdir(parents=True)
+        _on_first_rank(begin, group)
         _write_tensors(part, _model_tensors(network) | _optimizer_tensors(network, optimizer))
-        if rank == 0:
-            save_model_files(part / "model")
-            (part / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1) + "\n")
-            _seal(part, final)
-            for old in found(folder)[keep_last:] if keep_last else []:
-                shutil.rmtree(old, ignore_errors=True)
+        _on_first_rank(finish, group)
     except BaseException:
-        if rank == 0:
+        if group is None or dist.get_rank() == 0:
             shutil.rmtree(part, ignore_errors=True)
         raise
-    if dist.is_initialized():
-        dist.barrier()
     return final
+
+
+def _on_first_rank(act: Callable[[], None], group: dist.ProcessGroup | None) -> None:
+    """Act on rank 0; the others learn whether it went well, and raise if it did not."""
+    failure: BaseException | None = None
+    if group is None or dist.get_rank() == 0:
+        try:
+            act()
+        except BaseException as error:
+            failure = error
+    if group is not None:
+        failed = torch.tensor(int(failure is not None))
+        dist.all_reduce(failed, group=group)
+        if failed.item() and failure is None:
+            raise RuntimeError("rank 0 could not save the checkpoint; its own message says why")
+    if failure is not None:
+        raise failure
 
 
 def load(checkpoint: Path, network: LanguageModel, optimizer: torch.optim.Optimizer) -> None:

@@ -171,7 +171,10 @@ def _take_open_settings(arguments: list[str], tree: dict[str, Any]) -> list[str]
                 value = stream.pop(0)
         if is_open:
             settings = tree.setdefault(section, {}).setdefault("settings", {})
-            settings[key] = yaml.load(value, Loader=_Loader)
+            try:
+                settings[key] = yaml.load(value, Loader=_Loader)
+            except yaml.YAMLError:
+                raise UserError(f"--{name} {value}: can't be read; quote it as in YAML") from None
         else:
             rest.append(f"--{name}={_whole(value, flags[name])}")
     return rest

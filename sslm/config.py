@@ -114,7 +114,8 @@ class Config:
     run_dir: str | None = None
     """Run folder; default: runs/OBJECTIVE."""
     resume: str = "auto"
-    """auto: go on from the run folder's newest checkpoint; never: refuse a folder that has one; or a PATH to go on from."""
+    """auto: go on from the run folder's newest checkpoint; never: refuse a folder that has one; PATH: a run or checkpoint
+    to begin from where the run folder has none of its own."""
     seed: int = 0
     """Seed of order, noise, dropout and initial weights."""
     strategy: Strategy = "auto"

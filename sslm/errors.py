@@ -29,8 +29,9 @@ def sentence_of(error: BaseException) -> str | None:
     """The one sentence for the user, or None where the error is not the user's."""
     if isinstance(error, UserError):
         return str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
-        where = f" while writing {error.filename}" if error.filename else ""
+    no_room = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+    if no_room or f"(os error {errno.ENOSPC})" in str(error):  # the latter: safetensors and tokenizers, written in Rust
+        where = f" while writing {file}" if (file := getattr(error, "filename", None)) else ""
         return (
             f"the disk is full{where}: free some room, or point --run_dir and --data.cache_dir elsewhere, and run again"
         )

@@ -10,10 +10,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sslm import checkpoints
 from sslm.errors import UserError, exits_politely
 from sslm.runs import RunFolder
-from sslm.terminal import say
+from sslm.terminal import keep_libraries_quiet, say
 
 
 @exits_politely
@@ -22,6 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("run", help="run folder (its newest checkpoint is taken), or one checkpoint's folder")
     parser.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
     options = parser.parse_args(arguments)
+    keep_libraries_quiet()
     checkpoint = find_checkpoint(options.run)
     if options.out.exists():
         raise UserError(f"--out {options.out}: already exists; remove it, or choose another folder")
@@ -36,6 +36,8 @@ def find_checkpoint(given: str | Path) -> Path:
     Raises:
         UserError: there is none, or it is damaged.
     """
+    from sslm import checkpoints
+
     path = Path(given)
     if (path / "manifest.json").is_file() or (path / "state.json").is_file():
         if damage := checkpoints.damage_of(path):
@@ -48,11 +50,13 @@ def find_checkpoint(given: str | Path) -> Path:
     return newest
 
 
-def export(checkpoint: Path, out: Path, rows: list[dict[str, Any]] | None = None) -> None:
+def export(checkpoint: Path, out: Path) -> None:
     """Write the folder `out`, replacing it: weights (safetensors, fp32), config, tokenizer, generation config, model card."""
     import torch
     import transformers
     from transformers import AutoConfig
+
+    from sslm import checkpoints
 
     config = AutoConfig.from_pretrained(checkpoint / "model")
     model_class = getattr(transformers, config.architectures[0])
@@ -66,18 +70,16 @@ def export(checkpoint: Path, out: Path, rows: list[dict[str, Any]] | None = None
     try:
         shutil.copytree(checkpoint / "model", part, dirs_exist_ok=True)
         model.save_pretrained(part, state_dict=weights)
+        if (checkpoint / "model/generation_config.json").is_file():  # save_pretrained has written the default's
+            shutil.copy(checkpoint / "model/generation_config.json", part)
         (part / "README.md").write_text(
-            model_card(config, checkpoints.read_state(checkpoint), rows or _rows(checkpoint))
+            model_card(config, checkpoints.read_state(checkpoint), RunFolder(checkpoint.parent.parent).rows())
         )
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
-
-
-def _rows(checkpoint: Path) -> list[dict[str, Any]]:
-    return RunFolder(checkpoint.parent.parent).rows()
 
 
 def model_card(config: Any, state: dict[str, Any], rows: list[dict[str, Any]]) -> str:

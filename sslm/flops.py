@@ -33,12 +33,12 @@ def flops_per_token(config: PreTrainedConfig, num_matmul: int, seq_len: int) -> 
     return float(6 * num_matmul + 12 * attention)
 
 
-def peak_flops(device: torch.device, precision: str) -> float | None:
+def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Peak FLOP/s of a device: from the table on GPUs (None where it isn't listed), a measured matmul on CPUs."""
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         return next((peak for part, peak in PEAKS.items() if part in name), None)
-    return _measured_matmul(torch.bfloat16 if "bf16" in precision else torch.float32)
+    return _measured_matmul(dtype)
 
 
 def _measured_matmul(dtype: torch.dtype, size: int = 1024, seconds: float = 0.2) -> float:

@@ -4,10 +4,14 @@ import ctypes
 import os
 import signal
 import sys
+import time
 from typing import Any
 
 from sslm.config import Config
 from sslm.errors import UserError
+
+STARTED_AT = time.monotonic()
+"""When this process began, which --stop_after counts from."""
 
 CPU_PROCESSES = 8
 """More processes than cores are allowed up to this: enough to try a strategy on a laptop."""
@@ -15,17 +19,25 @@ CPU_PROCESSES = 8
 
 def is_first_process() -> bool:
     """Whether this is global rank 0, known before any process group is."""
-    rank = next((os.environ[name] for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if name in os.environ), "0")
-    return rank == "0" and os.environ.get("NODE_RANK", "0") == "0"
+    if _under_torchrun():
+        return os.environ["RANK"] == "0"
+    if _under_srun():
+        return os.environ["SLURM_PROCID"] == "0"
+    return not is_child() and os.environ.get("NODE_RANK", "0") == "0"
 
 
 def is_child() -> bool:
     """Whether Lightning's launcher started this process, as one of the local ranks of another."""
-    return (
-        os.environ.get("LOCAL_RANK", "0") != "0"
-        and "TORCHELASTIC_RUN_ID" not in os.environ
-        and "SLURM_PROCID" not in os.environ
-    )
+    return os.environ.get("LOCAL_RANK", "0") != "0" and not _under_torchrun() and not _under_srun()
+
+
+def _under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def _under_srun() -> bool:
+    """Whether srun started this task; an interactive shell on a node has srun's variables too, but is no task."""
+    return "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in (None, "bash", "interactive")
 
 
 def die_with_parent() -> None:
@@ -40,8 +52,8 @@ def trainer_settings(config: Config, num_parameters: int) -> dict[str, Any]:
     Raises:
         UserError: this machine has not what is asked for.
     """
-    accelerator, devices = _devices(config)
-    world = devices * config.num_nodes
+    accelerator, devices, num_nodes = _devices(config)
+    world = devices * num_nodes
     name: str = config.strategy
     if name == "auto":
         name = _choose(accelerator, world, num_parameters)
@@ -52,7 +64,7 @@ def trainer_settings(config: Config, num_parameters: int) -> dict[str, Any]:
     return {
         "accelerator": accelerator,
         "devices": devices,
-        "num_nodes": config.num_nodes,
+        "num_nodes": num_nodes,
         "strategy": _strategy(name, accelerator, world),
         "precision": _precision(config, accelerator),
         "plugins": _cluster(),
@@ -60,27 +72,33 @@ def trainer_settings(config: Config, num_parameters: int) -> dict[str, Any]:
 
 
 def world_size(config: Config) -> int:
-    return _devices(config)[1] * config.num_nodes
+    _, devices, num_nodes = _devices(config)
+    return devices * num_nodes
 
 
-def _devices(config: Config) -> tuple[str, int]:
+def _devices(config: Config) -> tuple[str, int, int]:
+    """(accelerator, devices per node, nodes): as asked for, or as torchrun has started them, or all there are."""
     import torch
 
-    if "LOCAL_WORLD_SIZE" in os.environ and config.devices not in (None, int(os.environ["LOCAL_WORLD_SIZE"])):
-        raise UserError(f"--devices {config.devices}: torchrun started {os.environ['LOCAL_WORLD_SIZE']} processes on this node; give "
-                        f"--devices {os.environ['LOCAL_WORLD_SIZE']}, or leave it out")  # fmt: skip
-    asked = config.devices or int(os.environ.get("LOCAL_WORLD_SIZE", 0))
+    asked, num_nodes = config.devices, config.num_nodes
+    if _under_torchrun():
+        local = int(os.environ["LOCAL_WORLD_SIZE"])
+        num_nodes = int(os.environ["WORLD_SIZE"]) // local
+        if asked not in (None, local):
+            raise UserError(f"--devices {asked}: torchrun started {local} processes on this node; give --devices {local}, or "
+                            f"leave it out")  # fmt: skip
+        asked = local
     gpus = torch.cuda.device_count()
     if config.accelerator == "gpu" and not gpus:
         raise UserError("--accelerator gpu: this machine has no GPU that torch can use; give --accelerator cpu")
     if config.accelerator == "cpu" or not gpus:
         most = max(os.cpu_count() or 1, CPU_PROCESSES)
-        if asked > most:
+        if asked and asked > most:
             raise UserError(f"--devices {asked}: this machine has {os.cpu_count()} CPU cores; give at most {most}")
-        return "cpu", asked or 1
-    if asked > gpus:
+        return "cpu", asked or 1, num_nodes
+    if asked and asked > gpus:
         raise UserError(f"--devices {asked}: this machine has {gpus} GPUs; give at most {gpus}")
-    return "gpu", asked or gpus
+    return "gpu", asked or gpus, num_nodes
 
 
 def _choose(accelerator: str, world: int, num_parameters: int) -> str:
@@ -105,12 +123,13 @@ def _strategy(name: str, accelerator: str, world: int) -> Any:
 
 
 def _precision(config: Config, accelerator: str) -> str:
+    """Lightning's name. bf16-true is 32-true to Lightning: `parallelize` casts the weights, and nothing but these."""
     if config.precision == "auto":
         return "bf16-mixed" if accelerator == "gpu" else "32-true"
-    return "32-true" if config.precision == "32" else config.precision
+    return "bf16-mixed" if config.precision == "bf16-mixed" else "32-true"
 
 
 def _cluster() -> list[Any]:
     from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 
-    return [SLURMEnvironment(auto_requeue=False)] if SLURMEnvironment.detect() else []
+    return [SLURMEnvironment(auto_requeue=False)] if _under_srun() and not _under_torchrun() else []

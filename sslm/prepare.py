@@ -8,7 +8,7 @@ import time
 from pathlib import Path
 
 from sslm.errors import UserError, exits_politely
-from sslm.terminal import count, preparation_progress, say
+from sslm.terminal import count, keep_libraries_quiet, preparation_progress, say
 
 
 @exits_politely
@@ -32,11 +32,13 @@ def main(arguments: list[str] | None = None) -> int:
         help="regular expression between the documents of a .txt; default: a file is one",
     )
     options = parser.parse_args(arguments)
+    keep_libraries_quiet()
 
     from sslm.data import corpus, tokenizer
+    from sslm.data.embedded import EMBEDDED
     from sslm.data.preparation import prepare
 
-    given = None if options.input == corpus.EMBEDDED else options.input
+    given = None if options.input == EMBEDDED else options.input
     if options.out.exists():
         raise UserError(f"--out {options.out}: already exists; remove it, or choose another folder")
     source = corpus.open_source(given, text_field=options.text_field, document_separator=options.document_separator)

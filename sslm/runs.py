@@ -100,11 +100,22 @@ class RunFolder:
         write_atomically(self.path / "status.json", json.dumps(status, indent=1) + "\n")
 
     def drop_metrics_after(self, step: int) -> None:
-        """Forget rows past `step` (they will be made again) and a last line that was torn."""
+        """Forget rows past `step` (they will be made again; past 0: all) and a last line that was torn."""
         if not self.metrics.is_file():
             return
-        kept = [line for line in self.metrics.read_text().splitlines() if (row := _row(line)) and row["step"] <= step]
+        kept = [
+            line
+            for line in self.metrics.read_text().splitlines()
+            if (row := _row(line)) and row["step"] <= step and step > 0
+        ]
         write_atomically(self.metrics, "".join(line + "\n" for line in kept))
+
+    def wandb_id(self) -> str:
+        """The id of this run at W&B, made up once."""
+        file = self.path / "wandb_id"
+        if not file.is_file():
+            write_atomically(file, os.urandom(4).hex())
+        return file.read_text()
 
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl."""

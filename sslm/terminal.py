@@ -3,8 +3,11 @@
 Where stdout is not a terminal (a batch job's log) there is no bar; a plain line comes now and then instead.
 """
 
+import logging
+import os
 import sys
 import time
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
@@ -15,13 +18,40 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
 
+_muted = False
+
+
+def mute() -> None:
+    """From now on this process says nothing: of many ranks one speaks."""
+    global _muted
+    _muted = True
+
+
 def say(text: str = "") -> None:
     """Print a line at once, above a progress bar if one is showing."""
-    console().print(text, markup=False, highlight=False, soft_wrap=True)
+    if not _muted:
+        console().print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def is_watched() -> bool:
-    return sys.stdout.isatty()
+    return sys.stdout.isatty() and not _muted
+
+
+def keep_libraries_quiet() -> None:
+    """Libraries' chatter off; their warnings stay, but for those about choices that are made on purpose here."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.ERROR)
+    for message in (
+        ".*does not have many workers.*",
+        ".*`srun` command is available on your system but is not used.*",
+        ".*smaller than the logging interval.*",
+        ".*torch.distributed is disabled, unavailable or uninitialized.*",  # one process is no mistake
+        ".*`broadcast_buffers` is deprecated.*",  # its successor is missing in torch 2.11
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own
+    ):
+        warnings.filterwarnings("ignore", message)
 
 
 def count(number: float) -> str:
@@ -83,6 +113,35 @@ def preparation_progress(what: str) -> Iterator[Report]:
             bar.update(task, rates=rates(documents, tokens))
 
         yield show
+
+
+class TrainingProgress:
+    """A bar where somebody watches, else a plain line now and then."""
+
+    def __init__(self, total_steps: int, first_step: int) -> None:
+        self.total_steps, self.first_step = total_steps, first_step
+        self.started = self.last_line = time.monotonic()
+        self.bar: Progress | None = None
+        if is_watched():
+            self.bar = Progress(TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[what]}"),
+                                console=console(), transient=True)  # fmt: skip
+            self.task = self.bar.add_task("", total=total_steps, completed=first_step, what="")
+            self.bar.start()
+
+    def step(self, step: int, loss: float, tokens_per_second: float, mfu: float | None) -> None:
+        per_step = (time.monotonic() - self.started) / max(step - self.first_step, 1)
+        what = f"loss {loss:.4f}  {count(tokens_per_second)} tokens/s" + (f"  MFU {mfu:.0%}" if mfu else "")
+        what += f"  {duration((self.total_steps - step) * per_step)} left"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, what=what)
+        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_PLAIN_LINES:
+            self.last_line = time.monotonic()
+            say(f"step {step:>6}/{self.total_steps}  {what}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
 
 
 _the_console: Console | None = None

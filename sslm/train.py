@@ -7,18 +7,15 @@ out before another process is started and before the run folder is touched.
 """
 
 import functools
-import logging
-import os
 import sys
-import warnings
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sslm import launch
+from sslm import launch, terminal
 from sslm.commandline import parse
 from sslm.config import Config
-from sslm.errors import DONE, FAILED, STOPPED, USER_ERROR, UserError, exits_politely, sentence_of
+from sslm.errors import DONE, FAILED, STOPPED, USER_ERROR, UserError, exits_politely, nearest, sentence_of
 from sslm.runs import RunFolder
 from sslm.terminal import count, say
 
@@ -26,7 +23,10 @@ if TYPE_CHECKING:
     from lightning.pytorch import Trainer
     from transformers import PreTrainedConfig
 
+    from sslm.callbacks.checkpoint import Checkpoint
+    from sslm.callbacks.monitor import Monitor
     from sslm.callbacks.preemption import Preemption
+    from sslm.callbacks.validation import Validation
     from sslm.data.module import DataModule
     from sslm.objectives.base import Objective, Recipe
 
@@ -36,7 +36,9 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse(sys.argv[1:] if arguments is None else arguments)
     if launch.is_child():
         launch.die_with_parent()
-    keep_libraries_quiet()
+    if not launch.is_first_process():
+        terminal.mute()
+    terminal.keep_libraries_quiet()
     run = RunFolder(config.run_folder)
     run.check_config(config)
     check_batch(config)
@@ -51,36 +53,37 @@ def main(arguments: list[str] | None = None) -> int:
         return DONE
 
     with run.locked() if launch.is_first_process() else nullcontext():
-        return train(config, run, objective, recipe, data, model_config, settings)
+        checkpoint = choose_checkpoint(config, run, data)
+        if checkpoint is not None and step_of(checkpoint) >= config.total_steps:
+            return already_done(config, run, data, checkpoint)
+        module = build_module(config, objective, recipe, model_config, fresh=checkpoint is None)
+        callbacks = build_callbacks(config, run, data, model_config, checkpoint)
+        trainer = build_trainer(config, run, settings, callbacks)
+        return train(config, run, data, module, trainer, callbacks)
 
 
 def train(
-    config: Config, run: RunFolder, objective: "type[Objective]", recipe: "Recipe", data: "DataModule",
-    model_config: "PreTrainedConfig", settings: dict[str, Any],
-) -> int:  # fmt: skip
-    """Fit, export, and leave a status; the exit code."""
-    checkpoint = choose_checkpoint(config, run, data)
-    if checkpoint is not None and (done := step_of(checkpoint)) >= config.total_steps:
-        finish(config, run, data, checkpoint)
-        say(f"This run is done: {done} of {config.total_steps} steps. To train longer: --max_steps {2 * done}; to start anew: "
-            f"--run_dir with another folder.")  # fmt: skip
-        return DONE
-    module = build_module(config, objective, recipe, model_config, fresh=checkpoint is None)
-    if launch.is_first_process():
+    config: Config, run: RunFolder, data: "DataModule", module: "Objective", trainer: "Trainer", callbacks: "Callbacks"
+) -> int:
+    """Fit, then export on rank 0 while the others wait; the exit code, which status.json has too."""
+    first = step_of(callbacks.checkpoint.resume_from)
+    if trainer.is_global_zero:
         run.write_config(config)
-        run.write_status("running", step=step_of(checkpoint))
-        say(f"Run folder: {run.path}" + (f"; going on from step {step_of(checkpoint)}" if checkpoint else ""))
-    trainer, preemption = build_trainer(config, run, data, model_config, settings, checkpoint)
+        run.write_status("running", step=first)
+        say(f"Run folder: {run.path}" + (f"; going on from step {first}" if first else ""))
     try:
         trainer.fit(module, datamodule=data)
+        if trainer.is_global_zero:
+            conclude(config, run, data, callbacks)
+        module.wait_for_all()
     except BaseException as error:
         if trainer.is_global_zero:
             code = USER_ERROR if sentence_of(error) else FAILED
-            run.write_status(
-                "failed", exit_code=code, step=trainer.global_step, reason=f"{type(error).__name__}: {error}"
-            )
+            reason = f"{type(error).__name__}: {error}"
+            with suppress(OSError):  # the disk may be full
+                run.write_status("failed", exit_code=code, step=trainer.global_step, reason=reason)
         raise
-    return conclude(config, run, data, trainer, preemption)
+    return STOPPED if callbacks.preemption.stopped and not launch.is_child() else DONE
 
 
 # ------------------------------------------------------------------------------------------------ what was asked for
@@ -100,7 +103,6 @@ def check_batch(config: Config) -> None:
 
 
 def choose_objective(config: Config) -> "tuple[type[Objective], Recipe]":
-    from sslm.errors import nearest
     from sslm.objectives import load_objective
 
     objective = load_objective(config.objective.name)
@@ -125,13 +127,13 @@ def open_data(config: Config, recipe: "Recipe") -> "DataModule":
 
 
 def choose_model(config: Config, objective: "type[Objective]", data: "DataModule") -> "PreTrainedConfig":
+    from sslm.data.tokenizer import special_ids
     from sslm.models.build import model_config
 
-    tokenizer = data.tokenizer
     return model_config(
         config.model.settings, model_type=config.model.model_type, default=objective.default_model,
-        auto_class=objective.auto_class, vocab_size=len(tokenizer), seq_len=config.seq_len,
-        special_ids={f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")},
+        auto_class=objective.auto_class, vocab_size=len(data.tokenizer), seq_len=config.seq_len,
+        special_ids=special_ids(data.tokenizer),
         pretrained=pretrained_folder(config),
     )  # fmt: skip
 
@@ -151,21 +153,26 @@ def pretrained_folder(config: Config) -> str | None:
 
 
 def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule") -> Path | None:
-    """The checkpoint to go on from, checked against the data; None: begin."""
+    """The checkpoint to go on from, checked against the data; None: begin.
+
+    A run goes on from its own newest; --resume PATH says where a run begins that has none.
+    """
     from sslm import checkpoints
     from sslm.callbacks.checkpoint import check_data
     from sslm.export import find_checkpoint
 
-    if config.resume == "never":
-        if checkpoints.found(run.checkpoints):
-            raise UserError(
-                f"--resume never: {run.path} has checkpoints already; remove the folder, or give another --run_dir"
-            )
-        return None
-    if config.resume == "auto":
-        checkpoint = checkpoints.newest_good(run.checkpoints, say)
-    else:
+    own = checkpoints.found(run.checkpoints)
+    if config.resume == "never" and own:
+        raise UserError(
+            f"--resume never: {run.path} has checkpoints already; remove the folder, or give another --run_dir"
+        )
+    if own:  # one process looks closely; the callback makes sure that the others took the same
+        checkpoint = checkpoints.newest_good(run.checkpoints, say) if launch.is_first_process() else own[0]
+    elif config.resume not in ("auto", "never"):
         checkpoint = find_checkpoint(config.resume)
+        RunFolder(checkpoint.parent.parent).check_config(config)
+    else:
+        checkpoint = None
     if checkpoint is not None:
         check_data(checkpoint, data)
     return checkpoint
@@ -200,61 +207,61 @@ def build_module(
         model, recipe, optim=config.optim, total_steps=config.total_steps, micro_batch_size=config.micro_batch_size,
         seed=config.seed,
         parallelize=functools.partial(
-            parallelize, compile_blocks=config.compile, activation_checkpointing=config.activation_checkpointing
+            parallelize, in_bf16=config.precision == "bf16-true", compile_blocks=config.compile,
+            activation_checkpointing=config.activation_checkpointing,
         ),
     )  # fmt: skip
 
 
-def build_trainer(
-    config: Config, run: RunFolder, data: "DataModule", model_config: "PreTrainedConfig", settings: dict[str, Any],
-    checkpoint: Path | None,
-) -> "tuple[Trainer, Preemption]":  # fmt: skip
-    from lightning.pytorch import Trainer
+class Callbacks(NamedTuple):
+    """In the order in which they act: a step's rows are written before it is validated, and that before it is saved."""
 
+    monitor: "Monitor"
+    validation: "Validation"
+    checkpoint: "Checkpoint"
+    preemption: "Preemption"
+
+
+def build_callbacks(
+    config: Config, run: RunFolder, data: "DataModule", model_config: "PreTrainedConfig", resume_from: Path | None
+) -> Callbacks:
     from sslm.callbacks.checkpoint import Checkpoint
     from sslm.callbacks.monitor import Monitor
     from sslm.callbacks.preemption import Preemption
     from sslm.callbacks.validation import Validation
 
-    total = config.total_steps
-    monitor = Monitor(run.path, total_steps=total, batch_tokens=config.batch_size * config.seq_len,
-                      model_config=model_config, unigram_entropy=data.unigram_entropy())  # fmt: skip
-    preemption = Preemption(config.stop_after)
-    callbacks = [monitor, Validation(config.val_every, total), Checkpoint(run.checkpoints, config.checkpoint, checkpoint, total),
-                 preemption]  # fmt: skip
-    trainer = Trainer(
-        **settings, max_steps=total, max_epochs=-1, callbacks=callbacks, logger=build_logger(config, run),
-        log_every_n_steps=config.log_every, check_val_every_n_epoch=None, val_check_interval=total + 1,  # Validation decides
-        enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, use_distributed_sampler=False,
-        num_sanity_val_steps=0, inference_mode=False,
+    total, batch_tokens = config.total_steps, config.batch_size * config.seq_len
+    return Callbacks(
+        Monitor(run.path, total_steps=total, batch_tokens=batch_tokens, model_config=model_config,
+                unigram_entropy=data.unigram_entropy),
+        Validation(config.val_every, total),
+        Checkpoint(run.checkpoints, config.checkpoint, resume_from, total),
+        Preemption(config.stop_after, launch.STARTED_AT),
     )  # fmt: skip
-    return trainer, preemption
 
 
-def build_logger(config: Config, run: RunFolder) -> Any:
-    """The logger beside metrics.jsonl."""
-    from lightning.pytorch import loggers
+def build_trainer(config: Config, run: RunFolder, settings: dict[str, Any], callbacks: Callbacks) -> "Trainer":
+    from lightning.pytorch import Trainer
 
-    folder = str(run.path)
-    if config.logger == "csv":
-        return loggers.CSVLogger(folder, name="csv", version="")
-    if config.logger == "tensorboard":
-        try:
-            return loggers.TensorBoardLogger(folder, name="tensorboard", version="")
-        except ModuleNotFoundError:
-            raise UserError("--logger tensorboard: tensorboard is not installed; pip install tensorboard") from None
-    if config.logger == "wandb":
-        import wandb
+    from sslm.loggers import build_logger
 
-        logged_in = bool(os.environ.get("WANDB_API_KEY")) or wandb.api.api_key is not None
-        offline = os.environ.get("WANDB_MODE", "online" if logged_in else "offline") == "offline"
-        return loggers.WandbLogger(
-            name=run.path.name,
-            save_dir=folder,
-            project=os.environ.get("WANDB_PROJECT", "sslm"),
-            offline=offline,
-        )
-    return False
+    return Trainer(
+        **settings,
+        max_steps=config.total_steps,
+        max_epochs=-1,
+        callbacks=list(callbacks),
+        logger=build_logger(config.logger, run),
+        log_every_n_steps=config.log_every,
+        default_root_dir=run.path,
+        check_val_every_n_epoch=None,
+        val_check_interval=config.total_steps + 1,  # never: our callback validates
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=False,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ what is said and left
@@ -264,77 +271,65 @@ def describe(config: Config, objective: "type[Objective]", data: "DataModule", m
     """Say what will be trained on what; the number of parameters."""
     from sslm.models.build import on_meta
 
-    model = on_meta(model_config, objective.auto_class)
-    num_parameters = sum(p.numel() for p in model.parameters())
-    if launch.is_first_process():
-        corpus, tokens = data.train_corpus, config.total_steps * config.batch_size * config.seq_len
-        windows = data.train_stream.num_windows
-        say(f"Text: {corpus.num_documents:,} documents, {count(corpus.num_tokens)} tokens of {len(data.tokenizer):,} kinds; "
-            f"{windows:,} training and {data.val_stream.num_windows:,} held-out sequences of {config.seq_len}")  # fmt: skip
-        say(f"Model: {config.objective.name}, {model_config.model_type} with {count(num_parameters)} parameters")
-        say(f"Training: {config.total_steps} steps of {config.batch_size} sequences, {count(tokens)} tokens, "
-            f"{config.total_steps * config.batch_size / windows:.2f} epochs")  # fmt: skip
-        say(
-            f"Unigram entropy of the held-out text: {data.unigram_entropy():.4f} nats/token (a model is to get far below it)"
-        )
+    num_parameters = sum(p.numel() for p in on_meta(model_config, objective.auto_class).parameters())
+    corpus, windows, steps = data.train_corpus, data.train_stream.num_windows, config.total_steps
+    say(f"Text: {corpus.num_documents:,} documents, {count(corpus.num_tokens)} tokens of {len(data.tokenizer):,} kinds; "
+        f"{windows:,} training and {data.val_stream.num_windows:,} held-out sequences of {config.seq_len}")  # fmt: skip
+    say(f"Model: {config.objective.name}, {model_config.model_type} with {count(num_parameters)} parameters")
+    say(f"Training: {steps} steps of {config.batch_size} sequences, {count(steps * config.batch_size * config.seq_len)} tokens, "
+        f"{steps * config.batch_size / windows:.2f} epochs")  # fmt: skip
+    say(f"Unigram entropy of the held-out text: {data.unigram_entropy:.4f} nats/token (a model is to get far below it)")
     return num_parameters
 
 
-def conclude(config: Config, run: RunFolder, data: "DataModule", trainer: "Trainer", preemption: "Preemption") -> int:
-    """After the last step: export on rank 0 while the others wait; status and summary; the exit code."""
-    step, stopped = trainer.global_step, preemption.stopped
-    code = STOPPED if stopped else DONE
-    if trainer.is_global_zero:
-        if stopped:
-            run.write_status("stopped", exit_code=code, step=step, reason=preemption.reason)
-            say(
-                f"Stopped at step {step} of {config.total_steps} ({preemption.reason}), all saved. Run the same command to go on."
-            )
-        else:
-            from sslm.export import find_checkpoint
-
-            finish(config, run, data, find_checkpoint(run.path))
-    trainer.strategy.barrier("the end")
-    return DONE if launch.is_child() else code
-
-
-def finish(config: Config, run: RunFolder, data: "DataModule", checkpoint: Path) -> None:
-    """Export, and say where everything is and what can be done next."""
+def conclude(config: Config, run: RunFolder, data: "DataModule", callbacks: Callbacks) -> None:
+    """Leave a run that has stopped or is done: status, export, and what to do next."""
     from sslm.export import export
 
-    if not launch.is_first_process():
+    checkpoint, preemption = callbacks.checkpoint.newest, callbacks.preemption
+    assert checkpoint is not None
+    step = step_of(checkpoint)
+    if preemption.stopped:
+        run.write_status("stopped", exit_code=STOPPED, step=step, reason=preemption.reason)
+        say(
+            f"Stopped at step {step} of {config.total_steps} ({preemption.reason}), all saved. Run the same command to go on."
+        )
         return
     export(checkpoint, run.export)
-    run.write_status("done", exit_code=DONE, step=step_of(checkpoint), reason="all steps are done")
+    run.write_status("done", exit_code=DONE, step=step, reason="all steps are done")
+    summarise(config, run, data)
+
+
+def already_done(config: Config, run: RunFolder, data: "DataModule", checkpoint: Path) -> int:
+    """Nothing left to train; make the export if the run was killed before it had one."""
+    from sslm.export import export
+
+    step = step_of(checkpoint)
+    if launch.is_first_process():
+        if not (run.export / "config.json").is_file():
+            export(checkpoint, run.export)
+        run.write_status("done", exit_code=DONE, step=step, reason="all steps are done")
+        summarise(config, run, data)
+        say(f"This run is done: {step} of {config.total_steps} steps. To train longer: --max_steps {2 * step}; to start anew: "
+            f"--run_dir with another folder.")  # fmt: skip
+    return DONE
+
+
+def summarise(config: Config, run: RunFolder, data: "DataModule") -> None:
+    """Where the model is, how to load it, how to go on, what to try next."""
     measured = [row for row in run.rows() if "val/loss" in row]
     say()
     if measured:
         say(f"Held-out loss {measured[0]['val/loss']:.4f} -> {measured[-1]['val/loss']:.4f} nats/token "
-            f"({measured[-1]['val/bits_per_byte']:.3f} bits per byte); unigram entropy {data.unigram_entropy():.4f}")  # fmt: skip
+            f"({measured[-1]['val/bits_per_byte']:.3f} bits per byte); unigram entropy {data.unigram_entropy:.4f}")  # fmt: skip
     say(f"Model:    {run.export}")
-    say(f"  from transformers import AutoModelForCausalLM, AutoTokenizer\n"
+    say("  from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"  model = AutoModelForCausalLM.from_pretrained({str(run.export)!r})\n"
         f"  tokenizer = AutoTokenizer.from_pretrained({str(run.export)!r})")  # fmt: skip
     say(f"Curves:   {run.curves}")
     say(f"Go on:    the same command with --max_steps {2 * config.total_steps}")
     if config.data.train is None:
         say("Next:     python -m sslm.train --data.train YOUR.txt --run_dir runs/mine")
-
-
-def keep_libraries_quiet() -> None:
-    """Libraries' chatter off; their warnings stay, but for those about choices that are made on purpose here."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
-    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
-        logging.getLogger(f"lightning.{name}").setLevel(logging.ERROR)
-    for message in (
-        ".*does not have many workers.*",
-        ".*smaller than the logging interval.*",
-        ".*torch.distributed is disabled, unavailable or uninitialized.*",  # one process is no mistake
-        ".*`broadcast_buffers` is deprecated.*",  # its successor is missing in torch 2.11
-        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own
-    ):
-        warnings.filterwarnings("ignore", message)
 
 
 if __name__ == "__main__":

@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 
 from sslm.config import DataConfig
 from sslm.data import preparation
-from sslm.data.corpus import EMBEDDED, Piece, Source, _split, _whole, open_source
+from sslm.data.corpus import Piece, Source, _split, _whole, open_source
+from sslm.data.embedded import EMBEDDED
 from sslm.data.module import DataModule, TrainSteps, ValSteps
 from sslm.data.preparation import HELD_OUT_EVERY, is_held_out, prepare
 from sslm.data.shards import Corpus, Shard, open_corpus
 from sslm.data.stream import Stream, split
-from sslm.data.tokenizer import END_OF_TEXT, identity, train_bpe
+from sslm.data.tokenizer import END_OF_TEXT, identity, load, train_bpe
 from sslm.objectives.causal_lm import CausalLMRecipe
 from tests.processes import run_command
 
@@ -315,6 +316,13 @@ def test_causal_lm_batch_is_the_docstrings_example() -> None:
     batch = CausalLMRecipe().make_batch(np.array([[7, 1, 5, 2, 9]]), np.array([0]), np.array([0]), 0)
     assert batch["input_ids"].tolist() == [[7, 1, 5, 2]]
     assert batch["labels"].tolist() == [[1, 5, 2, 9]]
+
+
+def test_tokenizer_comes_from_a_folder_or_its_file(text: Path, tmp_path: Path) -> None:
+    tokenizer = train_bpe([(text.read_text(), True)], 300)
+    tokenizer.save_pretrained(tmp_path / "t")
+    for where in (tmp_path / "t", tmp_path / "t/tokenizer.json"):
+        assert identity(load(where)) == identity(tokenizer)
 
 
 def test_identity_knows_tokenizers_apart(text: Path) -> None:

@@ -15,6 +15,7 @@ ALLOWED = {
     "checkpoints": {"models"},
     "commandline": set(),
     "launch": set(),
+    "loggers": {"runs"},
     "objectives": {"objectives", "data", "models", "optim"},
     "callbacks": {"callbacks", "objectives", "data", "models", "checkpoints", "runs", "flops", "plots"},
     "prepare": {"data"},
@@ -29,6 +30,7 @@ ALLOWED = {
         "checkpoints",
         "commandline",
         "export",
+        "loggers",
     },
 }
 """What each room may import beside the leaves (settings, errors, the terminal)."""

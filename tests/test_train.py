@@ -125,6 +125,41 @@ def test_export_gives_the_reported_loss_in_transformers_without_sslm(
     assert float(done.stdout) == pytest.approx(val_of(finished)[8], abs=1e-5)
 
 
+def test_export_verb_makes_a_folder_of_any_checkpoint(finished: Path, tmp_path: Path) -> None:
+    from sslm.export import main as export
+
+    assert export([str(finished), "--out", str(tmp_path / "newest")]) == 0
+    assert export([str(finished / "checkpoints/step-000004"), "--out", str(tmp_path / "older")]) == 0
+    final = (finished / "export/model.safetensors").read_bytes()
+    assert (tmp_path / "newest/model.safetensors").read_bytes() == final
+    assert (tmp_path / "older/model.safetensors").read_bytes() != final
+    assert f"loss: {val_of(finished)[4]:.4f}" in (tmp_path / "older/README.md").read_text()
+    assert export([str(finished), "--out", str(tmp_path / "newest")]) == 2
+    assert export([str(tmp_path), "--out", str(tmp_path / "x")]) == 2
+    assert not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
+def test_loggers_get_the_rows(logger: str, train_tiny: TrainTiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train_tiny(run, "--logger", logger, "--max_steps", "4") == 0
+    if logger == "csv":
+        written = (run / "csv/metrics.csv").read_text()
+        assert all(name in written for name in ("train/loss", "val/loss", "tokens_per_second"))
+    else:
+        assert list((run / "tensorboard").glob("events.*"))
+
+
+def test_wandb_logs_offline_without_asking(tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    env = {"HOME": str(tmp_path), "WANDB_API_KEY": ""}
+    done = run_command(
+        ["-m", "sslm.train", *tiny, "--run_dir", str(run), "--max_steps", "2", "--logger", "wandb"], env=env
+    )
+    assert done.returncode == 0, done.stderr
+    assert list((run / "wandb").glob("offline-run-*"))
+
+
 def test_same_command_again_says_that_the_run_is_done(
     finished: Path, tiny: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

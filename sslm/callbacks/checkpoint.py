@@ -4,6 +4,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 
 import sslm
@@ -25,16 +27,28 @@ class Checkpoint(Callback):
 
     def __init__(self, folder: Path, when: CheckpointConfig, resume_from: Path | None, total_steps: int) -> None:
         self.folder, self.when, self.resume_from, self.total_steps = folder, when, resume_from, total_steps
-        self.saved_step: int | None = None
+        self.newest = resume_from
+        """The last checkpoint written, or else the one gone on from."""
         self.saved_at = time.monotonic()
 
     def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
+        self._check_agreement(pl_module)
         if self.resume_from is None:
             return
         state = checkpoints.read_state(self.resume_from)
         checkpoints.load(self.resume_from, pl_module.network, trainer.optimizers[0])
         _set_step(trainer, state["step"])
-        self.saved_step = state["step"] if self.resume_from.parent == self.folder else None
+
+    def _check_agreement(self, pl_module: Objective) -> None:
+        """All ranks begin at the same step, or none does: a shared file system may show them different folders."""
+        if pl_module.side_group is not None:
+            step = checkpoints.read_state(self.resume_from)["step"] if self.resume_from else 0
+            steps = torch.tensor([step, -step])
+            dist.all_reduce(steps, op=dist.ReduceOp.MAX, group=pl_module.side_group)
+            if steps[0] != -steps[1]:
+                raise RuntimeError(
+                    f"ranks found different checkpoints in {self.folder} (steps {-steps[1]} to {steps[0]}); run again"
+                )
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:
         minutes = self.when.every_minutes
@@ -51,29 +65,24 @@ class Checkpoint(Callback):
     def save(self, trainer: Trainer, pl_module: Objective) -> None:
         data = trainer.datamodule
         step = trainer.global_step
-        if step == self.saved_step:
-            return
         state = {
             "sslm": sslm.__version__, "objective": type(pl_module).__name__, "step": step,
             "position": step * data.batch_size, "amendments": [], "fingerprint": data.fingerprint(),
         }  # fmt: skip
 
         def save_model_files(folder: Path) -> None:
-            pl_module.hf_config.architectures = [type(pl_module.network.model).__name__]
+            model = pl_module.network.model
+            pl_module.hf_config.architectures = [type(model).__name__]
             pl_module.hf_config.save_pretrained(folder)
-            if generation := getattr(pl_module.network.model, "generation_config", None):
-                generation.save_pretrained(folder)
+            if model.can_generate():
+                model.generation_config.save_pretrained(folder)
             data.tokenizer.save_pretrained(folder)
 
-        checkpoints.save(
-            self.folder,
-            pl_module.network,
-            trainer.optimizers[0],
-            state,
-            save_model_files,
-            self.when.keep_last,
-        )
-        self.saved_step, self.saved_at = step, time.monotonic()
+        self.newest = checkpoints.save(
+            self.folder, pl_module.network, trainer.optimizers[0], state, save_model_files, self.when.keep_last,
+            pl_module.side_group,
+        )  # fmt: skip
+        self.saved_at = time.monotonic()
 
 
 def check_data(checkpoint: Path, data: DataModule) -> None:

@@ -8,15 +8,15 @@ import time
 from pathlib import Path
 from typing import Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
-from rich.progress import BarColumn, Progress, TextColumn
 from transformers import PreTrainedConfig
 
-from sslm import flops, plots, terminal
+from sslm import flops, plots
 from sslm.models.build import on_meta
 from sslm.objectives.base import Objective
 from sslm.runs import RunFolder
-from sslm.terminal import count, duration, say
+from sslm.terminal import TrainingProgress, say
 
 SECONDS_BETWEEN_CURVES = 60.0
 
@@ -42,50 +42,47 @@ class Monitor(Callback):
         self.run = RunFolder(Path(run_dir))
         self.total_steps, self.batch_tokens = total_steps, batch_tokens
         self.model_config, self.unigram_entropy = model_config, unigram_entropy
-        self.bar: _Bar | None = None
+        self.bar: TrainingProgress | None = None
         self.last_loss: float | None = None
-        self._data_wait = 0.0
 
-    def setup(self, trainer: Trainer, pl_module: Objective, stage: str) -> None:
-        """Work out the peak before the threads and the memory are busy."""
+    def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
+        """Work out the model's FLOPs and the devices' peak, while nothing else runs."""
         self.flops_per_token = self.peak_flops = None
-        if self.model_config is not None and trainer.is_global_zero:
-            model = on_meta(self.model_config, pl_module.auto_class)
-            self.flops_per_token = flops.flops_per_token(
-                self.model_config, flops.matmul_parameters(model), trainer.datamodule.seq_len
-            )
-            peak = flops.peak_flops(trainer.strategy.root_device, str(trainer.precision))
-            self.peak_flops = peak * trainer.world_size if peak else None
+        if self.model_config is None or not trainer.is_global_zero:
+            return
+        model = on_meta(self.model_config, pl_module.auto_class)
+        num_matmul = flops.matmul_parameters(model)
+        self.flops_per_token = flops.flops_per_token(self.model_config, num_matmul, trainer.datamodule.seq_len)
+        in_bf16 = "bf16" in str(trainer.precision) or next(pl_module.network.parameters()).dtype == torch.bfloat16
+        peak = flops.peak_flops(trainer.strategy.root_device, torch.bfloat16 if in_bf16 else torch.float32)
+        self.peak_flops = peak * trainer.world_size if peak else None
 
     def on_train_start(self, trainer: Trainer, pl_module: Objective) -> None:
         if trainer.is_global_zero:
             self.run.drop_metrics_after(trainer.global_step)
-            self.bar = _Bar(self.total_steps, trainer.global_step)
-        self._drawn_at = self._waiting_since = time.perf_counter()
+            self.bar = TrainingProgress(self.total_steps, trainer.global_step)
+        self._drawn_at = pl_module.batch_ended_at = time.perf_counter()
         self._start_interval(trainer)
 
     def _start_interval(self, trainer: Trainer) -> None:
-        self._interval_start, self._interval_step, self._data_wait = (
-            time.perf_counter(),
-            trainer.global_step,
-            0.0,
-        )
+        self._interval_step, self._busy, self._data_wait = trainer.global_step, 0.0, 0.0
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:
-        self._data_wait += time.perf_counter() - self._waiting_since
+        self._data_wait += time.perf_counter() - pl_module.batch_ended_at
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
-        if trainer.global_step % trainer.log_every_n_steps == 0:
+        is_logged = trainer.global_step % trainer.log_every_n_steps == 0
+        loss = float(outputs["loss_sum"]) / outputs["scored"] if is_logged else 0.0  # waits for the device
+        self._busy += time.perf_counter() - pl_module.batch_ended_at
+        if is_logged:
             if trainer.is_global_zero:
-                self._log_step(trainer, outputs)
+                self._log_step(trainer, outputs, loss)
             self._start_interval(trainer)
-        self._waiting_since = time.perf_counter()
 
-    def _log_step(self, trainer: Trainer, outputs: dict[str, Any]) -> None:
-        loss = float(outputs["loss_sum"]) / outputs["scored"]  # waits for the device
-        seconds = max(time.perf_counter() - self._interval_start, 1e-9)
+    def _log_step(self, trainer: Trainer, outputs: dict[str, Any], loss: float) -> None:
+        seconds = max(self._busy, 1e-9)  # of fetching and stepping, without validation and saving
         speed = (trainer.global_step - self._interval_step) * self.batch_tokens / seconds
         row = {
             "step": trainer.global_step,
@@ -130,7 +127,6 @@ class Monitor(Callback):
                 say(f"    {sample}")
             if time.perf_counter() - self._drawn_at > SECONDS_BETWEEN_CURVES:
                 self.draw()
-        self._start_interval(trainer)
 
     def on_train_end(self, trainer: Trainer, pl_module: Objective) -> None:
         self._close()
@@ -151,32 +147,3 @@ class Monitor(Callback):
     def _write(self, row: dict[str, Any]) -> None:
         with open(self.run.metrics, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
-
-
-class _Bar:
-    """A bar where somebody watches, else a plain line now and then."""
-
-    def __init__(self, total_steps: int, first_step: int) -> None:
-        self.total_steps, self.first_step = total_steps, first_step
-        self.started = self.last_line = time.monotonic()
-        self.bar: Progress | None = None
-        if terminal.is_watched():
-            self.bar = Progress(TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[what]}"),
-                                console=terminal.console(), transient=True)  # fmt: skip
-            self.task = self.bar.add_task("", total=total_steps, completed=first_step, what="")
-            self.bar.start()
-
-    def step(self, step: int, loss: float, tokens_per_second: float, mfu: float | None) -> None:
-        per_step = (time.monotonic() - self.started) / max(step - self.first_step, 1)
-        what = f"loss {loss:.4f}  {count(tokens_per_second)} tokens/s" + (f"  MFU {mfu:.0%}" if mfu else "")
-        what += f"  {duration((self.total_steps - step) * per_step)} left"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, what=what)
-        elif time.monotonic() - self.last_line > terminal.SECONDS_BETWEEN_PLAIN_LINES:
-            self.last_line = time.monotonic()
-            say(f"step {step:>6}/{self.total_steps}  {what}")
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None

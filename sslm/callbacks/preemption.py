@@ -20,11 +20,12 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 class Preemption(Callback):
     """Args:
     stop_after: a time (`3h50m`) or a number of this command's steps (`200steps`); None: neither.
+    started_at: by time.monotonic, when the time began to run.
     """
 
-    def __init__(self, stop_after: str | None) -> None:
+    def __init__(self, stop_after: str | None, started_at: float) -> None:
         self.seconds, self.steps = parse_stop_after(stop_after) if stop_after else (None, None)
-        self.started = time.monotonic()
+        self.started_at = started_at
         self.first_step = 0
         self._handlers: dict[int, Any] = {}
         self.reason = ""
@@ -49,7 +50,7 @@ class Preemption(Callback):
         self._handlers = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:
-        time_is_up = self.seconds is not None and time.monotonic() - self.started > self.seconds
+        time_is_up = self.seconds is not None and time.monotonic() - self.started_at > self.seconds
         last_step = self.steps is not None and trainer.global_step + 1 - self.first_step >= self.steps
         if time_is_up or last_step:
             self.reason = "--stop_after"

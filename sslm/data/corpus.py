@@ -1,31 +1,27 @@
 """Documents in: every kind of text that `--data.train` takes, read as a stream of pieces in flat memory.
 
 A piece is `(text, ends_document)`: most documents are one piece, a file of ten gigabytes is ten thousand of them. Long
-documents are cut before a newline that follows text, where byte-level BPE never merges across, so that the pieces'
-tokens are the whole document's.
+documents are cut between a word and the newline after it. GPT-2's, Llama 3's and Qwen's patterns never merge across that
+point: the pieces' tokens are the whole document's. SentencePiece tokenizers may put a space's mark before each piece.
 """
 
-import ast
 import codecs
 import glob
 import hashlib
 import io
 import json
-import platform
 import re
-import sysconfig
-import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sslm.data.embedded import EMBEDDED, embedded_documents, embedded_identity
 from sslm.errors import UserError, nearest
 
 Piece = tuple[str, bool]
 """(text, whether the document ends with it)"""
 
-EMBEDDED = "embedded"
 PIECE_CHARS = 1 << 18
 READ_BYTES = 1 << 20
 COMPRESSIONS = (".gz", ".zst")
@@ -67,8 +63,7 @@ def open_source(
     """
     separator = _compiled(document_separator)
     if given is None:
-        return Source(EMBEDDED, [{"embedded": platform.python_version(), "implementation": platform.python_implementation()}],
-                      embedded_documents)  # fmt: skip
+        return Source(EMBEDDED, [{"embedded": embedded_identity()}], embedded_documents)
     if _is_saved_dataset(Path(given)):
         return _dataset_source(given, text_field)
     files = _files(given)
@@ -220,12 +215,11 @@ def _whole(text: Iterator[str]) -> Iterator[Piece]:
 
 
 def _cut(text: str) -> int:
-    for found in _LINE_END.finditer(text, PIECE_CHARS):
-        return found.start() + 1
-    return 2 * PIECE_CHARS
+    found = _LINE_END.search(text, PIECE_CHARS)
+    return found.end() if found else 2 * PIECE_CHARS
 
 
-_LINE_END = re.compile(r"\S(?=\n)")
+_LINE_END = re.compile(r"\w(?=\r?\n)")
 
 
 def _split(text: Iterator[str], separator: re.Pattern[str]) -> Iterator[Piece]:
@@ -264,6 +258,10 @@ def _document(text: Any, where: str, field: str) -> Iterator[Piece]:
         return
     if not isinstance(text, str):
         raise UserError(f"{where}: field {field!r} holds {type(text).__name__}, not text")
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
+        text = text.encode("utf-8", "replace").decode()
     yield from _whole(iter([text]))
 
 
@@ -333,43 +331,3 @@ def _dataset_source(given: str, field: str) -> Source:
 
     record = [{"dataset": name, "config": config, "fingerprint": rows._fingerprint, "text_field": field}]
     return Source(given, record, pieces, rows.data.nbytes if rows.data is not None else None)
-
-
-# ------------------------------------------------------------------------------------------------ the embedded corpus
-
-
-def embedded_documents() -> Iterator[Piece]:
-    """English that every Python carries: its language reference by topic, then a document of docstrings per module.
-
-    About 2.3 MB. Nothing is imported or run; the sources are parsed.
-    """
-    from pydoc_data.topics import topics
-
-    for topic in sorted(topics):
-        yield topics[topic], True
-    library = Path(sysconfig.get_path("stdlib"))
-    for file in sorted(library.rglob("*.py")):
-        parts = file.relative_to(library).parts
-        if {"site-packages", "dist-packages", "test", "tests", "pydoc_data", "__pycache__"} & set(parts):
-            continue
-        try:
-            with warnings.catch_warnings(action="ignore"):  # escapes that a later Python will refuse
-                tree = ast.parse(file.read_bytes())
-        except (SyntaxError, ValueError):
-            continue
-        docstrings = list(_docstrings(tree))
-        if docstrings:
-            yield (
-                "\n\n".join([".".join(parts).removesuffix(".py").removesuffix(".__init__"), *docstrings]),
-                True,
-            )
-
-
-def _docstrings(node: ast.AST) -> Iterator[str]:
-    """The docstrings in a module, class or function and in what it holds, each under its name."""
-    if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
-        text = ast.get_docstring(node)
-        if text:
-            yield text if isinstance(node, ast.Module) else f"{node.name}: {text}"
-    for child in ast.iter_child_nodes(node):
-        yield from _docstrings(child)

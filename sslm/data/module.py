@@ -4,6 +4,7 @@ Rank r of w takes positions step·batch_size + r·share … + share, in order; t
 reads nothing but the step's number. Restoring it is setting `first_step`.
 """
 
+import functools
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -108,7 +109,6 @@ class DataModule(LightningDataModule):
             self._stream(corpus, training),
             self._stream(val_corpus, held_out),
         )
-        self.val_bytes_per_token = val_corpus.bytes_per_token
         if self.train_stream.num_windows < self.batch_size:
             raise UserError(
                 f"{self.data.train or 'the corpus'}: {corpus.num_tokens} tokens give {self.train_stream.num_windows} training "
@@ -154,11 +154,19 @@ class DataModule(LightningDataModule):
             "tokenizer": self.train_corpus.tokenizer_sha256,
         }
 
+    @functools.cached_property
     def unigram_entropy(self) -> float:
         """Entropy in nats of the held-out tokens' own frequencies: the loss of a model that knows these and nothing else."""
         counts = np.bincount(self.val_stream.windows(val_windows(self.val_stream, self.data.val_sequences)).ravel())
         shares = counts[counts > 0] / counts.sum()
         return float(-(shares * np.log(shares)).sum())
+
+    @functools.cached_property
+    def val_bytes_per_token(self) -> float:
+        """UTF-8 bytes of the held-out sequences' text over their tokens."""
+        windows = self.val_stream.windows(val_windows(self.val_stream, self.data.val_sequences))
+        texts = self.tokenizer.batch_decode(windows, skip_special_tokens=True)
+        return sum(len(text.encode()) for text in texts) / windows.size
 
     # -------------------------------------------------------------------------------------------- loaders
 

@@ -57,6 +57,9 @@ def prepare_cached(
     who = tokenizer if isinstance(tokenizer, str) else tokenizers.identity(tokenizer)
     key = hashlib.sha256(json.dumps([FORMAT, source.record, who], sort_keys=True).encode()).hexdigest()[:20]
     folder = cache_dir / "corpora" / key
+    if is_corpus(folder):
+        with suppress(UserError):
+            return open_corpus(folder)
     with _only_one_makes(folder):
         if is_corpus(folder):
             with suppress(UserError):  # damaged: make it again
@@ -68,12 +71,10 @@ def prepare_cached(
 
 @contextmanager
 def _only_one_makes(out: Path) -> Iterator[None]:
-    """Wait for whoever is making the folder `out`; the lock dies with its holder. What a killed maker left is removed."""
+    """Wait for whoever is making the folder `out`; the lock dies with its holder."""
     out.parent.mkdir(parents=True, exist_ok=True)
     lock = out.parent / f".{out.name}.lock"
     with FileLock(lock):
-        for left_over in out.parent.glob(f".{out.name}.*.tmp"):
-            shutil.rmtree(left_over, ignore_errors=True)
         try:
             yield
         finally:
@@ -81,8 +82,9 @@ def _only_one_makes(out: Path) -> Iterator[None]:
 
 
 def _make(source: Source, tokenizer: str | Tokenizer, out: Path, report: Report) -> Corpus:
-    part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
-    part.chmod(0o755)
+    part = out.parent / f".{out.name}.tmp"
+    shutil.rmtree(part, ignore_errors=True)  # what a killed maker left
+    part.mkdir()
     name = tokenizer if isinstance(tokenizer, str) else str(tokenizer.name_or_path)
     try:
         if isinstance(tokenizer, str):

@@ -33,7 +33,7 @@ def split(corpus: Corpus, batch_tokens: int) -> tuple[list[Region], list[Region]
     """(training, held-out) regions, which share no token.
 
     Held out are the documents that preparation set aside. Where these are less than 1 % or than one batch, as in a corpus
-    of few documents, the training shards' last tokens make up for the rest.
+    of few documents, so are the training shards' last tokens: 1 %, at least a batch.
 
     >>> shard = Shard("train-00000.bin", "train", 1000, 1, 4000, "")
     >>> training, held_out = split(Corpus(Path("."), "uint16", 256, "", "", (shard,)), batch_tokens=64)
@@ -42,7 +42,8 @@ def split(corpus: Corpus, batch_tokens: int) -> tuple[list[Region], list[Region]
     """
     held_out = [Region(shard, 0, shard.num_tokens) for shard in corpus.shards if shard.split == "val"]
     training = [Region(shard, 0, shard.num_tokens) for shard in corpus.shards if shard.split == "train"]
-    missing = max(int(corpus.num_tokens * HELD_OUT_SHARE), batch_tokens) - sum(r.end - r.start for r in held_out)
+    enough = max(int(corpus.num_tokens * HELD_OUT_SHARE), batch_tokens)
+    missing = enough if sum(r.end - r.start for r in held_out) < enough else 0
     while missing > 0 and training:
         last = training.pop()
         cut = max(last.end - missing, 0)

@@ -16,6 +16,7 @@ from sslm.data.corpus import Piece
 from sslm.errors import UserError
 
 END_OF_TEXT = "<|endoftext|>"
+USUAL_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 TRAINING_CHARS = 1 << 28
 """A tokenizer is trained on at most this much of a corpus, from its beginning: more text changes few merges."""
 
@@ -57,21 +58,29 @@ def _first(pieces: Iterable[Piece], chars: int) -> Iterator[str]:
 
 
 def load(given: str | os.PathLike[str]) -> Tokenizer:
-    """A tokenizer from a folder or the hub.
+    """A tokenizer from a folder, a tokenizer.json, or the hub.
 
     Raises:
         UserError: there is none.
     """
     given = str(given)
     folder = Path(given)
-    if not folder.is_dir() and given.startswith((".", "/", "~")):
+    if not folder.exists() and given.startswith((".", "/", "~")):
         raise UserError(f"--data.tokenizer {given}: there is no such folder")
     try:
-        tokenizer: Tokenizer = AutoTokenizer.from_pretrained(given)
+        tokenizer: Tokenizer = _load_file(given) if folder.is_file() else AutoTokenizer.from_pretrained(given)
     except Exception as error:  # missing files, no network, broken JSON: all are about what was given
         raise UserError(f"--data.tokenizer {given}: no tokenizer could be loaded from it; expected a folder, a hub name or "
                         f"bpe:SIZE ({' '.join(str(error).split())[:160]})") from None  # fmt: skip
     end_of_document(tokenizer)
+    return tokenizer
+
+
+def _load_file(file: str) -> PreTrainedTokenizerFast:
+    """A bare tokenizer.json does not say which of its tokens ends a text: one of the usual names does."""
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=file)
+    known = tokenizer.get_vocab()
+    tokenizer.eos_token = next((end for end in USUAL_ENDS if end in known), None)
     return tokenizer
 
 
@@ -82,6 +91,14 @@ def end_of_document(tokenizer: Tokenizer) -> int:
             return int(candidate)
     raise UserError("this tokenizer has neither an end-of-text nor a separator token to end documents with; add one: "
                     "tokenizer.add_special_tokens({'eos_token': '</s>'})")  # fmt: skip
+
+
+def special_ids(tokenizer: Tokenizer) -> dict[str, int | None]:
+    """Ids for a model's config. A padding id that is another token's too is left out: its embedding would not be trained."""
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    if ids["pad_token_id"] in (ids["bos_token_id"], ids["eos_token_id"]):
+        ids["pad_token_id"] = None
+    return ids
 
 
 def identity(tokenizer: Tokenizer) -> str:

@@ -1,5 +1,6 @@
 """Config -> model: any architecture of transformers, with weights that depend on the seed and their names only."""
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Iterator
@@ -41,30 +42,39 @@ def model_config(
     Raises:
         UserError: an unknown architecture or key, values the architecture refuses, too few positions or entries.
     """
-    config: PreTrainedConfig
     if pretrained is not None:
         config = _read_config(pretrained)
+        if model_type not in (None, config.model_type):
+            raise UserError(
+                f"--model.model_type {model_type}: {pretrained} is a {config.model_type}; leave the flag out"
+            )
         _check_keys(type(config), settings)
-        for key, value in ({"vocab_size": max(config.vocab_size, vocab_size)} | settings).items():
+        follow = {"vocab_size": max(config.vocab_size, vocab_size)} | special_ids
+        for key, value in ({k: v for k, v in follow.items() if hasattr(config, k)} | settings).items():
             setattr(config, key, value)
     else:
-        kind = model_type or default["model_type"]
-        config_class = _config_class(kind, auto_class)
-        own = {k: v for k, v in default.items() if k != "model_type"} if kind == default["model_type"] else {}
-        _check_keys(config_class, settings)
-        follow = {"vocab_size": vocab_size, "max_position_embeddings": seq_len} | special_ids
-        follow = {key: value for key, value in follow.items() if _canonical(config_class, key) in _keys(config_class)}
-        if auto_class == "AutoModelForCausalLM" and "is_decoder" in _keys(config_class):
-            follow["is_decoder"] = True
-        merged: dict[str, Any] = {
-            _canonical(config_class, k): v for part in (follow, own, settings) for k, v in part.items()
-        }
-        try:
-            config = config_class(**merged)
-        except Exception as error:  # each architecture has its own checks and exception types
-            raise UserError(f"--model: {kind} refuses these settings: {' '.join(str(error).split())}") from None
+        config = _fresh_config(settings, model_type, default, auto_class, vocab_size, seq_len, special_ids)
     _check_fits(config, vocab_size, seq_len)
     return config
+
+
+def _fresh_config(
+    settings: dict[str, Any], model_type: str | None, default: dict[str, Any], auto_class: str, vocab_size: int, seq_len: int,
+    special_ids: dict[str, int | None],
+) -> PreTrainedConfig:  # fmt: skip
+    kind = model_type or default["model_type"]
+    config_class = _config_class(kind, auto_class)
+    own = {k: v for k, v in default.items() if k != "model_type"} if kind == default["model_type"] else {}
+    _check_keys(config_class, settings)
+    follow = {"vocab_size": vocab_size, "max_position_embeddings": seq_len} | special_ids
+    follow = {key: value for key, value in follow.items() if _canonical(config_class, key) in _keys(config_class)}
+    if auto_class == "AutoModelForCausalLM" and "is_decoder" in _keys(config_class):
+        follow["is_decoder"] = True
+    keys: dict[str, Any] = {_canonical(config_class, k): v for part in (follow, own, settings) for k, v in part.items()}
+    try:
+        return config_class(**keys)
+    except Exception as error:  # each architecture has its own checks and exception types
+        raise UserError(f"--model: {kind} refuses these settings: {' '.join(str(error).split())}") from None
 
 
 def _read_config(pretrained: str) -> PreTrainedConfig:
@@ -106,9 +116,12 @@ def _check_keys(config_class: type[PreTrainedConfig], settings: dict[str, Any]) 
 
 def _check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None:
     positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and positions < seq_len:
+    if isinstance(positions, int) and 0 < positions < seq_len:
         raise UserError(f"--seq_len {seq_len}: the model has {positions} positions; give --seq_len {positions}, or a model with "
                         f"--model.max_position_embeddings {seq_len}")  # fmt: skip
+    if not isinstance(getattr(config, "vocab_size", None), int):
+        raise UserError(f"--model.model_type {config.model_type}: is no model of text alone, it has no vocabulary of its own; take its "
+                        f"text part, as in gemma3_text")  # fmt: skip
     if config.vocab_size < vocab_size:
         raise UserError(f"--model.vocab_size {config.vocab_size}: the tokenizer has {vocab_size} entries; leave the key out, "
                         f"or give at least that")  # fmt: skip
@@ -116,7 +129,8 @@ def _check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None
 
 def build(config: PreTrainedConfig, auto_class: str, seed: int) -> PreTrainedModel:
     """A model with fresh weights: each module's depend on (seed, its name) only."""
-    with no_init_weights(), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.manual_seed(seed)  # for what an architecture initialises in its constructors only
         model: PreTrainedModel = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
     initialise(model, seed)
     return model
@@ -159,6 +173,7 @@ def load_pretrained(
     New rows of an enlarged vocabulary are drawn as transformers draws them, from the run's seed.
     """
     wanted, had = config.vocab_size, _read_config(folder).vocab_size
+    config = copy.deepcopy(config)
     config.vocab_size = had
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

@@ -28,16 +28,19 @@ class LanguageModel(nn.Module):
 
 @torch.no_grad()
 def sample(
-    network: LanguageModel, prompts: Tensor, num_new: int, seq_len: int, seed: int, temperature: float = 0.8
+    network: LanguageModel, prompts: Tensor, seq_len: int, num_new: int, seed: int, temperature: float = 0.8
 ) -> Tensor:
-    """[n, k] prompts -> [n, k + num_new] tokens, drawn one by one.
+    """[n, k] prompts -> [n, k + num_new] tokens of a causal model, drawn one by one; at most seq_len in all.
 
-    Goes through the wrapped module's forward, hence works sharded; all ranks draw the same tokens.
+    Goes through the wrapped module's forward, hence works sharded, and always with [n, seq_len] tokens, hence recompiles
+    nothing; all ranks draw the same.
     """
     generator = torch.Generator().manual_seed(seed)
-    tokens = prompts
-    for _ in range(num_new):
-        logits = network(input_ids=tokens[:, -seq_len:])[:, -1].float().cpu() / temperature
-        drawn = torch.multinomial(logits.softmax(-1), 1, generator=generator)
-        tokens = torch.cat([tokens, drawn.to(tokens.device)], 1)
-    return tokens
+    n, k = prompts.shape
+    tokens = prompts.new_zeros(n, seq_len)
+    tokens[:, :k] = prompts
+    end = min(k + num_new, seq_len)
+    for position in range(k, end):
+        logits = network(input_ids=tokens)[:, position - 1].float().cpu() / temperature
+        tokens[:, position] = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0].to(tokens.device)
+    return tokens[:, :end]

@@ -1,7 +1,8 @@
-"""Activation checkpointing, then compilation, then sharding: in this order, block by block."""
+"""The weights' type, activation checkpointing, compilation, sharding: in this order, block by block."""
 
 import warnings
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
@@ -19,6 +20,7 @@ def parallelize(
     model: PreTrainedModel,
     mesh: DeviceMesh | None,
     *,
+    in_bf16: bool = False,
     compile_blocks: bool = False,
     activation_checkpointing: str = "none",
 ) -> None:
@@ -26,8 +28,12 @@ def parallelize(
 
     Args:
         mesh: 1-D mesh of the devices that share the weights; None: not sharded.
+        in_bf16: hold the weights in bfloat16; buffers (rotary frequencies) and the loss stay in fp32.
         activation_checkpointing: none, or full (every block is recomputed in the backward pass).
     """
+    if in_bf16:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
     if activation_checkpointing == "full":
         with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it gets another name in transformers 6
             model.gradient_checkpointing_enable({"use_reentrant": False})

@@ -6,6 +6,7 @@ is that of the mean over all scored tokens of the global batch. Before each micr
 first position), so dropout is a function of the position and there is no random state to save.
 """
 
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -98,7 +99,10 @@ class Objective(LightningModule):
         """Set on any rank by who wants the run to stop, or a checkpoint; all ranks learn of it with the next step."""
         self._given = [model]  # in a list: not a submodule before it is wrapped
         self._parallelize = parallelize
-        self._side_group: Any = None
+        self.side_group: dist.ProcessGroup | None = None
+        """All ranks, on the CPU (gloo); None with one process."""
+        self.batch_ended_at = 0.0
+        """When the last batch and all that was done after it (validation, saving) ended, by time.perf_counter."""
 
     @property
     def hf_config(self) -> PreTrainedConfig:
@@ -122,16 +126,24 @@ class Objective(LightningModule):
 
     # -------------------------------------------------------------------------------------------- a step
 
-    def on_fit_start(self) -> None:
-        if self._side_group is None and dist.is_initialized() and self.trainer.world_size > 1:
-            self._side_group = dist.new_group(backend="gloo")
+    def setup(self, stage: str) -> None:
+        if self.side_group is None and self.trainer.world_size > 1:
+            self.side_group = dist.new_group(backend="gloo")
+
+    def wait_for_all(self) -> None:
+        """Return when all ranks are here; waits on the CPU."""
+        if self.side_group is not None:
+            dist.barrier(group=self.side_group)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.batch_ended_at = time.perf_counter()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         optimizer: Any = self.optimizers()
         scored, digest, stop, save = self._agree(batch)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate
-        loss_sum = torch.zeros((), device=self.device)
+        loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
         for micro, position, is_last in self._micro_batches(batch):
             torch.manual_seed(key64(self.seed, "dropout", position))
             with self._synchronised(is_last):
@@ -159,8 +171,8 @@ class Objective(LightningModule):
         mine = torch.tensor(
             [batch["scored"], _as_int64(batch["digest"]), int(self.stop_requested), int(self.save_requested)]
         )
-        if self._side_group is not None:
-            dist.all_reduce(mine, group=self._side_group)
+        if self.side_group is not None:
+            dist.all_reduce(mine, group=self.side_group)
         scored, digest, stop, save = mine.tolist()
         self.save_requested = False
         return scored, digest % (1 << 64), stop > 0, save > 0

@@ -54,13 +54,12 @@ class CausalLM(base.Objective):
     recipe_class = CausalLMRecipe
 
     def samples(self, data: Any) -> list[str]:
-        if data is None or not hasattr(data, "val_stream"):
-            return []
         numbers = val_windows(data.val_stream, NUM_SAMPLES)
-        prompts = torch.from_numpy(data.val_stream.windows(numbers)[:, :PROMPT_TOKENS]).to(self.device)
+        length = min(PROMPT_TOKENS, data.seq_len // 2)
+        prompts = torch.from_numpy(data.val_stream.windows(numbers)[:, :length]).to(self.device)
         was_training = self.network.training
         self.network.eval()
-        tokens = sample(self.network, prompts, SAMPLE_TOKENS, data.seq_len, self.seed).tolist()
+        tokens = sample(self.network, prompts, data.seq_len, SAMPLE_TOKENS, self.seed).tolist()
         self.network.train(was_training)
         decode = data.tokenizer.decode
-        return [" ".join(f"{decode(row[:PROMPT_TOKENS])} >> {decode(row[PROMPT_TOKENS:])}".split()) for row in tokens]
+        return [" ".join(f"{decode(row[:length])} >> {decode(row[length:])}".split()) for row in tokens]
