@@ -28,7 +28,8 @@ if TYPE_CHECKING:
     from sslm.callbacks.preemption import Preemption
     from sslm.callbacks.validation import Validation
     from sslm.data.module import DataModule
-    from sslm.objectives.base import Objective, Recipe
+    from sslm.data.recipe import Recipe
+    from sslm.objectives.base import Objective
 
 
 @exits_politely

@@ -9,9 +9,10 @@ from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
 
 from sslm import flops
 from sslm.config import OptimConfig
+from sslm.data.tokenizer import special_ids
 from sslm.errors import UserError
 from sslm.models.build import build, model_config, on_meta
-from sslm.models.head import LanguageModel
+from sslm.models.head import LanguageModel, sample
 from sslm.models.parallelize import blocks, parallelize
 from sslm.objectives.causal_lm import CausalLM
 from sslm.optim import learning_rate, parameter_groups
@@ -22,7 +23,7 @@ FAMILIES = ["llama", "gpt2", "qwen3", "mistral", "gpt_neox", "opt", "gemma2", "o
 
 
 def small(model_type: str, **settings: object) -> PreTrainedConfig:
-    extra = {"intermediate_size": 64} if model_type not in ("gpt2", "opt") else {}
+    extra = {"intermediate_size": 64} if model_type not in ("gpt2", "opt", "openai-gpt") else {}
     extra |= {"num_key_value_heads": 2} if model_type in ("llama", "qwen3", "mistral", "gemma2", "olmo2") else {}
     return model_config({**SMALL, **extra, **settings}, model_type=model_type, default=CausalLM.default_model, auto_class=AUTO,
                         vocab_size=64, seq_len=16, special_ids={"eos_token_id": 0, "bos_token_id": 0, "pad_token_id": None})  # fmt: skip
@@ -89,18 +90,63 @@ def test_another_architecture_discards_the_defaults_of_the_former() -> None:
         config("gpt2", n_emb=3)
 
 
-def test_activation_checkpointing_and_compilation_change_no_gradient() -> None:
+def gradients(**how: object) -> list[torch.Tensor]:
+    torch.manual_seed(0)
     ids = torch.randint(1, 64, (2, 17))
+    network = LanguageModel(build(small("llama"), AUTO, 0)).train()
+    parallelize(network, network.model, None, **how)  # type: ignore[arg-type]
+    network(labels=ids[:, 1:], input_ids=ids[:, :-1]).backward()
+    return [p.grad for p in network.parameters() if p.grad is not None]
 
-    def gradients(**how: object) -> list[torch.Tensor]:
-        network = LanguageModel(build(small("llama"), AUTO, 0)).train()
-        parallelize(network, network.model, None, **how)  # type: ignore[arg-type]
-        network(labels=ids[:, 1:], input_ids=ids[:, :-1]).backward()
-        return [p.grad for p in network.parameters() if p.grad is not None]
 
-    plain = gradients()
-    for other in (gradients(activation_checkpointing="full"),):
-        assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(plain, other, strict=True))
+def test_activation_checkpointing_changes_no_gradient() -> None:
+    pairs = zip(gradients(), gradients(activation_checkpointing="full"), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("default")  # torch's own, while it compiles
+def test_compilation_changes_no_gradient_and_samples_compile_nothing_anew() -> None:
+    from torch._dynamo.utils import counters
+
+    torch._dynamo.reset()
+    counters.clear()
+    pairs = zip(gradients(), gradients(compile_blocks=True), strict=True)
+    assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
+    assert counters["stats"]["unique_graphs"] >= 1
+    network = LanguageModel(build(small("llama"), AUTO, 0)).eval()
+    parallelize(network, network.model, None, compile_blocks=True)
+    sample(network, torch.ones(1, 3, dtype=torch.long), 16, 2, seed=0)
+    compiled = counters["stats"]["unique_graphs"]
+    sample(network, torch.ones(1, 5, dtype=torch.long), 16, 8, seed=0)
+    assert counters["stats"]["unique_graphs"] == compiled
+
+
+def test_bf16_weights_keep_fp32_buffers_and_loss() -> None:
+    network = LanguageModel(build(small("llama"), AUTO, 0))
+    parallelize(network, network.model, None, in_bf16=True)
+    assert {p.dtype for p in network.parameters()} == {torch.bfloat16}
+    assert {b.dtype for b in network.buffers()} == {torch.float32}
+    ids = torch.randint(1, 64, (2, 17))
+    assert network(labels=ids[:, 1:], input_ids=ids[:, :-1]).dtype == torch.float32
+
+
+@pytest.mark.parametrize("model_type", [*FAMILIES, "openai-gpt"])
+def test_weights_are_never_what_memory_held_before(model_type: str) -> None:
+    config = small(model_type)
+    torch.use_deterministic_algorithms(True)  # fresh memory is NaN then
+    try:
+        weights = build(config, AUTO, 0).state_dict()
+    finally:
+        torch.use_deterministic_algorithms(False)
+    assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+def test_padding_id_that_ends_documents_too_is_left_out() -> None:
+    class Ids:
+        bos_token_id, eos_token_id, pad_token_id = 1, 2, 2
+
+    assert special_ids(Ids()) == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}  # type: ignore[arg-type]
 
 
 def test_schedules() -> None:

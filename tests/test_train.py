@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sslm import checkpoints
 from sslm.data.shards import open_corpus
 from sslm.data.stream import Stream, split
 from sslm.runs import RunFolder
@@ -239,10 +240,49 @@ def test_damaged_newest_checkpoint_is_passed_over(
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
-def test_bf16_trains_and_exports(train_tiny: TrainTiny, tmp_path: Path, precision: str) -> None:
+def test_bf16_trains_near_fp32_and_exports(
+    train_tiny: TrainTiny, finished: Path, tmp_path: Path, precision: str
+) -> None:
     run = tmp_path / "run"
-    assert train_tiny(run, "--precision", precision, "--max_steps", "4") == 0
-    assert all(math.isfinite(loss) for loss in losses_of(run))
+    assert train_tiny(run, "--precision", precision) == 0
+    assert losses_of(run) == pytest.approx(losses_of(finished), abs=0.05)
+    assert any(loss * 32 % 1 for loss in losses_of(run)), "losses were rounded to bfloat16"
+    assert {t.dtype for t in load_file(run / "export/model.safetensors").values()} == {torch.float32}
+
+
+def test_resume_path_begins_a_run_and_the_same_command_goes_on_with_it(train_tiny: TrainTiny, tmp_path: Path) -> None:
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert train_tiny(first, "--checkpoint.keep_last", "null") == 0
+    flags = ["--resume", str(first / "checkpoints/step-000004"), "--checkpoint.keep_last", "1"]
+    assert train_tiny(second, *flags, "--stop_after", "2steps") == 75
+    assert [p.name for p in checkpoints.found(second / "checkpoints")] == ["step-000006"]
+    assert train_tiny(second, *flags) == 0
+    assert losses_of(second) == losses_of(first)[4:]
+    assert train_tiny(tmp_path / "third", *flags, "--optim.lr", "1e-3") == 2
+
+
+def test_only_the_newest_checkpoints_are_kept(train_tiny: TrainTiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (run / "checkpoints/.step-000003.tmp").mkdir(parents=True)
+    (run / "checkpoints/step-000001.bak").mkdir()
+    assert train_tiny(run, "--checkpoint.every_steps", "2", "--checkpoint.keep_last", "3") == 0
+    assert [p.name for p in checkpoints.found(run / "checkpoints")] == ["step-000008", "step-000006", "step-000004"]
+    assert not (run / "checkpoints/.step-000003.tmp").exists()
+
+
+def test_run_killed_before_its_export_makes_it_when_asked_again(train_tiny: TrainTiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert train_tiny(run, "--max_steps", "2") == 0
+    shutil.rmtree(run / "export")
+    assert train_tiny(run, "--max_steps", "2") == 0
+    assert (run / "export/model.safetensors").is_file()
+
+
+@pytest.mark.slow
+def test_default_run_ends_far_below_the_unigram_entropy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--run_dir", str(tmp_path / "run"), "--data.cache_dir", str(tmp_path / "cache")]) == 0
+    entropy = float(capsys.readouterr().out.split("Unigram entropy of the held-out text: ")[1].split()[0])
+    assert val_of(tmp_path / "run")[700] < entropy - 1.5
 
 
 def test_model_type_and_any_key_of_its_config(text: Path, cache: Path, train_tiny: TrainTiny, tmp_path: Path) -> None:

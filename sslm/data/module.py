@@ -6,7 +6,7 @@ reads nothing but the step's number. Restoring it is setting `first_step`.
 
 import functools
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import platformdirs
@@ -20,6 +20,7 @@ from sslm.data import preparation, stream
 from sslm.data import tokenizer as tokenizers
 from sslm.data.corpus import open_source
 from sslm.data.order import key64, mix64
+from sslm.data.recipe import Recipe
 from sslm.data.shards import Corpus, is_corpus, open_corpus
 from sslm.data.stream import Stream
 from sslm.data.tokenizer import Tokenizer
@@ -31,16 +32,6 @@ IGNORED = -100
 
 Batch = dict[str, Any]
 """tensors: {name: [share, …]}; first_position, scored, digest: whole numbers of this rank's share."""
-
-
-class Recipe(Protocol):
-    """What the data plane needs of an objective."""
-
-    def window_len(self, seq_len: int) -> int: ...
-    def stride(self, seq_len: int) -> int: ...
-    def make_batch(
-        self, windows: NDArray[np.int64], positions: NDArray[np.int64], epochs: NDArray[np.int64], seed: int
-    ) -> dict[str, NDArray[Any]]: ...
 
 
 class DataModule(LightningDataModule):

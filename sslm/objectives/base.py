@@ -9,14 +9,12 @@ first position), so dropout is a function of the position and there is no random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
-from numpy.typing import NDArray
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
@@ -26,34 +24,12 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.config import OptimConfig
 from sslm.data.order import key64
+from sslm.data.recipe import Recipe
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
 from sslm.optim import build_optimizer, learning_rate
 
-Arrays = dict[str, NDArray[Any]]
 Parallelize = Callable[[LanguageModel, PreTrainedModel, DeviceMesh | None], None]
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """The pure part of an objective: its settings, and how windows of tokens become a batch. Small, picklable."""
-
-    def window_len(self, seq_len: int) -> int:
-        """Corpus tokens that one example eats."""
-        raise NotImplementedError
-
-    def stride(self, seq_len: int) -> int:
-        """Corpus tokens from one window's start to the next's."""
-        raise NotImplementedError
-
-    def make_batch(
-        self, windows: NDArray[np.int64], positions: NDArray[np.int64], epochs: NDArray[np.int64], seed: int
-    ) -> Arrays:
-        """[n, window_len] tokens -> the model's inputs and `labels`, each [n, …].
-
-        Depends on nothing but its arguments; a row on nothing but its own window, position and epoch.
-        """
-        raise NotImplementedError
 
 
 class Objective(LightningModule):

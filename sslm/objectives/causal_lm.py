@@ -17,14 +17,15 @@ import torch
 from numpy.typing import NDArray
 
 from sslm.data.module import val_windows
+from sslm.data.recipe import Arrays, Recipe
 from sslm.models.head import sample
-from sslm.objectives import base
+from sslm.objectives.base import Objective
 
 NUM_SAMPLES, PROMPT_TOKENS, SAMPLE_TOKENS = 2, 12, 40
 
 
 @dataclass(frozen=True)
-class CausalLMRecipe(base.Recipe):
+class CausalLMRecipe(Recipe):
     """Causal language modelling has no settings yet."""
 
     def window_len(self, seq_len: int) -> int:
@@ -35,11 +36,11 @@ class CausalLMRecipe(base.Recipe):
 
     def make_batch(
         self, windows: NDArray[np.int64], positions: NDArray[np.int64], epochs: NDArray[np.int64], seed: int
-    ) -> base.Arrays:
+    ) -> Arrays:
         return {"input_ids": windows[:, :-1], "labels": windows[:, 1:]}
 
 
-class CausalLM(base.Objective):
+class CausalLM(Objective):
     """Next-token prediction with any decoder of transformers."""
 
     auto_class: ClassVar[str] = "AutoModelForCausalLM"
