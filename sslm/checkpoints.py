@@ -32,6 +32,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 from torch.distributed.checkpoint.state_dict_loader import load as dcp_load
 from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
+from transformers import PreTrainedModel
 
 from sslm.errors import UserError
 from sslm.models.head import LanguageModel
@@ -72,15 +73,25 @@ def damage_of(checkpoint: Path) -> str:
     """What is wrong with a checkpoint's files; empty: nothing."""
     try:
         manifest = json.loads((checkpoint / "manifest.json").read_text())
-    except (OSError, ValueError):
-        return "no manifest.json"
-    for name, was in manifest.items():
+        files = {name: (was["bytes"], was["sha256"]) for name, was in manifest.items()}
+    except (OSError, ValueError, AttributeError, TypeError, KeyError):
+        return "no sound manifest.json"
+    for name, (size, digest) in files.items():
         file = checkpoint / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != was["bytes"] or _sha256(file) != was["sha256"]:
+        if file.stat().st_size != size or _sha256(file) != digest:
             return f"{name} has changed"
-    return ""
+    try:
+        return (
+            ""
+            if {"format", "step", "position", "fingerprint"} <= read_state(checkpoint).keys()
+            else "state.json lacks keys"
+        )
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        if isinstance(error, UserError):  # sound, but of a newer format: whoever reads it will say so
+            return ""
+        return "no sound state.json"
 
 
 def read_state(checkpoint: Path) -> dict[str, Any]:
@@ -93,6 +104,24 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     if state["format"] > FORMAT:
         raise UserError(f"{checkpoint}: written by a newer sslm (format {state['format']}); upgrade to go on from it")
     return state
+
+
+def check_weights(checkpoint: Path, model: PreTrainedModel) -> None:
+    """Refuse a checkpoint of another model.
+
+    Args:
+        model: may be on the meta device; only names and shapes are compared.
+
+    Raises:
+        UserError: weights that one has and the other lacks, or whose shapes differ.
+    """
+    metadata = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
+    prefix = "model.model."
+    has = {n.removeprefix(prefix): tuple(t.size) for n, t in metadata.items() if n.startswith(prefix)}  # type: ignore[union-attr]
+    needs = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied_names(model)}
+    if different := sorted(name for name in has.keys() | needs.keys() if has.get(name) != needs.get(name)):
+        raise UserError(f"{checkpoint}: holds another model's weights ({len(different)} differ, {different[0]} first); give the "
+                        f"--model flags it was made with, or another --run_dir")  # fmt: skip
 
 
 def save(
@@ -157,11 +186,7 @@ def _on_first_rank(act: Callable[[], None], group: dist.ProcessGroup | None) -> 
 
 
 def load(checkpoint: Path, network: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
-    """Read weights and optimizer states in place; all ranks call it together.
-
-    Raises:
-        UserError: it holds another model's weights.
-    """
+    """Read weights and optimizer states in place; all ranks call it together."""
     model, states = _model_tensors(network), _optimizer_tensors(network, optimizer)
     tensors = model | states
     try:

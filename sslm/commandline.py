@@ -9,12 +9,13 @@ import dataclasses
 import re
 import types
 import typing
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 
-from sslm.config import OPEN_SECTIONS, Config, parse_stop_after
+from sslm.config import OPEN_SECTIONS, Config, parse_stop_after, to_tree
 from sslm.errors import UserError, nearest
 
 
@@ -87,7 +88,7 @@ def _take_config_files(arguments: list[str]) -> tuple[list[str], list[str]]:
     for argument in stream:
         if argument == "--config":
             file = next(stream, None)
-            if file is None:
+            if file is None or file.startswith("--"):
                 raise UserError("--config needs a file: --config configs/laptop.yaml")
             files.append(file)
         elif argument.startswith("--config="):
@@ -102,8 +103,10 @@ def _read_yaml(file: str) -> dict[str, Any]:
         tree = yaml.load(Path(file).read_text(encoding="utf-8"), Loader=_Loader)
     except FileNotFoundError:
         raise UserError(f"--config {file}: there is no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, IsADirectoryError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         raise UserError(f"--config {file}: not a YAML file: {' '.join(str(error).split())}") from None
+    if tree is None:  # all of it is commented out
+        return {}
     if not isinstance(tree, dict):
         raise UserError(f"--config {file}: expected keys and values, got {type(tree).__name__}")
     return tree
@@ -133,14 +136,14 @@ def _open_to_settings(tree: dict[str, Any], file: str) -> dict[str, Any]:
     for section in OPEN_SECTIONS:
         if section not in tree:
             continue
-        given = tree[section]
+        given = tree[section] or {}
         if section == "objective" and isinstance(given, str):
             given = {"name": given}
         if not isinstance(given, dict):
             raise UserError(f"--config {file}: {section} takes keys and values, got {given!r}")
         fixed = {f.name for f in dataclasses.fields(typing.cast(Any, types_of[section]))} - {"settings"}
         tree[section] = {k: v for k, v in given.items() if k in fixed}
-        tree[section]["settings"] = {k: v for k, v in given.items() if k not in fixed}
+        tree[section]["settings"] = {str(k): v for k, v in given.items() if k not in fixed}
     return tree
 
 
@@ -182,11 +185,14 @@ def _take_open_settings(arguments: list[str], tree: dict[str, Any]) -> list[str]
 
 def _check_keys(tree: dict[str, Any], cls: Any, prefix: str) -> None:
     known = {f.name: f.type for f in dataclasses.fields(cls)}
-    for key, value in tree.items():
+    for key, value in list(tree.items()):
         if key not in known:
             raise UserError(f"there is no key {prefix}{key}{nearest(str(key), known)}; allowed{' in ' + prefix[:-1] if prefix else ''}: "
                             f"{', '.join(known)}")  # fmt: skip
         if dataclasses.is_dataclass(known[key]):
+            if value is None:  # a section with all its keys commented out
+                del tree[key]
+                continue
             if not isinstance(value, dict):
                 raise UserError(f"{prefix}{key} takes keys and values, got {value!r}")
             _check_keys(value, known[key], f"{prefix}{key}.")
@@ -228,6 +234,14 @@ def _kind(kind: Any) -> str:
     return f"one of {', '.join(_choices(kind))}" if _choices(kind) else names.get(kind, str(kind))
 
 
+def _texts(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            yield from _texts(value, f"{prefix}{key}.")
+        elif isinstance(value, str):
+            yield f"{prefix}{key}", value
+
+
 def _check_values(config: Config) -> Config:
     """What no type says."""
     positive = {
@@ -236,20 +250,28 @@ def _check_values(config: Config) -> Config:
         "val_every": config.val_every, "devices": config.devices, "num_nodes": config.num_nodes,
         "checkpoint.every_steps": config.checkpoint.every_steps, "checkpoint.every_minutes": config.checkpoint.every_minutes,
         "checkpoint.keep_last": config.checkpoint.keep_last, "data.val_sequences": config.data.val_sequences,
-        "optim.lr": config.optim.lr, "optim.clip_norm": config.optim.clip_norm,
+        "optim.lr": config.optim.lr, "optim.clip_norm": config.optim.clip_norm, "optim.eps": config.optim.eps,
     }  # fmt: skip
     for name, value in positive.items():
-        if value is not None and not value > 0:
+        if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name} {value}: expected a number above 0")
+    for name, text in _texts(to_tree(config)):
+        if text == "":
+            raise UserError(f"--{name} needs a value; it is empty")
+    if not 0 <= config.seed < 1 << 63:
+        raise UserError(f"--seed {config.seed}: expected a whole number from 0 to 2^63 - 1")
     if config.total_steps < 1:
         raise UserError(f"--max_tokens {config.max_tokens}: less than one step of {config.batch_size} x {config.seq_len} "
                         f"tokens; give at least {config.batch_size * config.seq_len}")  # fmt: skip
-    for name, share in {
-        "optim.decay_fraction": config.optim.decay_fraction,
-        "optim.min_lr_ratio": config.optim.min_lr_ratio,
-    }.items():
+    optim = config.optim
+    for name, share in {"decay_fraction": optim.decay_fraction, "min_lr_ratio": optim.min_lr_ratio}.items():
         if not 0 <= share <= 1:
-            raise UserError(f"--{name} {share}: expected a share from 0 to 1")
+            raise UserError(f"--optim.{name} {share}: expected a share from 0 to 1")
+    for name, beta in {"beta1": optim.beta1, "beta2": optim.beta2}.items():
+        if not 0 <= beta < 1:
+            raise UserError(f"--optim.{name} {beta}: expected a number from 0 to below 1")
+    if not 0 <= optim.weight_decay < float("inf"):
+        raise UserError(f"--optim.weight_decay {optim.weight_decay}: expected a number of 0 or more")
     if config.optim.warmup_steps < 0 or config.data.num_workers < 0:
         raise UserError("--optim.warmup_steps and --data.num_workers can't be below 0")
     if config.stop_after is not None:

@@ -15,6 +15,12 @@ DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
 """Exit codes. 75 (EX_TEMPFAIL): stopped on request, everything saved; the same command goes on."""
 
 
+PATH_ERRORS = {
+    errno.EACCES, errno.EROFS, errno.EPERM, errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENAMETOOLONG
+}  # fmt: skip
+"""What a path typed by a user can be wrong with."""
+
+
 class UserError(ValueError):
     """The user's mistake; its text is one sentence for the user."""
 
@@ -35,8 +41,8 @@ def sentence_of(error: BaseException) -> str | None:
         return (
             f"the disk is full{where}: free some room, or point --run_dir and --data.cache_dir elsewhere, and run again"
         )
-    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EROFS, errno.EPERM) and error.filename:
-        return f"{error.filename} can't be written or read: {error.strerror}"
+    if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename:
+        return f"{error.filename}: can't be read or written ({error.strerror}); check this path"
     return None
 
 

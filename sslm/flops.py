@@ -19,15 +19,18 @@ def matmul_parameters(model: nn.Module) -> int:
     return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear | Conv1D))
 
 
-def flops_per_token(config: PreTrainedConfig, num_matmul: int, seq_len: int) -> float:
+def flops_per_token(config: PreTrainedConfig, num_matmul: int, seq_len: int) -> float | None:
     """Forward and backward FLOPs per token of a decoder or encoder: 6·N + 12·L·H·Q·T (PaLM, Chowdhery et al. 2022, app. B).
 
+    None for an architecture without attention heads, to which this does not apply.
     N: matmul parameters, L: layers, H·Q: heads times head size, T: seq_len; causal attention is counted in full.
 
     >>> from transformers import GPT2Config
     >>> round(flops_per_token(GPT2Config(), 12 * 7_077_888 + 50257 * 768, 1024) / 1e6)
     854
     """
+    if not hasattr(config, "num_attention_heads"):
+        return None
     head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = config.num_hidden_layers * config.num_attention_heads * head_size * seq_len
     return float(6 * num_matmul + 12 * attention)

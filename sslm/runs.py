@@ -22,7 +22,7 @@ from typing import Any, Literal
 import yaml
 from filelock import FileLock, Timeout
 
-from sslm.config import Config, differences, to_yaml
+from sslm.config import Config, differences, to_tree, to_yaml
 from sslm.errors import UserError
 
 State = Literal["running", "done", "stopped", "failed"]
@@ -83,9 +83,13 @@ class RunFolder:
             return
         try:
             old = yaml.safe_load(self.config.read_text())
-        except yaml.YAMLError:
-            raise UserError(f"{self.config}: damaged; remove it, or give another --run_dir") from None
-        if found := differences(old, yaml.safe_load(to_yaml(config))):
+        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+            old = None
+        new = to_tree(config)
+        sections = [key for key, value in new.items() if isinstance(value, dict)]
+        if not isinstance(old, dict) or not all(isinstance(old.get(section, {}), dict) for section in sections):
+            raise UserError(f"{self.config}: damaged; remove it, or give another --run_dir")
+        if found := differences(old, new):
             raise UserError(f"{self.path} belongs to a run with other settings: {'; '.join(found)}. Give the old values to go on with "
                             f"it, or another --run_dir to start anew")  # fmt: skip
 
@@ -103,11 +107,7 @@ class RunFolder:
         """Forget rows past `step` (they will be made again; past 0: all) and a last line that was torn."""
         if not self.metrics.is_file():
             return
-        kept = [
-            line
-            for line in self.metrics.read_text().splitlines()
-            if (row := _row(line)) and row["step"] <= step and step > 0
-        ]
+        kept = [line for line in self._lines() if (row := _row(line)) and row["step"] <= step and step > 0]
         write_atomically(self.metrics, "".join(line + "\n" for line in kept))
 
     def wandb_id(self) -> str:
@@ -117,19 +117,26 @@ class RunFolder:
             write_atomically(file, os.urandom(4).hex())
         return file.read_text()
 
+    def _lines(self) -> list[str]:
+        return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
+
     def rows(self) -> list[dict[str, Any]]:
         """The rows of metrics.jsonl."""
         if not self.metrics.is_file():
             return []
-        return [row for line in self.metrics.read_text().splitlines() if (row := _row(line))]
+        return [row for line in self._lines() if (row := _row(line))]
 
 
 def _row(line: str) -> dict[str, Any] | None:
+    """A line's row; None where it is torn or no row of ours."""
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return row if isinstance(row, dict) and "step" in row else None
+    if not isinstance(row, dict) or not isinstance(row.get("step"), int) or not isinstance(row.get("tokens"), int):
+        return None
+    is_sound = all(isinstance(value, int | float) for key, value in row.items() if "/" in key)
+    return row if is_sound else None
 
 
 def write_atomically(file: Path, text: str) -> None:

@@ -43,9 +43,11 @@ def keep_libraries_quiet() -> None:
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it tells of each try
     for message in (
         ".*does not have many workers.*",
         ".*`srun` command is available on your system but is not used.*",
+        ".*It is recommended to use .*sync_dist=True.*",  # what is logged has been summed over ranks
         ".*smaller than the logging interval.*",
         ".*torch.distributed is disabled, unavailable or uninitialized.*",  # one process is no mistake
         ".*`broadcast_buffers` is deprecated.*",  # its successor is missing in torch 2.11

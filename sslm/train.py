@@ -7,6 +7,7 @@ out before another process is started and before the run folder is touched.
 """
 
 import functools
+import os
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -21,7 +22,7 @@ from sslm.terminal import count, say
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-    from transformers import PreTrainedConfig
+    from transformers import PreTrainedConfig, PreTrainedModel
 
     from sslm.callbacks.checkpoint import Checkpoint
     from sslm.callbacks.monitor import Monitor
@@ -47,14 +48,15 @@ def main(arguments: list[str] | None = None) -> int:
     objective, recipe = choose_objective(config)
     data = open_data(config, recipe)
     model_config = choose_model(config, objective, data)
-    num_parameters = describe(config, objective, data, model_config)
-    settings = launch.trainer_settings(config, num_parameters)
+    model = build_on_meta(config, objective, model_config)
+    describe(config, data, model)
+    settings = launch.trainer_settings(config, model.num_parameters())
     if config.dry_run:
         say("Dry run: all of this is in order; leave --dry_run out to train.")
         return DONE
 
     with run.locked() if launch.is_first_process() else nullcontext():
-        checkpoint = choose_checkpoint(config, run, data)
+        checkpoint = choose_checkpoint(config, run, data, model)
         if checkpoint is not None and step_of(checkpoint) >= config.total_steps:
             return already_done(config, run, data, checkpoint)
         module = build_module(config, objective, recipe, model_config, fresh=checkpoint is None)
@@ -96,6 +98,10 @@ def check_batch(config: Config) -> None:
     if config.batch_size % world:
         raise UserError(f"--batch_size {config.batch_size}: can't be shared by {world} devices; give a multiple of {world}, such as "
                         f"{-(-config.batch_size // world) * world}")  # fmt: skip
+    if config.data.num_workers > (most := 4 * (os.cpu_count() or 1)):
+        raise UserError(
+            f"--data.num_workers {config.data.num_workers}: this machine has {os.cpu_count()} CPU cores; give at most {most}"
+        )
     share, micro = config.batch_size // world, config.micro_batch_size
     if micro is not None and share % micro:
         divisors = [str(n) for n in range(1, share + 1) if share % n == 0]
@@ -139,6 +145,19 @@ def choose_model(config: Config, objective: "type[Objective]", data: "DataModule
     )  # fmt: skip
 
 
+def build_on_meta(config: Config, objective: "type[Objective]", model_config: "PreTrainedConfig") -> "PreTrainedModel":
+    """The model without weights, tried on a few tokens."""
+    from sslm.models.build import check_runs, on_meta
+    from sslm.models.parallelize import blocks
+
+    model = on_meta(model_config, objective.auto_class)
+    check_runs(model, objective.auto_class)
+    if not blocks(model) and (config.compile or config.activation_checkpointing != "none" or config.strategy == "fsdp"):
+        raise UserError(f"--model.model_type {model_config.model_type}: its layers can't be told apart, as --compile, "
+                        f"--activation_checkpointing and --strategy fsdp need; leave these out")  # fmt: skip
+    return model
+
+
 def pretrained_folder(config: Config) -> str | None:
     """--model.pretrained as transformers takes it: of a run folder, its export."""
     given = config.model.pretrained
@@ -153,8 +172,8 @@ def pretrained_folder(config: Config) -> str | None:
     return str(run.export)
 
 
-def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule") -> Path | None:
-    """The checkpoint to go on from, checked against the data; None: begin.
+def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model: "PreTrainedModel") -> Path | None:
+    """The checkpoint to go on from, checked against data and model (on the meta device); None: begin.
 
     A run goes on from its own newest; --resume PATH says where a run begins that has none.
     """
@@ -176,6 +195,10 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule") -> Pat
         checkpoint = None
     if checkpoint is not None:
         check_data(checkpoint, data)
+        checkpoints.check_weights(checkpoint, model)
+        if not own and step_of(checkpoint) >= config.total_steps:
+            raise UserError(f"--resume {config.resume}: is at step {step_of(checkpoint)} already, this run ends at "
+                            f"{config.total_steps}; give more --max_steps")  # fmt: skip
     return checkpoint
 
 
@@ -268,19 +291,15 @@ def build_trainer(config: Config, run: RunFolder, settings: dict[str, Any], call
 # ------------------------------------------------------------------------------------------------ what is said and left
 
 
-def describe(config: Config, objective: "type[Objective]", data: "DataModule", model_config: "PreTrainedConfig") -> int:
-    """Say what will be trained on what; the number of parameters."""
-    from sslm.models.build import on_meta
-
-    num_parameters = sum(p.numel() for p in on_meta(model_config, objective.auto_class).parameters())
+def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> None:
+    """Say what will be trained on what."""
     corpus, windows, steps = data.train_corpus, data.train_stream.num_windows, config.total_steps
     say(f"Text: {corpus.num_documents:,} documents, {count(corpus.num_tokens)} tokens of {len(data.tokenizer):,} kinds; "
         f"{windows:,} training and {data.val_stream.num_windows:,} held-out sequences of {config.seq_len}")  # fmt: skip
-    say(f"Model: {config.objective.name}, {model_config.model_type} with {count(num_parameters)} parameters")
+    say(f"Model: {config.objective.name}, {model.config.model_type} with {count(model.num_parameters())} parameters")
     say(f"Training: {steps} steps of {config.batch_size} sequences, {count(steps * config.batch_size * config.seq_len)} tokens, "
         f"{steps * config.batch_size / windows:.2f} epochs")  # fmt: skip
     say(f"Unigram entropy of the held-out text: {data.unigram_entropy:.4f} nats/token (a model is to get far below it)")
-    return num_parameters
 
 
 def conclude(config: Config, run: RunFolder, data: "DataModule", callbacks: Callbacks) -> None:

@@ -36,7 +36,7 @@ def step(network: LanguageModel, optimizer: torch.optim.Optimizer) -> float:
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()
-    return float(loss)
+    return loss.item()
 
 
 def save_files(folder: Path) -> None:

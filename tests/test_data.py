@@ -129,6 +129,21 @@ def test_bpe_is_identical_each_time(text: Path, tmp_path: Path) -> None:
     assert len(hashes.pop().strip()) == 64
 
 
+def test_a_line_without_spaces_is_no_trap(tmp_path: Path) -> None:
+    texts = ["a" * 200_000, "some words " * 99]
+    tokenizer = train_bpe([(text, True) for text in texts], 300)
+    corpus = prepare(source_of(texts), tokenizer, tmp_path / "c", no_report)
+    assert (
+        tokenizer.decode(corpus.tokens(corpus.shards[0])[: int(corpus.document_ends(corpus.shards[0])[0]) - 1])
+        == texts[0]
+    )
+
+
+def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}')
+    assert documents(str(tmp_path / "a.jsonl")) == ["a?b"]
+
+
 def test_bpe_gives_every_text_back(text: Path) -> None:
     tokenizer = train_bpe([(text.read_text(), True)], 400)
     for odd in ("naïve café", "日本語", "\t  tabs\r\n", "🙂🙃", "<|endoftext|> in text"):

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,23 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--data.train", "nowhere-*.txt"], ["no file matches"]),
         (["--batch_size", "40000"], ["less than one batch of 40000"]),
         (["--resume", "./nowhere"], ["./nowhere", "neither a run folder"]),
+        (["--data.train="], ["--data.train needs a value"]),
+        (["--config", "--dry_run"], ["--config needs a file"]),
+        (["--data.num_workers", "100000"], ["CPU cores"]),
+        (["--seed", "-1"], ["--seed -1", "2^63"]),
+        (["--optim.lr", "1e400"], ["above 0"]),
+        (["--optim.beta1", "1"], ["--optim.beta1 1", "below 1"]),
+        (["--optim.weight_decay", "-1"], ["0 or more"]),
+        (["--model.hidden_act", "[1"], ["can't be read"]),
+        (["--model.hidden_act", "foo"], ["can't be built with these settings", "foo"]),
+        (["--model.hidden_size", "-4"], ["can't be built with these settings"]),
+        (["--model.num_hidden_layers", "0"], ["expected at least 1"]),
+        (["--model.num_key_value_heads", "3"], ["fails on a few tokens"]),
+        (["--model.attention_dropout", "2"], ["fails on a few tokens"]),
+        (["--model.model_type", "gemma3"], ["gemma3"]),
+        (["--run_dir", "/dev/null/x"], ["/dev/null"]),
+        (["--data.cache_dir", "/dev/null/x"], ["/dev/null"]),
+        (["--data.train", "x" * 300 + ".txt"], ["too long"]),
     ],
     ids=lambda value: " ".join(value)[:40],
 )
@@ -91,6 +109,7 @@ def test_yaml_key_that_does_not_exist(refuse, tmp_path: Path) -> None:  # type: 
         ("field.jsonl", b'{"txt": "a"}\n', ["no field 'text'", "did you mean txt?", "--data.text_field"]),
         ("number.jsonl", b'{"text": 3}\n', ["holds int, not text"]),
         ("torn.txt.gz", gzip.compress(b"hello " * 9999)[:40], ["damaged"]),
+        ("deep.jsonl", b"[" * 100_000, ["line 1", "not JSON"]),
         ("no.parquet", b"nothing of the kind", ["not a Parquet file"]),
     ],
     ids=lambda value: value if isinstance(value, str) else "",
@@ -122,3 +141,76 @@ def test_full_disk_is_said_in_a_sentence() -> None:
 
     assert "the disk is full" in str(sentence_of(OSError(errno.ENOSPC, "No space left on device", "/x")))
     assert sentence_of(RuntimeError("a bug")) is None
+
+
+@pytest.fixture
+def refused_folder(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
+    """A short run in a folder, and a check that going on with it is refused in a sentence."""
+    run = tmp_path / "run"
+    assert main([*tiny, "--run_dir", str(run), "--max_steps", "2"]) == 0
+
+    def check(*words: str, flags: list[str] | None = None) -> None:
+        capsys.readouterr()
+        assert main([*tiny, "--run_dir", str(run), "--max_steps", "4", *(flags or [])]) == 2
+        message = capsys.readouterr().err
+        assert len(message.splitlines()) == 1
+        assert all(word in message for word in words), message
+
+    return run, check
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\xfe\x00", b"- a list", b"data: 3", b"[" * 9000])
+def test_damaged_config_of_a_run(refused_folder, content: bytes) -> None:  # type: ignore[no-untyped-def]
+    run, check = refused_folder
+    (run / "config.yaml").write_bytes(content)
+    check("config.yaml")
+
+
+def test_checkpoint_of_another_model(refused_folder, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    run, check = refused_folder
+    (run / "config.yaml").unlink()
+    check("another model's weights", flags=["--model.num_hidden_layers", "1"])
+    check("--batch_size 4, now 8", flags=["--batch_size", "8"])
+
+
+def test_damaged_rows_and_manifests_are_passed_over(refused_folder, tiny: list[str]) -> None:  # type: ignore[no-untyped-def]
+    run, _ = refused_folder
+    (run / "metrics.jsonl").write_bytes(
+        b'\xff\x00\n{"step": "x"}\n{"step": 1}\n{"step": 1, "tokens": 2, "val/loss": "x"}\n'
+    )
+    (run / "checkpoints/step-000009.bak").mkdir()
+    for step, content in ((3, "[]"), (4, '{"state.json": 3}'), (5, "{}")):
+        (run / f"checkpoints/step-{step:06d}").mkdir()
+        (run / f"checkpoints/step-{step:06d}/manifest.json").write_text(content)
+    assert main([*tiny, "--run_dir", str(run), "--max_steps", "4"]) == 0
+    assert json.loads((run / "status.json").read_text())["step"] == 4
+    assert sum(path.name.endswith(".corrupt") for path in (run / "checkpoints").iterdir()) == 3
+
+
+def test_pretrained_weights_of_other_shapes(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*tiny, "--run_dir", str(tmp_path / "run"), "--max_steps", "1"]) == 0
+    pretrained = ["--model.pretrained", str(tmp_path / "run"), "--run_dir", str(tmp_path / "other"), "--max_steps", "1"]
+    for flags, word in (
+        (["--model.hidden_size", "64"], "other shapes"),
+        (["--model.model_type", "gpt2"], "is a llama"),
+        (["--model.hidden_size", "abc"], "refuses these settings"),
+    ):
+        capsys.readouterr()
+        assert main([*tiny, *pretrained, *flags]) == 2
+        assert word in capsys.readouterr().err
+    weights = tmp_path / "run/export/model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:3000])
+    assert main([*tiny, *pretrained]) == 2
+    assert "weights can't be read" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
+
+
+def test_tokenizer_exchanged_in_a_prepared_corpus(refuse, tmp_path: Path, text: Path) -> None:  # type: ignore[no-untyped-def]
+    from sslm.prepare import main as prepare
+
+    for size in (400, 512):
+        assert prepare([str(text), "--out", str(tmp_path / f"{size}"), "--tokenizer", f"bpe:{size}"]) == 0
+    shutil.copytree(tmp_path / "400/tokenizer", tmp_path / "512/tokenizer", dirs_exist_ok=True)
+    refuse(["--data.train", str(tmp_path / "512")], "is not the tokenizer this corpus was prepared with")

@@ -91,7 +91,12 @@ def check_data(checkpoint: Path, data: DataModule) -> None:
     Raises:
         UserError: what differs.
     """
-    was, now = checkpoints.read_state(checkpoint)["fingerprint"], data.fingerprint()
+    state = checkpoints.read_state(checkpoint)
+    if state["position"] != state["step"] * data.batch_size:
+        raise UserError(
+            f"{checkpoint}: was made with --batch_size {state['position'] // state['step']}, now {data.batch_size}"
+        )
+    was, now = state["fingerprint"], data.fingerprint()
     changed = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
     if changed:
         raise UserError(f"the data has changed since {checkpoint}: {', '.join(changed)} differ; bring back what was there, or start "

@@ -121,7 +121,7 @@ def _check_files(given: str, files: list[Path]) -> None:
 
 
 def _format(file: Path) -> str:
-    suffixes = file.suffixes
+    suffixes = [suffix.lower() for suffix in file.suffixes]
     if suffixes and suffixes[-1] in COMPRESSIONS:
         suffixes = suffixes[:-1]
     return suffixes[-1] if suffixes else ""
@@ -272,7 +272,7 @@ def _read_jsonl(file: Path, field: str) -> Iterator[Piece]:
                 continue
             try:
                 row = json.loads(line)
-            except ValueError:
+            except (ValueError, RecursionError):
                 raise UserError(f"{file}, line {number}: not JSON") from None
             if not isinstance(row, dict):
                 raise UserError(f"{file}, line {number}: expected an object, got {type(row).__name__}")

@@ -89,6 +89,10 @@ class DataModule(LightningDataModule):
         corpus = self._corpus(self.data.train, wanted, cache_dir)
         self.train_corpus = corpus
         self.tokenizer = tokenizers.load(corpus.tokenizer_folder)
+        if tokenizers.identity(self.tokenizer) != corpus.tokenizer_sha256:
+            raise UserError(
+                f"{corpus.tokenizer_folder}: is not the tokenizer this corpus was prepared with; prepare it again"
+            )
         tokens = self.batch_size * self.recipe.window_len(self.seq_len)
         if self.data.val is None:
             training, held_out = stream.split(corpus, tokens)

@@ -73,6 +73,8 @@ def prepare_cached(
 def _only_one_makes(out: Path) -> Iterator[None]:
     """Wait for whoever is making the folder `out`; the lock dies with its holder."""
     out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out.parent):  # FileLock would try for ever in a folder that takes no files
+        pass
     lock = out.parent / f".{out.name}.lock"
     with FileLock(lock):
         try:

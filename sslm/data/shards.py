@@ -103,13 +103,15 @@ def open_corpus(folder: str | Path) -> Corpus:
             raise UserError(
                 f"{folder}: prepared by a newer sslm (format {index['format']}); upgrade, or prepare it again"
             )
+        if index["dtype"] not in ("uint16", "uint32"):
+            raise ValueError(f"dtype {index['dtype']}")
         shards = tuple(Shard(**shard) for shard in index["shards"])
         corpus = Corpus(folder, index["dtype"], index["vocab_size"], index["tokenizer"], index["tokenizer_sha256"], shards,
                         index["source"])  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
-        raise UserError(f"{folder}/index.json: damaged ({error!r}); prepare the corpus again") from None
+        raise UserError(f"{folder}/index.json: damaged ({type(error).__name__}); prepare the corpus again") from None
     for shard in shards:
         for file, size in ((shard.file, shard.num_tokens * np.dtype(corpus.dtype).itemsize),
                            (_ends_file(shard.file), shard.num_documents * 8)):  # fmt: skip

@@ -6,6 +6,7 @@ Byte-level BPE: Sennrich et al. 2016 (arXiv:1508.07909) over bytes, as in GPT-2.
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,9 @@ END_OF_TEXT = "<|endoftext|>"
 USUAL_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 TRAINING_CHARS = 1 << 28
 """A tokenizer is trained on at most this much of a corpus, from its beginning: more text changes few merges."""
+
+LONG_RUN = re.compile(r"\S{400}")
+"""Training takes quadratic time in a word's length, and a line of base64 is one word: longer runs are trained on in parts."""
 
 Tokenizer = PreTrainedTokenizerBase
 
@@ -51,7 +55,7 @@ def train_bpe(pieces: Iterable[Piece], size: int) -> PreTrainedTokenizerFast:
 
 def _first(pieces: Iterable[Piece], chars: int) -> Iterator[str]:
     for text, _ in pieces:
-        yield text
+        yield LONG_RUN.sub(r"\g<0> ", text)
         chars -= len(text)
         if chars <= 0:
             return

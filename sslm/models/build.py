@@ -50,8 +50,11 @@ def model_config(
             )
         _check_keys(type(config), settings)
         follow = {"vocab_size": max(config.vocab_size, vocab_size)} | special_ids
-        for key, value in ({k: v for k, v in follow.items() if hasattr(config, k)} | settings).items():
-            setattr(config, key, value)
+        try:
+            for key, value in ({k: v for k, v in follow.items() if hasattr(config, k)} | settings).items():
+                setattr(config, key, value)
+        except Exception as error:  # each architecture has its own checks and exception types
+            raise UserError(f"--model: {config.model_type} refuses these settings ({_brief(error)})") from None
     else:
         config = _fresh_config(settings, model_type, default, auto_class, vocab_size, seq_len, special_ids)
     _check_fits(config, vocab_size, seq_len)
@@ -82,7 +85,7 @@ def _read_config(pretrained: str) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(pretrained)
     except Exception as error:  # missing files, no network, broken JSON: all are about what was given
         raise UserError(f"--model.pretrained {pretrained}: no model could be loaded from it; expected a run folder, a folder "
-                        f"with config.json and weights, or a hub name ({' '.join(str(error).split())[:160]})") from None  # fmt: skip
+                        f"with config.json and weights, or a hub name ({_brief(error)})") from None  # fmt: skip
     return config
 
 
@@ -122,6 +125,8 @@ def _check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None
     if not isinstance(getattr(config, "vocab_size", None), int):
         raise UserError(f"--model.model_type {config.model_type}: is no model of text alone, it has no vocabulary of its own; take its "
                         f"text part, as in gemma3_text")  # fmt: skip
+    if getattr(config, "num_hidden_layers", 1) < 1:
+        raise UserError(f"--model.num_hidden_layers {config.num_hidden_layers}: expected at least 1")
     if config.vocab_size < vocab_size:
         raise UserError(f"--model.vocab_size {config.vocab_size}: the tokenizer has {vocab_size} entries; leave the key out, "
                         f"or give at least that")  # fmt: skip
@@ -138,10 +143,38 @@ def build(config: PreTrainedConfig, auto_class: str, seed: int) -> PreTrainedMod
 
 def on_meta(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
     """The model without its weights: to count parameters, or to see that an architecture can be built."""
-    with torch.device("meta"), no_init_weights():
-        model: PreTrainedModel = getattr(transformers, auto_class).from_config(config)
+    try:
+        with torch.device("meta"), no_init_weights():
+            model: PreTrainedModel = getattr(transformers, auto_class).from_config(config)
+    except Exception as error:  # whatever a constructor trips over, it is about the settings
+        raise UserError(f"--model: {config.model_type} can't be built with these settings ({_brief(error)})") from None
     model.tie_weights()
     return model
+
+
+def check_runs(model: PreTrainedModel, auto_class: str) -> None:
+    """See that the model takes plain tokens: settings may agree with the config's checks and not with each other.
+
+    Tried on the meta device first, which costs nothing; what can't run there (mixtures of experts) is built and tried.
+
+    Raises:
+        UserError: it doesn't.
+    """
+
+    def fails(candidate: PreTrainedModel, device: str) -> str:
+        try:
+            candidate.train()(input_ids=torch.zeros(1, 4, dtype=torch.long, device=device), use_cache=False)
+        except Exception as error:
+            return _brief(error)
+        return ""
+
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        if fails(model, "meta") and (why := fails(build(model.config, auto_class, 0), "cpu")):
+            raise UserError(f"--model: {model.config.model_type} with these settings fails on a few tokens ({why})")
+
+
+def _brief(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
 def initialise(model: PreTrainedModel, seed: int) -> None:
@@ -175,15 +208,20 @@ def load_pretrained(
     wanted, had = config.vocab_size, _read_config(folder).vocab_size
     config = copy.deepcopy(config)
     config.vocab_size = had
+    transformers.logging.set_verbosity_error()  # what is new is told by the caller
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         try:
             model, report = getattr(transformers, auto_class).from_pretrained(
                 folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
-        except OSError as error:
-            raise UserError(f"--model.pretrained {folder}: no weights ({' '.join(str(error).split())[:160]})") from None
-        new = sorted(set(report["missing_keys"]) | {key for key, *_ in report["mismatched_keys"]})
+        except Exception as error:  # missing, cut or foreign files
+            raise UserError(f"--model.pretrained {folder}: its weights can't be read ({_brief(error)})") from None
+        if report["mismatched_keys"]:
+            name = sorted(key for key, *_ in report["mismatched_keys"])[0]
+            raise UserError(f"--model.pretrained {folder}: its weights have other shapes than these settings ask for ({name} first); "
+                            f"leave out the --model flags that change shapes")  # fmt: skip
+        new = sorted(report["missing_keys"])
         if wanted != had:
             model.resize_token_embeddings(wanted)
             new.append(f"{wanted - had} rows of the vocabulary")

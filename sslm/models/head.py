@@ -41,6 +41,6 @@ def sample(
     tokens[:, :k] = prompts
     end = min(k + num_new, seq_len)
     for position in range(k, end):
-        logits = network(input_ids=tokens)[:, position - 1].float().cpu() / temperature
+        logits = network(input_ids=tokens)[:, position - 1].float().cpu().nan_to_num() / temperature
         tokens[:, position] = torch.multinomial(logits.softmax(-1), 1, generator=generator)[:, 0].to(tokens.device)
     return tokens[:, :end]

@@ -63,4 +63,9 @@ class CausalLM(Objective):
         tokens = sample(self.network, prompts, data.seq_len, SAMPLE_TOKENS, self.seed).tolist()
         self.network.train(was_training)
         decode = data.tokenizer.decode
-        return [" ".join(f"{decode(row[:length])} >> {decode(row[length:])}".split()) for row in tokens]
+        return [_on_one_line(f"{decode(row[:length])} >> {decode(row[length:])}") for row in tokens]
+
+
+def _on_one_line(text: str) -> str:
+    """A model that knows nothing yet writes control characters too: no terminal is to obey them."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
