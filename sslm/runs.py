@@ -74,12 +74,12 @@ class RunFolder:
                 shutil.rmtree(self.path)
 
     def check_config(self, config: Config) -> None:
-        """Refuse a folder that belongs to another run.
+        """Refuse a folder that belongs to another run. One without a checkpoint belongs to none: nothing would be lost.
 
         Raises:
             UserError: keys differ that a resumed run may not change; it names them.
         """
-        if not self.config.is_file():
+        if not self.config.is_file() or not any(self.checkpoints.glob("step-*")):
             return
         try:
             old = yaml.safe_load(self.config.read_text())

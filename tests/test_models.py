@@ -5,13 +5,13 @@ import importlib
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
+from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, XLNetConfig
 
 from sslm import flops
 from sslm.config import OptimConfig
 from sslm.data.tokenizer import special_ids
 from sslm.errors import UserError
-from sslm.models.build import build, model_config, on_meta
+from sslm.models.build import build, check_causal, model_config, on_meta
 from sslm.models.head import LanguageModel, sample
 from sslm.models.parallelize import blocks, parallelize
 from sslm.objectives.causal_lm import CausalLM
@@ -50,7 +50,9 @@ def test_layers_first_weights_are_the_same_in_a_deeper_model() -> None:
 
 @pytest.mark.parametrize("model_type", FAMILIES)
 def test_no_position_sees_what_comes_after_it(model_type: str) -> None:
-    network = LanguageModel(build(small(model_type), AUTO, 0)).eval()
+    model = build(small(model_type), AUTO, 0)
+    check_causal(model)
+    network = LanguageModel(model).eval()
     ids = torch.randint(1, 64, (1, 16))
     changed = ids.clone()
     changed[0, 10:] = (changed[0, 10:] + 7) % 64
@@ -58,6 +60,12 @@ def test_no_position_sees_what_comes_after_it(model_type: str) -> None:
         before, after = network(input_ids=ids), network(input_ids=changed)
     assert torch.allclose(before[:, :10], after[:, :10], atol=1e-6)
     assert not torch.allclose(before[:, 10:], after[:, 10:], atol=1e-3)
+
+
+def test_model_that_sees_the_future_is_refused() -> None:
+    xlnet = XLNetConfig(vocab_size=64, d_model=32, n_layer=2, n_head=2, d_inner=64)
+    with pytest.raises(UserError, match="xlnet: is not causal"):
+        check_causal(build(xlnet, AUTO, 0))
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)

@@ -278,6 +278,29 @@ def test_run_killed_before_its_export_makes_it_when_asked_again(train_tiny: Trai
     assert (run / "export/model.safetensors").is_file()
 
 
+def test_folder_of_a_run_that_failed_before_its_first_checkpoint_is_free(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    xlnet = [
+        "--model.model_type",
+        "xlnet",
+        "--model.d_model",
+        "32",
+        "--model.n_layer",
+        "2",
+        "--model.n_head",
+        "2",
+        "--model.d_inner",
+        "64",
+    ]
+    shared = [*SMALL_RUN, *tiny[len(TINY) :]]
+    assert main([*shared, "--run_dir", str(run), *xlnet]) == 2
+    assert "is not causal" in capsys.readouterr().err
+    assert json.loads((run / "status.json").read_text())["exit_code"] == 2
+    assert main([*tiny, "--run_dir", str(run), "--max_steps", "1"]) == 0
+
+
 @pytest.mark.slow
 def test_default_run_ends_far_below_the_unigram_entropy(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["--run_dir", str(tmp_path / "run"), "--data.cache_dir", str(tmp_path / "cache")]) == 0

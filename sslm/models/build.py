@@ -173,6 +173,25 @@ def check_runs(model: PreTrainedModel, auto_class: str) -> None:
             raise UserError(f"--model: {model.config.model_type} with these settings fails on a few tokens ({why})")
 
 
+@torch.no_grad()
+def check_causal(model: PreTrainedModel) -> None:
+    """See that no position's output depends on a later token: not every architecture with a language-model head is causal.
+
+    Raises:
+        UserError: one does.
+    """
+    ids = (torch.arange(8, device=model.device) + 5) % model.config.vocab_size
+    changed = ids.clone()
+    changed[-1] = (ids[-1] + 1) % model.config.vocab_size
+    was_training = model.training
+    model.eval()
+    before, after = (model(input_ids=tokens[None], use_cache=False).logits[0, :-1] for tokens in (ids, changed))
+    model.train(was_training)
+    if (before - after).abs().max() > 1e-3 * before.abs().max():
+        raise UserError(f"--model.model_type {model.config.model_type}: is not causal, it sees the tokens it is to predict; take a "
+                        f"decoder such as llama or gpt2")  # fmt: skip
+
+
 def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 

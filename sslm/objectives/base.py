@@ -91,11 +91,15 @@ class Objective(LightningModule):
         model = self._given[0]
         if not isinstance(model, PreTrainedModel):
             model = build(model, self.auto_class, self.seed)
+        self.check_model(model)
         model.train()
         self.network = LanguageModel(model)
         if self._parallelize is not None:
             mesh = self.device_mesh["data_parallel"] if self.device_mesh is not None else None
             self._parallelize(self.network, model, mesh)
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        """Refuse a model that can't be trained to do this, before it is wrapped and sharded."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.network, self.optim)

@@ -15,9 +15,11 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from transformers import PreTrainedModel
 
 from sslm.data.module import val_windows
 from sslm.data.recipe import Arrays, Recipe
+from sslm.models.build import check_causal
 from sslm.models.head import sample
 from sslm.objectives.base import Objective
 
@@ -53,6 +55,9 @@ class CausalLM(Objective):
         "tie_word_embeddings": True,
     }
     recipe_class = CausalLMRecipe
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        check_causal(model)
 
     def samples(self, data: Any) -> list[str]:
         numbers = val_windows(data.val_stream, NUM_SAMPLES)
