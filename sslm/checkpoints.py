@@ -10,7 +10,6 @@ Tensors go through torch.distributed.checkpoint with its safetensors storage: an
 other's, and nothing is ever unpickled.
 """
 
-import hashlib
 import json
 import os
 import re
@@ -35,6 +34,7 @@ from torch.distributed.checkpoint.state_dict_saver import save as dcp_save
 from transformers import PreTrainedModel
 
 from sslm.errors import UserError
+from sslm.files import fsync, sha256_of, write_atomically
 from sslm.models.head import LanguageModel
 
 FORMAT = 1
@@ -80,7 +80,7 @@ def damage_of(checkpoint: Path) -> str:
         file = checkpoint / name
         if not file.is_file():
             return f"{name} is missing"
-        if file.stat().st_size != size or _sha256(file) != digest:
+        if file.stat().st_size != size or sha256_of(file) != digest:
             return f"{name} has changed"
     try:
         return (
@@ -255,26 +255,11 @@ def _write_tensors(folder: Path, tensors: Tensors) -> None:
 def _seal(part: Path, final: Path) -> None:
     """Manifest, fsync, rename, `latest`: in this order, so that what has its final name is whole."""
     files = sorted(file for file in part.rglob("*") if file.is_file())
-    manifest = {str(f.relative_to(part)): {"bytes": f.stat().st_size, "sha256": _sha256(f)} for f in files}
+    manifest = {str(f.relative_to(part)): {"bytes": f.stat().st_size, "sha256": sha256_of(f)} for f in files}
     (part / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     for path in [*files, part / "manifest.json", *(p for p in part.rglob("*") if p.is_dir()), part]:
-        _fsync(path)
+        fsync(path)
     shutil.rmtree(final, ignore_errors=True)
     os.rename(part, final)
-    _fsync(final.parent)
-    latest = final.parent / ".latest.tmp"
-    latest.write_text(final.name + "\n")
-    os.replace(latest, final.parent / "latest")
-
-
-def _sha256(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _fsync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    fsync(final.parent)
+    write_atomically(final.parent / "latest", final.name + "\n")

@@ -24,6 +24,7 @@ from filelock import FileLock, Timeout
 
 from sslm.config import Config, differences, to_tree, to_yaml
 from sslm.errors import UserError
+from sslm.files import write_atomically
 
 State = Literal["running", "done", "stopped", "failed"]
 
@@ -137,13 +138,3 @@ def _row(line: str) -> dict[str, Any] | None:
         return None
     is_sound = all(isinstance(value, int | float) for key, value in row.items() if "/" in key)
     return row if is_sound else None
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Replace a file's contents: readers see the old or the new, never a part."""
-    part = file.with_name(f".{file.name}.tmp")
-    with open(part, "w", encoding="utf-8") as stream:
-        stream.write(text)
-        stream.flush()
-        os.fsync(stream.fileno())
-    os.replace(part, file)

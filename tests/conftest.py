@@ -63,7 +63,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def tiny(text: Path, cache: Path) -> list[str]:
     """Command line of a tiny run, but for --run_dir."""
     return [

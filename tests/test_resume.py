@@ -28,20 +28,10 @@ def command(tiny: list[str], run: Path, *flags: str) -> list[str]:
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory, text: Path, cache: Path) -> Path:
+def straight(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     """An uninterrupted run."""
-    from tests.conftest import TINY
-
     run = tmp_path_factory.mktemp("straight") / "run"
-    source = [
-        "--data.train",
-        str(text),
-        "--data.document_separator",
-        "\n-----\n",
-        "--data.cache_dir",
-        str(cache),
-    ]
-    done = run_command(command([*TINY, *source], run))
+    done = run_command(command(tiny, run))
     assert done.returncode == 0, done.stderr
     return run
 

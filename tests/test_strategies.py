@@ -22,19 +22,9 @@ def train(run: Path, tiny: list[str], *flags: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def single(tmp_path_factory: pytest.TempPathFactory, text: Path, cache: Path) -> Path:
-    from tests.conftest import TINY
-
+def single(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     run = tmp_path_factory.mktemp("single") / "run"
-    source = [
-        "--data.train",
-        str(text),
-        "--data.document_separator",
-        "\n-----\n",
-        "--data.cache_dir",
-        str(cache),
-    ]
-    train(run, [*TINY, *source], *STRATEGIES["single"])
+    train(run, tiny, *STRATEGIES["single"])
     return run
 
 

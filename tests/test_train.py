@@ -6,14 +6,14 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from sslm import checkpoints
-from sslm.data.shards import open_corpus
-from sslm.data.stream import Stream, split
+from sslm.config import DataConfig
+from sslm.data.module import DataModule, val_windows
+from sslm.objectives.causal_lm import CausalLMRecipe
 from sslm.runs import RunFolder
 from sslm.train import main
 from tests.conftest import SMALL_RUN, TINY, TrainTiny
@@ -33,18 +33,10 @@ def val_of(run: Path) -> dict[int, float]:
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, text: Path, cache: Path) -> Path:
+def finished(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     """A finished run with dropout."""
     run = tmp_path_factory.mktemp("finished") / "run"
-    source = [
-        "--data.train",
-        str(text),
-        "--data.document_separator",
-        "\n-----\n",
-        "--data.cache_dir",
-        str(cache),
-    ]
-    assert main([*TINY, *source, "--run_dir", str(run), "--model.attention_dropout", "0.1"]) == 0
+    assert main([*tiny, "--run_dir", str(run), "--model.attention_dropout", "0.1"]) == 0
     return run
 
 
@@ -111,14 +103,13 @@ with torch.no_grad():
 
 
 def test_export_gives_the_reported_loss_in_transformers_without_sslm(
-    finished: Path, cache: Path, tmp_path: Path
+    finished: Path, text: Path, cache: Path, tmp_path: Path
 ) -> None:
-    [folder] = [f for f in (cache / "corpora").iterdir() if f.is_dir() and open_corpus(f).vocab_size == 512]
-    corpus = open_corpus(folder)
-    _, held_out = split(corpus, 4 * 33)
-    stream = Stream(corpus, held_out, 33, 32)
-    numbers = np.arange(12) * stream.num_windows // 12
-    (tmp_path / "windows.json").write_text(json.dumps(stream.windows(numbers).tolist()))
+    source = DataConfig(train=str(text), document_separator="\n-----\n", tokenizer="bpe:512", cache_dir=str(cache))
+    data = DataModule(source, CausalLMRecipe(), seq_len=32, batch_size=4)
+    data.setup()
+    windows = data.val_stream.windows(val_windows(data.val_stream, 12))
+    (tmp_path / "windows.json").write_text(json.dumps(windows.tolist()))
     shutil.copytree(finished / "export", tmp_path / "export")
     (tmp_path / "evaluate.py").write_text(EVALUATE)
     done = run_command(["-I", str(tmp_path / "evaluate.py"), str(tmp_path / "export"), str(tmp_path / "windows.json")])

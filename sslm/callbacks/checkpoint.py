@@ -72,8 +72,8 @@ class Checkpoint(Callback):
 
         def save_model_files(folder: Path) -> None:
             model = pl_module.network.model
-            pl_module.hf_config.architectures = [type(model).__name__]
-            pl_module.hf_config.save_pretrained(folder)
+            model.config.architectures = [type(model).__name__]
+            model.config.save_pretrained(folder)
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
             data.tokenizer.save_pretrained(folder)

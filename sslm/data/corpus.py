@@ -7,7 +7,6 @@ point: the pieces' tokens are the whole document's. SentencePiece tokenizers may
 
 import codecs
 import glob
-import hashlib
 import io
 import json
 import re
@@ -18,6 +17,7 @@ from typing import Any
 
 from sslm.data.embedded import EMBEDDED, embedded_documents, embedded_identity
 from sslm.errors import UserError, nearest
+from sslm.files import sha256_of
 
 Piece = tuple[str, bool]
 """(text, whether the document ends with it)"""
@@ -79,11 +79,6 @@ def open_source(
     record = [{"file": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)} for file in files]
     how = {"text_field": text_field, "document_separator": document_separator}
     return Source(given, [how, *record], pieces, sum(file.stat().st_size for file in files))
-
-
-def sha256_of(file: Path) -> str:
-    with open(file, "rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------ finding files

@@ -20,10 +20,11 @@ from filelock import FileLock
 from numpy.typing import NDArray
 
 from sslm.data import tokenizer as tokenizers
-from sslm.data.corpus import Piece, Source, sha256_of
+from sslm.data.corpus import Piece, Source
 from sslm.data.shards import FORMAT, Corpus, CorpusWriter, Split, is_corpus, open_corpus
 from sslm.data.tokenizer import Tokenizer
 from sslm.errors import UserError
+from sslm.files import fsync, sha256_of, write_atomically
 from sslm.terminal import Report
 
 BATCH_CHARS = 1 << 22
@@ -98,7 +99,7 @@ def _make(source: Source, tokenizer: str | Tokenizer, out: Path, report: Report)
             if not writer.finish(name, tokenizers.identity(tokenizer), source.record):
                 raise UserError(f"{source.name}: there is no text in it")
         os.rename(part, out)
-        _sync_folder(out.parent)
+        fsync(out.parent)
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -115,9 +116,7 @@ def remembering_hash(cache_dir: Path) -> Callable[[Path], str]:
         if memo.is_file() and len(known := memo.read_text()) == 64:
             return known
         memo.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=memo.parent, delete=False) as stream:
-            stream.write(digest := sha256_of(file))
-        os.replace(stream.name, memo)
+        write_atomically(memo, digest := sha256_of(file))
         return digest
 
     return sha256
@@ -213,12 +212,3 @@ def is_held_out(document: int) -> bool:
 
 def _silent(documents: int, tokens: int, share: float | None = None) -> None:
     pass
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make a rename in `folder` outlive a power cut."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

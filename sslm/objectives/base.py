@@ -80,11 +80,6 @@ class Objective(LightningModule):
         self.batch_ended_at = 0.0
         """When the last batch and all that was done after it (validation, saving) ended, by time.perf_counter."""
 
-    @property
-    def hf_config(self) -> PreTrainedConfig:
-        given = self._given[0]
-        return given.config if isinstance(given, PreTrainedModel) else given
-
     def configure_model(self) -> None:
         if hasattr(self.network, "model"):  # Lightning calls this again for each of fit, validate …
             return
