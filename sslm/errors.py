@@ -46,6 +46,10 @@ def sentence_of(error: BaseException) -> str | None:
     return None
 
 
+parent_says_it = False
+"""True in a child of Lightning's launcher: its parent meets the same error, and one sentence is enough."""
+
+
 class Verb(Protocol):
     def __call__(self, arguments: list[str] | None = None) -> int: ...
 
@@ -64,7 +68,8 @@ def exits_politely(verb: Verb) -> Verb:
             sentence = sentence_of(error)
             if sentence is None:
                 raise
-            print(f"error: {sentence}", file=sys.stderr)
+            if not parent_says_it:
+                print(f"error: {sentence}", file=sys.stderr)
             return USER_ERROR
 
     return wrapped

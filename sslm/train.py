@@ -13,7 +13,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sslm import launch, terminal
+from sslm import errors, launch, terminal
 from sslm.commandline import parse
 from sslm.config import Config
 from sslm.errors import DONE, FAILED, STOPPED, USER_ERROR, UserError, exits_politely, nearest, sentence_of
@@ -38,6 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse(sys.argv[1:] if arguments is None else arguments)
     if launch.is_child():
         launch.die_with_parent()
+        errors.parent_says_it = True
     if not launch.is_first_process():
         terminal.mute()
     terminal.keep_libraries_quiet()

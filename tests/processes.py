@@ -1,5 +1,6 @@
 """Real processes under a hard time limit: SIGTERM does not end a deadlock, SIGKILL does."""
 
+import contextlib
 import multiprocessing
 import os
 import signal
@@ -36,7 +37,8 @@ def start_command(arguments: list[str], env: dict[str, str] | None = None) -> "s
 
 
 def kill_group(process: "subprocess.Popen[str]") -> None:
-    os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(ProcessLookupError):  # it has ended by itself
+        os.killpg(process.pid, signal.SIGKILL)
 
 
 def run_ranks(function: Callable[..., Any], world: int, folder: Path, *arguments: Any, timeout: float = 60) -> None:

@@ -113,7 +113,7 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.filterwarnings("default")  # torch's own, while it compiles
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_compilation_changes_no_gradient_and_samples_compile_nothing_anew() -> None:
     from torch._dynamo.utils import counters
 

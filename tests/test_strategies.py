@@ -58,3 +58,14 @@ def test_wrong_flags_end_before_a_process_is_started(tiny: list[str], tmp_path: 
     assert done.stderr.startswith("error: --batch_size 4: can't be shared by 3 devices")
     assert len(done.stderr.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks_and_says_how_many(single: Path, tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29591", "-m", "sslm.train"]
+    done = run_command([*torchrun, *tiny, "--run_dir", str(run)], timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Run folder:") == 1
+    assert losses_of(run) == pytest.approx(losses_of(single), abs=1e-6)
+    assert run_command([*torchrun, *tiny, "--run_dir", str(run), "--devices", "3"], timeout=200).returncode != 0

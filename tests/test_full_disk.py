@@ -1,0 +1,54 @@
+"""A disk that fills up: one sentence, nothing half-written, and the same command goes on once there is room."""
+
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.processes import run_command
+from tests.test_train import losses_of
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small file system"),
+]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of its own, of 300 kB."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=300k", "tmpfs", str(disk)], check=True)
+    yield disk
+    subprocess.run(["umount", str(disk)], check=True)
+
+
+@pytest.mark.parametrize("strategy", ["single", "ddp"])
+def test_full_disk_while_saving(strategy: str, small_disk: Path, tiny: list[str]) -> None:
+    run = small_disk / "run"
+    devices = "1" if strategy == "single" else "2"
+    command = ["-m", "sslm.train", *tiny, "--run_dir", str(run), "--strategy", strategy, "--devices", devices]
+    done = run_command(command)
+    assert done.returncode == 2, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert "the disk is full" in said[0]
+    assert not list((run / "checkpoints").glob("*"))
+    assert not (run / "export").exists()
+    subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+    assert run_command(command).returncode == 0
+    assert len(losses_of(run)) == 8
+
+
+def test_full_disk_while_preparing(small_disk: Path, tiny: list[str], tmp_path: Path) -> None:
+    (small_disk / "filler").write_bytes(bytes(200_000))
+    command = ["-m", "sslm.train", *tiny, "--run_dir", str(tmp_path / "run"), "--data.cache_dir", str(small_disk)]
+    done = run_command(command)
+    assert done.returncode == 2, done.stderr
+    assert "the disk is full" in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not list((small_disk / "corpora").iterdir())
+    assert not (tmp_path / "run").exists()
