@@ -43,7 +43,6 @@ class Monitor(Callback):
         self.total_steps, self.batch_tokens = total_steps, batch_tokens
         self.model_config, self.unigram_entropy = model_config, unigram_entropy
         self.bar: TrainingProgress | None = None
-        self.last_loss: float | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
         """Work out the model's FLOPs and the devices' peak, while nothing else runs."""
@@ -95,7 +94,6 @@ class Monitor(Callback):
             "data_wait": round(self._data_wait / seconds, 4),
             "batch_digest": f"{outputs['digest']:016x}",
         }
-        self.last_loss = loss
         self._write(row)
         if trainer.logger is not None:
             numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("step", "train/loss")}
