@@ -133,7 +133,8 @@ class DataModule(LightningDataModule):
         if tokenizers.bpe_size(tokenizer):
             matches = corpus.tokenizer == tokenizer
         else:
-            matches = tokenizers.identity(tokenizers.load(tokenizer)) == corpus.tokenizer_sha256
+            is_same_name = corpus.tokenizer == tokenizer and not Path(tokenizer).exists()
+            matches = is_same_name or tokenizers.identity(tokenizers.load(tokenizer)) == corpus.tokenizer_sha256
         if not matches:
             raise UserError(f"{given}: was prepared with another tokenizer than {tokenizer}; leave --data.tokenizer out, or "
                             f"prepare the text again: python -m sslm.prepare TEXT --tokenizer {tokenizer} --out DIR")  # fmt: skip

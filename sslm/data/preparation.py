@@ -94,6 +94,7 @@ def _make(source: Source, tokenizer: str | Tokenizer, out: Path, report: Report)
             size = tokenizers.bpe_size(tokenizer)
             tokenizer = tokenizers.train_bpe(source.pieces(), size) if size else tokenizers.load(tokenizer)
         tokenizer.save_pretrained(part / "tokenizer")
+        tokenizer = tokenizers.load(part / "tokenizer")  # what is used later is used now
         with CorpusWriter(part, len(tokenizer)) as writer:
             _tokenise(source, tokenizer, writer, report)
             if not writer.finish(name, tokenizers.identity(tokenizer), source.record):
