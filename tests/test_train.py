@@ -261,6 +261,32 @@ def test_only_the_newest_checkpoints_are_kept(train_tiny: TrainTiny, tmp_path: P
     assert not (run / "checkpoints/.step-000003.tmp").exists()
 
 
+def test_checkpoints_by_the_clock_and_a_schedule_that_ends_in_decay(train_tiny: TrainTiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    by_time = [
+        "--checkpoint.every_steps",
+        "null",
+        "--checkpoint.every_minutes",
+        "1e-6",
+        "--checkpoint.keep_last",
+        "null",
+    ]
+    wsd = [
+        "--optim.schedule",
+        "wsd",
+        "--optim.decay_fraction",
+        "0.5",
+        "--optim.min_lr_ratio",
+        "0",
+        "--optim.lr",
+        "1e-3",
+    ]
+    assert train_tiny(run, *by_time, *wsd) == 0
+    assert len(checkpoints.found(run / "checkpoints")) == 8
+    rates = [row["lr"] for row in rows_of(run) if "lr" in row]
+    assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
+
+
 def test_run_killed_before_its_export_makes_it_when_asked_again(train_tiny: TrainTiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
     assert train_tiny(run, "--max_steps", "2") == 0
