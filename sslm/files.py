@@ -22,6 +22,10 @@ def fsync(path: Path) -> None:
 def write_atomically(file: Path, text: str) -> None:
     """Replace a file's contents: readers see the old or the new, never a part."""
     part = file.with_name(f".{file.name}.{os.getpid()}.tmp")
-    part.write_text(text, encoding="utf-8")
-    fsync(part)
-    os.replace(part, file)
+    try:
+        part.write_text(text, encoding="utf-8")
+        fsync(part)
+        os.replace(part, file)
+    except BaseException:  # a full disk, a folder in the way: leave no part behind
+        part.unlink(missing_ok=True)
+        raise

@@ -22,6 +22,7 @@ from sslm.data.preparation import HELD_OUT_EVERY, is_held_out, prepare
 from sslm.data.shards import Corpus, Shard, open_corpus
 from sslm.data.stream import Stream, split
 from sslm.data.tokenizer import END_OF_TEXT, identity, load, train_bpe
+from sslm.files import write_atomically
 from sslm.objectives.causal_lm import CausalLMRecipe
 from tests.processes import run_command
 
@@ -343,3 +344,10 @@ def test_tokenizer_comes_from_a_folder_or_its_file(text: Path, tmp_path: Path) -
 def test_identity_knows_tokenizers_apart(text: Path) -> None:
     pieces = [(text.read_text(), True)]
     assert identity(train_bpe(pieces, 300)) != identity(train_bpe(pieces, 301))
+
+
+def test_file_that_could_not_be_replaced_leaves_no_part(tmp_path: Path) -> None:
+    (tmp_path / "in_the_way").mkdir()
+    with pytest.raises(IsADirectoryError):
+        write_atomically(tmp_path / "in_the_way", "text")
+    assert [path.name for path in tmp_path.iterdir()] == ["in_the_way"]

@@ -71,9 +71,6 @@ class DataModule(LightningDataModule):
 
     # -------------------------------------------------------------------------------------------- preparation
 
-    def prepare_data(self) -> None:
-        """Lightning's hook; `setup` does the work, since every process needs it and the cache is made once."""
-
     def setup(self, stage: str | None = None) -> None:
         """Prepare what is not prepared yet, and open it. Any number of processes may call at once.
 
