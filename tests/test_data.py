@@ -181,7 +181,7 @@ def test_about_one_document_in_a_hundred_is_held_out() -> None:
 
 
 def test_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
-    from sslm.data.shards import CorpusWriter
+    from sslm.data.writer import CorpusWriter
 
     with CorpusWriter(tmp_path, 70_000) as writer:
         writer.add("train", np.array([69_999, 1], np.uint32), np.array([2]), 9)
@@ -191,7 +191,7 @@ def test_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
 
 
 def test_shards_end_at_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslm.data.shards.SHARD_TOKENS", 500)
+    monkeypatch.setattr("sslm.data.writer.SHARD_TOKENS", 500)
     monkeypatch.setattr(preparation, "BATCH_CHARS", 300)
     texts = [f"text {i}" * 9 for i in range(99)]
     corpus = prepare(source_of(texts), train_bpe([(t, True) for t in texts], 300), tmp_path / "c", no_report)

@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 
 from sslm.data import tokenizer as tokenizers
 from sslm.data.corpus import Piece, Source
-from sslm.data.shards import FORMAT, Corpus, CorpusWriter, Split, is_corpus, open_corpus
+from sslm.data.shards import FORMAT, Corpus, Split, is_corpus, open_corpus
 from sslm.data.tokenizer import Tokenizer
+from sslm.data.writer import CorpusWriter
 from sslm.errors import UserError
 from sslm.files import fsync, sha256_of, write_atomically
 from sslm.terminal import Report

@@ -7,16 +7,17 @@
       train-00000.ends    int64 per document: the offset just after its last token
       val-00000.bin …     documents held out of training
 
-The sequence length is not fixed here: windows are cut when the corpus is read.
+The sequence length is not fixed here: windows are cut when the corpus is read. A document longer than a shard goes on in
+the next one and ends there.
 """
 
 import functools
 import hashlib
 import json
-import os
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,22 +25,72 @@ from numpy.typing import NDArray
 from sslm.errors import UserError
 
 FORMAT = 1
-SHARD_TOKENS = 1 << 27
-"""Tokens per shard (256 MB in uint16)."""
 
 Split = Literal["train", "val"]
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One file of tokens. `num_bytes`: of the text, UTF-8."""
+    """One file of tokens, and one of documents' ends beside it."""
 
     file: str
     split: Split
     num_tokens: int
     num_documents: int
+    """Documents that end in it."""
     num_bytes: int
+    """Of the text, UTF-8; 0 where nobody knows."""
     sha256: str
+    """Of the tokens' file; empty where nobody vouches for it."""
+    ends_sha256: str = ""
+    """Of the file of ends."""
+    offset: int = 0
+    """Bytes before the first token."""
+
+
+class BadShard(UserError):
+    """A file of a corpus that is not what the index says, however often it was read."""
+
+    def __init__(self, file: str, message: str) -> None:
+        super().__init__(message)
+        self.file = file
+
+
+class Files(Protocol):
+    """Where the shards of a corpus lie: in a folder here, or at a URL with a cache before it."""
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether files have to be brought here before they can be read."""
+
+    def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
+        """A file's path on this machine, brought here first if need be.
+
+        Raises:
+            BadShard: it is missing, has another size, or (where it was brought) another checksum.
+        """
+
+    def read_ahead(self, files: Iterable[tuple[str, int, str]]) -> None:
+        """Begin to bring (file, num_bytes, sha256) here, in this order, and return at once."""
+
+
+@dataclass(frozen=True)
+class LocalFiles:
+    """Files of a folder on this machine; sizes are checked when they are fetched."""
+
+    folder: Path
+    is_remote: bool = False
+
+    def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
+        path = self.folder / file
+        found = path.stat().st_size if path.is_file() else None
+        if found != num_bytes:
+            raise BadShard(file, f"{path}: {'missing' if found is None else f'{found} bytes, not {num_bytes}'}; "
+                                 f"the corpus is damaged, prepare it again")  # fmt: skip
+        return path
+
+    def read_ahead(self, files: Iterable[tuple[str, int, str]]) -> None:
+        pass
 
 
 @dataclass(frozen=True)
@@ -47,13 +98,16 @@ class Corpus:
     """An opened corpus. Token files are memory-mapped when first read."""
 
     folder: Path
+    """Holds index.json and tokenizer/, on this machine."""
     dtype: str
     vocab_size: int
     tokenizer: str
-    """As it was given: a name, a folder, or bpe:SIZE."""
+    """As it was given: a name, a folder, or bpe:SIZE; empty for ids that came without one."""
     tokenizer_sha256: str
     shards: tuple[Shard, ...]
     source: list[dict[str, Any]] = field(default_factory=list)
+    files: Files | None = None
+    """Where the shards lie; None: in `folder`."""
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -77,21 +131,50 @@ class Corpus:
     def tokenizer_folder(self) -> Path:
         return self.folder / "tokenizer"
 
+    @functools.cached_property
+    def _files(self) -> Files:
+        return self.files or LocalFiles(self.folder)
+
+    @property
+    def is_remote(self) -> bool:
+        return self._files.is_remote
+
+    def token_file(self, shard: Shard) -> tuple[str, int, str]:
+        """(file, bytes, sha256) of a shard's tokens."""
+        return shard.file, shard.offset + shard.num_tokens * np.dtype(self.dtype).itemsize, shard.sha256
+
+    def ends_file(self, shard: Shard) -> tuple[str, int, str]:
+        """(file, bytes, sha256) of a shard's documents' ends."""
+        return ends_file(shard.file), shard.num_documents * 8, shard.ends_sha256
+
     def tokens(self, shard: Shard) -> NDArray[Any]:
         """[num_tokens] ids, read from disk as they are touched."""
-        return np.memmap(self.folder / shard.file, dtype=self.dtype, mode="r", shape=(shard.num_tokens,))
+        path = self._files.fetch(*self.token_file(shard))
+        return np.memmap(path, dtype=self.dtype, mode="r", offset=shard.offset, shape=(shard.num_tokens,))
 
     def document_ends(self, shard: Shard) -> NDArray[np.int64]:
         """[num_documents] offsets just after each document's last token."""
-        return np.memmap(self.folder / _ends_file(shard.file), dtype=np.int64, mode="r", shape=(shard.num_documents,))
+        if not shard.num_documents:  # an empty file can't be mapped
+            return np.empty(0, np.int64)
+        path = self._files.fetch(*self.ends_file(shard))
+        return np.memmap(path, dtype=np.int64, mode="r", shape=(shard.num_documents,))
+
+    def read_ahead(self, shards: Iterable[Shard]) -> None:
+        """Begin to bring these shards here."""
+        files = [[self.token_file(shard), self.ends_file(shard)] for shard in shards]
+        self._files.read_ahead(file for both in files for file in both if file[1])
 
 
 def is_corpus(folder: str | Path) -> bool:
     return (Path(folder) / "index.json").is_file()
 
 
-def open_corpus(folder: str | Path) -> Corpus:
-    """Open a prepared corpus; file sizes are checked, contents are not read.
+def open_corpus(folder: str | Path, files: Files | None = None) -> Corpus:
+    """Open a prepared corpus; file sizes of one on this machine are checked, contents are not read.
+
+    Args:
+        folder: holds index.json and tokenizer/.
+        files: where the shards are; default: in `folder`.
 
     Raises:
         UserError: an index that can't be read, of a newer format, or that its files don't match.
@@ -107,92 +190,17 @@ def open_corpus(folder: str | Path) -> Corpus:
             raise ValueError(f"dtype {index['dtype']}")
         shards = tuple(Shard(**shard) for shard in index["shards"])
         corpus = Corpus(folder, index["dtype"], index["vocab_size"], index["tokenizer"], index["tokenizer_sha256"], shards,
-                        index["source"])  # fmt: skip
+                        index["source"], files)  # fmt: skip
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder}/index.json: damaged ({type(error).__name__}); prepare the corpus again") from None
-    for shard in shards:
-        for file, size in ((shard.file, shard.num_tokens * np.dtype(corpus.dtype).itemsize),
-                           (_ends_file(shard.file), shard.num_documents * 8)):  # fmt: skip
-            found = (folder / file).stat().st_size if (folder / file).is_file() else None
-            if found != size:
-                raise UserError(f"{folder / file}: {'missing' if found is None else f'{found} bytes, not {size}'}; "
-                                f"the corpus is damaged, prepare it again")  # fmt: skip
+    if not corpus.is_remote:
+        for shard in shards:
+            for file in (corpus.token_file(shard), corpus.ends_file(shard)):
+                corpus._files.fetch(*file)
     return corpus
 
 
-class CorpusWriter:
-    """Writes a corpus into an empty folder: `add` tokens and ends, then `finish`. As a context it closes its files."""
-
-    def __init__(self, folder: Path, vocab_size: int) -> None:
-        self.folder = folder
-        self.vocab_size = vocab_size
-        self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
-        self.finished: list[Shard] = []
-        self._open: dict[Split, _ShardWriter] = {}
-
-    def __enter__(self) -> "CorpusWriter":
-        return self
-
-    def __exit__(self, *error: object) -> None:
-        for shard in self._open.values():
-            shard.close_files()
-
-    def add(self, split: Split, ids: NDArray[Any], ends: NDArray[np.int64], num_bytes: int) -> None:
-        """Append tokens; `ends` are offsets within `ids` just after documents that end there."""
-        shard = self._open.get(split)
-        if shard is None:
-            number = sum(done.split == split for done in self.finished)
-            shard = self._open[split] = _ShardWriter(self.folder, f"{split}-{number:05d}.bin", split, self.dtype)
-        shard.add(ids, ends, num_bytes)
-        if shard.num_tokens >= SHARD_TOKENS:
-            self.finished.append(self._open.pop(split).close())
-
-    def finish(self, tokenizer: str, tokenizer_sha256: str, source: list[dict[str, Any]]) -> int:
-        """Close the shards and write the index, which makes the folder a corpus; how many tokens it has."""
-        self.finished += [shard.close() for shard in self._open.values()]
-        self._open.clear()
-        shards = sorted(self.finished, key=lambda shard: shard.file)
-        index = {
-            "format": FORMAT, "dtype": self.dtype.name, "vocab_size": self.vocab_size, "tokenizer": tokenizer,
-            "tokenizer_sha256": tokenizer_sha256, "shards": [asdict(shard) for shard in shards], "source": source,
-        }  # fmt: skip
-        with open(self.folder / "index.json", "w") as stream:
-            stream.write(json.dumps(index, indent=1) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-        return sum(shard.num_tokens for shard in shards)
-
-
-class _ShardWriter:
-    def __init__(self, folder: Path, file: str, split: Split, dtype: np.dtype[Any]) -> None:
-        self.file, self.split, self.dtype = file, split, dtype
-        self.num_tokens = self.num_documents = self.num_bytes = 0
-        self.hash = hashlib.sha256()
-        self.tokens = open(folder / file, "wb")  # noqa: SIM115 - closed in close
-        self.ends = open(folder / _ends_file(file), "wb")  # noqa: SIM115
-
-    def add(self, ids: NDArray[Any], ends: NDArray[np.int64], num_bytes: int) -> None:
-        raw = ids.astype(self.dtype).tobytes()
-        self.tokens.write(raw)
-        self.hash.update(raw)
-        self.ends.write((ends + self.num_tokens).astype(np.int64).tobytes())
-        self.num_tokens += len(ids)
-        self.num_documents += len(ends)
-        self.num_bytes += num_bytes
-
-    def close(self) -> Shard:
-        for stream in (self.tokens, self.ends):
-            stream.flush()
-            os.fsync(stream.fileno())
-        self.close_files()
-        return Shard(self.file, self.split, self.num_tokens, self.num_documents, self.num_bytes, self.hash.hexdigest())
-
-    def close_files(self) -> None:
-        self.tokens.close()
-        self.ends.close()
-
-
-def _ends_file(token_file: str) -> str:
+def ends_file(token_file: str) -> str:
     return token_file.removesuffix(".bin") + ".ends"
