@@ -172,10 +172,11 @@ def _take_open_settings(arguments: list[str], tree: dict[str, Any]) -> list[str]
                 raise UserError(f"--{name} needs a value")
             else:
                 value = stream.pop(0)
-        if is_open:
-            settings = tree.setdefault(section, {}).setdefault("settings", {})
+        if is_open or _items(flags[name]):
+            into = tree.setdefault(section, {})
+            into = into.setdefault("settings", {}) if is_open else into
             try:
-                settings[key] = yaml.load(value, Loader=_Loader)
+                into[key] = yaml.load(value, Loader=_Loader)
             except yaml.YAMLError:
                 raise UserError(f"--{name} {value}: can't be read; quote it as in YAML") from None
         else:
@@ -196,8 +197,28 @@ def _check_keys(tree: dict[str, Any], cls: Any, prefix: str) -> None:
             if not isinstance(value, dict):
                 raise UserError(f"{prefix}{key} takes keys and values, got {value!r}")
             _check_keys(value, known[key], f"{prefix}{key}.")
+        elif (item := _items(known[key])) and value is not None:
+            _check_list(value, item, f"{prefix}{key}")
         else:
             tree[key] = _whole(value, known[key])
+
+
+def _items(kind: Any) -> Any:
+    """The dataclass of which a key takes a list; None where it takes something else."""
+    listed = next((part for part in (kind, *typing.get_args(kind)) if typing.get_origin(part) is list), None)
+    item = typing.get_args(listed)[0] if listed else None
+    return item if dataclasses.is_dataclass(item) else None
+
+
+def _check_list(value: Any, item: Any, name: str) -> None:
+    needed = [f.name for f in dataclasses.fields(item) if f.default is dataclasses.MISSING]
+    example = f"[{{{', '.join(f'{key}: …' for key in needed)}}}, …]"
+    if not isinstance(value, list) or not value or not all(isinstance(one, dict) for one in value):
+        raise UserError(f"--{name} {value}: expected a list such as {example}")
+    for one in value:
+        _check_keys(one, item, f"{name}.")
+        if missing := [key for key in needed if one.get(key) is None]:
+            raise UserError(f"--{name} {one}: {missing[0]} is missing; expected {example}")
 
 
 def _whole(value: Any, kind: Any) -> Any:
@@ -250,11 +271,16 @@ def _check_values(config: Config) -> Config:
         "val_every": config.val_every, "devices": config.devices, "num_nodes": config.num_nodes,
         "checkpoint.every_steps": config.checkpoint.every_steps, "checkpoint.every_minutes": config.checkpoint.every_minutes,
         "checkpoint.keep_last": config.checkpoint.keep_last, "data.val_sequences": config.data.val_sequences,
+        "data.cache_gb": config.data.cache_gb, "data.block_shards": config.data.block_shards,
         "optim.lr": config.optim.lr, "optim.clip_norm": config.optim.clip_norm, "optim.eps": config.optim.eps,
     }  # fmt: skip
     for name, value in positive.items():
         if value is not None and not 0 < value < float("inf"):
             raise UserError(f"--{name} {value}: expected a number above 0")
+    if config.data.train is not None and config.data.sources is not None:
+        raise UserError("--data.train and --data.sources: both are given; give one of them")
+    if config.data.stages is not None and config.data.sources is None:
+        raise UserError("--data.stages: are weights of --data.sources, which are not given")
     for name, text in _texts(to_tree(config)):
         if text == "":
             raise UserError(f"--{name} needs a value; it is empty")

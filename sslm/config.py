@@ -44,6 +44,31 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
+class SourceConfig:
+    """One source of a mixture."""
+
+    path: str | None
+    """Text or a prepared corpus, in the forms of data.train; embedded: the documentation inside this Python."""
+    weight: int | float | str = 1
+    """Its share beside the others': a number, or size^EXPONENT of its tokens (size^0.7)."""
+    name: str | None = None
+    """What it is called in metrics; default: the path's last part, up to a dot."""
+    max_epochs: float = 4.0
+    """Warn when the run reads it more often (4: repeats up to this are worth about as much as new text,
+    Muennighoff et al. 2023, arXiv:2305.16264)."""
+
+
+@dataclass(frozen=True)
+class StageConfig:
+    """Weights that hold from some point of the run on."""
+
+    at_tokens: int
+    """Tokens of the run after which they hold."""
+    weights: dict[str, int | float | str]
+    """Source name -> weight; a source left out is not read."""
+
+
+@dataclass(frozen=True)
 class DataConfig:
     """Where the text comes from."""
 
@@ -52,6 +77,14 @@ class DataConfig:
     Hugging Face dataset (hub name, NAME:CONFIG, or saved folder); default: the documentation inside this Python."""
     val: str | None = None
     """Held-out text, in the same forms; default: a part of the training text that no training window touches."""
+    sources: list[SourceConfig] | None = None
+    """A mixture instead of data.train: a list of {path: …, weight: …, name: …}; weight is a number, or size^0.7."""
+    stages: list[StageConfig] | None = None
+    """Other weights later on, as in annealing: a list of {at_tokens: …, weights: {NAME: …}}."""
+    packing: Literal["concat", "best_fit"] = "concat"
+    """concat: documents one after another, cut at the sequence length; best_fit: whole where they fit, with padding."""
+    document_mask: bool = False
+    """Keep attention (an LSTM's state) inside a document."""
     text_field: str = "text"
     """Field that holds the text, in .jsonl, .parquet and datasets."""
     document_separator: str | None = None
@@ -61,6 +94,12 @@ class DataConfig:
     prepared corpus, else bpe:2048."""
     cache_dir: str | None = None
     """Folder for corpora prepared on the fly; default: the user's cache folder."""
+    cache_gb: float | None = None
+    """Room for remote shards in the cache folder, in gigabytes; default: no limit."""
+    block_shards: int | None = None
+    """Shards that are shuffled together; default: all of a local corpus, 4 of a remote one (twice as many are kept here)."""
+    on_bad_shard: Literal["fail", "substitute"] = "fail"
+    """A shard that stays unreadable or damaged: end the run with its name, or read others in its place and record it."""
     num_workers: int = 0
     """Loader processes per device; 0 reads in the training process, which is usually fastest."""
     val_sequences: int = 1024
@@ -199,6 +238,8 @@ MAY_CHANGE = frozenset(
         "resume",
         "data.num_workers",
         "data.cache_dir",
+        "data.cache_gb",
+        "data.on_bad_shard",
         "checkpoint.every_steps",
         "checkpoint.every_minutes",
         "checkpoint.keep_last",

@@ -2,7 +2,13 @@
 
 import hashlib
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+
+from filelock import FileLock
 
 
 def sha256_of(file: Path) -> str:
@@ -29,3 +35,40 @@ def write_atomically(file: Path, text: str) -> None:
     except BaseException:  # a full disk, a folder in the way: leave no part behind
         part.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def one_maker(out: Path) -> Iterator[None]:
+    """Wait for whoever is making `out`, on this machine; the lock dies with its holder."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryFile(dir=out.parent):  # FileLock would try for ever in a folder that takes no files
+        pass
+    lock = out.parent / f".{out.name}.lock"
+    with FileLock(lock):
+        try:
+            yield
+        finally:
+            lock.unlink(missing_ok=True)  # a waiter notices that the file it locked is gone, and tries again
+
+
+@contextmanager
+def made_once(out: Path) -> Iterator[Path | None]:
+    """A folder that appears whole or not at all: yields where to make it, or None where it is already.
+
+    Any number of processes may come at once: one makes it, the others wait.
+    """
+    with one_maker(out):
+        if out.exists():
+            yield None
+            return
+        part = out.parent / f".{out.name}.tmp"
+        shutil.rmtree(part, ignore_errors=True)  # what a killed maker left
+        part.mkdir()
+        try:
+            yield part
+            fsync(part)
+            os.rename(part, out)
+            fsync(out.parent)
+        except BaseException:
+            shutil.rmtree(part, ignore_errors=True)
+            raise

@@ -58,6 +58,8 @@ def main(arguments: list[str] | None = None) -> int:
 
     with run.locked() if launch.is_first_process() else nullcontext():
         checkpoint = choose_checkpoint(config, run, data, model)
+        if checkpoint is None and launch.is_first_process():
+            run.amendments.unlink(missing_ok=True)  # of a run that never had a checkpoint
         if checkpoint is not None and step_of(checkpoint) >= config.total_steps:
             return already_done(config, run, data, checkpoint)
         module = build_module(config, objective, recipe, model_config, fresh=checkpoint is None)
@@ -128,7 +130,7 @@ def open_data(config: Config, recipe: "Recipe") -> "DataModule":
     pretrained = pretrained_folder(config)
     data = DataModule(
         config.data, recipe, seq_len=config.seq_len, batch_size=config.batch_size, total_steps=config.total_steps,
-        seed=config.seed, tokenizer=pretrained,
+        seed=config.seed, tokenizer=pretrained, amendments=RunFolder(config.run_folder).amendments,
     )  # fmt: skip
     data.setup()
     return data
@@ -140,7 +142,7 @@ def choose_model(config: Config, objective: "type[Objective]", data: "DataModule
 
     return model_config(
         config.model.settings, model_type=config.model.model_type, default=objective.default_model,
-        auto_class=objective.auto_class, vocab_size=len(data.tokenizer), seq_len=config.seq_len,
+        auto_class=objective.auto_class, vocab_size=data.vocab_size, seq_len=config.seq_len,
         special_ids=special_ids(data.tokenizer),
         pretrained=pretrained_folder(config),
     )  # fmt: skip
@@ -294,13 +296,39 @@ def build_trainer(config: Config, run: RunFolder, settings: dict[str, Any], call
 
 def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> None:
     """Say what will be trained on what."""
-    corpus, windows, steps = data.train_corpus, data.train_stream.num_windows, config.total_steps
-    say(f"Text: {corpus.num_documents:,} documents, {count(corpus.num_tokens)} tokens of {len(data.tokenizer):,} kinds; "
-        f"{windows:,} training and {data.val_stream.num_windows:,} held-out sequences of {config.seq_len}")  # fmt: skip
+    from sslm.data.packing import Packed
+
+    stream, steps = data.train_stream, config.total_steps
+    corpora = [source.corpus for source in stream.sources]
+    say(f"Text: {sum(c.num_documents for c in corpora):,} documents, {count(sum(c.num_tokens for c in corpora))} tokens of "
+        f"{data.vocab_size:,} kinds; {stream.num_windows:,} training and {data.val_stream.num_windows:,} held-out sequences of "
+        f"{config.seq_len}")  # fmt: skip
+    for source in stream.sources:
+        if isinstance(source.windows, Packed):
+            say(
+                f"Packing{' of ' + source.name if source.name else ''}: {source.windows.fill:.1%} of the places hold a token"
+            )
     say(f"Model: {config.objective.name}, {model.config.model_type} with {count(model.num_parameters())} parameters")
-    say(f"Training: {steps} steps of {config.batch_size} sequences, {count(steps * config.batch_size * config.seq_len)} tokens, "
-        f"{steps * config.batch_size / windows:.2f} epochs")  # fmt: skip
+    say(f"Training: {steps} steps of {config.batch_size} sequences, {count(steps * config.batch_size * config.seq_len)} tokens"
+        + ("" if data.mixes else f", {steps * config.batch_size / stream.num_windows:.2f} epochs"))  # fmt: skip
+    if data.mixes:
+        describe_mixture(config, data)
     say(f"Unigram entropy of the held-out text: {data.unigram_entropy:.4f} nats/token (a model is to get far below it)")
+
+
+def describe_mixture(config: Config, data: "DataModule") -> None:
+    """Each source's share of the run, and a warning where it is read more often than asked."""
+    positions = config.total_steps * config.batch_size
+    for source, (examples, epochs) in zip(
+        config.data.sources or [], data.train_stream.seen(positions).values(), strict=True
+    ):
+        name = source.name or source.path
+        say(
+            f"  {name}: {examples / positions:.2%} of the run, {count(examples * config.seq_len)} tokens, {epochs:.2f} epochs"
+        )
+        if epochs > source.max_epochs:
+            say(f"Warning: {name} will be read {epochs:.1f} times, more than its max_epochs {source.max_epochs:g}; lower its weight, "
+                f"bring more text, or raise max_epochs")  # fmt: skip
 
 
 def conclude(config: Config, run: RunFolder, data: "DataModule", callbacks: Callbacks) -> None:
@@ -341,15 +369,17 @@ def summarise(config: Config, run: RunFolder, data: "DataModule") -> None:
     measured = [row for row in run.rows() if "val/loss" in row]
     say()
     if measured:
-        say(f"Held-out loss {measured[0]['val/loss']:.4f} -> {measured[-1]['val/loss']:.4f} nats/token "
-            f"({measured[-1]['val/bits_per_byte']:.3f} bits per byte); unigram entropy {data.unigram_entropy:.4f}")  # fmt: skip
+        first, last = measured[0], measured[-1]
+        per_byte = f" ({last['val/bits_per_byte']:.3f} bits per byte)" if "val/bits_per_byte" in last else ""
+        say(f"Held-out loss {first['val/loss']:.4f} -> {last['val/loss']:.4f} nats/token{per_byte}; unigram entropy "
+            f"{data.unigram_entropy:.4f}")  # fmt: skip
     say(f"Model:    {run.export}")
     say("  from transformers import AutoModelForCausalLM, AutoTokenizer\n"
         f"  model = AutoModelForCausalLM.from_pretrained({str(run.export)!r})\n"
         f"  tokenizer = AutoTokenizer.from_pretrained({str(run.export)!r})")  # fmt: skip
     say(f"Curves:   {run.curves}")
     say(f"Go on:    the same command with --max_steps {2 * config.total_steps}")
-    if config.data.train is None:
+    if config.data.train is None and not config.data.sources:
         say("Next:     python -m sslm.train --data.train YOUR.txt --run_dir runs/mine")
 
 

@@ -7,8 +7,12 @@ from pathlib import Path
 from pydoc_data.topics import topics
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from sslm.train import main
+
+settings.register_profile("sslm", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.load_profile("sslm")
 
 SMALL_RUN = [
     "--data.tokenizer",

@@ -13,17 +13,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sslm.config import DataConfig
 from sslm.data import preparation
 from sslm.data.corpus import Piece, Source, _split, _whole, open_source
 from sslm.data.embedded import EMBEDDED
-from sslm.data.module import DataModule, TrainSteps, ValSteps
 from sslm.data.preparation import HELD_OUT_EVERY, is_held_out, prepare
-from sslm.data.shards import Corpus, Shard, open_corpus
-from sslm.data.stream import Stream, split
+from sslm.data.shards import open_corpus
 from sslm.data.tokenizer import END_OF_TEXT, identity, load, train_bpe
 from sslm.files import write_atomically
-from sslm.objectives.causal_lm import CausalLMRecipe
 from tests.processes import run_command
 
 
@@ -250,88 +246,6 @@ def test_prepare_verb_makes_what_training_takes(tmp_path: Path, text: Path, caps
         train_main([*TINY, "--data.train", str(tmp_path / "c"), "--run_dir", str(tmp_path / "r"), "--max_steps", "2"])
         == 0
     )
-
-
-# ------------------------------------------------------------------------------------------------ windows and batches
-
-
-def make_corpus(tmp_path: Path, lengths: list[int]) -> Corpus:
-    """A corpus of shards whose tokens are all different."""
-    shards, first = [], 0
-    for number, length in enumerate(lengths):
-        name = f"train-{number:05d}.bin"
-        np.arange(first, first + length, dtype=np.uint32).tofile(tmp_path / name)
-        shards.append(Shard(name, "train", length, 0, length, str(number)))
-        first += length
-    return Corpus(tmp_path, "uint32", first, "test", "", tuple(shards))
-
-
-@given(length=st.integers(40, 3000), batch_tokens=st.integers(1, 39))
-def test_no_training_window_touches_held_out_text(length: int, batch_tokens: int) -> None:
-    corpus = Corpus(Path("."), "uint16", 9, "", "", (Shard("train-00000.bin", "train", length, 1, length, ""),))
-    [training], [held_out] = split(corpus, batch_tokens)
-    assert (training.start, held_out.end) == (0, length)
-    assert training.end == held_out.start
-    assert held_out.end - held_out.start == max(length // 100, batch_tokens)
-
-
-def test_windows_are_the_shards_text_cut_at_the_stride(tmp_path: Path) -> None:
-    corpus = make_corpus(tmp_path, [25, 3, 40])
-    from sslm.data.stream import whole
-
-    stream = Stream(corpus, whole(corpus), window_len=9, stride=8)
-    windows = stream.windows(np.arange(stream.num_windows))
-    assert stream.num_windows == 3 + 0 + 4
-    assert windows[:, 0].tolist() == [0, 8, 16, 28, 36, 44, 52]
-    assert (np.diff(windows, axis=1) == 1).all()
-
-
-@pytest.mark.parametrize("world", [1, 2, 4])
-def test_ranks_share_each_batch_in_order_whatever_their_number(tmp_path: Path, world: int) -> None:
-    corpus = make_corpus(tmp_path, [400])
-    from sslm.data.stream import whole
-
-    stream = Stream(corpus, whole(corpus), 9, 8)
-    one = TrainSteps(stream, CausalLMRecipe(), 8, 0, 0, 1)
-    ranks = [TrainSteps(stream, CausalLMRecipe(), 8, 0, rank, world) for rank in range(world)]
-    for step in (0, 5, 6, 7):  # 49 windows an epoch: step 6 spans two
-        whole_batch, shares = one[step], [rank[step] for rank in ranks]
-        ids = np.concatenate([share["tensors"]["input_ids"] for share in shares])
-        assert (ids == whole_batch["tensors"]["input_ids"].numpy()).all()
-        assert sum(share["digest"] for share in shares) % 2**64 == whole_batch["digest"]
-        assert sum(share["scored"] for share in shares) == whole_batch["scored"] == 64
-
-
-@pytest.mark.parametrize("world", [1, 2])
-def test_validation_scores_each_window_once(tmp_path: Path, world: int) -> None:
-    corpus = make_corpus(tmp_path, [9 + 8 * 10])
-    from sslm.data.stream import whole
-
-    stream = Stream(corpus, whole(corpus), 9, 8)
-    labels = []
-    for rank in range(world):
-        steps = ValSteps(stream, CausalLMRecipe(), 4, 0, rank, world, at_most=99)
-        labels += [steps[step]["tensors"]["labels"].numpy() for step in range(steps.num_steps)]
-    scored = np.concatenate(labels).ravel()
-    assert sorted(scored[scored >= 0]) == list(range(1, 89))
-
-
-def test_loader_processes_give_the_same_batches(tiny: list[str], text: Path, cache: Path) -> None:
-    def batches(workers: int) -> list[int]:
-        data = DataModule(DataConfig(train=str(text), tokenizer="bpe:512", cache_dir=str(cache), num_workers=workers),
-                          CausalLMRecipe(), seq_len=32, batch_size=4, total_steps=6)  # fmt: skip
-        data.setup()
-        data.first_step = 2
-        return [batch["digest"] for batch in data.train_dataloader()]
-
-    assert batches(0) == batches(2)
-    assert len(batches(0)) == 4
-
-
-def test_causal_lm_batch_is_the_docstrings_example() -> None:
-    batch = CausalLMRecipe().make_batch(np.array([[7, 1, 5, 2, 9]]), np.array([0]), np.array([0]), 0)
-    assert batch["input_ids"].tolist() == [[7, 1, 5, 2]]
-    assert batch["labels"].tolist() == [[1, 5, 2, 9]]
 
 
 def test_tokenizer_comes_from_a_folder_or_its_file(text: Path, tmp_path: Path) -> None:

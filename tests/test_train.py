@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from sslm import checkpoints
 from sslm.config import DataConfig
-from sslm.data.module import DataModule, val_windows
+from sslm.data.module import DataModule
 from sslm.objectives.causal_lm import CausalLMRecipe
 from sslm.runs import RunFolder
 from sslm.train import main
@@ -105,11 +105,12 @@ with torch.no_grad():
 def test_export_gives_the_reported_loss_in_transformers_without_sslm(
     finished: Path, text: Path, cache: Path, tmp_path: Path
 ) -> None:
-    source = DataConfig(train=str(text), document_separator="\n-----\n", tokenizer="bpe:512", cache_dir=str(cache))
+    source = DataConfig(
+        train=str(text), document_separator="\n-----\n", tokenizer="bpe:512", cache_dir=str(cache), val_sequences=12
+    )
     data = DataModule(source, CausalLMRecipe(), seq_len=32, batch_size=4)
     data.setup()
-    windows = data.val_stream.windows(val_windows(data.val_stream, 12))
-    (tmp_path / "windows.json").write_text(json.dumps(windows.tolist()))
+    (tmp_path / "windows.json").write_text(json.dumps(data.val_tokens.tolist()))
     shutil.copytree(finished / "export", tmp_path / "export")
     (tmp_path / "evaluate.py").write_text(EVALUATE)
     done = run_command(["-I", str(tmp_path / "evaluate.py"), str(tmp_path / "export"), str(tmp_path / "windows.json")])

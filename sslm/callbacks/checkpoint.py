@@ -37,6 +37,7 @@ class Checkpoint(Callback):
             return
         state = checkpoints.read_state(self.resume_from)
         checkpoints.load(self.resume_from, pl_module.network, trainer.optimizers[0])
+        trainer.datamodule.restore(state["step"], state["amendments"])
         _set_step(trainer, state["step"])
 
     def _check_agreement(self, pl_module: Objective) -> None:
@@ -67,7 +68,7 @@ class Checkpoint(Callback):
         step = trainer.global_step
         state = {
             "sslm": sslm.__version__, "objective": type(pl_module).__name__, "step": step,
-            "position": step * data.batch_size, "amendments": [], "fingerprint": data.fingerprint(),
+            "position": step * data.batch_size, "amendments": data.amendments, "fingerprint": data.fingerprint(),
         }  # fmt: skip
 
         def save_model_files(folder: Path) -> None:
@@ -76,7 +77,8 @@ class Checkpoint(Callback):
             model.config.save_pretrained(folder)
             if model.can_generate():
                 model.generation_config.save_pretrained(folder)
-            data.tokenizer.save_pretrained(folder)
+            if data.tokenizer is not None:
+                data.tokenizer.save_pretrained(folder)
 
         self.newest = checkpoints.save(
             self.folder, pl_module.network, trainer.optimizers[0], state, save_model_files, self.when.keep_last,
@@ -96,16 +98,32 @@ def check_data(checkpoint: Path, data: DataModule) -> None:
         raise UserError(
             f"{checkpoint}: was made with --batch_size {state['position'] // state['step']}, now {data.batch_size}"
         )
-    was, now = state["fingerprint"], data.fingerprint()
-    changed = [key for key in dict.fromkeys([*was, *now]) if was.get(key) != now.get(key)]
-    if changed:
-        raise UserError(f"the data has changed since {checkpoint}: {', '.join(changed)} differ; bring back what was there, or start "
-                        f"anew with another --run_dir")  # fmt: skip
+    if changed := data_changes(state["fingerprint"], data.fingerprint()):
+        raise UserError(f"the data has changed since {checkpoint}: {'; '.join(changed[:4])}{' …' if changed[4:] else ''}; bring back what was "
+                        f"there, or start anew with another --run_dir")  # fmt: skip
+
+
+def data_changes(was: Any, now: Any, name: str = "") -> list[str]:
+    """What differs between two fingerprints, in words."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        found = []
+        for key in dict.fromkeys([*was, *now]):
+            where = f"{name}.{key}" if name else str(key)
+            if key not in now:
+                found.append(f"{where} is gone")
+            elif key not in was:
+                found.append(f"{where} is new")
+            else:
+                found += data_changes(was[key], now[key], where)
+        return found
+    if was == now:
+        return []
+    is_long = isinstance(was, list) or len(str(was)) > 30
+    return [f"{name} is another one" if is_long else f"{name} was {was}, is {now}"]
 
 
 def _set_step(trainer: Trainer, step: int) -> None:
     """Make Lightning's counters say that `step` optimizer steps are done, one batch each."""
-    trainer.datamodule.first_step = step
     loop = trainer.fit_loop.epoch_loop
     for counter in ("ready", "started", "processed", "completed"):
         setattr(loop.batch_progress.total, counter, step)

@@ -73,14 +73,15 @@ class Monitor(Callback):
         self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
         is_logged = trainer.global_step % trainer.log_every_n_steps == 0
-        loss = float(outputs["loss_sum"]) / outputs["scored"] if is_logged else 0.0  # waits for the device
+        loss_sums = outputs["loss_sums"].tolist() if is_logged else []  # waits for the device
         self._busy += time.perf_counter() - pl_module.batch_ended_at
         if is_logged:
             if trainer.is_global_zero:
-                self._log_step(trainer, outputs, loss)
+                self._log_step(trainer, outputs, loss_sums)
             self._start_interval(trainer)
 
-    def _log_step(self, trainer: Trainer, outputs: dict[str, Any], loss: float) -> None:
+    def _log_step(self, trainer: Trainer, outputs: dict[str, Any], loss_sums: list[float]) -> None:
+        loss = sum(loss_sums) / max(sum(outputs["scored"]), 1)
         seconds = max(self._busy, 1e-9)  # of fetching and stepping, without validation and saving
         speed = (trainer.global_step - self._interval_step) * self.batch_tokens / seconds
         row = {
@@ -93,6 +94,7 @@ class Monitor(Callback):
             "mfu": round(mfu, 4) if (mfu := self._mfu(speed)) is not None else None,
             "data_wait": round(self._data_wait / seconds, 4),
             "batch_digest": f"{outputs['digest']:016x}",
+            **self._per_source(trainer, outputs["scored"], loss_sums),
         }
         self._write(row)
         if trainer.logger is not None:
@@ -100,6 +102,19 @@ class Monitor(Callback):
             trainer.logger.log_metrics(numbers, step=trainer.global_step)
         if self.bar is not None:
             self.bar.step(trainer.global_step, loss, speed, row["mfu"])
+
+    def _per_source(self, trainer: Trainer, scored: list[int], loss_sums: list[float]) -> dict[str, float]:
+        """Of a mixture: each source's loss in this step (where it had any part in it), and its tokens and epochs so far."""
+        data = trainer.datamodule
+        if not data.mixes:
+            return {}
+        row: dict[str, float] = {}
+        seen = data.train_stream.seen(trainer.global_step * data.batch_size)
+        for (name, (examples, epochs)), n, loss_sum in zip(seen.items(), scored, loss_sums, strict=True):
+            if n:
+                row[f"train/loss/{name}"] = loss_sum / n
+            row |= {f"tokens/{name}": examples * data.seq_len, f"epochs/{name}": round(epochs, 4)}
+        return row
 
     def _mfu(self, tokens_per_second: float) -> float | None:
         """Model FLOPs utilisation: the model's FLOP/s over the devices' peak (Chowdhery et al. 2022)."""

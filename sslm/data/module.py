@@ -1,41 +1,42 @@
-"""The Lightning DataModule: item number `step` of the loader is this rank's share of optimizer step `step`.
-
-Rank r of w takes positions step·batch_size + r·share … + share, in order; the loader has a length, starts at any step, and
-reads nothing but the step's number. Restoring it is setting `first_step`.
-"""
+"""The Lightning DataModule: corpora opened, split, mixed and streamed for an objective."""
 
 import functools
+import json
+import os
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import platformdirs
-import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
 
-from sslm.config import DataConfig
-from sslm.data import preparation, stream
+from sslm.config import DataConfig, SourceConfig
+from sslm.data import preparation, windows
 from sslm.data import tokenizer as tokenizers
+from sslm.data.batches import Batch, Loader, TrainSteps, ValSteps, finished, with_tensors
 from sslm.data.corpus import open_source
-from sslm.data.order import key64, mix64
+from sslm.data.embedded import EMBEDDED
+from sslm.data.mixture import Mixture, Stage, parse_weights, source_names
+from sslm.data.order import Order
+from sslm.data.packing import Packed, pack
 from sslm.data.recipe import Recipe
 from sslm.data.shards import Corpus, is_corpus, open_corpus
-from sslm.data.stream import Stream
+from sslm.data.stream import Amendment, Places, Stream, StreamSource
 from sslm.data.tokenizer import Tokenizer
-from sslm.errors import UserError
-from sslm.terminal import preparation_progress
+from sslm.data.verification import Verifier
+from sslm.data.windows import Cut, Region
+from sslm.errors import UserError, nearest
+from sslm.terminal import preparation_progress, say
 
 DEFAULT_TOKENIZER = "bpe:2048"
-IGNORED = -100
-
-Batch = dict[str, Any]
-"""tensors: {name: [share, …]}; first_position, scored, digest: whole numbers of this rank's share."""
+REMOTE_BLOCK_SHARDS = 4
+"""Shards of a remote corpus that are shuffled together, unless said otherwise."""
 
 
 class DataModule(LightningDataModule):
-    """Corpora prepared, split and streamed for an objective.
+    """Corpora prepared, split, mixed and streamed for an objective.
 
     Args:
         data: where the text comes from.
@@ -45,6 +46,7 @@ class DataModule(LightningDataModule):
         total_steps: optimizer steps in the whole run; default: the trainer's max_steps.
         seed: of order and noise.
         tokenizer: used where `data.tokenizer` names none (that of pretrained weights).
+        amendments: file in which is written what could not be known beforehand; None: checkpoints alone have it.
     """
 
     def __init__(
@@ -57,17 +59,21 @@ class DataModule(LightningDataModule):
         total_steps: int | None = None,
         seed: int = 0,
         tokenizer: str | None = None,
+        amendments: Path | None = None,
     ) -> None:
         super().__init__()
         self.data, self.recipe, self.seq_len, self.batch_size = data, recipe, seq_len, batch_size
         self.total_steps, self.seed = total_steps, seed
         self.default_tokenizer = tokenizer
+        self.amendments_file = amendments
         self.first_step = 0
         """Optimizer steps already taken: the train loader starts there."""
-        self.tokenizer: Tokenizer
-        self.train_corpus: Corpus
+        self.cache_dir = Path(data.cache_dir).expanduser() if data.cache_dir else platformdirs.user_cache_path("sslm")
+        self.tokenizer: Tokenizer | None
+        """None: the corpora are ids that came without one."""
         self.train_stream: Stream
         self.val_stream: Stream
+        self._verifier: Verifier | None = None
 
     # -------------------------------------------------------------------------------------------- preparation
 
@@ -79,50 +85,67 @@ class DataModule(LightningDataModule):
         """
         if hasattr(self, "train_stream"):
             return
-        cache_dir = (
-            Path(self.data.cache_dir).expanduser() if self.data.cache_dir else platformdirs.user_cache_path("sslm")
-        )
+        given = list(self.data.sources or [SourceConfig(path=self.data.train, name="")])
+        corpora = self._open_corpora(given)
+        self.tokenizer = self._load_tokenizer(corpora[0])
+        splits = [self._split(corpus, len(corpora)) for corpus in corpora]
+        names = source_names(given)
+        sources = [
+            self._source(name, corpus, training)
+            for name, corpus, (training, _) in zip(names, corpora, splits, strict=True)
+        ]
+        self.train_stream = self._stream(sources, self._mixture(given, names, corpora))
+        if self.data.val is None:
+            held_out = [
+                self._source(name, corpus, regions)
+                for name, corpus, (_, regions) in zip(names, corpora, splits, strict=True)
+            ]
+        else:
+            corpus = self._corpus(self.data.val, self._tokenizer_of(corpora[0]))
+            held_out = [self._source("", corpus, windows.whole(corpus))]
+        self.val_stream = self._stream(held_out, self.train_stream.mixture)
+        self._check_enough()
+
+    def _open_corpora(self, given: list[SourceConfig]) -> list[Corpus]:
+        """All with one tokenizer: the one asked for, else the first corpus' own."""
         wanted = self.data.tokenizer or self.default_tokenizer
-        corpus = self._corpus(self.data.train, wanted, cache_dir)
-        self.train_corpus = corpus
-        self.tokenizer = tokenizers.load(corpus.tokenizer_folder)
-        if tokenizers.identity(self.tokenizer) != corpus.tokenizer_sha256:
+        corpora: list[Corpus] = []
+        for source in given:
+            corpora.append(self._corpus(source.path, wanted))
+            wanted = self._tokenizer_of(corpora[0])
+        for source, corpus in zip(given, corpora, strict=True):
+            if corpus.tokenizer_sha256 != corpora[0].tokenizer_sha256:
+                raise UserError(f"{source.path}: was prepared with another tokenizer than {given[0].path}; prepare it again with "
+                                f"--tokenizer {corpora[0].tokenizer_folder}")  # fmt: skip
+        return corpora
+
+    def _tokenizer_of(self, corpus: Corpus) -> str | None:
+        return str(corpus.tokenizer_folder) if corpus.tokenizer_sha256 else self.data.tokenizer
+
+    def _load_tokenizer(self, corpus: Corpus) -> Tokenizer | None:
+        if not corpus.tokenizer_sha256:
+            return None
+        tokenizer = tokenizers.load(corpus.tokenizer_folder)
+        if tokenizers.identity(tokenizer) != corpus.tokenizer_sha256:
             raise UserError(
                 f"{corpus.tokenizer_folder}: is not the tokenizer this corpus was prepared with; prepare it again"
             )
-        tokens = self.batch_size * self.recipe.window_len(self.seq_len)
-        if self.data.val is None:
-            training, held_out = stream.split(corpus, tokens)
-            val_corpus = corpus
-        else:
-            val_corpus = self._corpus(self.data.val, str(corpus.tokenizer_folder), cache_dir)
-            training, held_out = stream.whole(corpus), stream.whole(val_corpus)
-        self.train_stream, self.val_stream = (
-            self._stream(corpus, training),
-            self._stream(val_corpus, held_out),
-        )
-        if self.train_stream.num_windows < self.batch_size:
-            raise UserError(
-                f"{self.data.train or 'the corpus'}: {corpus.num_tokens} tokens give {self.train_stream.num_windows} training "
-                f"sequences, less than one batch of {self.batch_size}; bring more text, or lower --batch_size or --seq_len"
-            )
-        if self.val_stream.num_windows == 0:
-            raise UserError(f"{self.data.val}: less than one sequence of {self.seq_len} tokens to validate on")
+        return tokenizer
 
-    def _corpus(self, given: str | None, tokenizer: str | None, cache_dir: Path) -> Corpus:
+    def _corpus(self, given: str | None, tokenizer: str | None) -> Corpus:
         if given is not None and is_corpus(given):
             corpus = open_corpus(given)
             if tokenizer is not None:
                 self._check_tokenizer(given, corpus, tokenizer)
             return corpus
         source = open_source(
-            given, text_field=self.data.text_field, document_separator=self.data.document_separator,
-            hash_file=preparation.remembering_hash(cache_dir),
+            None if given == EMBEDDED else given, text_field=self.data.text_field, document_separator=self.data.document_separator,
+            hash_file=preparation.remembering_hash(self.cache_dir),
         )  # fmt: skip
         tokenizer = tokenizer or DEFAULT_TOKENIZER
         known = tokenizer if tokenizers.bpe_size(tokenizer) else tokenizers.load(tokenizer)
         return preparation.prepare_cached(
-            source, known, cache_dir, lambda: preparation_progress(f"Preparing {source.name}")
+            source, known, self.cache_dir, lambda: preparation_progress(f"Preparing {source.name}")
         )
 
     @staticmethod
@@ -136,45 +159,158 @@ class DataModule(LightningDataModule):
             raise UserError(f"{given}: was prepared with another tokenizer than {tokenizer}; leave --data.tokenizer out, or "
                             f"prepare the text again: python -m sslm.prepare TEXT --tokenizer {tokenizer} --out DIR")  # fmt: skip
 
-    def _stream(self, corpus: Corpus, regions: list[stream.Region]) -> Stream:
-        return Stream(corpus, regions, self.recipe.window_len(self.seq_len), self.recipe.stride(self.seq_len))
+    # -------------------------------------------------------------------------------------------- streams
 
-    def fingerprint(self) -> dict[str, Any]:
-        """What a checkpoint remembers, to refuse going on with other data."""
-        return {
-            **self.train_stream.fingerprint(),
-            "seed": self.seed,
-            "tokenizer": self.train_corpus.tokenizer_sha256,
-        }
+    @property
+    def window_len(self) -> int:
+        return self.recipe.window_len(self.seq_len)
+
+    @property
+    def vocab_size(self) -> int:
+        """Entries of the tokenizer, or one more than the largest id."""
+        if self.tokenizer is not None:
+            return len(self.tokenizer)
+        return max(source.corpus.vocab_size for source in self.train_stream.sources)
+
+    @property
+    def mixes(self) -> bool:
+        """Whether there are several sources, to be told apart in what is logged."""
+        return len(self.train_stream.sources) > 1
+
+    def _split(self, corpus: Corpus, num_corpora: int) -> tuple[list[Region], list[Region]]:
+        if self.data.val is not None:
+            return windows.whole(corpus), []
+        return windows.split(corpus, max(self.batch_size // num_corpora, 1) * self.window_len)
+
+    def _source(self, name: str, corpus: Corpus, regions: list[Region]) -> StreamSource:
+        stride = self.recipe.stride(self.seq_len)
+        how: Cut | Packed = Cut(regions, self.window_len, stride)
+        if self.data.packing == "best_fit":
+            how = pack(corpus, regions, self.window_len, stride, self.cache_dir, say)
+        block = self.data.block_shards or (REMOTE_BLOCK_SHARDS if corpus.is_remote else None)
+        return StreamSource(name, corpus, regions, how, Order(how.num_windows, (self.seed, "order", name), block))
+
+    def _stream(self, sources: list[StreamSource], mixture: Mixture) -> Stream:
+        largest = max(source.corpus.vocab_size for source in sources)
+        return Stream(sources, mixture, self.window_len, largest, self.data.document_mask)
+
+    def _mixture(self, given: list[SourceConfig], names: list[str], corpora: list[Corpus]) -> Mixture:
+        sizes = [corpus.num_tokens for corpus in corpora]
+        stages = [(0, [source.weight for source in given])]
+        for stage in self.data.stages or []:
+            for name in stage.weights:
+                if name not in names:
+                    raise UserError(
+                        f"--data.stages: there is no source {name}{nearest(name, names)}; there are {', '.join(names)}"
+                    )
+            if (position := -(-stage.at_tokens // self.seq_len)) <= stages[-1][0]:
+                raise UserError(f"--data.stages: at_tokens {stage.at_tokens} does not come after the stage before it; order them by at_tokens, "
+                                f"the first above 0")  # fmt: skip
+            stages.append((position, [stage.weights.get(name, 0) for name in names]))
+        return Mixture(tuple(Stage(position, parse_weights(weights, sizes)) for position, weights in stages))
+
+    def _check_enough(self) -> None:
+        for source in self.train_stream.sources:
+            asked = any(
+                stage.weights[self.train_stream.sources.index(source)] for stage in self.train_stream.mixture.stages
+            )
+            least = 1 if self.mixes else self.batch_size
+            if asked and source.num_windows < least:
+                raise UserError(
+                    f"{source.name or self.data.train or 'the corpus'}: {source.corpus.num_tokens} tokens give {source.num_windows} "
+                    f"training sequences, less than one {'' if self.mixes else f'batch of {self.batch_size}'}; bring more text, or "
+                    f"lower --batch_size or --seq_len"
+                )
+        if self.val_stream.num_windows == 0:
+            raise UserError(
+                f"{self.data.val or 'held-out text'}: less than one sequence of {self.seq_len} tokens to validate on"
+            )
+
+    @functools.cached_property
+    def val_places(self) -> Places:
+        """Where the held-out sequences stand that are validated on: of each source its share, evenly spread over it."""
+        stream, at_most = self.val_stream, self.data.val_sequences
+        shares = np.ones(1)
+        if len(stream.sources) > 1:
+            stages = np.array([stage.weights for stage in stream.mixture.stages], float)
+            shares = (stages / stages.sum(1, keepdims=True)).mean(0)
+        parts = []
+        for i, (source, share) in enumerate(zip(stream.sources, shares, strict=True)):
+            num = min(max(round(at_most * share), 1) if share else 0, source.num_windows)
+            parts.append(stream.places_of(i, np.arange(num) * source.num_windows // max(num, 1)))
+        return Places.joined(parts)
+
+    @functools.cached_property
+    def val_tokens(self) -> NDArray[np.int64]:
+        """[sequences, window_len] the held-out tokens that are validated on."""
+        return self.val_stream.read(self.val_places).tokens
 
     @functools.cached_property
     def unigram_entropy(self) -> float:
         """Entropy in nats of the held-out tokens' own frequencies: the loss of a model that knows these and nothing else."""
-        counts = np.bincount(self.val_stream.windows(val_windows(self.val_stream, self.data.val_sequences)).ravel())
+        counts = np.bincount(self.val_tokens.ravel())
         shares = counts[counts > 0] / counts.sum()
         return float(-(shares * np.log(shares)).sum())
 
     @functools.cached_property
-    def val_bytes_per_token(self) -> float:
-        """UTF-8 bytes of the held-out sequences' text over their tokens."""
-        windows = self.val_stream.windows(val_windows(self.val_stream, self.data.val_sequences))
-        texts = self.tokenizer.batch_decode(windows, skip_special_tokens=True)
-        return sum(len(text.encode()) for text in texts) / windows.size
+    def val_bytes_per_token(self) -> float | None:
+        """UTF-8 bytes of the held-out sequences' text over their tokens; None where the ids are of no text."""
+        if self.tokenizer is None:
+            return None
+        texts = self.tokenizer.batch_decode(self.val_tokens, skip_special_tokens=True)
+        return sum(len(text.encode()) for text in texts) / self.val_tokens.size
+
+    # -------------------------------------------------------------------------------------------- state
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What a checkpoint remembers, to refuse going on with other data."""
+        return {"seed": self.seed, **self.train_stream.fingerprint()}
+
+    @property
+    def amendments(self) -> list[dict[str, Any]]:
+        """What could not be known beforehand, as checkpoints keep it."""
+        return [asdict(amendment) for amendment in self.train_stream.amendments]
+
+    def restore(self, step: int, amendments: list[dict[str, Any]]) -> None:
+        """Go on after `step` optimizer steps, with these amendments and those that were written down since."""
+        self.first_step = step
+        file = self.amendments_file
+        written = file.read_text().splitlines() if file is not None and file.is_file() else []
+        for one in dict.fromkeys(Amendment(**known) for known in [*amendments, *map(json.loads, written)]):
+            if one not in self.train_stream.amendments:
+                self.train_stream.amend(one)
+
+    def amend(self, shards: dict[tuple[str, str], str], step: int, write: bool) -> list[Amendment]:
+        """Read others in place of bad shards from optimizer step `step` on.
+
+        Args:
+            shards: (source, file) -> what is wrong with it.
+            write: append to the run's file, on the disk before this returns.
+        """
+        position = step * self.batch_size
+        found = [Amendment(position, source, file, reason) for (source, file), reason in sorted(shards.items())]
+        if write and self.amendments_file is not None:
+            with open(self.amendments_file, "a") as stream:
+                stream.writelines(json.dumps(asdict(one)) + "\n" for one in found)
+                stream.flush()
+                os.fsync(stream.fileno())
+        for one in found:
+            self.train_stream.amend(one)
+        self._train_steps.forget()
+        return found
 
     # -------------------------------------------------------------------------------------------- loaders
 
-    def train_dataloader(self) -> "DataLoader[Batch]":
+    def train_dataloader(self) -> Loader:
         rank, world = self._rank_and_world()
+        self._train_steps = TrainSteps(self.train_stream, self.recipe, self.batch_size, self.seed, rank, world,
+                                       substitute=self.data.on_bad_shard == "substitute")  # fmt: skip
         end = self.total_steps or self.trainer.max_steps  # type: ignore[union-attr]
-        return self._loader(
-            TrainSteps(self.train_stream, self.recipe, self.batch_size, self.seed, rank, world),
-            self.first_step,
-            end,
-        )
+        return self._loader(self._train_steps, self.first_step, end)
 
-    def val_dataloader(self) -> "DataLoader[Batch]":
+    def val_dataloader(self) -> Loader:
         rank, world = self._rank_and_world()
-        steps = ValSteps(self.val_stream, self.recipe, self.batch_size, self.seed, rank, world, self.data.val_sequences)
+        steps = ValSteps(self.val_stream, self.val_places, self.recipe, self.batch_size, self.seed, rank, world)
         return self._loader(steps, 0, steps.num_steps)
 
     def _rank_and_world(self) -> tuple[int, int]:
@@ -185,79 +321,34 @@ class DataModule(LightningDataModule):
             )
         return rank, world
 
-    def _loader(self, steps: "Dataset[Batch]", first: int, end: int) -> "DataLoader[Batch]":
-        workers = self.data.num_workers
-        return DataLoader(
-            steps,
-            batch_size=None,
-            sampler=range(first, end),
-            num_workers=workers,
-            persistent_workers=workers > 0,
-        )
+    def _loader(self, steps: TrainSteps | ValSteps, first: int, end: int) -> Loader:
+        return Loader(steps, first, end, self.data.num_workers, steps.stream.vocab_size)
 
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        if self.trainer is None or not self.trainer.training:
+            return finished(batch, len(self.val_stream.sources))
+        step = self.trainer.global_step
+        if batch["amendments"] < len(self.train_stream.amendments):  # made by a loader process that does not know them
+            return self.train_batch(step)
+        return self._finished(batch, step)
 
-class TrainSteps(Dataset[Batch]):
-    """step -> this rank's share of the step's batch."""
+    def train_batch(self, step: int) -> Batch:
+        """This rank's share of optimizer step `step`, made here and now."""
+        return self._finished(with_tensors(self._train_steps[step]), step)
 
-    def __init__(self, train: Stream, recipe: Recipe, batch_size: int, seed: int, rank: int, world: int) -> None:
-        self.stream, self.recipe, self.seed = train, recipe, seed
-        self.batch_size, self.share, self.rank = batch_size, batch_size // world, rank
+    def _finished(self, batch: Batch, step: int) -> Batch:
+        trainer = self.trainer
+        assert trainer is not None
+        if self._verifier is None and trainer.local_rank == 0:
+            self._verifier = Verifier(self.train_stream.sources, preparation.remembering_hash(self.cache_dir))
+        if self._verifier is not None and (bad := self._verifier.found()) is not None:
+            if self.data.on_bad_shard == "fail":
+                raise bad
+            batch = {**batch, "bad": [bad.source, bad.file, str(bad)]}
+        is_logged = (step + 1) % trainer.log_every_n_steps == 0
+        return finished(batch, len(self.train_stream.sources), with_digest=is_logged)
 
-    def __getitem__(self, step: int) -> Batch:
-        first = step * self.batch_size + self.rank * self.share
-        positions = np.arange(first, first + self.share)
-        windows, epochs = self.stream.at(positions, self.seed)
-        return as_batch(self.recipe.make_batch(windows, positions, epochs, self.seed), positions)
-
-
-class ValSteps(Dataset[Batch]):
-    """step -> this rank's share of a validation batch: the same windows at every validation and on any number of ranks.
-
-    Of more than `at_most` held-out windows, that many are taken, evenly spread. Rows beyond the last are not scored.
-    """
-
-    def __init__(
-        self, val: Stream, recipe: Recipe, batch_size: int, seed: int, rank: int, world: int, at_most: int
-    ) -> None:
-        self.stream, self.recipe, self.seed, self.rank = val, recipe, seed, rank
-        self.share = batch_size // world
-        self.numbers = val_windows(val, at_most)
-        self.num_steps = -(-len(self.numbers) // batch_size)
-        self.batch_size = batch_size
-
-    def __getitem__(self, step: int) -> Batch:
-        first = step * self.batch_size + self.rank * self.share
-        positions = np.arange(first, first + self.share)
-        real = positions < len(self.numbers)
-        numbers = self.numbers[np.minimum(positions, len(self.numbers) - 1)]
-        arrays = self.recipe.make_batch(
-            self.stream.windows(numbers), positions, np.zeros_like(positions), key64(self.seed, "val")
-        )
-        arrays["labels"] = np.where(real[:, None], arrays["labels"], IGNORED)
-        return as_batch(arrays, positions)
-
-
-def val_windows(val: Stream, at_most: int) -> NDArray[np.int64]:
-    """Numbers of the windows to validate on: all, or that many evenly spread."""
-    num = min(at_most, val.num_windows)
-    return np.arange(num) * val.num_windows // num
-
-
-def as_batch(arrays: dict[str, NDArray[Any]], positions: NDArray[np.int64]) -> Batch:
-    """What the training step takes."""
-    return {
-        "tensors": {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()},
-        "first_position": int(positions[0]),
-        "scored": int((arrays["labels"] >= 0).sum()),
-        "digest": digest(arrays, positions),
-    }
-
-
-def digest(arrays: dict[str, NDArray[Any]], positions: NDArray[np.int64]) -> int:
-    """Hash of inputs and targets keyed by position, summed over rows mod 2^64: equal however a batch is shared out."""
-    rows = mix64(positions.astype(np.uint64))
-    for name in sorted(arrays):
-        array = arrays[name].reshape(len(positions), -1).astype(np.uint64)
-        columns = mix64(np.arange(array.shape[1], dtype=np.uint64) + np.uint64(key64(name))) | np.uint64(1)
-        rows = mix64(rows + (array * columns).sum(1, dtype=np.uint64))
-    return int(rows.sum(dtype=np.uint64))
+    def teardown(self, stage: str) -> None:
+        if self._verifier is not None:
+            self._verifier.close()
+            self._verifier = None

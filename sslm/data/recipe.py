@@ -10,6 +10,32 @@ Arrays = dict[str, NDArray[Any]]
 
 
 @dataclass(frozen=True)
+class Examples:
+    """What the stream gives for n positions."""
+
+    tokens: NDArray[np.int64]
+    """[n, window_len] ids; places past a row's length are 0."""
+    positions: NDArray[np.int64]
+    """[n] global index of each example."""
+    epochs: NDArray[np.int64]
+    """[n] how often its source had been read before."""
+    sources: NDArray[np.int64]
+    """[n] number of its source in the mixture."""
+    lengths: NDArray[np.int64] | None = None
+    """[n] tokens that count; None: all of every row."""
+    documents: NDArray[np.int32] | None = None
+    """[n, window_len] number of each token's document within its row, from 0; −1 past the row's length. None: not asked for."""
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def counts(self) -> NDArray[np.bool_] | None:
+        """[n, window_len] whether a place holds a token of the corpus; None: all do."""
+        return None if self.lengths is None else np.arange(self.tokens.shape[1]) < self.lengths[:, None]
+
+
+@dataclass(frozen=True)
 class Recipe:
     """An objective's settings, and the functions of them. Small and picklable: loader processes get it."""
 
@@ -21,11 +47,10 @@ class Recipe:
         """Corpus tokens from one window's start to the next's."""
         raise NotImplementedError
 
-    def make_batch(
-        self, windows: NDArray[np.int64], positions: NDArray[np.int64], epochs: NDArray[np.int64], seed: int
-    ) -> Arrays:
-        """[n, window_len] tokens -> the model's inputs and `labels`, each [n, …].
+    def make_batch(self, examples: Examples, seed: int) -> Arrays:
+        """[n] examples -> the model's inputs and `labels`, each [n, …].
 
-        Depends on nothing but its arguments; a row on nothing but its own window, position and epoch.
+        Depends on nothing but its arguments; a row on nothing but its own tokens, position and epoch. Where `documents` are
+        given, attention is to stay inside a document: the batch then has `segment_ids` of the input's length.
         """
         raise NotImplementedError

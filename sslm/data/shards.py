@@ -54,6 +54,8 @@ class BadShard(UserError):
     def __init__(self, file: str, message: str) -> None:
         super().__init__(message)
         self.file = file
+        self.source = ""
+        """Name of the source in the mixture, once it is known."""
 
 
 class Files(Protocol):

@@ -1,99 +1,291 @@
-"""Windows of a corpus: what is trained on, what is held out, and the tokens at any position.
+"""The stream: examples at any positions, of one source or a mixture, as a pure function.
 
-A window is `window_len` tokens; windows start every `stride` tokens and never cross shards.
+position -> mixture -> (source, its example number) -> order -> (epoch, shard, window) -> tokens. Nothing here knows of
+ranks, workers or batches; state is nothing but what is given: sources, seed, and amendments (what could not be known
+beforehand, such as a shard that turned out to be bad).
 """
 
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sslm.data.order import window_at
-from sslm.data.shards import Corpus, Shard
+from sslm.data.mixture import Mixture
+from sslm.data.order import Order
+from sslm.data.packing import Packed
+from sslm.data.recipe import Examples
+from sslm.data.shards import BadShard, Corpus
+from sslm.data.windows import Cut, Region, documents_in, numbered
+from sslm.errors import UserError
 
-HELD_OUT_SHARE = 0.01
+MOST_OPEN = 200
+"""Shards that are mapped at once: each map holds a file descriptor, and processes have few."""
+
+Ints = NDArray[np.int64]
+Read = tuple[NDArray[Any], NDArray[np.int32] | None, Ints | None]
+"""(tokens as narrow as on the disk, documents, lengths), as Examples has them."""
 
 
 @dataclass(frozen=True)
-class Region:
-    """Tokens start … end of one shard."""
+class StreamSource:
+    """The windows of one corpus and their order."""
 
-    shard: Shard
-    start: int
-    end: int
-
-
-def whole(corpus: Corpus) -> list[Region]:
-    """All of a corpus, its held-out documents too."""
-    return [Region(shard, 0, shard.num_tokens) for shard in corpus.shards]
-
-
-def split(corpus: Corpus, batch_tokens: int) -> tuple[list[Region], list[Region]]:
-    """(training, held-out) regions, which share no token.
-
-    Held out are the documents that preparation set aside. Where these are less than 1 % or than one batch, as in a corpus
-    of few documents, so are the training shards' last tokens: 1 %, at least a batch.
-
-    >>> shard = Shard("train-00000.bin", "train", 1000, 1, 4000, "")
-    >>> training, held_out = split(Corpus(Path("."), "uint16", 256, "", "", (shard,)), batch_tokens=64)
-    >>> training[0].end, held_out[0].start, held_out[0].end
-    (936, 936, 1000)
-    """
-    held_out = [Region(shard, 0, shard.num_tokens) for shard in corpus.shards if shard.split == "val"]
-    training = [Region(shard, 0, shard.num_tokens) for shard in corpus.shards if shard.split == "train"]
-    enough = max(int(corpus.num_tokens * HELD_OUT_SHARE), batch_tokens)
-    missing = enough if sum(r.end - r.start for r in held_out) < enough else 0
-    while missing > 0 and training:
-        last = training.pop()
-        cut = max(last.end - missing, 0)
-        missing -= last.end - cut
-        held_out.append(Region(last.shard, cut, last.end))
-        if cut:
-            training.append(Region(last.shard, 0, cut))
-    return training, held_out
-
-
-class Stream:
-    """Random access to the windows of some regions of a corpus."""
-
-    def __init__(self, corpus: Corpus, regions: list[Region], window_len: int, stride: int) -> None:
-        self.corpus, self.regions, self.window_len, self.stride = corpus, regions, window_len, stride
-        counts = [max((r.end - r.start - window_len) // stride + 1, 0) for r in regions]
-        self.first_window = np.concatenate([[0], np.cumsum(counts, dtype=np.int64)])
-        """[regions + 1] number of each region's first window."""
-        self._tokens: list[NDArray[Any]] | None = None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_tokens": None}  # maps are opened anew in another process
+    name: str
+    corpus: Corpus
+    regions: Sequence[Region]
+    windows: Cut | Packed
+    order: Order
 
     @property
     def num_windows(self) -> int:
-        return int(self.first_window[-1])
+        return self.order.epoch_len
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides which tokens stand in which window."""
-        regions = [[asdict(r.shard)["sha256"], r.start, r.end] for r in self.regions]
+        """What decides which tokens stand in which window, and when."""
         return {
-            "corpus": self.corpus.sha256,
-            "regions": regions,
-            "window_len": self.window_len,
-            "stride": self.stride,
+            "tokenizer": self.corpus.tokenizer_sha256,
+            "shards": {r.shard.file: [r.shard.sha256[:24], r.start, r.end] for r in self.regions},
+            "block_shards": self.order.block_shards,
+            "packing": "best_fit" if isinstance(self.windows, Packed) else "cut",
+            "num_windows": self.num_windows,
         }
 
-    def windows(self, numbers: NDArray[np.int64]) -> NDArray[np.int64]:
-        """[n] window numbers -> [n, window_len] token ids."""
-        if self._tokens is None:
-            self._tokens = [self.corpus.tokens(r.shard) for r in self.regions]
-        regions = np.searchsorted(self.first_window, numbers, side="right") - 1
-        starts = (numbers - self.first_window[regions]) * self.stride
-        out = np.empty((len(numbers), self.window_len), self.corpus.dtype)
-        for row, region, start in zip(out, regions, starts, strict=True):
-            begin = self.regions[region].start + start
-            row[:] = self._tokens[region][begin : begin + self.window_len]
-        return out.astype(np.int64)
 
-    def at(self, positions: NDArray[np.int64], seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """[n] positions -> ([n, window_len] token ids, [n] epochs), in the shuffled order of `seed`."""
-        epochs, numbers = window_at(positions.astype(np.uint64), self.num_windows, seed)
-        return self.windows(numbers), epochs
+@dataclass(frozen=True)
+class Places:
+    """Where examples stand: arrays of [n]."""
+
+    positions: Ints
+    sources: Ints
+    epochs: Ints
+    regions: Ints
+    windows: Ints
+
+    def __getitem__(self, rows: slice | Ints) -> "Places":
+        return Places(*(column[rows] for column in self.__dict__.values()))
+
+    @staticmethod
+    def joined(parts: Sequence["Places"]) -> "Places":
+        return Places(
+            *(np.concatenate(columns) for columns in zip(*(part.__dict__.values() for part in parts), strict=True))
+        )
+
+
+@dataclass(frozen=True)
+class Amendment:
+    """From a position on, windows of a shard are replaced by those of the next sound one."""
+
+    from_position: int
+    source: str
+    file: str
+    reason: str
+    kind: str = "bad_shard"
+
+
+class Stream:
+    """Args:
+    sources: what is mixed, or the one source there is.
+    mixture: which source stands where.
+    window_len: tokens per window.
+    vocab_size: ids from here on are damage.
+    with_documents: say of each token which document it belongs to.
+    """
+
+    def __init__(
+        self, sources: Sequence[StreamSource], mixture: Mixture, window_len: int, vocab_size: int,
+        with_documents: bool = False,
+    ) -> None:  # fmt: skip
+        self.sources, self.mixture, self.window_len = tuple(sources), mixture, window_len
+        self.vocab_size, self.with_documents = vocab_size, with_documents
+        self.amendments: list[Amendment] = []
+        self._all_cut = all(isinstance(source.windows, Cut) for source in self.sources)
+        self._has_one_shard = len(self.sources) == 1 and len(self.sources[0].regions) == 1
+        self._open: dict[tuple[int, int], _OpenShard] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # files are mapped anew in another process
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of all sources."""
+        return sum(source.num_windows for source in self.sources)
+
+    # ------------------------------------------------------------------------------------ position -> place
+
+    def places(self, positions: Ints) -> Places:
+        """[n] positions -> where their examples stand."""
+        sources, numbers = self.mixture.at(positions)
+        epochs, regions, windows = np.empty_like(positions), np.empty_like(positions), np.empty_like(positions)
+        if len(self.sources) == 1:
+            epochs, regions, windows = self.sources[0].order.at(numbers)
+        else:
+            for i in np.unique(sources):
+                here = sources == i
+                epochs[here], regions[here], windows[here] = self.sources[i].order.at(numbers[here])
+        places = Places(positions, sources, epochs, regions, windows)
+        for amendment in self.amendments:
+            self._amend(places, amendment)
+        return places
+
+    def amend(self, amendment: Amendment) -> None:
+        """Take an amendment into account from now on.
+
+        Raises:
+            UserError: the source has no sound shard left.
+        """
+        self.amendments.append(amendment)
+        for source in self.sources:
+            if source.name == amendment.source and not self._sound(source):
+                raise UserError(f"{source.name or 'the corpus'}: every shard is bad ({amendment.reason})")
+
+    def _sound(self, source: StreamSource) -> list[int]:
+        bad = {amendment.file for amendment in self.amendments if amendment.source == source.name}
+        return [
+            i for i, region in enumerate(source.regions) if region.shard.file not in bad and source.order.num_windows[i]
+        ]
+
+    def _amend(self, places: Places, amendment: Amendment) -> None:
+        for i, source in enumerate(self.sources):
+            bad = [n for n, region in enumerate(source.regions) if region.shard.file == amendment.file]
+            if source.name != amendment.source or not bad:
+                continue
+            rows = np.isin(places.regions, bad) & (places.sources == i) & (places.positions >= amendment.from_position)
+            if rows.any():
+                sound = self._sound(source)
+                instead = next((n for n in sound if n > bad[-1]), sound[0])
+                places.regions[rows] = instead
+                places.windows[rows] %= source.order.num_windows[instead]
+
+    def read_ahead(self, first: int, last: int) -> None:
+        """Let remote sources bring what positions first … last need, and the block of shards after it."""
+        for source, begin, end in zip(self.sources, self.mixture.counts(first), self.mixture.counts(last), strict=True):
+            if source.corpus.is_remote:
+                source.corpus.read_ahead([source.regions[n].shard for n in source.order.shards_between(begin, end)])
+
+    def seen(self, position: int) -> dict[str, tuple[int, float]]:
+        """Per source: its examples before a position, and in epochs."""
+        counts = self.mixture.counts(position)
+        return {s.name: (n, n / max(s.num_windows, 1)) for s, n in zip(self.sources, counts, strict=True)}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides every batch, but for the seed: a run goes on only with an equal one."""
+        stages = [[stage.position, list(stage.weights)] for stage in self.mixture.stages]
+        return {
+            "sources": {source.name: source.fingerprint() for source in self.sources},
+            "stages": stages,
+            "window_len": self.window_len,
+        }
+
+    def places_of(self, source: int, numbers: Ints) -> Places:
+        """Windows by their number within a source, in the order in which they lie on the disk; that is their position too."""
+        first = np.concatenate([[0], np.cumsum(self.sources[source].order.num_windows)])
+        regions = np.searchsorted(first, numbers, side="right") - 1
+        return Places(numbers, np.full_like(numbers, source), np.zeros_like(numbers), regions, numbers - first[regions])
+
+    # ------------------------------------------------------------------------------------ place -> tokens
+
+    def at(self, positions: Ints) -> Examples:
+        """[n] positions -> their examples."""
+        return self.read(self.places(positions))
+
+    def read(self, places: Places) -> Examples:
+        """The tokens at these places.
+
+        Raises:
+            BadShard: a file is missing or not what it was.
+        """
+        read = self._read_rows if self._is_one_shard(places) else self._read_pieces
+        narrow, documents, lengths = read(places)
+        if narrow.size and narrow.max() >= self.vocab_size:
+            self._refuse_ids(places, narrow)
+        return Examples(narrow.astype(np.int64), places.positions, places.epochs, places.sources, lengths, documents)
+
+    def _is_one_shard(self, places: Places) -> bool:
+        if not self._all_cut or not len(places.positions):
+            return False
+        if self._has_one_shard:
+            return True
+        return bool((places.regions == places.regions[0]).all() and (places.sources == places.sources[0]).all())
+
+    def _read_rows(self, places: Places) -> "Read":
+        """All rows at once: each is one stretch of the same shard."""
+        source, region = int(places.sources[0]), int(places.regions[0])
+        shard, windows = self._shard(source, region), self.sources[source].windows
+        assert isinstance(windows, Cut)
+        starts = windows.starts(places.regions, places.windows)
+        narrow = shard.rows(self.window_len)[starts]
+        if not self.with_documents:
+            return narrow, None, None
+        marks = np.zeros(narrow.shape, np.bool_)
+        for mark, start in zip(marks, starts.tolist(), strict=True):
+            mark[documents_in(shard.ends, start, self.window_len)] = True
+        return narrow, numbered(marks), None
+
+    def _read_pieces(self, places: Places) -> "Read":
+        """Row by row, where rows come from several shards or are made of several pieces."""
+        shape = (len(places.positions), self.window_len)
+        narrow = np.zeros(shape, np.result_type(*(source.corpus.dtype for source in self.sources)))
+        marks = np.zeros(shape, np.bool_) if self.with_documents else None
+        lengths = np.full(len(narrow), self.window_len)
+        columns = (places.sources.tolist(), places.regions.tolist(), places.windows.tolist())
+        for row, (source, region, window) in enumerate(zip(*columns, strict=True)):
+            shard, windows = self._shard(source, region), self.sources[source].windows
+            if isinstance(windows, Cut):
+                pieces = [(self.sources[source].regions[region].start + window * windows.stride, self.window_len)]
+            else:
+                pieces = windows.pieces(region, window)
+            filled = 0
+            for start, length in pieces:
+                narrow[row, filled : filled + length] = shard.tokens[start : start + length]
+                if marks is not None:
+                    marks[row, filled] = filled > 0
+                    if isinstance(windows, Cut):
+                        marks[row, documents_in(shard.ends, start, length)] = True
+                filled += length
+            lengths[row] = filled
+        documents = numbered(marks) if marks is not None else None
+        if (lengths == self.window_len).all():
+            return narrow, documents, None
+        if documents is not None:
+            documents[np.arange(self.window_len) >= lengths[:, None]] = -1
+        return narrow, documents, lengths
+
+    def _shard(self, source: int, region: int) -> "_OpenShard":
+        shard = self._open.get((source, region))
+        if shard is None:
+            while len(self._open) >= MOST_OPEN:
+                self._open.pop(next(iter(self._open)))
+            it = self.sources[source]
+            try:
+                shard = _OpenShard(it.corpus, it.regions[region], self.with_documents)
+            except BadShard as bad:
+                bad.source = it.name
+                raise
+            self._open[source, region] = shard
+        return shard
+
+    def _refuse_ids(self, places: Places, narrow: NDArray[Any]) -> None:
+        row = int(narrow.max(axis=1).argmax())
+        source = self.sources[places.sources[row]]
+        file = source.regions[places.regions[row]].shard.file
+        bad = BadShard(file, f"{file} of {source.corpus.folder}: holds token {narrow[row].max()}, the vocabulary has "
+                             f"{self.vocab_size} entries; the file is damaged, or belongs to another tokenizer")  # fmt: skip
+        bad.source = source.name
+        raise bad
+
+
+class _OpenShard:
+    """A shard, memory-mapped. Plain arrays: slicing a np.memmap takes three times as long."""
+
+    def __init__(self, corpus: Corpus, region: Region, with_documents: bool) -> None:
+        self.tokens = corpus.tokens(region.shard).view(np.ndarray)
+        self.ends = corpus.document_ends(region.shard).view(np.ndarray) if with_documents else np.empty(0, np.int64)
+        self._rows: NDArray[Any] | None = None
+
+    def rows(self, window_len: int) -> NDArray[Any]:
+        """[num_tokens − window_len + 1, window_len]: the window that starts at each token; a view."""
+        if self._rows is None:
+            self._rows = np.lib.stride_tricks.sliding_window_view(self.tokens, window_len)
+        return self._rows

@@ -7,14 +7,14 @@ from transformers import PreTrainedModel
 
 
 class LanguageModel(nn.Module):
-    """A transformers model that returns its summed loss, so that means are taken once, over all devices' tokens."""
+    """A transformers model that returns each row's summed loss, so that means are taken once, over all devices' tokens."""
 
     def __init__(self, model: PreTrainedModel) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> Tensor:
-        """Summed cross-entropy in nats, fp32 scalar; without `labels` the logits, [batch, seq_len, vocab_size].
+        """Summed cross-entropy of each row in nats, fp32 [batch]; without `labels` the logits, [batch, seq_len, vocab_size].
 
         Args:
             labels: [batch, seq_len] the token that each position's output is to predict; -100 is not scored.
@@ -23,7 +23,9 @@ class LanguageModel(nn.Module):
         logits: Tensor = self.model(**inputs, use_cache=False).logits
         if labels is None:
             return logits
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="sum")
+        return (
+            F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).sum(dim=1)
+        )
 
 
 @torch.no_grad()

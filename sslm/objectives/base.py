@@ -9,7 +9,7 @@ first position), so dropout is a function of the position and there is no random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 import torch
@@ -28,6 +28,7 @@ from sslm.data.recipe import Recipe
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
 from sslm.optim import build_optimizer, learning_rate
+from sslm.terminal import say
 
 Parallelize = Callable[[LanguageModel, PreTrainedModel, DeviceMesh | None], None]
 
@@ -70,7 +71,7 @@ class Objective(LightningModule):
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.network: LanguageModel = None  # type: ignore[assignment]  # built in configure_model
-        self.validation = TokenLoss()
+        self.validation = TokenLoss(num_sources=1)
         self.stop_requested = self.save_requested = False
         """Set on any rank by who wants the run to stop, or a checkpoint; all ranks learn of it with the next step."""
         self._given = [model]  # in a list: not a submodule before it is wrapped
@@ -104,6 +105,8 @@ class Objective(LightningModule):
     def setup(self, stage: str) -> None:
         if self.side_group is None and self.trainer.world_size > 1:
             self.side_group = dist.new_group(backend="gloo")
+        if (data := getattr(self.trainer, "datamodule", None)) is not None:
+            self.validation = TokenLoss(len(data.val_stream.sources))
 
     def wait_for_all(self) -> None:
         """Return when all ranks are here; waits on the CPU."""
@@ -115,25 +118,24 @@ class Objective(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         optimizer: Any = self.optimizers()
-        scored, digest, stop, save = self._agree(batch)
+        batch, agreed = self._agree(batch)
         for group in optimizer.param_groups:
             group["lr"] = self.learning_rate
-        loss_sum = torch.zeros((), dtype=torch.float32, device=self.device)
-        for micro, position, is_last in self._micro_batches(batch):
+        loss_sums = torch.zeros(len(agreed.scored), dtype=torch.float32, device=self.device)
+        for micro, sources, position, is_last in self._micro_batches(batch):
             torch.manual_seed(key64(self.seed, "dropout", position))
             with self._synchronised(is_last):
-                micro_loss = self.network(**micro)
-                self.manual_backward(micro_loss * (self.trainer.world_size / scored))
-            loss_sum += micro_loss.detach()
+                row_losses = self.network(**micro)
+                self.manual_backward(row_losses.sum() * (self.trainer.world_size / agreed.all_scored))
+            loss_sums.index_add_(0, sources, row_losses.detach())
         lr, grad_norm = self.learning_rate, self._clip()
         optimizer.step()
         optimizer.zero_grad()
-        outputs = {"loss_sum": loss_sum, "scored": scored, "digest": digest, "stop": stop, "save": save, "lr": lr,
-                   "grad_norm": grad_norm}  # fmt: skip
+        outputs = {"loss_sums": loss_sums, "lr": lr, "grad_norm": grad_norm, **agreed._asdict()}
         if self.global_step % self.trainer.log_every_n_steps == 0:
             if self.trainer.world_size > 1:
-                dist.all_reduce(loss_sum)
-            self.log("train/loss", loss_sum / scored, rank_zero_only=True)
+                dist.all_reduce(loss_sums)
+            self.log("train/loss", loss_sums.sum() / agreed.all_scored, rank_zero_only=True)
         return outputs
 
     @property
@@ -141,25 +143,55 @@ class Objective(LightningModule):
         """The rate of the step to come."""
         return learning_rate(self.global_step, self.total_steps or self.trainer.max_steps, self.optim)
 
-    def _agree(self, batch: dict[str, Any]) -> tuple[int, int, bool, bool]:
-        """The step's one small collective, on the CPU: (scored tokens of the global batch, its digest, stop?, save?)."""
+    def _agree(self, batch: dict[str, Any]) -> "tuple[dict[str, Any], Agreed]":
+        """The step's one small collective, on the CPU; and the batch, made again where a rank met a bad shard."""
+        bad = batch.get("bad")
         mine = torch.tensor(
-            [batch["scored"], _as_int64(batch["digest"]), int(self.stop_requested), int(self.save_requested)]
+            [
+                *batch["scored"],
+                _as_int64(batch["digest"]),
+                int(self.stop_requested),
+                int(self.save_requested),
+                int(bool(bad)),
+            ]
         )
         if self.side_group is not None:
             dist.all_reduce(mine, group=self.side_group)
-        scored, digest, stop, save = mine.tolist()
+        *scored, digest, stop, save, any_bad = mine.tolist()
+        if any_bad:
+            return self._agree(self._substitute(bad))
         self.save_requested = False
-        return scored, digest % (1 << 64), stop > 0, save > 0
+        return batch, Agreed(scored, digest % (1 << 64), stop > 0, save > 0)
 
-    def _micro_batches(self, batch: dict[str, Any]) -> Iterator[tuple[dict[str, Tensor], int, bool]]:
-        """(tensors, first position, whether it is the last), in order of position."""
-        tensors = batch["tensors"]
-        rows = len(next(iter(tensors.values())))
+    def _substitute(self, bad: list[str] | None) -> dict[str, Any]:
+        """Amend the stream from this step on, on all ranks alike; this step's batch, made anew.
+
+        Args:
+            bad: (source, file, reason) of the shard that this rank met, if it did.
+        """
+        data, found = self.trainer.datamodule, [bad]
+        if self.side_group is not None:
+            found = [None] * self.trainer.world_size
+            dist.all_gather_object(found, bad, group=self.side_group)
+        shards = {(source, file): reason for source, file, reason in filter(None, reversed(found))}
+        amendments = data.amend(shards, self.global_step, write=self.trainer.is_global_zero)
+        self.wait_for_all()  # rank 0 has written them down
+        for amendment in amendments:
+            say(
+                f"Position {amendment.from_position}: {amendment.reason}. From here on another shard is read in its place."
+            )
+        again: dict[str, Any] = self.trainer.strategy.batch_to_device(data.train_batch(self.global_step), self.device)
+        return again
+
+    def _micro_batches(self, batch: dict[str, Any]) -> Iterator[tuple[dict[str, Tensor], Tensor, int, bool]]:
+        """(tensors, sources, first position, whether it is the last), in order of position."""
+        tensors, sources = batch["tensors"], batch["sources"]
+        rows = len(sources)
         size = self.micro_batch_size or rows
         for start in range(0, rows, size):
-            micro = {name: tensor[start : start + size] for name, tensor in tensors.items()}
-            yield micro, batch["first_position"] + start, start + size >= rows
+            here = slice(start, start + size)
+            micro = {name: tensor[here] for name, tensor in tensors.items()}
+            yield micro, sources[here], batch["first_position"] + start, start + size >= rows
 
     def _synchronised(self, is_last: bool) -> AbstractContextManager[Any]:
         """Gradients are reduced once a step, with its last micro-batch."""
@@ -179,16 +211,21 @@ class Objective(LightningModule):
     # -------------------------------------------------------------------------------------------- validation
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        for micro, _, _ in self._micro_batches(batch):
-            self.validation.update(self.network(**micro), (micro["labels"] >= 0).sum())
+        for micro, sources, _, _ in self._micro_batches(batch):
+            self.validation.update(self.network(**micro), (micro["labels"] >= 0).flatten(1).sum(1), sources)
 
     def on_validation_epoch_end(self) -> None:
-        loss = self.validation.compute()
+        losses, scored = self.validation.compute()
         self.validation.reset()
+        loss = losses.nansum() / scored.sum()
         metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
-        bytes_per_token = getattr(self.trainer.datamodule, "val_bytes_per_token", None)
-        if bytes_per_token:
+        data = getattr(self.trainer, "datamodule", None)
+        if bytes_per_token := getattr(data, "val_bytes_per_token", None):
             metrics["val/bits_per_byte"] = loss / np.log(2) / bytes_per_token
+        names = [source.name for source in data.val_stream.sources] if data is not None else []
+        if len(names) > 1:
+            means = zip(names, (losses / scored).tolist(), scored.tolist(), strict=True)
+            metrics |= {f"val/loss/{name}": torch.tensor(mean) for name, mean, n in means if n}
         self.log_dict({name: value.float() for name, value in metrics.items()}, rank_zero_only=True)
 
     def samples(self, data: Any) -> list[str]:
@@ -196,24 +233,45 @@ class Objective(LightningModule):
         return []
 
 
+class Agreed(NamedTuple):
+    """What all ranks know of a step before they take it."""
+
+    scored: list[int]
+    """Targets of the global batch, per source."""
+    digest: int
+    """Of the global batch."""
+    stop: bool
+    save: bool
+
+    @property
+    def all_scored(self) -> int:
+        """At least 1: a batch without any target has loss 0."""
+        return max(sum(self.scored), 1)
+
+
 class TokenLoss(Metric):
-    """Mean loss per scored token over all ranks, in nats."""
+    """Summed loss in nats and scored tokens over all ranks, per source of a mixture."""
 
     full_state_update = False
 
-    def __init__(self) -> None:
+    def __init__(self, num_sources: int) -> None:
         super().__init__()
-        self.add_state("loss_sum", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("scored", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.loss_sum: Tensor
+        self.add_state("loss_sums", torch.zeros(num_sources, dtype=torch.float64), dist_reduce_fx="sum")
+        self.add_state("scored", torch.zeros(num_sources, dtype=torch.int64), dist_reduce_fx="sum")
+        self.loss_sums: Tensor
         self.scored: Tensor
 
-    def update(self, loss_sum: Tensor, scored: Tensor) -> None:
-        self.loss_sum += loss_sum
-        self.scored += scored
+    def update(self, row_losses: Tensor, row_scored: Tensor, sources: Tensor) -> None:
+        """Args:
+        row_losses: [batch] summed loss of each row.
+        row_scored: [batch] scored tokens of each row.
+        sources: [batch] number of each row's source.
+        """
+        self.loss_sums.index_add_(0, sources, row_losses.double())
+        self.scored.index_add_(0, sources, row_scored)
 
-    def compute(self) -> Tensor:
-        return self.loss_sum / self.scored
+    def compute(self) -> tuple[Tensor, Tensor]:
+        return self.loss_sums, self.scored
 
 
 def _as_int64(word: int) -> int:

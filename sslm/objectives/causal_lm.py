@@ -6,7 +6,11 @@ A window of seq_len + 1 tokens gives seq_len predictions. With seq_len 4:
     input_ids  7 1 5 2
     labels     1 5 2 9
 
-The next window starts with the 9, so that every token of a shard but its first is predicted once an epoch.
+The next window starts with the 9, so that every token of a shard but its first is predicted once an epoch. Where documents
+are kept apart (a 1 ends one) each sees itself only, and its first token is not predicted:
+
+    labels     1 -100 2 9
+    segments   0 0 1 1
 """
 
 from dataclasses import dataclass
@@ -14,11 +18,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from transformers import PreTrainedModel
 
-from sslm.data.module import val_windows
-from sslm.data.recipe import Arrays, Recipe
+from sslm.data.batches import IGNORED
+from sslm.data.recipe import Arrays, Examples, Recipe
 from sslm.models.build import check_causal
 from sslm.models.head import sample
 from sslm.objectives.base import Objective
@@ -36,10 +39,15 @@ class CausalLMRecipe(Recipe):
     def stride(self, seq_len: int) -> int:
         return seq_len
 
-    def make_batch(
-        self, windows: NDArray[np.int64], positions: NDArray[np.int64], epochs: NDArray[np.int64], seed: int
-    ) -> Arrays:
-        return {"input_ids": windows[:, :-1], "labels": windows[:, 1:]}
+    def make_batch(self, examples: Examples, seed: int) -> Arrays:
+        inputs, labels = examples.tokens[:, :-1], examples.tokens[:, 1:]
+        documents, counts = examples.documents, examples.counts
+        if documents is not None:  # a document's first token is predicted from nothing: not at all
+            labels = np.where((documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0), labels, IGNORED)
+            return {"input_ids": inputs, "labels": labels, "segment_ids": documents[:, :-1]}
+        if counts is not None:
+            labels = np.where(counts[:, 1:], labels, IGNORED)
+        return {"input_ids": inputs, "labels": labels}
 
 
 class CausalLM(Objective):
@@ -60,9 +68,11 @@ class CausalLM(Objective):
         check_causal(model)
 
     def samples(self, data: Any) -> list[str]:
-        numbers = val_windows(data.val_stream, NUM_SAMPLES)
+        if data.tokenizer is None:
+            return []
         length = min(PROMPT_TOKENS, data.seq_len // 2)
-        prompts = torch.from_numpy(data.val_stream.windows(numbers)[:, :length]).to(self.device)
+        spread = np.arange(NUM_SAMPLES) * len(data.val_tokens) // NUM_SAMPLES
+        prompts = torch.from_numpy(data.val_tokens[spread, :length]).to(self.device)
         was_training = self.network.training
         self.network.eval()
         tokens = sample(self.network, prompts, data.seq_len, SAMPLE_TOKENS, self.seed).tolist()

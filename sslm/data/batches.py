@@ -1,0 +1,173 @@
+"""Item number `step` of a loader is this rank's share of optimizer step `step`.
+
+Rank r of w takes positions step·batch_size + r·share … + share, in order. A loader has a length, starts at any step, and reads
+nothing but the step's number: restoring it is saying where to start.
+"""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset
+
+from sslm.data.order import key64, mix64
+from sslm.data.recipe import Arrays, Recipe
+from sslm.data.shards import BadShard
+from sslm.data.stream import Places, Stream
+
+IGNORED = -100
+PLACES_AT_ONCE = 4096
+"""Positions that are looked up together: many cost little more than one."""
+
+Batch = dict[str, Any]
+"""tensors: {name: [share, …]}; positions, sources: [share]; amendments: how many were known; bad: a shard that could not be
+read, where it is to be replaced. Before a step `finished` adds scored: [sources], and digest."""
+
+
+class TrainSteps(Dataset[Batch]):
+    """step -> this rank's share of the step's batch.
+
+    Args:
+        substitute: a batch that meets a bad shard says so instead of raising.
+    """
+
+    def __init__(
+        self, stream: Stream, recipe: Recipe, batch_size: int, seed: int, rank: int = 0, world: int = 1,
+        substitute: bool = False,
+    ) -> None:  # fmt: skip
+        self.stream, self.recipe, self.seed, self.substitute = stream, recipe, seed, substitute
+        self.batch_size, self.share, self.rank = batch_size, batch_size // world, rank
+        self._first, self._places = 0, Places(*[np.empty(0, np.int64)] * 5)
+
+    def __getitem__(self, step: int) -> Batch:
+        places = self._places_of(step)
+        try:
+            examples = self.stream.read(places)
+        except BadShard as bad:
+            if not self.substitute:
+                raise
+            return {"tensors": {}, "bad": [bad.source, bad.file, str(bad)], "amendments": len(self.stream.amendments)}
+        arrays = self.recipe.make_batch(examples, self.seed)
+        return {"tensors": arrays, "positions": examples.positions, "sources": examples.sources,
+                "amendments": len(self.stream.amendments)}  # fmt: skip
+
+    def _places_of(self, step: int) -> Places:
+        row = (step - self._first) * self.share
+        if not 0 <= row < len(self._places.positions):
+            self._look_up(step)
+            row = 0
+        return self._places[row : row + self.share]
+
+    def _look_up(self, step: int) -> None:
+        steps = step + np.arange(max(PLACES_AT_ONCE // self.share, 1))
+        self.stream.read_ahead(step * self.batch_size, int(steps[-1]) * self.batch_size)
+        first = steps[:, None] * self.batch_size + self.rank * self.share
+        self._first, self._places = step, self.stream.places((first + np.arange(self.share)).ravel())
+
+    def forget(self) -> None:
+        """Look positions up anew: the stream was amended."""
+        self._places = self._places[:0]
+
+
+class ValSteps(Dataset[Batch]):
+    """step -> this rank's share of a validation batch: the same windows at every validation and on any number of ranks.
+
+    Args:
+        places: the windows to validate on. Rows beyond the last are not scored.
+    """
+
+    def __init__(
+        self, stream: Stream, places: Places, recipe: Recipe, batch_size: int, seed: int, rank: int = 0, world: int = 1
+    ) -> None:
+        self.stream, self.places, self.recipe, self.rank = stream, places, recipe, rank
+        self.seed = key64(seed, "val")
+        self.batch_size, self.share = batch_size, batch_size // world
+        self.num_steps = -(-len(places.positions) // batch_size)
+
+    def __getitem__(self, step: int) -> Batch:
+        rows = step * self.batch_size + self.rank * self.share + np.arange(self.share)
+        last = len(self.places.positions) - 1
+        examples = self.stream.read(self.places[np.minimum(rows, last)])
+        arrays = self.recipe.make_batch(examples, self.seed)
+        arrays["labels"] = np.where((rows <= last)[:, None], arrays["labels"], IGNORED)
+        return {"tensors": arrays, "positions": rows, "sources": examples.sources}
+
+
+class Loader:
+    """Batches of steps first … end, made here or by loader processes.
+
+    Processes send arrays in few bytes: what a batch costs them is mostly the way from one process to the other.
+    """
+
+    def __init__(self, steps: TrainSteps | ValSteps, first: int, end: int, num_workers: int, vocab_size: int) -> None:
+        self.steps, self.range = steps, range(first, end)
+        self.workers: DataLoader[Batch] | None = None
+        if num_workers:
+            kind = np.dtype(np.int16 if vocab_size <= 1 << 15 else np.int32)
+            self.workers = DataLoader(_Narrow(steps, kind), batch_size=None, sampler=self.range, num_workers=num_workers, collate_fn=_as_it_is,
+                                      persistent_workers=True)  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.range)
+
+    def __iter__(self) -> Iterator[Batch]:
+        for batch in self.workers or map(self.steps.__getitem__, self.range):
+            yield with_tensors(batch)
+
+
+def _as_it_is(batch: Batch) -> Batch:
+    """Arrays stay arrays: a tensor would go through shared memory, which takes longer than a pipe for a batch's size."""
+    return batch
+
+
+class _Narrow(Dataset[Batch]):
+    def __init__(self, steps: TrainSteps | ValSteps, kind: np.dtype[Any]) -> None:
+        self.steps, self.kind = steps, kind
+
+    def __getitem__(self, step: int) -> Batch:
+        batch = self.steps[step]
+        return {**batch, "tensors": {name: _narrowed(array, self.kind) for name, array in batch["tensors"].items()}}
+
+
+def _narrowed(array: NDArray[Any], kind: np.dtype[Any]) -> NDArray[Any]:
+    return array.astype(kind) if array.dtype == np.int64 else array
+
+
+def with_tensors(batch: Batch) -> Batch:
+    """Arrays -> tensors, whole numbers of 64 bits."""
+    return {**batch, "tensors": {name: torch.from_numpy(_widened(array)) for name, array in batch["tensors"].items()}}
+
+
+def _widened(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(np.int64) if array.dtype.kind == "i" and array.itemsize < 8 else array
+
+
+def finished(batch: Batch, num_sources: int, with_digest: bool = False) -> Batch:
+    """What a step takes: `sources` as a tensor, `first_position`, `scored` targets per source, `digest` (0: not asked for).
+
+    A batch with a bad shard stays without tensors; `bad` says which.
+    """
+    if "bad" in batch:
+        return {"tensors": {}, "bad": batch["bad"], "scored": [0] * num_sources, "digest": 0}
+    arrays = {name: tensor.numpy() for name, tensor in batch["tensors"].items()}
+    per_row = np.count_nonzero(arrays["labels"].reshape(len(batch["positions"]), -1) >= 0, axis=1)
+    scored = np.bincount(batch["sources"], per_row, num_sources).astype(np.int64)
+    return {
+        "tensors": batch["tensors"],
+        "sources": torch.from_numpy(batch["sources"]),
+        "first_position": int(batch["positions"][0]),
+        "scored": scored.tolist(),
+        "digest": digest(arrays, batch["positions"]) if with_digest else 0,
+    }
+
+
+def digest(arrays: Arrays, positions: NDArray[np.int64]) -> int:
+    """Hash of inputs and targets keyed by position, summed over rows mod 2^64: equal however a batch is shared out."""
+    rows = mix64(positions.astype(np.uint64))
+    for name in sorted(arrays):
+        array = arrays[name].reshape(len(positions), -1).astype(np.uint64)
+        columns = mix64(np.arange(array.shape[1], dtype=np.uint64) + np.uint64(key64(name))) | np.uint64(1)
+        rows = mix64(rows + (array * columns).sum(1, dtype=np.uint64))
+    return int(rows.sum(dtype=np.uint64))

@@ -1,0 +1,46 @@
+"""Small corpora and streams to test with: shards of tokens that are all different."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from sslm.data.mixture import Mixture, Stage
+from sslm.data.order import Order
+from sslm.data.packing import pack
+from sslm.data.shards import Corpus
+from sslm.data.stream import Stream, StreamSource
+from sslm.data.windows import Cut, whole
+from sslm.data.writer import CorpusWriter
+
+
+def make_corpus(folder: Path, shards: Sequence[Sequence[int]], first: int = 0) -> Corpus:
+    """Per shard the lengths of its documents; tokens count up from `first` through all shards."""
+    from sslm.data.shards import open_corpus
+
+    folder.mkdir(parents=True)
+    with CorpusWriter(folder, 1 << 17) as writer:
+        for lengths in shards:
+            ids = np.arange(first, first + sum(lengths), dtype=np.uint32)
+            writer.add("train", ids, np.cumsum(lengths), sum(lengths))
+            writer.finished.append(writer._open.pop("train").close())  # here this shard ends
+            first += len(ids)
+        writer.finish("test", "", [])
+    return open_corpus(folder)
+
+
+def make_stream(
+    *corpora: Corpus, weights: Sequence[tuple[int, tuple[int, ...]]] = ((0, (1,)),), window_len: int = 9, stride: int = 8,
+    seed: int = 0, block_shards: int | None = None, best_fit: bool = False, with_documents: bool = False,
+) -> Stream:  # fmt: skip
+    """A stream over all of some corpora, called a, b, c …; weights are (position, weights from there on)."""
+    sources = []
+    for name, corpus in zip("abcdef", corpora, strict=False):
+        regions = whole(corpus)
+        windows = (
+            pack(corpus, regions, window_len, stride, corpus.folder) if best_fit else Cut(regions, window_len, stride)
+        )
+        order = Order(windows.num_windows, (seed, "order", name), block_shards)
+        sources.append(StreamSource(name, corpus, regions, windows, order))
+    mixture = Mixture(tuple(Stage(position, of_each) for position, of_each in weights))
+    return Stream(sources, mixture, window_len, 1 << 17, with_documents)
