@@ -5,12 +5,12 @@ nothing but the step's number: restoring it is saying where to start.
 """
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sslm.data.order import key64, mix64
 from sslm.data.recipe import Arrays, Recipe
@@ -18,8 +18,9 @@ from sslm.data.shards import BadShard
 from sslm.data.stream import Places, Stream
 
 IGNORED = -100
-PLACES_AT_ONCE = 4096
-"""Positions that are looked up together: many cost little more than one."""
+PLACES_AT_ONCE, ROWS_AT_ONCE = 4096, 64
+"""Positions that are looked up, and rows that are read, together: many cost little more than one. (More rows than this no
+longer stay in a core's own cache on their way.)"""
 
 Batch = dict[str, Any]
 """tensors: {name: [share, …]}; positions, sources: [share]; amendments: how many were known; bad: a shard that could not be
@@ -27,7 +28,7 @@ read, where it is to be replaced. Before a step `finished` adds scored: [sources
 
 
 class TrainSteps(Dataset[Batch]):
-    """step -> this rank's share of the step's batch.
+    """step -> this rank's share of the step's batch; its arrays are views, of inputs and targets often of the same tokens.
 
     Args:
         substitute: a batch that meets a bad shard says so instead of raising.
@@ -39,36 +40,60 @@ class TrainSteps(Dataset[Batch]):
     ) -> None:  # fmt: skip
         self.stream, self.recipe, self.seed, self.substitute = stream, recipe, seed, substitute
         self.batch_size, self.share, self.rank = batch_size, batch_size // world, rank
-        self._first, self._places = 0, Places(*[np.empty(0, np.int64)] * 5)
+        self._looked_up = _Rows(0, Places(*[np.empty(0, np.int64)] * 5))
+        self._made = _Rows(0, {})
 
     def __getitem__(self, step: int) -> Batch:
-        places = self._places_of(step)
-        try:
-            examples = self.stream.read(places)
-        except BadShard as bad:
-            if not self.substitute:
-                raise
-            return {"tensors": {}, "bad": [bad.source, bad.file, str(bad)], "amendments": len(self.stream.amendments)}
-        arrays = self.recipe.make_batch(examples, self.seed)
-        return {"tensors": arrays, "positions": examples.positions, "sources": examples.sources,
+        row = (step - self._made.step) * self.share
+        if not 0 <= row < len(self._made.columns.get("positions", ())):
+            try:
+                self._make(step, 1 if get_worker_info() else max(ROWS_AT_ONCE // self.share, 1))
+            except BadShard as bad:
+                if not self.substitute:
+                    raise
+                return {
+                    "tensors": {},
+                    "bad": [bad.source, bad.file, str(bad)],
+                    "amendments": len(self.stream.amendments),
+                }
+            row = 0
+        here = slice(row, row + self.share)
+        tensors = {name: column[here] for name, column in self._made.columns.items()}
+        return {"positions": tensors.pop("positions"), "sources": tensors.pop("sources"), "tensors": tensors,
                 "amendments": len(self.stream.amendments)}  # fmt: skip
 
-    def _places_of(self, step: int) -> Places:
-        row = (step - self._first) * self.share
-        if not 0 <= row < len(self._places.positions):
-            self._look_up(step)
-            row = 0
-        return self._places[row : row + self.share]
+    def _make(self, step: int, num_steps: int) -> None:
+        """Make the batches of some steps in one go; where a shard is bad, of the first alone."""
+        try:
+            examples = self.stream.read(self._places_of(step, num_steps))
+        except BadShard:
+            if num_steps == 1:
+                raise
+            return self._make(step, 1)
+        arrays = self.recipe.make_batch(examples, self.seed)
+        self._made = _Rows(step, {**arrays, "positions": examples.positions, "sources": examples.sources})
 
-    def _look_up(self, step: int) -> None:
-        steps = step + np.arange(max(PLACES_AT_ONCE // self.share, 1))
-        self.stream.read_ahead(step * self.batch_size, int(steps[-1]) * self.batch_size)
-        first = steps[:, None] * self.batch_size + self.rank * self.share
-        self._first, self._places = step, self.stream.places((first + np.arange(self.share)).ravel())
+    def _places_of(self, step: int, num_steps: int) -> Places:
+        row, end = ((n - self._looked_up.step) * self.share for n in (step, step + num_steps))
+        if not 0 <= row < end <= len(self._looked_up.columns.positions):
+            steps = step + np.arange(max(PLACES_AT_ONCE // self.share, num_steps))
+            self.stream.read_ahead(step * self.batch_size, int(steps[-1]) * self.batch_size)
+            first = steps[:, None] * self.batch_size + self.rank * self.share
+            self._looked_up = _Rows(step, self.stream.places((first + np.arange(self.share)).ravel()))
+            row, end = 0, num_steps * self.share
+        places: Places = self._looked_up.columns[row:end]
+        return places
 
     def forget(self) -> None:
-        """Look positions up anew: the stream was amended."""
-        self._places = self._places[:0]
+        """Look positions up and read them anew: the stream was amended."""
+        self._looked_up, self._made = _Rows(0, self._looked_up.columns[:0]), _Rows(0, {})
+
+
+class _Rows(NamedTuple):
+    """What is known of the steps from one on, row by row."""
+
+    step: int
+    columns: Any
 
 
 class ValSteps(Dataset[Batch]):
@@ -117,7 +142,7 @@ class Loader:
             yield with_tensors(batch)
 
 
-def _as_it_is(batch: Batch) -> Batch:
+def _as_it_is(batch: Any) -> Any:
     """Arrays stay arrays: a tensor would go through shared memory, which takes longer than a pipe for a batch's size."""
     return batch
 

@@ -90,8 +90,8 @@ def pieces_of(documents: Ints, ends: Ints, window_len: int, stride: int) -> tupl
 class Packed:
     """Windows of a packing plan, memory-mapped."""
 
-    def __init__(self, plan: Path, window_len: int) -> None:
-        self.plan, self.window_len = plan, window_len
+    def __init__(self, plan: Path, window_len: int, stride: int) -> None:
+        self.plan, self.window_len, self.stride = plan, window_len, stride
         self._regions = [RegionPlan(**sizes) for sizes in json.loads((plan / "plan.json").read_text())]
         self.num_windows = tuple(region.windows for region in self._regions)
         self.fill = sum(region.tokens for region in self._regions) / max(sum(self.num_windows) * window_len, 1)
@@ -134,7 +134,7 @@ def pack(corpus: Corpus, regions: list[Region], window_len: int, stride: int, ca
     name = f"{window_len}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
     for folder in (corpus.folder / "packing", cache_dir / "packing"):
         if (folder / name / "plan.json").is_file():
-            return Packed(folder / name, window_len)
+            return Packed(folder / name, window_len, stride)
     tell(f"Packing documents into windows of {window_len} tokens")
     try:
         return _make(corpus.folder / "packing" / name, corpus, regions, window_len, stride)
@@ -152,7 +152,7 @@ def _make(out: Path, corpus: Corpus, regions: list[Region], window_len: int, str
                 sizes.append(_write_region(part / f"{number:05d}", corpus, region, window_len, stride))
             (part / "plan.json").write_text(json.dumps([size.__dict__ for size in sizes]) + "\n")
             fsync(part / "plan.json")
-    return Packed(out, window_len)
+    return Packed(out, window_len, stride)
 
 
 def _write_region(part: Path, corpus: Corpus, region: Region, window_len: int, stride: int) -> RegionPlan:

@@ -17,15 +17,15 @@ from sslm.data.order import Order
 from sslm.data.packing import Packed
 from sslm.data.recipe import Examples
 from sslm.data.shards import BadShard, Corpus
-from sslm.data.windows import Cut, Region, documents_in, numbered
+from sslm.data.windows import Cut, Region
 from sslm.errors import UserError
 
 MOST_OPEN = 200
 """Shards that are mapped at once: each map holds a file descriptor, and processes have few."""
 
 Ints = NDArray[np.int64]
-Read = tuple[NDArray[Any], NDArray[np.int32] | None, Ints | None]
-"""(tokens as narrow as on the disk, documents, lengths), as Examples has them."""
+Read = tuple[NDArray[Any], Ints | None, NDArray[np.bool_] | None]
+"""(tokens as narrow as on the disk, rows' lengths, marks where documents begin)."""
 
 
 @dataclass(frozen=True)
@@ -100,9 +100,15 @@ class Stream:
         self.sources, self.mixture, self.window_len = tuple(sources), mixture, window_len
         self.vocab_size, self.with_documents = vocab_size, with_documents
         self.amendments: list[Amendment] = []
-        self._all_cut = all(isinstance(source.windows, Cut) for source in self.sources)
-        self._has_one_shard = len(self.sources) == 1 and len(self.sources[0].regions) == 1
-        self._open: dict[tuple[int, int], _OpenShard] = {}
+        self._is_packed = isinstance(self.sources[0].windows, Packed)
+        self._stride = self.sources[0].windows.stride
+        self._dtype = np.result_type(*(source.corpus.dtype for source in self.sources))
+        # regions of all sources, numbered through
+        counts = np.array([len(source.regions) for source in self.sources], np.int64)
+        self._first_shard = np.cumsum(counts) - counts
+        self._source_of = np.repeat(np.arange(len(counts)), counts).tolist()
+        self._region_starts = np.array([r.start for source in self.sources for r in source.regions], np.int64)
+        self._open: dict[int, _OpenShard] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # files are mapped anew in another process
@@ -196,80 +202,81 @@ class Stream:
         Raises:
             BadShard: a file is missing or not what it was.
         """
-        read = self._read_rows if self._is_one_shard(places) else self._read_pieces
-        narrow, documents, lengths = read(places)
+        shards = self._first_shard[places.sources] + places.regions
+        narrow, lengths, marks = (self._read_packed if self._is_packed else self._read_cut)(shards, places.windows)
         if narrow.size and narrow.max() >= self.vocab_size:
-            self._refuse_ids(places, narrow)
+            self._refuse_ids(shards, narrow)
+        documents = None if marks is None else np.cumsum(marks, axis=1, dtype=np.int32)
+        if documents is not None and lengths is not None:
+            documents[np.arange(self.window_len) >= lengths[:, None]] = -1
         return Examples(narrow.astype(np.int64), places.positions, places.epochs, places.sources, lengths, documents)
 
-    def _is_one_shard(self, places: Places) -> bool:
-        if not self._all_cut or not len(places.positions):
-            return False
-        if self._has_one_shard:
-            return True
-        return bool((places.regions == places.regions[0]).all() and (places.sources == places.sources[0]).all())
+    def _read_cut(self, shards: Ints, windows: Ints) -> "Read":
+        """Shard by shard: each row is one stretch of one."""
+        starts = self._region_starts[shards] + windows * self._stride
+        if len(shards) and (shards == shards[0]).all():
+            shard = self._shard(int(shards[0]))
+            return shard.rows(self.window_len)[starts], None, self._marks(shard, starts)
+        narrow = np.empty((len(shards), self.window_len), self._dtype)
+        marks = np.empty(narrow.shape, np.bool_) if self.with_documents else None
+        by_shard = np.argsort(shards, kind="stable")
+        for rows in np.split(by_shard, np.flatnonzero(np.diff(shards[by_shard])) + 1):
+            shard = self._shard(int(shards[rows[0]]))
+            narrow[rows] = shard.rows(self.window_len)[starts[rows]]
+            if marks is not None:
+                marks[rows] = self._marks(shard, starts[rows])
+        return narrow, None, marks
 
-    def _read_rows(self, places: Places) -> "Read":
-        """All rows at once: each is one stretch of the same shard."""
-        source, region = int(places.sources[0]), int(places.regions[0])
-        shard, windows = self._shard(source, region), self.sources[source].windows
-        assert isinstance(windows, Cut)
-        starts = windows.starts(places.regions, places.windows)
-        narrow = shard.rows(self.window_len)[starts]
+    def _marks(self, shard: "_OpenShard", starts: Ints) -> NDArray[np.bool_] | None:
+        """[n, window_len] whether a document begins at a token, the first of a row left out."""
         if not self.with_documents:
-            return narrow, None, None
-        marks = np.zeros(narrow.shape, np.bool_)
-        for mark, start in zip(marks, starts.tolist(), strict=True):
-            mark[documents_in(shard.ends, start, self.window_len)] = True
-        return narrow, numbered(marks), None
+            return None
+        marks = np.zeros((len(starts), self.window_len), np.bool_)
+        first, end = np.searchsorted(shard.ends, [starts + 1, starts + self.window_len])
+        counts = end - first
+        rows = np.repeat(np.arange(len(starts)), counts)
+        which = np.arange(len(rows)) + np.repeat(first - np.cumsum(counts) + counts, counts)
+        marks[rows, shard.ends[which] - starts[rows]] = True
+        return marks
 
-    def _read_pieces(self, places: Places) -> "Read":
-        """Row by row, where rows come from several shards or are made of several pieces."""
-        shape = (len(places.positions), self.window_len)
-        narrow = np.zeros(shape, np.result_type(*(source.corpus.dtype for source in self.sources)))
-        marks = np.zeros(shape, np.bool_) if self.with_documents else None
-        lengths = np.full(len(narrow), self.window_len)
-        columns = (places.sources.tolist(), places.regions.tolist(), places.windows.tolist())
-        for row, (source, region, window) in enumerate(zip(*columns, strict=True)):
-            shard, windows = self._shard(source, region), self.sources[source].windows
-            if isinstance(windows, Cut):
-                pieces = [(self.sources[source].regions[region].start + window * windows.stride, self.window_len)]
-            else:
-                pieces = windows.pieces(region, window)
-            filled = 0
-            for start, length in pieces:
-                narrow[row, filled : filled + length] = shard.tokens[start : start + length]
+    def _read_packed(self, shards: Ints, windows: Ints) -> "Read":
+        """Row by row, piece by piece."""
+        narrow = np.zeros((len(shards), self.window_len), self._dtype)
+        marks = np.zeros(narrow.shape, np.bool_) if self.with_documents else None
+        lengths = np.zeros(len(shards), np.int64)
+        for row, (number, window) in enumerate(zip(shards.tolist(), windows.tolist(), strict=True)):
+            source = self._source_of[number]
+            plan, filled = self.sources[source].windows, 0
+            assert isinstance(plan, Packed)
+            for start, length in plan.pieces(number - int(self._first_shard[source]), window):
+                narrow[row, filled : filled + length] = self._shard(number).tokens[start : start + length]
                 if marks is not None:
                     marks[row, filled] = filled > 0
-                    if isinstance(windows, Cut):
-                        marks[row, documents_in(shard.ends, start, length)] = True
                 filled += length
             lengths[row] = filled
-        documents = numbered(marks) if marks is not None else None
-        if (lengths == self.window_len).all():
-            return narrow, documents, None
-        if documents is not None:
-            documents[np.arange(self.window_len) >= lengths[:, None]] = -1
-        return narrow, documents, lengths
+        return narrow, None if (lengths == self.window_len).all() else lengths, marks
 
-    def _shard(self, source: int, region: int) -> "_OpenShard":
-        shard = self._open.get((source, region))
+    def _shard(self, number: int) -> "_OpenShard":
+        shard = self._open.get(number)
         if shard is None:
             while len(self._open) >= MOST_OPEN:
                 self._open.pop(next(iter(self._open)))
-            it = self.sources[source]
+            source = self.sources[self._source_of[number]]
             try:
-                shard = _OpenShard(it.corpus, it.regions[region], self.with_documents)
+                shard = _OpenShard(source.corpus, self._region(number), self.with_documents)
             except BadShard as bad:
-                bad.source = it.name
+                bad.source = source.name
                 raise
-            self._open[source, region] = shard
+            self._open[number] = shard
         return shard
 
-    def _refuse_ids(self, places: Places, narrow: NDArray[Any]) -> None:
+    def _region(self, number: int) -> Region:
+        source = self._source_of[number]
+        return self.sources[source].regions[number - int(self._first_shard[source])]
+
+    def _refuse_ids(self, shards: Ints, narrow: NDArray[Any]) -> None:
         row = int(narrow.max(axis=1).argmax())
-        source = self.sources[places.sources[row]]
-        file = source.regions[places.regions[row]].shard.file
+        source, file = self.sources[self._source_of[shards[row]]], self._region(int(shards[row])).shard.file
         bad = BadShard(file, f"{file} of {source.corpus.folder}: holds token {narrow[row].max()}, the vocabulary has "
                              f"{self.vocab_size} entries; the file is damaged, or belongs to another tokenizer")  # fmt: skip
         bad.source = source.name
@@ -287,5 +294,7 @@ class _OpenShard:
     def rows(self, window_len: int) -> NDArray[Any]:
         """[num_tokens − window_len + 1, window_len]: the window that starts at each token; a view."""
         if self._rows is None:
-            self._rows = np.lib.stride_tricks.sliding_window_view(self.tokens, window_len)
+            size = self.tokens.itemsize
+            shape = (max(len(self.tokens) - window_len + 1, 0), window_len)
+            self._rows = np.lib.stride_tricks.as_strided(self.tokens, shape, (size, size), writeable=False)
         return self._rows

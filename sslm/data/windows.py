@@ -5,10 +5,6 @@ window holds whole documents where they fit, and padding.
 """
 
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
-from numpy.typing import NDArray
 
 from sslm.data.shards import Corpus, Shard
 
@@ -63,30 +59,6 @@ class Cut:
     def __init__(self, regions: list[Region], window_len: int, stride: int) -> None:
         self.window_len, self.stride = window_len, stride
         self.num_windows = tuple(max((len(r) - window_len) // stride + 1, 0) for r in regions)
-        self.region_starts = np.array([r.start for r in regions], np.int64)
         self.num_unread = sum(len(r) - (n - 1) * stride - window_len if n else len(r)
                               for r, n in zip(regions, self.num_windows, strict=True))  # fmt: skip
         """Tokens that stand in no window."""
-
-    def starts(self, regions: NDArray[np.int64], windows: NDArray[np.int64]) -> NDArray[np.int64]:
-        """(region, window of that region) -> the shard's token that the window starts with, each [n]."""
-        return self.region_starts[regions] + windows * self.stride
-
-
-def documents_in(ends: NDArray[np.int64], start: int, length: int) -> NDArray[np.int64]:
-    """Where documents begin in `length` tokens from `start` on, the first token left out: offsets in 1 … length − 1.
-
-    Args:
-        ends: of the shard's documents, in order.
-
-    >>> documents_in(np.array([3, 7, 20]), start=2, length=6)
-    array([1, 5])
-    """
-    first, last = np.searchsorted(ends, [start + 1, start + length])
-    offsets: NDArray[np.int64] = ends[first:last] - start
-    return offsets
-
-
-def numbered(marks: NDArray[np.bool_]) -> NDArray[Any]:
-    """[n, length] marks at documents' first tokens -> the number of each token's document within its row, from 0."""
-    return np.cumsum(marks, axis=1, dtype=np.int32)
