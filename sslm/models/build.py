@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sslm.errors import UserError, nearest
+from sslm.models import lstm as _lstm  # noqa: F401  # makes transformers know it
 
 
 def model_config(

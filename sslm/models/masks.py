@@ -26,12 +26,11 @@ from sslm.errors import UserError
 IMPLEMENTATIONS = ("sdpa", "eager")
 """Attention that takes an explicit mask; transformers chooses eager where an architecture's attention is not SDPA's."""
 
-AFTER_PADDING = frozenset({
-    "camembert", "data2vec-text", "ibert", "mpnet", "roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod",
-})  # fmt: skip
-"""Their positions count from pad_token_id + 1, as fairseq's did."""
+EXPLICIT_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "indexed_attention"})
+"""Of `config.layer_types`, those whose mask the table makes. What others do may show at length only, beyond the probe: convolutions
+and states, keys compressed over many tokens."""
 
-PROBE_TOKENS, PROBE_CUT = 8, 3
+PROBE_TOKENS = 32
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 
@@ -66,10 +65,11 @@ def _encode_and_decode(
     encoder = model.get_encoder()
     with attention_within(segment_ids):
         encoded = encoder(input_ids=input_ids, **_positions(encoder, "position_ids", segment_ids))
+    reads = cross_mask(model, decoder_segment_ids, segment_ids)
     with attention_within(decoder_segment_ids):
         return model(
-            encoder_outputs=encoded, attention_mask=cross_mask(model, decoder_segment_ids, segment_ids), use_cache=False,
-            **inputs, **_positions(model, "decoder_position_ids", decoder_segment_ids),
+            encoder_outputs=encoded, attention_mask=reads, use_cache=False, **inputs,
+            **_positions(model, "decoder_position_ids", decoder_segment_ids),
         )  # fmt: skip
 
 
@@ -121,8 +121,14 @@ def positions_within(segment_ids: Tensor) -> Tensor:
 def _positions(model: PreTrainedModel, name: str, segment_ids: Tensor) -> dict[str, Tensor]:
     if name not in _parameters(model):
         return {}
-    first = model.config.pad_token_id + 1 if model.config.model_type in AFTER_PADDING else 0
-    return {name: positions_within(segment_ids) + first}
+    return {name: positions_within(segment_ids) + _first_position(model)}
+
+
+def _first_position(model: PreTrainedModel) -> int:
+    """RoBERTa's kin count from padding_idx + 1, as fairseq did: their embedding of positions says so."""
+    embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(embedding, "padding_idx", None)
+    return 0 if padding is None else padding + 1
 
 
 def _parameters(model: PreTrainedModel) -> set[str]:
@@ -136,57 +142,77 @@ def _parameters(model: PreTrainedModel) -> set[str]:
 def check_documents(model: PreTrainedModel) -> None:
     """See on a few tokens that documents don't see each other, and that one alone is what it is without a mask.
 
+    No list of names could tell: every architecture is tried.
+
     Raises:
-        UserError: it isn't so; no table of names could tell, so that every architecture is tried.
+        UserError: it isn't so.
     """
-    kind, was_training = model.config.model_type, model.training
-    refused = f"--data.document_mask true: {kind} can't keep documents apart"
+    refused = f"--data.document_mask true: {model.config.model_type} can't keep documents apart"
     instead = "leave the flag out, or take an architecture such as llama, bert or t5"
-    if "segment_ids" not in _parameters(model) and model.config._attn_implementation not in IMPLEMENTATIONS:
-        raise UserError(f"{refused} with {model.config._attn_implementation} attention; {instead}")
+    was_training = model.training
     model.eval()
     try:
-        if _moves(*_leaks(model)):
-            raise UserError(f"{refused}, something in it passes from one to the next; {instead}")
-        if _moves(*_whole_and_plain(model)):
-            raise UserError(f"{refused}, a single document comes out otherwise than without a mask; {instead}")
-    except UserError:
-        raise
+        why = _unmasked(model) or _leak(model) or _otherwise(model)
     except Exception as error:  # each architecture has its own way not to take a mask
-        raise UserError(f"{refused} ({type(error).__name__}: {' '.join(str(error).split())[:160]}); {instead}") from None
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
     finally:
         model.train(was_training)
+    if why:
+        raise UserError(f"{refused} ({why}); {instead}")
 
 
-def _moves(before: Tensor, after: Tensor) -> bool:
-    """Further than rounding, and than what mixtures of experts' matrices of other shapes make of it."""
-    return not bool((before - after).abs().max() <= 1e-4 * before.abs().max())
+def _unmasked(model: PreTrainedModel) -> str:
+    """What of an architecture is known to go past an explicit mask."""
+    config = model.config
+    if "segment_ids" in _parameters(model):
+        return ""
+    if config._attn_implementation not in IMPLEMENTATIONS:
+        return f"{config._attn_implementation} attention takes no explicit mask"
+    if others := set(getattr(config, "layer_types", None) or []) - EXPLICIT_LAYERS:
+        return f"it has layers of type {', '.join(sorted(others))}"
+    if getattr(config, "attention_type", None) == "block_sparse":  # BigBird's, on long texts only
+        return "block-sparse attention makes masks of its own; --model.attention_type original_full doesn't"
+    return ""
+
+
+def _leak(model: PreTrainedModel) -> str:
+    """Change each of two documents in turn and look at the other. The measure is what the change does where both are one."""
+    ids, changed, segments = _tokens(model), _tokens(model, shift=1), torch.zeros_like(_tokens(model))
+    segments[:, max(1, ids.shape[1] * 3 // 8) :] = 1
+    for document in (0, 1):
+        swapped = torch.where(segments == document, changed, ids)
+        moved, could_move = (
+            (_probe(model, ids, row) - _probe(model, swapped, row))[segments[0] != document].abs().max()
+            for row in (segments, torch.zeros_like(segments))
+        )
+        if not moved <= 0.01 * could_move:
+            return "something in it passes from one to the next"
+    return ""
+
+
+def _otherwise(model: PreTrainedModel) -> str:
+    """Compare a row that is one document to the same without a mask: windows and positions must be as they were."""
+    ids = _tokens(model)
+    plain = _probe(model, ids, None)
+    if not (_probe(model, ids, torch.zeros_like(ids)) - plain).abs().max() <= 1e-4 * plain.abs().max():
+        return "a document comes out otherwise than without a mask"
+    return ""
 
 
 def _probe(model: PreTrainedModel, ids: Tensor, segment_ids: Tensor | None) -> Tensor:
-    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
+    """[tokens, vocab_size] logits of one row, which is source and target at once where the model has both."""
+    both = model.config.is_encoder_decoder
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if both else {})
     if segment_ids is None:
-        return model(**inputs, use_cache=False).logits[0]
-    return document_logits(model, segment_ids, segment_ids if model.config.is_encoder_decoder else None, **inputs)[0]
+        return model(**inputs, use_cache=False).logits[0]  # type: ignore[no-any-return]
+    return document_logits(model, segment_ids, segment_ids if both else None, **inputs)[0]
 
 
 def _tokens(model: PreTrainedModel, shift: int = 0) -> Tensor:
-    """[1, PROBE_TOKENS] tokens, none of them padding."""
-    padding = getattr(model.config, "pad_token_id", None)
-    ids = (torch.arange(PROBE_TOKENS, device=model.device) + 5 + shift) % model.config.vocab_size
-    return torch.where(ids == padding, (ids + PROBE_TOKENS) % model.config.vocab_size, ids)[None]
-
-
-def _leaks(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """Two documents' outputs, and the same where each time the other one is changed."""
-    ids, others = _tokens(model), _tokens(model, shift=1)
-    segments = (torch.arange(PROBE_TOKENS, device=model.device) >= PROBE_CUT).long()[None]
-    after = _probe(model, torch.where(segments == 0, ids, others), segments)[:PROBE_CUT]
-    later = _probe(model, torch.where(segments == 1, ids, others), segments)[PROBE_CUT:]
-    return _probe(model, ids, segments), torch.cat([after, later])
-
-
-def _whole_and_plain(model: PreTrainedModel) -> tuple[Tensor, Tensor]:
-    """One document's outputs, and the same without a mask."""
-    ids = _tokens(model)
-    return _probe(model, ids, torch.zeros_like(ids)), _probe(model, ids, None)
+    """[1, PROBE_TOKENS] or as many as there are positions; none is padding."""
+    config = model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    most = positions - _first_position(model) if isinstance(positions, int) and positions > 0 else PROBE_TOKENS
+    allowed = torch.tensor([n for n in range(config.vocab_size) if n != getattr(config, "pad_token_id", None)])
+    chosen = torch.arange(min(PROBE_TOKENS, most)) * 7 + shift + 5
+    return allowed[chosen % len(allowed)][None].to(model.device)
