@@ -84,7 +84,9 @@ TARGETS = torch.tensor([[0] * 3 + [1] * 2 + [2] * 6, [0] * 4 + [1] * 3 + [-1] * 
 
 @cache
 def small(family: Family) -> PreTrainedModel:
-    settings = {k: v for k, v in family.settings.items() if family.model_type != "sslm_lstm" or k != "num_attention_heads"}
+    settings = {
+        k: v for k, v in family.settings.items() if family.model_type != "sslm_lstm" or k != "num_attention_heads"
+    }
     model = build(AutoConfig.for_model(family.model_type, **settings), family.auto, 0).eval()
     with torch.no_grad():  # at first some weights are so small that what they let through is lost in rounding
         generator = torch.Generator().manual_seed(0)
@@ -166,7 +168,11 @@ def test_document_in_a_row_is_what_it_is_alone(family: Family) -> None:
             assert same == (family.restarts or document == 0)
 
 
-WINDOWED = [f for f in FAMILIES if "window" in str(f) or f.model_type in ("gemma2", "gemma3_text", "gpt_oss", "modernbert", "t5gemma")]
+WINDOWED = [
+    f
+    for f in FAMILIES
+    if "window" in str(f) or f.model_type in ("gemma2", "gemma3_text", "gpt_oss", "modernbert", "t5gemma")
+]
 
 
 @pytest.mark.parametrize("family", WINDOWED, ids=str)
@@ -197,7 +203,11 @@ def test_padding_is_harmless(family: Family) -> None:
     losses.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in model.parameters() if p.grad is not None)
     model.zero_grad()
-    other = {n: torch.where(s < 0, 0, given[n]) for n, s in (("input_ids", SEGMENTS), ("decoder_input_ids", TARGETS)) if n in given}
+    other = {
+        n: torch.where(s < 0, 0, given[n])
+        for n, s in (("input_ids", SEGMENTS), ("decoder_input_ids", TARGETS))
+        if n in given
+    }
     assert torch.allclose(network(labels, **other, **which), losses[:2], atol=1e-3)
 
 
@@ -272,7 +282,9 @@ def test_activation_checkpointing_recomputes_with_the_mask() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-def test_compiled_blocks_take_the_mask_and_other_documents_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_compiled_blocks_take_the_mask_and_other_documents_compile_nothing_anew(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     import torch._inductor.config
     from torch._dynamo.utils import counters
 
@@ -297,7 +309,11 @@ def test_masks_hold_in_bfloat16(name: str, autocast: bool) -> None:
     network, given = LanguageModel(model), inputs(family)
     if not autocast:
         parallelize(network, model, None, in_bf16=True)
-    changed = {n: torch.where(s == 1, 5, given[n]) for n, s in (("input_ids", SEGMENTS), ("decoder_input_ids", TARGETS)) if n in given}
+    changed = {
+        n: torch.where(s == 1, 5, given[n])
+        for n, s in (("input_ids", SEGMENTS), ("decoder_input_ids", TARGETS))
+        if n in given
+    }
     mine = (TARGETS if family.has_both else SEGMENTS) == 0
     model.eval()
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):

@@ -38,7 +38,9 @@ class LanguageModel(nn.Module):
             logits = document_logits(self.model, segment_ids, decoder_segment_ids, **inputs)
         if labels is None:
             return logits
-        return F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).sum(dim=1)
+        return (
+            F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).sum(dim=1)
+        )
 
 
 @torch.no_grad()
