@@ -53,15 +53,14 @@ def find_checkpoint(given: str | Path) -> Path:
 def export(checkpoint: Path, out: Path) -> None:
     """Write the folder `out`, replacing it: weights (safetensors, fp32), config, tokenizer, generation config, model card."""
     import torch
-    import transformers
     from transformers import AutoConfig
 
     from sslm import checkpoints
+    from sslm.models.build import class_named
 
     config = AutoConfig.from_pretrained(checkpoint / "model")
-    model_class = getattr(transformers, config.architectures[0])
     with torch.device("meta"):
-        model = model_class(config)
+        model = class_named(config.architectures[0])(config)
     tied = checkpoints.tied_names(model)
     weights = checkpoints.read_weights(checkpoint, {k: v for k, v in model.state_dict().items() if k not in tied})
     out.parent.mkdir(parents=True, exist_ok=True)

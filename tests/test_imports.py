@@ -19,7 +19,7 @@ ALLOWED = {
     "objectives": {"objectives", "data", "models", "optim"},
     "callbacks": {"callbacks", "objectives", "data", "models", "checkpoints", "runs", "flops", "plots"},
     "prepare": {"data"},
-    "export": {"checkpoints", "runs"},
+    "export": {"checkpoints", "models", "runs"},
     "train": {
         "objectives",
         "callbacks",

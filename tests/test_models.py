@@ -74,7 +74,7 @@ def test_summed_loss_is_transformers_mean_loss(model_type: str) -> None:
     ids = torch.randint(1, 64, (2, 16))
     with torch.no_grad():
         theirs = model(input_ids=ids, labels=ids).loss
-        ours = LanguageModel(model)(labels=ids[:, 1:], input_ids=ids[:, :-1]) / (2 * 15)
+        ours = LanguageModel(model)(labels=ids[:, 1:], input_ids=ids[:, :-1]).sum() / (2 * 15)
     assert ours.item() == pytest.approx(theirs.item(), abs=1e-5)
 
 
@@ -103,7 +103,7 @@ def gradients(**how: object) -> list[torch.Tensor]:
     ids = torch.randint(1, 64, (2, 17))
     network = LanguageModel(build(small("llama"), AUTO, 0)).train()
     parallelize(network, network.model, None, **how)  # type: ignore[arg-type]
-    network(labels=ids[:, 1:], input_ids=ids[:, :-1]).backward()
+    network(labels=ids[:, 1:], input_ids=ids[:, :-1]).sum().backward()
     return [p.grad for p in network.parameters() if p.grad is not None]
 
 

@@ -14,6 +14,7 @@ from transformers.initialization import no_init_weights
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sslm.errors import UserError, nearest
+from sslm.models import lstm  # makes transformers know it
 
 
 def model_config(
@@ -139,6 +140,12 @@ def build(config: PreTrainedConfig, auto_class: str, seed: int) -> PreTrainedMod
         model: PreTrainedModel = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
     initialise(model, seed)
     return model
+
+
+def class_named(name: str) -> type[PreTrainedModel]:
+    """The class that a config's `architectures` names: transformers' own, or ours."""
+    found: type[PreTrainedModel] = getattr(lstm if hasattr(lstm, name) else transformers, name)
+    return found
 
 
 def on_meta(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:

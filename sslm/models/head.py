@@ -5,6 +5,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sslm.models.masks import document_logits
+
 
 class LanguageModel(nn.Module):
     """A transformers model that returns each row's summed loss, so that means are taken once, over all devices' tokens."""
@@ -13,14 +15,27 @@ class LanguageModel(nn.Module):
         super().__init__()
         self.model = model
 
-    def forward(self, labels: Tensor | None = None, **inputs: Tensor) -> Tensor:
+    def forward(
+        self,
+        labels: Tensor | None = None,
+        *,
+        segment_ids: Tensor | None = None,
+        decoder_segment_ids: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> Tensor:
         """Summed cross-entropy of each row in nats, fp32 [batch]; without `labels` the logits, [batch, seq_len, vocab_size].
 
         Args:
             labels: [batch, seq_len] the token that each position's output is to predict; -100 is not scored.
+            segment_ids: [batch, seq_len] which of its row's documents each token of `input_ids` belongs to (see `masks`), which
+                keeps them apart; None: a row is one text.
+            decoder_segment_ids: the same of `decoder_input_ids`, where the model has an encoder and a decoder.
             inputs: the model's own inputs (`input_ids` [batch, seq_len], …).
         """
-        logits: Tensor = self.model(**inputs, use_cache=False).logits
+        if segment_ids is None:
+            logits: Tensor = self.model(**inputs, use_cache=False).logits
+        else:
+            logits = document_logits(self.model, segment_ids, decoder_segment_ids, **inputs)
         if labels is None:
             return logits
         return (

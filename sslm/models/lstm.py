@@ -1,0 +1,168 @@
+"""A recurrent language model, which transformers has none of: embedding, LSTM layers, head (Zaremba et al. 2014).
+
+Importing this registers it with transformers' Auto classes as `sslm_lstm`.
+"""
+
+from itertools import pairwise
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from huggingface_hub.dataclasses import strict
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, initialization
+from transformers.modeling_outputs import CausalLMOutput
+
+from sslm.models.masks import positions_within
+
+
+@strict
+class LstmConfig(PreTrainedConfig):
+    """Settings of `LstmForCausalLM`.
+
+    Args:
+        hidden_size: units of each layer.
+        embedding_size: of a token; None: hidden_size.
+        dropout: of the embedding's output and of each layer's, one mask for all of a row's tokens.
+        tie_word_embeddings: head and embedding share their weights; needs embedding_size equal to hidden_size.
+        initializer_range: standard deviation of the embedding's and the head's first weights.
+    """
+
+    model_type = "sslm_lstm"
+
+    vocab_size: int = 50257
+    hidden_size: int = 650
+    embedding_size: int | None = None
+    num_hidden_layers: int = 2
+    dropout: float | int = 0.0
+    tie_word_embeddings: bool = True
+    initializer_range: float = 0.1
+    bos_token_id: int | None = None
+    eos_token_id: int | list[int] | None = None
+    pad_token_id: int | None = None
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        if self.embedding_size is None:
+            self.embedding_size = self.hidden_size
+        super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
+
+    def validate_architecture(self) -> None:
+        """transformers calls this with every config.
+
+        Raises:
+            ValueError: settings that don't go together.
+        """
+        if self.tie_word_embeddings and self.embedding_size != self.hidden_size:
+            raise ValueError(f"embedding_size {self.embedding_size} and hidden_size {self.hidden_size} differ, so head and embedding "
+                             f"can't share weights; give tie_word_embeddings false")  # fmt: skip
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout {self.dropout}; expected at least 0 and less than 1")
+        if min(self.hidden_size, self.embedding_size or 0) < 1:
+            raise ValueError(
+                f"hidden_size {self.hidden_size}, embedding_size {self.embedding_size}; expected at least 1"
+            )
+
+
+class LstmForCausalLM(PreTrainedModel):
+    """Predicts each token from the state that those before it have left; a row begins with a state of zeros."""
+
+    config_class = LstmConfig
+    _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # noqa: RUF012  # as transformers declares it
+
+    def __init__(self, config: LstmConfig) -> None:
+        super().__init__(config)
+        sizes = [config.embedding_size or config.hidden_size] + [config.hidden_size] * config.num_hidden_layers
+        self.embed_tokens = nn.Embedding(config.vocab_size, sizes[0])
+        self.layers = nn.ModuleList(nn.LSTM(size, units, batch_first=True) for size, units in pairwise(sizes))
+        self.dropout = VariationalDropout(config.dropout)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.post_init()  # type: ignore[no-untyped-call]
+
+    def forward(
+        self, input_ids: Tensor, labels: Tensor | None = None, segment_ids: Tensor | None = None, **kwargs: Any
+    ) -> CausalLMOutput:
+        """Logits [batch, seq_len, vocab_size].
+
+        Args:
+            labels: the tokens again; the mean loss of predicting each from those before it is returned too.
+            segment_ids: [batch, seq_len] which document of its row a token belongs to; each begins with a state of zeros.
+        """
+        documents = None if segment_ids is None else Documents.of(segment_ids)
+        hidden = self.dropout(self.embed_tokens(input_ids))
+        for layer in self.layers:
+            hidden = self.dropout(run(layer, hidden, documents))
+        logits = self.lm_head(hidden)
+        loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size)
+        return CausalLMOutput(loss=loss, logits=logits)
+
+    def _init_weights(self, module: nn.Module) -> None:
+        """As torch draws them, but forget gates are open at first (Jozefowicz et al. 2015)."""
+        super()._init_weights(module)  # type: ignore[no-untyped-call]
+        if isinstance(module, nn.LSTM):
+            bound = module.hidden_size**-0.5
+            for name, parameter in module.named_parameters():
+                if name.startswith("weight"):
+                    initialization.uniform_(parameter, -bound, bound)
+                else:
+                    gates = torch.zeros(4, module.hidden_size)  # input, forget, cell, output
+                    gates[1] = float(name.startswith("bias_ih"))
+                    initialization.copy_(parameter, gates.flatten())
+
+
+class VariationalDropout(nn.Module):
+    """Dropout that keeps or drops a unit for all of a row's tokens (Gal and Ghahramani 2016)."""
+
+    def __init__(self, p: float) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return hidden
+        return hidden * F.dropout(hidden.new_ones(hidden.shape[0], 1, hidden.shape[2]), self.p)
+
+
+class Documents(NamedTuple):
+    """A batch's documents as rows of their own, in groups of like length.
+
+    A group goes through a layer as one rectangle: a document's row is filled up with the tokens that happen to follow, whose outputs
+    nobody takes. Lengths of a group differ by less than a factor of two. (`PackedSequence` fills nothing up, but its backward pass
+    costs seq_len times as much on CPUs.)
+    """
+
+    groups: list[tuple[Tensor, Tensor]]
+    """[documents, longest] tokens of the batch as it lies flat; which of the rectangle's places, flat too, are the documents'."""
+    order: Tensor
+    """[batch · seq_len] where a token's output is, those of all groups one after the other."""
+
+    @classmethod
+    def of(cls, segment_ids: Tensor) -> "Documents":
+        starts = (positions_within(segment_ids).flatten() == 0).nonzero()[:, 0]
+        end = starts.new_tensor([segment_ids.numel()])
+        lengths = starts.diff(append=end)
+        num_bits = (lengths - 1).double().frexp().exponent
+        groups, tokens = [], []
+        for group in sorted(set(num_bits.tolist())):
+            mine = num_bits == group
+            offset = torch.arange(int(lengths[mine].max()), device=starts.device)
+            rectangle = starts[mine, None] + offset
+            inside = offset < lengths[mine, None]
+            groups.append((rectangle.clamp(max=segment_ids.numel() - 1), inside.flatten().nonzero()[:, 0]))
+            tokens.append(rectangle[inside])
+        return cls(groups, torch.cat(tokens).argsort())
+
+
+def run(layer: nn.Module, hidden: Tensor, documents: Documents | None) -> Tensor:
+    """[batch, seq_len, size] -> [batch, seq_len, hidden_size], each row or each document from a state of zeros."""
+    if torch.is_autocast_enabled(hidden.device.type):
+        # autocast does this by itself, but too late for torch 2.13 on CPUs, which looks for a kernel before
+        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+    if documents is None:
+        return layer(hidden)[0]  # type: ignore[no-any-return]
+    flat = hidden.flatten(0, 1)
+    outputs = [layer(flat[rectangle])[0].flatten(0, 1)[inside] for rectangle, inside in documents.groups]
+    return torch.cat(outputs)[documents.order].view(*hidden.shape[:2], -1)
+
+
+AutoConfig.register(LstmConfig.model_type, LstmConfig)
+AutoModelForCausalLM.register(LstmConfig, LstmForCausalLM)

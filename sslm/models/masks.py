@@ -1,0 +1,218 @@
+"""Attention inside documents: no token of a packed row sees another document's.
+
+transformers makes every attention mask (causal, sliding window, chunks, both ways, one per type of layer) through one
+table, an entry per attention implementation. While a model runs on documents, entries of ours stand there: the mask is
+the architecture's own, AND both tokens are of one document. Windows and types of layers need nothing of us this way,
+and what a model reads past the table (a state, a convolution, a mask of its own) is found by `check_documents`.
+
+A row is told by its `segment_ids`, [batch, seq_len]: which of the row's documents a token belongs to, 0, 1, 2 …, each
+in one piece; -1 is padding, which sees padding only: no softmax is ever over nothing. Positions restart with each
+document where an architecture takes `position_ids`; where it doesn't (BART's kin) they run on.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
+
+from sslm.errors import UserError
+
+IMPLEMENTATIONS = ("sdpa", "eager")
+"""Attention that takes an explicit mask; transformers chooses eager where an architecture's attention is not SDPA's."""
+
+EXPLICIT_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "indexed_attention"})
+"""Of `config.layer_types`, those whose mask the table makes. What others do may show at length only, beyond the probe: convolutions
+and states, keys compressed over many tokens."""
+
+PROBE_TOKENS = 32
+
+MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def document_logits(
+    model: PreTrainedModel, segment_ids: Tensor, decoder_segment_ids: Tensor | None = None, **inputs: Tensor
+) -> Tensor:
+    """The model's logits with every document for itself.
+
+    Args:
+        segment_ids: [batch, seq_len] of `input_ids`.
+        decoder_segment_ids: [batch, target_len] of `decoder_input_ids`, numbered alike: a document reads its own source. Every
+            document with a target has a source.
+        inputs: the model's own, without an attention mask.
+    """
+    if "segment_ids" in _parameters(model):  # a model of ours, which has states to reset and no attention
+        output = model(segment_ids=segment_ids, **inputs)
+    elif model.config.is_encoder_decoder:
+        assert decoder_segment_ids is not None
+        output = _encode_and_decode(model, segment_ids, decoder_segment_ids, **inputs)
+    else:
+        with attention_within(segment_ids):
+            output = model(**inputs, **_positions(model, "position_ids", segment_ids), use_cache=False)
+    logits: Tensor = output.logits
+    return logits
+
+
+def _encode_and_decode(
+    model: PreTrainedModel, segment_ids: Tensor, decoder_segment_ids: Tensor, input_ids: Tensor, **inputs: Tensor
+) -> Any:
+    """One after the other: a call of both at once takes one mask for the encoder and for reading it."""
+    encoder = model.get_encoder()
+    with attention_within(segment_ids):
+        encoded = encoder(input_ids=input_ids, **_positions(encoder, "position_ids", segment_ids))
+    reads = cross_mask(model, decoder_segment_ids, segment_ids)
+    with attention_within(decoder_segment_ids):
+        return model(
+            encoder_outputs=encoded, attention_mask=reads, use_cache=False, **inputs,
+            **_positions(model, "decoder_position_ids", decoder_segment_ids),
+        )  # fmt: skip
+
+
+@contextmanager
+def attention_within(segment_ids: Tensor) -> Iterator[None]:
+    """Every mask that transformers makes meanwhile keeps to documents, and takes what is padding from them."""
+
+    def within(make_mask: Callable[..., Tensor], *, mask_function: MaskFunction, **how: Any) -> Tensor:
+        how |= {"attention_mask": None, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        return make_mask(mask_function=and_masks(mask_function, same_document), **how)
+
+    def same_document(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        return segment_ids[batch, query] == segment_ids[batch, key]
+
+    for name in IMPLEMENTATIONS:
+        ALL_MASK_ATTENTION_FUNCTIONS[name] = partial(within, ALL_MASK_ATTENTION_FUNCTIONS[name])
+    try:
+        yield
+    finally:
+        for name in IMPLEMENTATIONS:
+            del ALL_MASK_ATTENTION_FUNCTIONS[name]
+
+
+def cross_mask(model: PreTrainedModel, decoder_segment_ids: Tensor, segment_ids: Tensor) -> Tensor:
+    """[batch, 1, target_len, seq_len]: a target reads its own document's source; padding, whose source may be empty, all."""
+
+    def same_document(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        reader = decoder_segment_ids[batch, query]
+        return (reader == segment_ids[batch, key]) | (reader < 0)
+
+    mask: Tensor = ALL_MASK_ATTENTION_FUNCTIONS[model.config._attn_implementation](
+        batch_size=len(segment_ids), q_length=decoder_segment_ids.shape[1], kv_length=segment_ids.shape[1],
+        mask_function=same_document, allow_is_causal_skip=False, dtype=model.dtype, device=segment_ids.device,
+    )  # fmt: skip
+    return mask
+
+
+def positions_within(segment_ids: Tensor) -> Tensor:
+    """Each token's place in its document.
+
+    >>> positions_within(torch.tensor([[0, 0, 0, 1, 1, -1]])).tolist()
+    [[0, 1, 2, 0, 1, 0]]
+    """
+    place = torch.arange(segment_ids.shape[1], device=segment_ids.device).expand_as(segment_ids)
+    begins = segment_ids != segment_ids.roll(1, dims=1)
+    return place - torch.where(begins, place, 0).cummax(dim=1).values
+
+
+def _positions(model: PreTrainedModel, name: str, segment_ids: Tensor) -> dict[str, Tensor]:
+    if name not in _parameters(model):
+        return {}
+    return {name: positions_within(segment_ids) + _first_position(model)}
+
+
+def _first_position(model: PreTrainedModel) -> int:
+    """RoBERTa's kin count from padding_idx + 1, as fairseq did: their embedding of positions says so."""
+    embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
+    padding = getattr(embedding, "padding_idx", None)
+    return 0 if padding is None else padding + 1
+
+
+def _parameters(model: PreTrainedModel) -> set[str]:
+    return set(inspect.signature(model.forward).parameters)
+
+
+# ------------------------------------------------------------------------------------------------ is it so?
+
+
+@torch.no_grad()
+def check_documents(model: PreTrainedModel) -> None:
+    """See on a few tokens that documents don't see each other, and that one alone is what it is without a mask.
+
+    No list of names could tell: every architecture is tried.
+
+    Raises:
+        UserError: it isn't so.
+    """
+    refused = f"--data.document_mask true: {model.config.model_type} can't keep documents apart"
+    instead = "leave the flag out, or take an architecture such as llama, bert or t5"
+    was_training = model.training
+    model.eval()
+    try:
+        why = _unmasked(model) or _leak(model) or _otherwise(model)
+    except Exception as error:  # each architecture has its own way not to take a mask
+        why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    finally:
+        model.train(was_training)
+    if why:
+        raise UserError(f"{refused} ({why}); {instead}")
+
+
+def _unmasked(model: PreTrainedModel) -> str:
+    """What of an architecture is known to go past an explicit mask."""
+    config = model.config
+    if "segment_ids" in _parameters(model):
+        return ""
+    if config._attn_implementation not in IMPLEMENTATIONS:
+        return f"{config._attn_implementation} attention takes no explicit mask"
+    if others := set(getattr(config, "layer_types", None) or []) - EXPLICIT_LAYERS:
+        return f"it has layers of type {', '.join(sorted(others))}"
+    if getattr(config, "attention_type", None) == "block_sparse":  # BigBird's, on long texts only
+        return "block-sparse attention makes masks of its own; --model.attention_type original_full doesn't"
+    return ""
+
+
+def _leak(model: PreTrainedModel) -> str:
+    """Change each of two documents in turn and look at the other. The measure is what the change does where both are one."""
+    ids, changed, segments = _tokens(model), _tokens(model, shift=1), torch.zeros_like(_tokens(model))
+    segments[:, max(1, ids.shape[1] * 3 // 8) :] = 1
+    for document in (0, 1):
+        swapped = torch.where(segments == document, changed, ids)
+        moved, could_move = (
+            (_probe(model, ids, row) - _probe(model, swapped, row))[segments[0] != document].abs().max()
+            for row in (segments, torch.zeros_like(segments))
+        )
+        if not moved <= 0.01 * could_move:
+            return "something in it passes from one to the next"
+    return ""
+
+
+def _otherwise(model: PreTrainedModel) -> str:
+    """Compare a row that is one document to the same without a mask: windows and positions must be as they were."""
+    ids = _tokens(model)
+    plain = _probe(model, ids, None)
+    if not (_probe(model, ids, torch.zeros_like(ids)) - plain).abs().max() <= 1e-4 * plain.abs().max():
+        return "a document comes out otherwise than without a mask"
+    return ""
+
+
+def _probe(model: PreTrainedModel, ids: Tensor, segment_ids: Tensor | None) -> Tensor:
+    """[tokens, vocab_size] logits of one row, which is source and target at once where the model has both."""
+    both = model.config.is_encoder_decoder
+    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if both else {})
+    if segment_ids is None:
+        return model(**inputs, use_cache=False).logits[0]  # type: ignore[no-any-return]
+    return document_logits(model, segment_ids, segment_ids if both else None, **inputs)[0]
+
+
+def _tokens(model: PreTrainedModel, shift: int = 0) -> Tensor:
+    """[1, PROBE_TOKENS] or as many as there are positions; none is padding."""
+    config = model.config
+    positions = getattr(config, "max_position_embeddings", None)
+    most = positions - _first_position(model) if isinstance(positions, int) and positions > 0 else PROBE_TOKENS
+    allowed = torch.tensor([n for n in range(config.vocab_size) if n != getattr(config, "pad_token_id", None)])
+    chosen = torch.arange(min(PROBE_TOKENS, most)) * 7 + shift + 5
+    return allowed[chosen % len(allowed)][None].to(model.device)

@@ -1,0 +1,121 @@
+"""The recurrent language model: what it is made of, and that it trains like any other."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from sslm.errors import UserError
+from sslm.models.build import build, check_causal, check_runs, model_config, on_meta
+from sslm.models.lstm import Documents, LstmConfig, LstmForCausalLM, VariationalDropout
+from sslm.train import main
+from tests.conftest import SMALL_RUN, TINY
+
+AUTO = "AutoModelForCausalLM"
+SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
+
+
+def config(**settings: object) -> LstmConfig:
+    found = model_config({**SMALL, **settings}, model_type="sslm_lstm", default={"model_type": "llama"}, auto_class=AUTO, vocab_size=64,
+                         seq_len=4096, special_ids={"eos_token_id": 0})  # fmt: skip
+    assert isinstance(found, LstmConfig)
+    return found
+
+
+def test_is_built_as_other_architectures_are() -> None:
+    model = on_meta(config(), AUTO)
+    check_runs(model, AUTO)
+    check_causal(build(config(), AUTO, 0))
+    assert isinstance(model, LstmForCausalLM)
+    assert isinstance(AutoModelForCausalLM.from_config(AutoConfig.for_model("sslm_lstm", **SMALL)), LstmForCausalLM)
+    assert model.num_parameters() == 64 * 32 + 2 * (2 * 4 * 32 * 32 + 2 * 4 * 32)
+
+
+def test_is_torchs_own_stack_of_lstms() -> None:
+    model = build(config(embedding_size=16, tie_word_embeddings=False), AUTO, 0)
+    stack = torch.nn.LSTM(16, 32, num_layers=2, batch_first=True)
+    stack.load_state_dict(
+        {f"{name[:-1]}{n}": p for n, layer in enumerate(model.layers) for name, p in layer.named_parameters()}
+    )
+    ids = torch.randint(64, (3, 9), generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(model(ids).logits, model.lm_head(stack(model.embed_tokens(ids))[0]), atol=1e-6)
+
+
+def test_forget_gates_are_open_at_first_and_small_embeddings_are_tied() -> None:
+    model = build(config(), AUTO, 0)
+    bias = model.layers[1].bias_ih_l0 + model.layers[1].bias_hh_l0
+    assert bias.view(4, 32).sum(1).tolist() == [0, 32, 0, 0]
+    model.resize_token_embeddings(80)
+    assert model.lm_head.weight is model.embed_tokens.weight
+    assert model(torch.full((1, 3), 79)).logits.shape == (1, 3, 80)
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"embedding_size": 16}, "give tie_word_embeddings false"),
+        ({"dropout": 1.0}, "less than 1"),
+        ({"hidden_size": 0}, "at least 1"),
+        ({"num_hidden_layers": 0}, "at least 1"),
+        ({"num_attention_heads": 2}, "has no such key"),
+    ],
+)
+def test_settings_that_make_no_model_are_refused(settings: dict[str, object], sentence: str) -> None:
+    with pytest.raises(UserError, match=sentence):
+        config(**settings)
+
+
+def test_dropout_keeps_or_drops_a_unit_for_a_whole_row() -> None:
+    dropout, ones = VariationalDropout(0.5), torch.ones(4, 7, 32)
+    torch.manual_seed(0)
+    dropped = dropout(ones)
+    assert torch.equal(dropped, dropped[:, :1].expand_as(dropped))
+    assert set(dropped.unique().tolist()) == {0.0, 2.0}
+    assert not torch.equal(dropped[0], dropped[1])
+    assert torch.equal(dropout.eval()(ones), ones)
+
+
+@pytest.mark.parametrize("cuts", [[], [1], [7], [1, 2, 3, 4, 5, 6, 7], [3, 4], [5]])
+def test_every_token_is_in_one_place_of_one_group(cuts: list[int]) -> None:
+    segments = torch.zeros(2, 8, dtype=torch.int32)
+    segments[0] = (torch.arange(8)[:, None] >= torch.tensor(cuts or [99])).sum(1)
+    documents = Documents.of(segments)
+    tokens = torch.cat([rectangle.flatten()[inside] for rectangle, inside in documents.groups])
+    assert torch.equal(tokens[documents.order], torch.arange(16))
+    assert sum(rectangle.numel() for rectangle, _ in documents.groups) < 2 * 16
+
+
+@pytest.mark.parametrize("autocast", [False, True])
+def test_each_document_begins_with_a_state_of_zeros(autocast: bool) -> None:
+    model = build(config(), AUTO, 0)
+    ids = torch.randint(64, (2, 40), generator=torch.Generator().manual_seed(0))
+    segments = torch.zeros(2, 40, dtype=torch.int32)
+    for row, start in [(0, 7), (0, 8), (0, 30), (1, 39)]:
+        segments[row, start:] += 1
+
+    def difference(row: int, start: int, end: int) -> Tensor:
+        return (together[row, start:end] - model(ids[row, start:end][None]).logits[0]).abs().max()
+
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        together = model(ids, segment_ids=segments).logits
+        for row, start, end in [(0, 0, 7), (0, 7, 8), (0, 8, 30), (0, 30, 40), (1, 0, 39), (1, 39, 40)]:
+            assert difference(row, start, end) <= (1e-2 if autocast else 1e-6)
+
+
+def test_trains_and_goes_on_as_if_never_stopped(tiny: list[str], tmp_path: Path) -> None:
+    flags = [*SMALL_RUN, *tiny[len(TINY) :], "--model.model_type", "sslm_lstm", "--model.hidden_size", "32", "--optim.lr", "0.01",
+             "--model.dropout", "0.2"]  # fmt: skip
+    assert main([*flags, "--run_dir", str(tmp_path / "whole")]) == 0
+    assert main([*flags, "--run_dir", str(tmp_path / "parts"), "--stop_after", "5steps"]) == 75
+    assert main([*flags, "--run_dir", str(tmp_path / "parts")]) == 0
+    whole, parts = (load_file(tmp_path / run / "export/model.safetensors") for run in ("whole", "parts"))
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    rows = [json.loads(line) for line in (tmp_path / "whole/metrics.jsonl").read_text().splitlines()]
+    losses = [row["val/loss"] for row in rows if "val/loss" in row]
+    assert losses[-1] < losses[0]
+    assert isinstance(AutoModelForCausalLM.from_pretrained(tmp_path / "whole/export"), LstmForCausalLM)
