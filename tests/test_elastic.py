@@ -16,8 +16,12 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> list[str]:
     """Command line of a run of 24 steps over three sources, the smallest of which is read twice and more."""
     folder = tmp_path_factory.mktemp("mixture")
     names = sorted(topics)
-    for name, some in (("large", names[:30]), ("middle", names[30:45]), ("small", names[45:50])):
-        (folder / f"{name}.txt").write_text("\n---\n".join(topics[topic] for topic in some)[: 1 << 17])
+    for name, some, size in (
+        ("large", names[:30], 99_999),
+        ("middle", names[30:45], 30_000),
+        ("small", names[45:50], 1_800),
+    ):
+        (folder / f"{name}.txt").write_text("\n---\n".join(topics[topic] for topic in some)[:size])
     sources = ", ".join(f"{{path: {folder}/{name}.txt, weight: size^0.5}}" for name in ("large", "middle", "small"))
     return [
         *TINY, "--data.sources", f"[{sources}]", "--data.stages", "[{at_tokens: 1500, weights: {large: 1, small: 2}}]",

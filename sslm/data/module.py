@@ -134,7 +134,7 @@ class DataModule(LightningDataModule):
 
     def _corpus(self, given: str | None, tokenizer: str | None) -> Corpus:
         if given is not None and is_corpus(given):
-            corpus = open_corpus(given)
+            corpus = open_corpus(given, check_sizes=self.data.on_bad_shard == "fail")
             if tokenizer is not None:
                 self._check_tokenizer(given, corpus, tokenizer)
             return corpus
@@ -288,7 +288,8 @@ class DataModule(LightningDataModule):
             write: append to the run's file, on the disk before this returns.
         """
         position = step * self.batch_size
-        found = [Amendment(position, source, file, reason) for (source, file), reason in sorted(shards.items())]
+        known = {(one.source, one.file) for one in self.train_stream.amendments}
+        found = [Amendment(position, *shard, reason) for shard, reason in sorted(shards.items()) if shard not in known]
         if write and self.amendments_file is not None:
             with open(self.amendments_file, "a") as stream:
                 stream.writelines(json.dumps(asdict(one)) + "\n" for one in found)

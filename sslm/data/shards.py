@@ -171,12 +171,13 @@ def is_corpus(folder: str | Path) -> bool:
     return (Path(folder) / "index.json").is_file()
 
 
-def open_corpus(folder: str | Path, files: Files | None = None) -> Corpus:
-    """Open a prepared corpus; file sizes of one on this machine are checked, contents are not read.
+def open_corpus(folder: str | Path, files: Files | None = None, check_sizes: bool = True) -> Corpus:
+    """Open a prepared corpus; contents are not read.
 
     Args:
         folder: holds index.json and tokenizer/.
         files: where the shards are; default: in `folder`.
+        check_sizes: of files on this machine; else a bad one is found when it is first read.
 
     Raises:
         UserError: an index that can't be read, of a newer format, or that its files don't match.
@@ -197,7 +198,7 @@ def open_corpus(folder: str | Path, files: Files | None = None) -> Corpus:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder}/index.json: damaged ({type(error).__name__}); prepare the corpus again") from None
-    if not corpus.is_remote:
+    if check_sizes and not corpus.is_remote:
         for shard in shards:
             for file in (corpus.token_file(shard), corpus.ends_file(shard)):
                 corpus._files.fetch(*file)

@@ -27,6 +27,7 @@ from sslm.data.order import key64
 from sslm.data.recipe import Recipe
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
+from sslm.models.masks import check_documents
 from sslm.optim import build_optimizer, learning_rate
 from sslm.terminal import say
 
@@ -88,6 +89,8 @@ class Objective(LightningModule):
         if not isinstance(model, PreTrainedModel):
             model = build(model, self.auto_class, self.seed)
         self.check_model(model)
+        if (data := getattr(self.trainer, "datamodule", None)) is not None and data.data.document_mask:
+            check_documents(model)
         model.train()
         self.network = LanguageModel(model)
         if self._parallelize is not None:
