@@ -73,8 +73,9 @@ class DataConfig:
     """Where the text comes from."""
 
     train: str | None = None
-    """Training text: a file or glob (.txt, .jsonl, .parquet; also .gz, .zst), a folder of these, a prepared corpus, or a
-    Hugging Face dataset (hub name, NAME:CONFIG, or saved folder); default: the documentation inside this Python."""
+    """Training text: a file or glob (.txt, .jsonl, .parquet; also .gz, .zst), a folder of these, a Hugging Face dataset (hub
+    name, NAME:CONFIG, or saved folder), a prepared corpus (a folder, or its URL: s3://, gs://, https://, hf://), or ids
+    of other tools (Megatron, nanoGPT, llm.c, .npy, Parquet); default: the documentation inside this Python."""
     val: str | None = None
     """Held-out text, in the same forms; default: a part of the training text that no training window touches."""
     sources: list[SourceConfig] | None = None
@@ -89,6 +90,8 @@ class DataConfig:
     """Field that holds the text, in .jsonl, .parquet and datasets."""
     document_separator: str | None = None
     """Regular expression that separates the documents of a .txt; default: a file is one document."""
+    end_id: int | None = None
+    """Id that ends a document, in files of ids that don't say where documents end (nanoGPT, llm.c, 1-D .npy)."""
     tokenizer: str | None = None
     """Tokenizer: a folder, a hub name, or bpe:SIZE to train a byte-level BPE; default: that of --model.pretrained or of the
     prepared corpus, else bpe:2048."""

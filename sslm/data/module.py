@@ -14,23 +14,20 @@ from numpy.typing import NDArray
 
 from sslm.config import DataConfig, SourceConfig
 from sslm.data import preparation, windows
-from sslm.data import tokenizer as tokenizers
 from sslm.data.batches import Batch, Loader, TrainSteps, ValSteps, finished, with_tensors
-from sslm.data.corpus import open_source
-from sslm.data.embedded import EMBEDDED
 from sslm.data.mixture import Mixture, Stage, parse_weights, source_names
+from sslm.data.opening import open_corpora
 from sslm.data.order import Order
 from sslm.data.packing import Packed, pack
 from sslm.data.recipe import Recipe
-from sslm.data.shards import Corpus, is_corpus, open_corpus
+from sslm.data.shards import Corpus
 from sslm.data.stream import Amendment, Places, Stream, StreamSource
 from sslm.data.tokenizer import Tokenizer
 from sslm.data.verification import Verifier
 from sslm.data.windows import Cut, Region
 from sslm.errors import UserError, nearest
-from sslm.terminal import preparation_progress, say
+from sslm.terminal import say
 
-DEFAULT_TOKENIZER = "bpe:2048"
 REMOTE_BLOCK_SHARDS = 4
 """Shards of a remote corpus that are shuffled together, unless said otherwise."""
 
@@ -85,79 +82,24 @@ class DataModule(LightningDataModule):
         """
         if hasattr(self, "train_stream"):
             return
-        given = list(self.data.sources or [SourceConfig(path=self.data.train, name="")])
-        corpora = self._open_corpora(given)
-        self.tokenizer = self._load_tokenizer(corpora[0])
+        given = self.data.sources or [SourceConfig(path=self.data.train, name="")]
+        wanted = self.data.tokenizer or self.default_tokenizer
+        corpora, self.tokenizer = open_corpora(given, wanted, self.data, self.cache_dir)
         splits = [self._split(corpus, len(corpora)) for corpus in corpora]
         names = source_names(given)
-        sources = [
-            self._source(name, corpus, training)
-            for name, corpus, (training, _) in zip(names, corpora, splits, strict=True)
-        ]
-        self.train_stream = self._stream(sources, self._mixture(given, names, corpora))
-        if self.data.val is None:
-            held_out = [
-                self._source(name, corpus, regions)
-                for name, corpus, (_, regions) in zip(names, corpora, splits, strict=True)
-            ]
-        else:
-            corpus = self._corpus(self.data.val, self._tokenizer_of(corpora[0]))
+        mixture = self._mixture(given, names, corpora)
+        training = [self._source(*each, regions) for *each, (regions, _) in zip(names, corpora, splits, strict=True)]
+        held_out = [self._source(*each, regions) for *each, (_, regions) in zip(names, corpora, splits, strict=True)]
+        if self.data.val is not None:
+            [corpus], _ = open_corpora([SourceConfig(self.data.val)], self._own_tokenizer(corpora), self.data, self.cache_dir)
             held_out = [self._source("", corpus, windows.whole(corpus))]
-        self.val_stream = self._stream(held_out, self.train_stream.mixture)
+        self.train_stream, self.val_stream = self._stream(training, mixture), self._stream(held_out, mixture)
         self._check_enough()
 
-    def _open_corpora(self, given: list[SourceConfig]) -> list[Corpus]:
-        """All with one tokenizer: the one asked for, else the first corpus' own."""
-        wanted = self.data.tokenizer or self.default_tokenizer
-        corpora: list[Corpus] = []
-        for source in given:
-            corpora.append(self._corpus(source.path, wanted))
-            wanted = self._tokenizer_of(corpora[0])
-        for source, corpus in zip(given, corpora, strict=True):
-            if corpus.tokenizer_sha256 != corpora[0].tokenizer_sha256:
-                raise UserError(f"{source.path}: was prepared with another tokenizer than {given[0].path}; prepare it again with "
-                                f"--tokenizer {corpora[0].tokenizer_folder}")  # fmt: skip
-        return corpora
-
-    def _tokenizer_of(self, corpus: Corpus) -> str | None:
-        return str(corpus.tokenizer_folder) if corpus.tokenizer_sha256 else self.data.tokenizer
-
-    def _load_tokenizer(self, corpus: Corpus) -> Tokenizer | None:
-        if not corpus.tokenizer_sha256:
-            return None
-        tokenizer = tokenizers.load(corpus.tokenizer_folder)
-        if tokenizers.identity(tokenizer) != corpus.tokenizer_sha256:
-            raise UserError(
-                f"{corpus.tokenizer_folder}: is not the tokenizer this corpus was prepared with; prepare it again"
-            )
-        return tokenizer
-
-    def _corpus(self, given: str | None, tokenizer: str | None) -> Corpus:
-        if given is not None and is_corpus(given):
-            corpus = open_corpus(given, check_sizes=self.data.on_bad_shard == "fail")
-            if tokenizer is not None:
-                self._check_tokenizer(given, corpus, tokenizer)
-            return corpus
-        source = open_source(
-            None if given == EMBEDDED else given, text_field=self.data.text_field, document_separator=self.data.document_separator,
-            hash_file=preparation.remembering_hash(self.cache_dir),
-        )  # fmt: skip
-        tokenizer = tokenizer or DEFAULT_TOKENIZER
-        known = tokenizer if tokenizers.bpe_size(tokenizer) else tokenizers.load(tokenizer)
-        return preparation.prepare_cached(
-            source, known, self.cache_dir, lambda: preparation_progress(f"Preparing {source.name}")
-        )
-
-    @staticmethod
-    def _check_tokenizer(given: str, corpus: Corpus, tokenizer: str) -> None:
-        if tokenizers.bpe_size(tokenizer):
-            matches = corpus.tokenizer == tokenizer
-        else:
-            is_same_name = corpus.tokenizer == tokenizer and not Path(tokenizer).exists()
-            matches = is_same_name or tokenizers.identity(tokenizers.load(tokenizer)) == corpus.tokenizer_sha256
-        if not matches:
-            raise UserError(f"{given}: was prepared with another tokenizer than {tokenizer}; leave --data.tokenizer out, or "
-                            f"prepare the text again: python -m sslm.prepare TEXT --tokenizer {tokenizer} --out DIR")  # fmt: skip
+    def _own_tokenizer(self, corpora: list[Corpus]) -> str | None:
+        """What text to validate on is tokenised with."""
+        own = [str(corpus.tokenizer_folder) for corpus in corpora if corpus.tokenizer_sha256]
+        return own[0] if own else self.data.tokenizer
 
     # -------------------------------------------------------------------------------------------- streams
 

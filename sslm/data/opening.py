@@ -1,0 +1,111 @@
+"""Whatever was given -> an open corpus: text that is prepared first, a prepared corpus here or at a URL, ids of other tools."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from sslm.config import DataConfig, SourceConfig
+from sslm.data import foreign, preparation, remote
+from sslm.data import tokenizer as tokenizers
+from sslm.data.corpus import open_source
+from sslm.data.embedded import EMBEDDED
+from sslm.data.shards import Corpus, is_corpus, open_corpus
+from sslm.data.tokenizer import Tokenizer
+from sslm.errors import UserError
+from sslm.terminal import preparation_progress
+
+DEFAULT_TOKENIZER = "bpe:2048"
+
+
+def open_corpora(
+    given: Sequence[SourceConfig], tokenizer: str | None, data: DataConfig, cache_dir: Path
+) -> tuple[list[Corpus], Tokenizer | None]:
+    """All corpora of a run, and the one tokenizer that made them: the one asked for, else the first corpus' own.
+
+    Args:
+        tokenizer: as `data.tokenizer` takes it; None: not asked for.
+
+    Returns:
+        The tokenizer is None for ids that came without one, where none was asked for.
+
+    Raises:
+        UserError: bad text, or tokenizers that do not match.
+    """
+    corpora: list[Corpus] = []
+    for source in given:
+        corpora.append(open_given(source.path, tokenizer, data, cache_dir))
+        if corpora[0].tokenizer_sha256:
+            tokenizer = str(corpora[0].tokenizer_folder)
+    own = next((corpus for corpus in corpora if corpus.tokenizer_sha256), None)
+    for source, corpus in zip(given, corpora, strict=True):
+        if own is not None and corpus.tokenizer_sha256 not in ("", own.tokenizer_sha256):
+            raise UserError(f"{source.path}: was prepared with another tokenizer than {given[corpora.index(own)].path}; prepare it again "
+                            f"with --tokenizer {own.tokenizer_folder}")  # fmt: skip
+    loaded = _load_tokenizer(own, tokenizer)
+    for source, corpus in zip(given, corpora, strict=True):
+        if loaded is not None and not corpus.tokenizer_sha256:
+            foreign.check_vocabulary(corpus, str(source.path), str(tokenizer), len(loaded))
+    return corpora, loaded
+
+
+def open_given(given: str | None, tokenizer: str | None, data: DataConfig, cache_dir: Path) -> Corpus:
+    """One corpus; text is prepared into the cache first.
+
+    Args:
+        given: as `data.train` takes it; None: the embedded text.
+        tokenizer: to prepare with, and to hold a prepared corpus to; None: the corpus' own, or the default.
+    """
+    if given is None or given == EMBEDDED:
+        return _prepared(None, tokenizer, data, cache_dir)
+    if remote.is_remote(given):
+        limit = None if data.cache_gb is None else int(data.cache_gb * 1e9)
+        corpus = remote.open_remote_corpus(given, cache_dir, limit)
+    elif is_corpus(given):
+        corpus = open_corpus(given, check_sizes=data.on_bad_shard == "fail")
+    elif foreign.recognise(given, data.text_field):
+        return foreign.open_foreign(
+            given, cache_dir, end_id=data.end_id, text_field=data.text_field,
+            progress=lambda: preparation_progress(f"Reading {given}"),
+        )  # fmt: skip
+    else:
+        return _prepared(given, tokenizer, data, cache_dir)
+    if tokenizer is not None:
+        _check_tokenizer(given, corpus, tokenizer)
+    return corpus
+
+
+def _prepared(given: str | None, tokenizer: str | None, data: DataConfig, cache_dir: Path) -> Corpus:
+    source = open_source(
+        given, text_field=data.text_field, document_separator=data.document_separator,
+        hash_file=preparation.remembering_hash(cache_dir),
+    )  # fmt: skip
+    tokenizer = tokenizer or DEFAULT_TOKENIZER
+    known = tokenizer if tokenizers.bpe_size(tokenizer) else tokenizers.load(tokenizer)
+    return preparation.prepare_cached(
+        source, known, cache_dir, lambda: preparation_progress(f"Preparing {source.name}")
+    )
+
+
+def _check_tokenizer(given: str, corpus: Corpus, tokenizer: str) -> None:
+    if tokenizers.bpe_size(tokenizer):
+        matches = corpus.tokenizer == tokenizer
+    else:
+        is_same_name = corpus.tokenizer == tokenizer and not Path(tokenizer).exists()
+        matches = is_same_name or tokenizers.identity(tokenizers.load(tokenizer)) == corpus.tokenizer_sha256
+    if not matches:
+        raise UserError(f"{given}: was prepared with another tokenizer than {tokenizer}; leave --data.tokenizer out, or "
+                        f"prepare the text again: python -m sslm.prepare TEXT --tokenizer {tokenizer} --out DIR")  # fmt: skip
+
+
+def _load_tokenizer(corpus: Corpus | None, asked: str | None) -> Tokenizer | None:
+    """The tokenizer of a prepared corpus, or of ids without one the one asked for."""
+    if corpus is None:
+        if asked is not None and tokenizers.bpe_size(asked):
+            raise UserError(f"--data.tokenizer {asked}: there is no text to train one on, only ids; give the tokenizer that made them, "
+                            f"or leave the flag out")  # fmt: skip
+        return tokenizers.load(asked) if asked is not None else None
+    tokenizer = tokenizers.load(corpus.tokenizer_folder)
+    if tokenizers.identity(tokenizer) != corpus.tokenizer_sha256:
+        raise UserError(
+            f"{corpus.tokenizer_folder}: is not the tokenizer this corpus was prepared with; prepare it again"
+        )
+    return tokenizer
