@@ -63,7 +63,7 @@ class Cache:
             OSError: the disk is full, and nothing is left that could go.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
-        with claimed(path, wait) as is_ours:
+        with claimed(path, seconds=-1 if wait else 5 * POLL_SECONDS) as is_ours:
             if not is_ours or self.has(path, num_bytes):
                 return
             part = _part(path)
@@ -98,7 +98,7 @@ class Cache:
             with self._lock():
                 too_much = 0
                 if self.limit_bytes is not None:
-                    self._remove_leftovers()
+                    self._remove_leftovers("part")
                     too_much = sum(size for _, size, _ in self._files(parts=True)) + num_bytes - self.limit_bytes
                 if too_much <= 0 or self._evict(too_much, keep) >= too_much:
                     with open(part, "wb") as stream:
@@ -129,12 +129,12 @@ class Cache:
     def remove_leftovers(self) -> None:
         """Remove what processes left that died while they brought a file."""
         with self._lock():
-            self._remove_leftovers()
+            self._remove_leftovers("lock")
 
-    def _remove_leftovers(self) -> None:
-        for lock in self.folder.glob("*/shards/.*.lock"):
-            path = lock.with_name(lock.name[1:].removesuffix(".lock"))
-            with claimed(path, wait=False) as is_ours:
+    def _remove_leftovers(self, kind: str) -> None:
+        for left in self.folder.glob(f"*/shards/.*.{kind}"):
+            path = left.with_name(left.name[1:].removesuffix(f".{kind}"))
+            with claimed(path, seconds=0) as is_ours:
                 if is_ours:
                     _part(path).unlink(missing_ok=True)
 
@@ -144,12 +144,12 @@ class Cache:
 
 
 @contextlib.contextmanager
-def claimed(path: Path, wait: bool) -> Iterator[bool]:
-    """Hold the lock of one file. Yields False where another has it and we don't wait."""
+def claimed(path: Path, seconds: float) -> Iterator[bool]:
+    """Hold the lock of one file. Yields False where another has it for so long (-1: wait as long as it takes)."""
     file = path.with_name(f".{path.name}.lock")
     lock = FileLock(file, poll_interval=POLL_SECONDS)
     try:
-        lock.acquire(blocking=wait)
+        lock.acquire(timeout=seconds)
     except Timeout:
         yield False
         return

@@ -43,7 +43,7 @@ def is_remote(given: str) -> bool:
     >>> is_remote("s3://bucket/corpus"), is_remote("data/corpus")
     (True, False)
     """
-    return re.match(r"[a-z][a-z0-9+.-]*://", given, re.IGNORECASE) is not None
+    return re.match(r"[a-z][a-z0-9+.-]*://", given) is not None
 
 
 def open_remote_corpus(url: str, cache_dir: Path, limit_bytes: int | None) -> Corpus:
@@ -69,14 +69,14 @@ def open_remote_corpus(url: str, cache_dir: Path, limit_bytes: int | None) -> Co
         tokenizer = _tokenizer_files(url, index)
         name = hashlib.sha256(url.encode() + b"\0" + index).hexdigest()[:20]
         folder = cache.folder / name
-        with claimed(folder, wait=True):
+        with claimed(folder, seconds=-1):
             if not (folder / "index.json").is_file():
                 _write_folder(folder, server, index, tokenizer)
     files = RemoteFiles(url, name, cache)
     corpus = open_corpus(folder, files)
     for shard in corpus.shards:
         _check_name(url, shard.file)
-        files.check_room([corpus.token_file(shard)])
+        files.check_room({shard.file: corpus.token_file(shard)[1]})
     return corpus
 
 
@@ -168,36 +168,36 @@ class RemoteFiles:
         """
         path = self.cache.path(self.corpus, file)
         if not self.cache.has(path, num_bytes):
-            self.check_room([(file, num_bytes, sha256)])
-            self._bring(self._here, (file, num_bytes, sha256), wait=True)
+            here = self._here
+            self.check_room({**here.window, file: num_bytes})
+            self._bring(here, (file, num_bytes, sha256), wait=True)
         return path
 
     def read_ahead(self, files: Iterable[File]) -> None:
         """Bring these files in the background, in this order, in place of what is still to be brought of former calls.
 
-        They make no room for others, as far as this process decides, until the next call. What goes wrong is for `fetch`
-        to meet.
+        They make no room for other files of this corpus that this process brings, until the next call. What goes wrong
+        is for `fetch` to meet.
 
         Raises:
             UserError: the cache can't hold them together.
         """
         files, here = list(files), self._here
+        window = {file: num_bytes for file, num_bytes, _ in files}
+        self.check_room(window)
         with here.lock:
-            here.window = {file: num_bytes for file, num_bytes, _ in files}
-        self.check_room([])
-        with here.lock:
+            here.window = window
             here.queue = deque(f for f in files if not self.cache.has(self.cache.path(self.corpus, f[0]), f[1]))
             for _ in range(min(len(here.queue), self.num_threads - len(here.threads))):
                 thread = threading.Thread(target=self._work, args=(here,), name="sslm-read-ahead", daemon=True)
                 here.threads.add(thread)
                 thread.start()
 
-    def check_room(self, files: Iterable[File]) -> None:
-        """Raises UserError where these files and those read ahead are more than the cache may hold."""
-        limit = self.cache.limit_bytes
-        together = sum({**self._here.window, **{file: num_bytes for file, num_bytes, _ in files}}.values())
-        if limit is not None and together > limit:
-            raise UserError(f"a cache of at most {limit} bytes is too small: {shown(self.url)} needs {together} bytes "
+    def check_room(self, together: dict[str, int]) -> None:
+        """Raises UserError where the cache may not hold these files, {file: bytes}, together."""
+        limit, needed = self.cache.limit_bytes, sum(together.values())
+        if limit is not None and needed > limit:
+            raise UserError(f"a cache of at most {limit} bytes is too small: {shown(self.url)} needs {needed} bytes "
                             f"here at once; allow at least as many")  # fmt: skip
 
     def close(self) -> None:

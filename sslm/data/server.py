@@ -11,7 +11,6 @@ Tried with S3 and HTTP. Google Storage (gs://) and the Hugging Face hub (hf://) 
 import functools
 import itertools
 import logging
-import os
 import random
 import re
 import threading
@@ -23,6 +22,7 @@ from sslm.errors import UserError
 
 PATIENCE_SECONDS = 180.0
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
+WARN_SECONDS = 5.0
 RANGE_BYTES = 16 << 20
 STALLED_SECONDS = 60.0
 """A connection over which nothing comes for so long is dropped."""
@@ -37,6 +37,10 @@ CLIENTS = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "httpx", "hu
 """Packages whose errors, where they are no OSError, are about the network."""
 
 PASSING_4XX = {408, 425, 429}
+
+_LOG = logging.getLogger(__name__)
+_JITTER = random.SystemRandom()
+"""Leaves Python's generator alone, and differs among forked processes."""
 
 
 class Stopped(Exception):
@@ -73,7 +77,7 @@ class Server:
                 return
 
     def _range(self, file: str, start: int, end: int) -> bytes:
-        began = time.monotonic()
+        began, has_warned = time.monotonic(), False
         for attempt in itertools.count():
             if self._stop.is_set():
                 raise Stopped
@@ -85,15 +89,15 @@ class Server:
                 if _status(error) == 416:  # the file ends before
                     return b""
                 self._raise_if_hopeless(file, error)
-                wait = random.uniform(0, min(FIRST_WAIT_SECONDS * 2**attempt, LONGEST_WAIT_SECONDS))
-                left = began + PATIENCE_SECONDS - time.monotonic()
-                if wait > left:
-                    raise UserError(f"{shown(self.url)}/{file}: could not be read for {PATIENCE_SECONDS:.0f} seconds "
-                                    f"({_said(error)}); run the same command again once the server answers") from None  # fmt: skip
-                if attempt == 3:
-                    logging.getLogger(__name__).warning(
-                        "%s/%s: %s; trying for %.0f seconds more", shown(self.url), file, _said(error), left
-                    )
+                wait = _JITTER.uniform(0, min(FIRST_WAIT_SECONDS * 2**attempt, LONGEST_WAIT_SECONDS))
+                tried = time.monotonic() - began
+                if tried + wait > PATIENCE_SECONDS:
+                    raise UserError(f"{shown(self.url)}/{file}: could not be read for {tried:.0f} seconds ({_said(error)}); "
+                                    f"run the same command again once the server answers") from None  # fmt: skip
+                if tried > WARN_SECONDS and not has_warned:
+                    has_warned = True
+                    left = PATIENCE_SECONDS - tried
+                    _LOG.warning("%s/%s: %s; trying for %.0f seconds more", shown(self.url), file, _said(error), left)
             self._stop.wait(wait)
         raise AssertionError
 
@@ -105,7 +109,7 @@ class Server:
         if isinstance(error, PermissionError) or is_refused or "Credential" in type(error).__name__:
             raise UserError(f"{shown(self.url)}/{file}: refused ({_said(error)}); check the address and "
                             f"{_credentials(self.url)}") from None  # fmt: skip
-        if "Certificate" in type(error).__name__:
+        if "certificate" in f"{type(error).__name__} {error}".lower():
             raise UserError(
                 f"{shown(self.url)}/{file}: the server's certificate is not trusted ({_said(error)})"
             ) from None
@@ -168,8 +172,6 @@ def _status(error: BaseException) -> int | None:
 
 def _said(error: BaseException) -> str:
     said = shown(" ".join(str(error).split()))[:200]
-    if isinstance(error, OSError) and error.errno and not error.strerror:
-        said = os.strerror(error.errno)
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
