@@ -30,6 +30,9 @@ NUM_SHARDS, SHARD_TOKENS = 8, 10_000
 SHARD_BYTES = 2 * SHARD_TOKENS
 ENDS_BYTES = 2 * 8
 
+FORKS = pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork")
+"""Python 3.12 and later warn of what these tests are about."""
+
 
 def write_corpus(folder: Path, seed: int, num_shards: int = NUM_SHARDS, shard_tokens: int = SHARD_TOKENS) -> Path:
     """Random ids in shards of equal size with two documents each."""
@@ -98,6 +101,10 @@ def in_cache(cache: Path) -> set[str]:
     return {
         path.name for path in cache.rglob("*") if path.is_file() and path.name.startswith(".") and path.name != ".lock"
     }
+
+
+def parts(cache: Path) -> list[str]:
+    return [name for name in in_cache(cache) if name.endswith(".part")]
 
 
 def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
@@ -197,6 +204,16 @@ def test_what_arrived_before_a_cut_is_not_asked_for_again(
     assert len(http.files()) == 10 + 1
 
 
+def test_a_connection_over_which_nothing_comes_is_dropped(
+    http: HttpServer, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "STALLED_SECONDS", 0.2)
+    with opened(f"{http.url}/corpus", tmp_path) as corpus:
+        http.faults = ["stall"]
+        corpus.tokens(corpus.shards[0])
+        assert http.files() == ["train-00000.bin"] * 2
+
+
 @pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
 def test_a_server_may_be_away_for_a_while(seconds: int, http: HttpServer, prepared: Path, tmp_path: Path) -> None:
     with opened(f"{http.url}/corpus", tmp_path) as corpus:
@@ -258,8 +275,14 @@ def test_mistakes_are_told_at_once(http: HttpServer, tmp_path: Path, monkeypatch
         with pytest.raises(UserError, match=rf"refused.*{status}") as caught:
             open_remote_corpus(f"http://me:secret@127.0.0.1:{http.port}/corpus", tmp_path, None)
         assert "secret" not in str(caught.value)
-    with pytest.raises(UserError, match=r"can't read ftpx://; choose from s3://"):
-        open_remote_corpus("ftpx://host/corpus", tmp_path, None)
+    for url, said in {
+        "ftpx://host/corpus": r"can't read ftpx://; choose from s3://",
+        "http://127.0.0.1:99999/corpus": "not a proper address",
+        "http:///corpus": "not a proper address",
+        "s3://": "no address",
+    }.items():
+        with pytest.raises(UserError, match=said):
+            open_remote_corpus(url, tmp_path, None)
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
     with pytest.raises(UserError, match="pip install gcsfs"):
         open_remote_corpus("gs://bucket/corpus", tmp_path, None)
@@ -498,17 +521,19 @@ def test_two_jobs_share_a_small_cache(http: HttpServer, prepared: Path, tmp_path
 
 
 def test_a_killed_process_leaves_nothing_that_stays(http: HttpServer, prepared: Path, tmp_path: Path) -> None:
-    with opened(f"{http.url}/corpus", tmp_path, ROOM) as corpus:
+    url = f"{http.url}/corpus"
+    with opened(url, tmp_path, ROOM) as corpus:
         http.bytes_per_second = 20_000
-        call = (read_all, f"{http.url}/corpus", tmp_path, ROOM, prepared, 1, 3, 0)
-        with processes("forkserver", call) as (victim,):
-            wait_until(lambda: len([name for name in in_cache(tmp_path) if name.endswith(".part")]) >= 3)
+        with processes("forkserver", (read_all, url, tmp_path, ROOM, prepared, 1, 3, 0)) as (victim,):
+            wait_until(lambda: len(parts(tmp_path)) >= 3)
             victim.kill()
-        assert in_cache(tmp_path)
+        assert parts(tmp_path)
         http.bytes_per_second = None
         corpus.tokens(corpus.shards[-1])  # not one of those it left
-        assert not in_cache(tmp_path)
+        assert not parts(tmp_path)
         assert_equal(corpus, prepared)
+    with opened(url, tmp_path):
+        assert not in_cache(tmp_path)
 
 
 def test_a_process_waits_for_one_that_is_killed_and_goes_on(http: HttpServer, prepared: Path, tmp_path: Path) -> None:
@@ -524,6 +549,35 @@ def test_a_process_waits_for_one_that_is_killed_and_goes_on(http: HttpServer, pr
         assert_equal(corpus, prepared)
 
 
+@pytest.mark.slow
+def test_thirty_kills_and_a_server_that_fails_at_random(http: HttpServer, prepared: Path, tmp_path: Path) -> None:
+    dice = random.Random(1)
+    stop = threading.Event()
+
+    def trouble() -> None:
+        while not stop.wait(0.01):
+            http.faults = [dice.choice([503, "cut", "flip", "norange", ""]) for _ in range(2)]
+
+    http.bytes_per_second = 400_000
+    troubling = threading.Thread(target=trouble)
+    troubling.start()
+    call = (read_all, f"{http.url}/corpus", tmp_path, ROOM, prepared)
+    for seed in range(10):
+        with processes("forkserver", *((*call, 1000, 2, seed + n) for n in range(3))) as victims:
+            for victim in victims:
+                time.sleep(dice.uniform(0, 1))
+                assert victim.is_alive()
+                victim.kill()
+    stop.set()
+    troubling.join()
+    http.faults = []
+    with opened(f"{http.url}/corpus", tmp_path, ROOM) as corpus:
+        assert_equal(corpus, prepared)
+        assert used(corpus) <= ROOM
+    assert not in_cache(tmp_path)
+
+
+@FORKS
 def test_a_fork_after_fetching_fetches_by_itself(http: HttpServer, prepared: Path, tmp_path: Path) -> None:
     with opened(f"{http.url}/corpus", tmp_path) as corpus:
         files, shards = files_of(corpus), corpus.shards
@@ -539,6 +593,7 @@ def test_a_fork_after_fetching_fetches_by_itself(http: HttpServer, prepared: Pat
     assert not in_cache(tmp_path)
 
 
+@FORKS
 def test_a_loader_worker_fetches_by_itself(http: HttpServer, prepared: Path, tmp_path: Path) -> None:
     from torch.utils.data import DataLoader, Dataset
 
@@ -574,10 +629,14 @@ def test_a_process_ends_though_a_server_stalls(http: HttpServer, tmp_path: Path)
 # ------------------------------------------------------------------------------------------------ S3
 
 
+@FORKS
 def test_a_corpus_in_s3_survives_an_outage(s3: S3Server, prepared: Path, tmp_path: Path) -> None:
     with opened("s3://bucket/corpus", tmp_path / "cache") as corpus:
         corpus.read_ahead(corpus.shards[:2])
+        tokens = open_corpus(prepared).tokens(corpus.shards[2])
         corpus.tokens(corpus.shards[0])
+        with processes("fork", (read_only_one, files_of(corpus), corpus.shards[2], corpus.dtype, int(tokens.sum()))):
+            pass
         s3.stop()
         back = threading.Timer(0.5, s3.start)
         back.start()

@@ -57,6 +57,8 @@ def open_remote_corpus(url: str, cache_dir: Path, limit_bytes: int | None) -> Co
     Raises:
         UserError: no corpus there, not permitted, a server that stays away, a damaged index, a limit too small.
     """
+    if not url.partition("://")[2].strip("/"):
+        raise UserError(f"{url}: no address; give the URL of a corpus's folder, such as s3://bucket/corpus")
     url = url.rstrip("/")
     cache = Cache(cache_dir / "remote", limit_bytes)
     cache.remove_leftovers()
@@ -138,8 +140,8 @@ class RemoteFiles:
     """Shards at a URL, brought into a cache on this machine when asked for, or before.
 
     Can be pickled into other processes and used after a fork: connections and threads belong to one process and begin
-    anew in another. Its first `fetch` of a file that is not here starts fsspec's thread, `read_ahead` up to `num_threads` of
-    its own, which end when all is here; all are daemons. A fork is best made before either.
+    anew in another. Over S3 and HTTP fsspec runs one thread in a process that has opened a corpus or fetched a file;
+    `read_ahead` starts up to `num_threads`, which end when all is here. All are daemons.
     """
 
     is_remote = True

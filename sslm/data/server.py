@@ -33,9 +33,6 @@ PACKAGES = {
 }  # fmt: skip
 """Schemes, and the package fsspec needs for each."""
 
-CLIENTS = {"aiohttp", "aiobotocore", "botocore", "gcsfs", "google", "httpx", "huggingface_hub", "requests", "urllib3"}
-"""Packages whose errors, where they are no OSError, are about the network."""
-
 PASSING_4XX = {408, 425, 429}
 
 _LOG = logging.getLogger(__name__)
@@ -86,6 +83,8 @@ class Server:
                 data: bytes = filesystem.cat_file(f"{root}/{file}", start=start, end=end)
                 return data
             except Exception as error:
+                if self._stop.is_set():  # and the connections with it
+                    raise Stopped from None
                 if _status(error) == 416:  # the file ends before
                     return b""
                 self._raise_if_hopeless(file, error)
@@ -102,19 +101,20 @@ class Server:
         raise AssertionError
 
     def _raise_if_hopeless(self, file: str, error: Exception) -> None:
+        """Raise what trying again won't mend; what clients raise beside that is taken to be about the network."""
         if isinstance(error, (FileNotFoundError, UserError)):
             raise error
-        status = _status(error) or 0
+        where, kind, status = f"{shown(self.url)}/{file}", type(error).__name__, _status(error) or 0
         is_refused = 400 <= status < 500 and status not in PASSING_4XX and not isinstance(error, TimeoutError)
-        if isinstance(error, PermissionError) or is_refused or "Credential" in type(error).__name__:
-            raise UserError(f"{shown(self.url)}/{file}: refused ({_said(error)}); check the address and "
-                            f"{_credentials(self.url)}") from None  # fmt: skip
-        if "certificate" in f"{type(error).__name__} {error}".lower():
+        if isinstance(error, PermissionError) or is_refused or "Credential" in kind:
             raise UserError(
-                f"{shown(self.url)}/{file}: the server's certificate is not trusted ({_said(error)})"
+                f"{where}: refused ({_said(error)}); check the address and {_credentials(self.url)}"
             ) from None
-        is_network = isinstance(error, (OSError, EOFError)) or type(error).__module__.partition(".")[0] in CLIENTS
-        if not is_network:
+        if "certificate" in f"{kind} {error}".lower():
+            raise UserError(f"{where}: the server's certificate is not trusted ({_said(error)})") from None
+        if isinstance(error, ValueError) or "Validation" in kind:
+            raise UserError(f"{where}: not a proper address ({_said(error)})") from None
+        if type(error).__module__ == "builtins" and not isinstance(error, (OSError, EOFError)):
             raise error
 
     @property
