@@ -57,6 +57,9 @@ class BadShard(UserError):
         self.source = ""
         """Name of the source in the mixture, once it is known."""
 
+    def __reduce__(self) -> tuple[type["BadShard"], tuple[str, str]]:  # else it can't leave a loader's process
+        return BadShard, (self.file, str(self))
+
 
 class Files(Protocol):
     """Where the shards of a corpus lie: in a folder here, or at a URL with a cache before it."""
@@ -66,7 +69,7 @@ class Files(Protocol):
         """Whether files have to be brought here before they can be read."""
 
     def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
-        """A file's path on this machine, brought here first if need be.
+        """A file's path on this machine, brought here first if need be. Open it at once: a cache may need its room.
 
         Raises:
             BadShard: it is missing, has another size, or (where it was brought) another checksum.
@@ -151,15 +154,21 @@ class Corpus:
 
     def tokens(self, shard: Shard) -> NDArray[Any]:
         """[num_tokens] ids, read from disk as they are touched."""
-        path = self._files.fetch(*self.token_file(shard))
-        return np.memmap(path, dtype=self.dtype, mode="r", offset=shard.offset, shape=(shard.num_tokens,))
+        return self._map(self.token_file(shard), self.dtype, shard.num_tokens, shard.offset)
 
     def document_ends(self, shard: Shard) -> NDArray[np.int64]:
         """[num_documents] offsets just after each document's last token."""
         if not shard.num_documents:  # an empty file can't be mapped
             return np.empty(0, np.int64)
-        path = self._files.fetch(*self.ends_file(shard))
-        return np.memmap(path, dtype=np.int64, mode="r", shape=(shard.num_documents,))
+        return self._map(self.ends_file(shard), "int64", shard.num_documents)
+
+    def _map(self, file: tuple[str, int, str], dtype: str, length: int, offset: int = 0) -> NDArray[Any]:
+        while True:
+            path = self._files.fetch(*file)
+            try:
+                return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(length,))
+            except FileNotFoundError:  # in a cache, it has just made room for another
+                continue
 
     def read_ahead(self, shards: Iterable[Shard]) -> None:
         """Begin to bring these shards here."""
