@@ -574,6 +574,8 @@ def test_damaged_megatron_indices(tmp_path: Path) -> None:
     tokens.unlink()
     assert "there is no a.bin" in refused(idx)
     assert "there is no a.bin" in refused(tmp_path / "a.id*")
+    write_megatron(tmp_path / "a", [[[1, -2]]], "int32")
+    assert "-2 at place 1" in refused(idx)
     write_megatron(tmp_path / "a", [[[]], []], "uint16")
     assert "no token ids" in refused(idx)
 

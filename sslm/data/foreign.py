@@ -6,7 +6,7 @@ Whatever can't be mapped (other types, Parquet, Megatron's sequences out of orde
 are files of less than a million ids each: windows don't cross shards, so a shard per small file would lose most of them.
 
 Of a folder, files whose name has the word val or validation in it, and those in a folder of that name, are held out; those
-named test are left out. The formats are in foreign_files.py.
+named test are left out. Which kinds there are is in recognition.py, how their files lie in foreign_files.py and megatron.py.
 """
 
 import functools
@@ -85,7 +85,8 @@ def open_foreign(
 
 
 def check_vocabulary(corpus: Corpus, given: str, tokenizer: str, num_entries: int) -> None:
-    """
+    """See that a tokenizer knows every id of a corpus.
+
     Raises:
         UserError: `corpus`, found at `given`, has ids that `tokenizer` with its `num_entries` does not know.
     """
@@ -120,9 +121,9 @@ def _key(how: dict[str, Any], kind: str, found: list[tuple[Path, Split]]) -> str
     key = hashlib.sha256(json.dumps([FORMAT, how]).encode())
     for path, split in found:
         for part in (path, path.with_suffix(".bin")) if kind == "megatron" else (path,):
-            if part.is_file():
+            with suppress(FileNotFoundError):  # said when it is opened
                 stat = part.stat()
-                key.update(json.dumps([str(part.absolute()), split, stat.st_size, stat.st_mtime_ns]).encode())
+                key.update(json.dumps([os.path.abspath(part), split, stat.st_size, stat.st_mtime_ns]).encode())
     return key.hexdigest()[:20]
 
 
@@ -181,10 +182,12 @@ def _make(given: str, folder: Path, opened: _Opened, source: dict[str, Any], rep
 def _mapped_dtype(opened: _Opened) -> str | None:
     """The type all files can be mapped as; None where they must be copied."""
     sizes: dict[Split, list[int]] = {}
-    dtypes: set[str | None] = set()
+    dtypes: set[str] = set()
     for file, split in opened:
-        dtypes.add(file.piece.mapped_dtype if file.piece else None)
-        sizes.setdefault(split, []).append(file.piece.num_tokens if file.piece else 0)
+        if file.piece is None or (dtype := file.piece.mapped_dtype) is None:
+            return None
+        dtypes.add(dtype)
+        sizes.setdefault(split, []).append(file.piece.num_tokens)
     is_large = all(len(each) == 1 or sum(each) >= MAPPED_TOKENS * len(each) for each in sizes.values())
     return dtypes.pop() if len(dtypes) == 1 and is_large else None
 
@@ -237,7 +240,7 @@ def _map(given: str, part: Path, dtype: str, opened: _Opened, source: dict[str, 
                 start += len(ids)
             stream.flush()
             os.fsync(stream.fileno())
-        if start:  # nothing can't be mapped
+        if start:  # a file without ids can't be mapped
             identity = _sampled_sha256(file.path, ends_sha256.hexdigest())
             shards.append(Shard(str(file.path.absolute()), split, start, tally.num_documents - before, 0, identity,
                                 ends_sha256.hexdigest(), file.piece.offset if file.piece else 0, ends_file))  # fmt: skip

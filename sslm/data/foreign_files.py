@@ -9,6 +9,7 @@
 Where a file itself does not tell its documents apart (llm.c, nanogpt, npy), an end-of-document id can.
 """
 
+import math
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -100,23 +101,32 @@ def open_llm_c(path: Path, end_id: int | None) -> TokenFile:
 
 
 def open_npy(path: Path, end_id: int | None) -> TokenFile:
+    shape, by_column, dtype, offset = _npy_header(path)
+    if dtype.kind not in "ui":
+        raise UserError(f"{path}: holds {dtype}, not whole numbers; save ids as an integer type, such as uint16")
+    if len(shape) not in (1, 2):
+        raise UserError(
+            f"{path}: has {len(shape)} dimensions; expected ids as [n] (a document) or [n, len] (n of them)"
+        )
+    piece = InOnePiece(dtype, offset, math.prod(shape))
+    _check_size(path, offset + piece.num_tokens * dtype.itemsize)
+    if len(shape) == 1:
+        return _in_one_piece(path, piece, _after(end_id, *shape))
+    if by_column and min(shape) > 1:
+        return TokenFile(path, lambda: _rows(path))
+    return _in_one_piece(path, piece, _every(shape[1], shape[0]))
+
+
+def _npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
+    """(shape, whether columns are contiguous, type, bytes before the first number). Nothing is unpickled."""
+    header = np.lib.format
     try:
-        array = np.lib.format.open_memmap(path, mode="r")  # never unpickles
+        with open(path, "rb") as stream:
+            read = header.read_array_header_1_0 if header.read_magic(stream) == (1, 0) else header.read_array_header_2_0
+            return *read(stream), stream.tell()
     except ValueError as error:
         why = " ".join(str(error).split())[:120]
         raise UserError(f"{path}: no .npy of whole numbers, or a damaged one ({why})") from None
-    if array.dtype.kind not in "ui":
-        raise UserError(f"{path}: holds {array.dtype}, not whole numbers; save ids as an integer type, such as uint16")
-    if array.ndim not in (1, 2):
-        raise UserError(
-            f"{path}: has {array.ndim} dimensions; expected ids as [n] (a document) or [n, len] (n of them)"
-        )
-    if array.ndim == 2 and not array.flags.c_contiguous:
-        return TokenFile(path, lambda: _rows(path))
-    piece = InOnePiece(array.dtype, array.offset, array.size)
-    _check_size(path, piece.offset + array.nbytes)
-    length = array.shape[-1]
-    return _in_one_piece(path, piece, _after(end_id, length) if array.ndim == 1 else _every(length, len(array)))
 
 
 def _in_one_piece(path: Path, piece: InOnePiece, ends: EndsWithin) -> TokenFile:

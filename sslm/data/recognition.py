@@ -88,19 +88,18 @@ def _walk(folder: Path) -> Iterator[Path]:
 
 def _kind_of(path: Path, text_field: str) -> tuple[str | None, Path]:
     """(kind, the file to open)"""
-    suffix = path.suffix.lower()
-    idx = path.with_suffix(".idx")
-    if suffix == ".bin" and idx.is_file():
-        return "megatron", idx
-    if suffix == ".bin" and not _begins_with(path, NOT_IDS):
-        return ("llm.c" if files.is_llm_c(path) else "nanogpt"), path
-    if suffix == ".idx" and (path.with_suffix(".bin").is_file() or _begins_with(path, (megatron.MAGIC,))):
-        return "megatron", path
-    if suffix == ".npy":
-        return "npy", path
-    if suffix == ".parquet":
-        with suppress(UserError), files.parquet_file(path) as table:
-            return ("parquet" if files.ids_column(table.schema_arrow, text_field) else None), path
+    match path.suffix.lower():
+        case ".npy":
+            return "npy", path
+        case ".bin" if path.with_suffix(".idx").is_file():
+            return "megatron", path.with_suffix(".idx")
+        case ".bin" if not _begins_with(path, NOT_IDS):
+            return ("llm.c" if files.is_llm_c(path) else "nanogpt"), path
+        case ".idx" if path.with_suffix(".bin").is_file() or _begins_with(path, (megatron.MAGIC,)):
+            return "megatron", path
+        case ".parquet":
+            with suppress(UserError), files.parquet_file(path) as table:
+                return ("parquet" if files.ids_column(table.schema_arrow, text_field) else None), path
     return None, path
 
 
