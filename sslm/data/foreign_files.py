@@ -73,6 +73,10 @@ def open_nanogpt(path: Path, end_id: int | None) -> TokenFile:
         raise UserError(
             f"{path}: {size} bytes, an odd number; expected uint16 token ids, so it is cut off or no such file"
         )
+    some = np.frombuffer(first_bytes(path, min(size, 1 << 16) & ~3), "<u2").reshape(-1, 2)
+    if len(some) >= 64 and some[:, 1].max() <= 3 and some[:, 0].max() >= 256:
+        raise UserError(f"{path}: its ids look like 32 or 64 bits each, and a .bin without a header is read as uint16; "
+                        f"save them as .npy")  # fmt: skip
     return _in_one_piece(path, InOnePiece(np.dtype("<u2"), 0, size // 2), _after(end_id))
 
 
