@@ -5,8 +5,11 @@ import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from sslm.data.foreign import open_foreign
+from sslm.errors import sentence_of
 from tests.processes import run_command
 from tests.test_train import losses_of
 
@@ -52,3 +55,13 @@ def test_full_disk_while_preparing(small_disk: Path, tiny: list[str], tmp_path: 
     assert len(done.stderr.splitlines()) == 1
     assert not list((small_disk / "corpora").iterdir())
     assert not (tmp_path / "run").exists()
+
+
+def test_full_disk_while_copying_ids(small_disk: Path, tmp_path: Path) -> None:
+    np.save(tmp_path / "ids.npy", np.full(1_000_000, 9))
+    with pytest.raises(OSError, match="No space") as caught:
+        open_foreign(tmp_path / "ids.npy", small_disk)
+    assert "the disk is full" in str(sentence_of(caught.value))
+    assert not list((small_disk / "corpora").iterdir())
+    subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
+    assert open_foreign(tmp_path / "ids.npy", small_disk).num_tokens == 1_000_000

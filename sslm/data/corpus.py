@@ -122,6 +122,11 @@ def _format(file: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
+def is_text(file: Path) -> bool:
+    """Whether the name is of a kind that is read as text."""
+    return _format(file) in FORMATS
+
+
 def _formats() -> str:
     return f"{', '.join(FORMATS)} (also with {' or '.join(COMPRESSIONS)})"
 

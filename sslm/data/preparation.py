@@ -43,7 +43,7 @@ def prepare(source: Source, tokenizer: str | Tokenizer, out: Path, report: Repor
     Raises:
         UserError: there is something at `out` already, the source has no text, or it is bad.
     """
-    with _only_one_makes(out):
+    with only_one_makes(out):
         if out.exists():
             raise UserError(f"{out}: already exists; remove it, or choose another folder")
         return _make(source, tokenizer, out, report)
@@ -62,7 +62,7 @@ def prepare_cached(
     if is_corpus(folder):
         with suppress(UserError):
             return open_corpus(folder)
-    with _only_one_makes(folder):
+    with only_one_makes(folder):
         if is_corpus(folder):
             with suppress(UserError):  # damaged: make it again
                 return open_corpus(folder)
@@ -72,7 +72,7 @@ def prepare_cached(
 
 
 @contextmanager
-def _only_one_makes(out: Path) -> Iterator[None]:
+def only_one_makes(out: Path) -> Iterator[None]:
     """Wait for whoever is making the folder `out`; the lock dies with its holder."""
     out.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryFile(dir=out.parent):  # FileLock would try for ever in a folder that takes no files

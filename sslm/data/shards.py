@@ -15,7 +15,7 @@ import functools
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -23,8 +23,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslm.errors import UserError
+from sslm.files import sha256_of, write_atomically
 
 FORMAT = 1
+SAMPLED = "sampled:"
+"""Before the hash of a file of which only pieces were read: it tells corpora apart, and is no checksum."""
 
 Split = Literal["train", "val"]
 
@@ -41,11 +44,13 @@ class Shard:
     num_bytes: int
     """Of the text, UTF-8; 0 where nobody knows."""
     sha256: str
-    """Of the tokens' file; empty where nobody vouches for it."""
+    """Of the tokens' file; empty where nobody vouches for it; `sampled:…` where only pieces of it were read (foreign.py)."""
     ends_sha256: str = ""
     """Of the file of ends."""
     offset: int = 0
     """Bytes before the first token."""
+    ends: str = ""
+    """File of documents' ends, where it does not lie beside the tokens."""
 
 
 class BadShard(UserError):
@@ -145,12 +150,13 @@ class Corpus:
         return self._files.is_remote
 
     def token_file(self, shard: Shard) -> tuple[str, int, str]:
-        """(file, bytes, sha256) of a shard's tokens."""
-        return shard.file, shard.offset + shard.num_tokens * np.dtype(self.dtype).itemsize, shard.sha256
+        """(file, bytes, sha256) of a shard's tokens; a hash of samples vouches for no file."""
+        vouched = "" if shard.sha256.startswith(SAMPLED) else shard.sha256
+        return shard.file, shard.offset + shard.num_tokens * np.dtype(self.dtype).itemsize, vouched
 
     def ends_file(self, shard: Shard) -> tuple[str, int, str]:
         """(file, bytes, sha256) of a shard's documents' ends."""
-        return ends_file(shard.file), shard.num_documents * 8, shard.ends_sha256
+        return shard.ends or ends_file(shard.file), shard.num_documents * 8, shard.ends_sha256
 
     def tokens(self, shard: Shard) -> NDArray[Any]:
         """[num_tokens] ids, read from disk as they are touched."""
@@ -212,6 +218,18 @@ def open_corpus(folder: str | Path, files: Files | None = None, check_sizes: boo
             for file in (corpus.token_file(shard), corpus.ends_file(shard)):
                 corpus._files.fetch(*file)
     return corpus
+
+
+def write_index(folder: Path, corpus: Corpus) -> None:
+    """Make the folder a corpus: to be done last, in a folder that nobody reads yet."""
+    vouched = [file for file in sorted((folder / "tokenizer").glob("*")) if file.is_file()]
+    index = {
+        "tokenizer_files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in vouched},
+        "format": FORMAT, "dtype": corpus.dtype, "vocab_size": corpus.vocab_size, "tokenizer": corpus.tokenizer,
+        "tokenizer_sha256": corpus.tokenizer_sha256, "shards": [asdict(shard) for shard in corpus.shards],
+        "source": corpus.source,
+    }  # fmt: skip
+    write_atomically(folder / "index.json", json.dumps(index, indent=1) + "\n")
 
 
 def ends_file(token_file: str) -> str:
