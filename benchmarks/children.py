@@ -33,9 +33,9 @@ def measure(task: dict[str, Any], *, watch_memory: bool = False, time_imports: b
 
 
 def measure_ranks(task: dict[str, Any], world: int) -> list[dict[str, Any]]:
-    """Run one task on each of `world` ranks, as torchrun would start them; `{rank}` in its values is each one's number."""
+    """Run one task on each of `world` ranks, as torchrun would start them."""
     if world == 1:
-        return [measure(_of_rank(task, 0))]
+        return [measure(task)]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -46,13 +46,9 @@ def measure_ranks(task: dict[str, Any], world: int) -> list[dict[str, Any]]:
             own = Path(folder) / str(rank)
             own.mkdir()
             ranks = dict.fromkeys(("RANK", "GLOBAL_RANK", "LOCAL_RANK"), rank)
-            started.append((own, *_start(_of_rank(task, rank) | {"rank": rank, "world": world}, own, env | ranks)))
+            started.append((own, *_start(task | {"rank": rank, "world": world}, own, env | ranks)))
         _wait([process for _, process, _ in started])
         return [_answer(process, own, stderr) for own, process, stderr in started]
-
-
-def _of_rank(task: dict[str, Any], rank: int) -> dict[str, Any]:
-    return {key: value.replace("{rank}", str(rank)) if isinstance(value, str) else value for key, value in task.items()}
 
 
 def _start(

@@ -125,7 +125,7 @@ class Bench:
                     task = self._task(name, "first", *SHAPES[0], workers)
                     if state:
                         task["state"] = self._state(name, topology)
-                        if not Path(task["state"].format(rank=0)).exists():
+                        if not Path(task["state"]).exists():
                             continue
                     answer = measure(task, time_imports=time_imports)
                     say = f"{what}, {workers} workers{', imports timed' if time_imports else ''}, round {number + 1}"
@@ -149,7 +149,7 @@ class Bench:
     def _change(self, name: str, change: str, old: str, new: str) -> dict[str, Any]:
         """Half an epoch as `old`, the rest as `new`, from the state that rank 0 saved: what is missing, what is double."""
         world, workers = TOPOLOGIES[new]
-        task = self._task(name, "epoch", *SHAPES[0], workers) | {"state": self._state(name, old).format(rank=0)}
+        task = self._task(name, "epoch", *SHAPES[0], workers) | {"state": self._state(name, old)}
         self._say(name, f"resuming: {change}")
         if not Path(task["state"]).exists():
             return {"error": "no state was saved"}
@@ -181,7 +181,7 @@ class Bench:
         return self.work / "prepared" / (f"{name}-{seq_len}" if name in ONE_LENGTH else name)
 
     def _state(self, name: str, topology: str) -> str:
-        return str(self.work / "states" / f"{name}-{topology}-{{rank}}.pickle")
+        return str(self.work / "states" / f"{name}-{topology}.pickle")
 
     def _preparing(self) -> list[str]:
         return [name for name in self.names if name != "hf_streaming"]

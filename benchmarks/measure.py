@@ -68,7 +68,7 @@ def first(reader: Any, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def epoch(reader: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """Which rows an epoch gives, from `state` or from its beginning; the state after `save_after` batches is saved."""
+    """Which rows an epoch gives, from `state` or from its beginning; rank 0 saves the state after `save_after` batches."""
     import pickle
 
     batches, share = open_reader(reader, task)
@@ -78,7 +78,9 @@ def epoch(reader: Any, task: dict[str, Any]) -> dict[str, Any]:
         check(inputs, labels, share)
         rows += fingerprints(inputs)
         if number == save_after:
-            Path(task["save_to"]).write_bytes(pickle.dumps(batches.state()))
+            state = batches.state()
+            if share.rank == 0:
+                Path(task["save_to"]).write_bytes(pickle.dumps(state))
     return {"rows": rows}
 
 
