@@ -13,6 +13,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from measure import FIRST_BATCH
+
 MEASURE = Path(__file__).parent / "measure.py"
 TIMEOUT_SECONDS = 600
 POLL_SECONDS = 0.02
@@ -28,7 +30,8 @@ def measure(task: dict[str, Any], *, watch_memory: bool = False, time_imports: b
         if watch_memory:
             answer["peak_bytes"] = peak
         if time_imports:
-            answer["import_seconds"] = sum(map(int, IMPORT_LINE.findall(stderr.read_text(errors="replace")))) / 1e6
+            until_first = stderr.read_text(errors="replace").partition(f"\n{FIRST_BATCH}\n")[0]
+            answer["import_seconds"] = sum(map(int, IMPORT_LINE.findall(until_first))) / 1e6
         return answer
 
 

@@ -46,6 +46,8 @@ CHANGES = {
     "2 -> 1 ranks": ("r2", "w1"),
 }
 """What changes between the first half of an epoch and the second."""
+SAME_ROWS = 0.9
+"""Share of an epoch's rows that must be in the other's, or the two are cut differently and nothing can be counted."""
 VERSIONS = ("sslm", "litdata", "mosaicml-streaming", "datasets", "torchdata", "pyarrow", "tokenizers", "torch", "numpy")
 
 Task = dict[str, Any]

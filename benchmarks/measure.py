@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 WARM_BATCHES = 8
+FIRST_BATCH = "first batch"
+"""On a line of its own in stderr: what `-X importtime` tells after it does not count."""
 
 
 def main() -> None:
@@ -63,6 +65,7 @@ def first(reader: Any, task: dict[str, Any]) -> dict[str, Any]:
     batches, share = open_reader(reader, task)
     inputs, labels = next(iter(batches))
     seconds = time.monotonic() - task["started"]
+    print(FIRST_BATCH, file=sys.stderr, flush=True)
     check(inputs, labels, share)
     return {"seconds": seconds, "row": fingerprints(inputs)[0]}
 

@@ -86,6 +86,8 @@ def verdict(change: dict[str, Any] | None) -> str:
         return "–"
     if "error" in change:
         return f"fails: {change['error'].split(':')[0]}"
+    if not change["same_rows"]:
+        return "rows are cut anew, can't be counted"
     if change["lost"] or change["doubled"]:
         return f"**{change['lost']} lost, {change['doubled']} twice** of {change['rows']}"
     return "exact" if change["exact"] else "complete, in another order"
