@@ -65,6 +65,7 @@ def _parse_with_jsonargparse(arguments: list[str], tree: dict[str, Any]) -> Conf
 def _show_only_our_flags(parser: argparse.ArgumentParser) -> None:
     """Leave jsonargparse's own flags, and the open sections' inner name, out of the help."""
     for action in parser._actions:
+        action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
         if action.dest == "objective.name":
             action.option_strings = ["--objective"]
         elif action.dest not in ("help", "config", *_flags()) or action.dest.endswith(".settings"):

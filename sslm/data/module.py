@@ -85,13 +85,17 @@ class DataModule(LightningDataModule):
         given = self.data.sources or [SourceConfig(path=self.data.train, name="")]
         wanted = self.data.tokenizer or self.default_tokenizer
         corpora, self.tokenizer = open_corpora(given, wanted, self.data, self.cache_dir)
-        splits = [self._split(corpus, len(corpora)) for corpus in corpora]
         names = source_names(given)
         mixture = self._mixture(given, names, corpora)
-        training = [self._source(*each, regions) for *each, (regions, _) in zip(names, corpora, splits, strict=True)]
-        held_out = [self._source(*each, regions) for *each, (_, regions) in zip(names, corpora, splits, strict=True)]
+        training: list[StreamSource] = []
+        held_out: list[StreamSource] = []
+        for name, corpus in zip(names, corpora, strict=True):
+            for streamed, regions in zip((training, held_out), self._split(corpus, len(corpora)), strict=True):
+                streamed.append(self._source(name, corpus, regions))
         if self.data.val is not None:
-            [corpus], _ = open_corpora([SourceConfig(self.data.val)], self._own_tokenizer(corpora), self.data, self.cache_dir)
+            [corpus], _ = open_corpora(
+                [SourceConfig(self.data.val)], self._own_tokenizer(corpora), self.data, self.cache_dir
+            )
             held_out = [self._source("", corpus, windows.whole(corpus))]
         self.train_stream, self.val_stream = self._stream(training, mixture), self._stream(held_out, mixture)
         self._check_enough()

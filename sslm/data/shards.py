@@ -56,14 +56,14 @@ class Shard:
 class BadShard(UserError):
     """A file of a corpus that is not what the index says, however often it was read."""
 
-    def __init__(self, file: str, message: str) -> None:
+    def __init__(self, file: str, message: str, source: str = "") -> None:
         super().__init__(message)
         self.file = file
-        self.source = ""
+        self.source = source
         """Name of the source in the mixture, once it is known."""
 
-    def __reduce__(self) -> tuple[type["BadShard"], tuple[str, str]]:  # else it can't leave a loader's process
-        return BadShard, (self.file, str(self))
+    def __reduce__(self) -> tuple[type["BadShard"], tuple[str, str, str]]:  # else it can't leave a loader's process
+        return BadShard, (self.file, str(self), self.source)
 
 
 class Files(Protocol):

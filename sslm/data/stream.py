@@ -265,8 +265,7 @@ class Stream:
             try:
                 shard = _OpenShard(source.corpus, self._region(number), self.with_documents)
             except BadShard as bad:
-                bad.source = source.name
-                raise
+                raise BadShard(bad.file, str(bad), source.name) from None
             self._open[number] = shard
         return shard
 
@@ -277,10 +276,8 @@ class Stream:
     def _refuse_ids(self, shards: Ints, narrow: NDArray[Any]) -> None:
         row = int(narrow.max(axis=1).argmax())
         source, file = self.sources[self._source_of[shards[row]]], self._region(int(shards[row])).shard.file
-        bad = BadShard(file, f"{file} of {source.corpus.folder}: holds token {narrow[row].max()}, the vocabulary has "
-                             f"{self.vocab_size} entries; the file is damaged, or belongs to another tokenizer")  # fmt: skip
-        bad.source = source.name
-        raise bad
+        raise BadShard(file, f"{file} of {source.corpus.folder}: holds token {narrow[row].max()}, the vocabulary has "
+                             f"{self.vocab_size} entries; the file is damaged, or belongs to another tokenizer", source.name)  # fmt: skip
 
 
 class _OpenShard:

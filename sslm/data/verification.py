@@ -52,7 +52,5 @@ class Verifier:
         except OSError:
             return  # it is met when it is read
         if actual != expected:
-            bad = BadShard(file, f"{path}: is not what it was when it was prepared (SHA-256 {actual[:12]}…, not {expected[:12]}…); "
-                                 f"the corpus is damaged, prepare it again")  # fmt: skip
-            bad.source = source.name
-            self._found.append(bad)
+            what = f"{path}: is not what it was when it was prepared (SHA-256 {actual[:12]}…, not {expected[:12]}…)"
+            self._found.append(BadShard(file, f"{what}; the corpus is damaged, prepare it again", source.name))
