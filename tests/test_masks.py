@@ -237,6 +237,11 @@ def test_probe_allows_what_the_tests_allow(family: Family) -> None:
     check_documents(small(family))
 
 
+def test_rounding_in_mixtures_of_experts_is_no_leak() -> None:
+    settings = {**GROUPED, "moe_num_experts": 8, "moe_topk": 2}
+    check_documents(build(AutoConfig.for_model("aria_text", **settings), "AutoModelForCausalLM", 0))
+
+
 REFUSED = [
     (decoder("openai-gpt", {**SMALL}), "passes from one to the next"),
     (decoder("mamba", {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}), "."),

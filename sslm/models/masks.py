@@ -180,12 +180,12 @@ def _leak(model: PreTrainedModel) -> str:
     ids, changed, segments = _tokens(model), _tokens(model, shift=1), torch.zeros_like(_tokens(model))
     segments[:, max(1, ids.shape[1] * 3 // 8) :] = 1
     for document in (0, 1):
-        swapped = torch.where(segments == document, changed, ids)
-        moved, could_move = (
-            (_probe(model, ids, row) - _probe(model, swapped, row))[segments[0] != document].abs().max()
-            for row in (segments, torch.zeros_like(segments))
-        )
-        if not moved <= 0.01 * could_move:
+        swapped, other = torch.where(segments == document, changed, ids), segments[0] != document
+        before, together = _probe(model, ids, segments)[other], _probe(model, ids, torch.zeros_like(segments))[other]
+        moved = (before - _probe(model, swapped, segments)[other]).abs().max()
+        could_move = (together - _probe(model, swapped, torch.zeros_like(segments))[other]).abs().max()
+        rounding = 1e-6 * before.abs().max()  # experts' matrices have other shapes when the router sends other tokens
+        if not moved <= torch.maximum(0.01 * could_move, rounding):
             return "something in it passes from one to the next"
     return ""
 
