@@ -25,6 +25,7 @@ from filelock import FileLock, Timeout
 
 POLL_SECONDS = 0.02
 
+Keep = Callable[[], Collection[Path]]
 Fill = Callable[[IO[bytes]], None]
 """Writes a file's contents into a stream; may be called again, after room was made on a full disk."""
 
@@ -49,14 +50,15 @@ class Cache:
             return False
         return True
 
-    def bring(self, path: Path, num_bytes: int, fill: Fill, keep: Collection[Path] = (), wait: bool = True) -> None:
+    def bring(self, path: Path, num_bytes: int, fill: Fill, keep: Keep, wait: bool) -> None:
         """See to it that a file is here: whoever comes first fills it, the others wait and find it.
 
         Args:
             path: where it shall be.
             num_bytes: its size; `fill` writes as many.
             fill: called without the file here, and by one process at a time.
-            keep: files that must not make room for it. They and this one have to fit into the limit.
+            keep: gives files that must not make room for it; asked again while others' parts leave no room, and may
+                raise to end the waiting. They and this one have to fit into the limit.
             wait: for another that is bringing it; else return without it.
 
         Raises:
@@ -66,6 +68,7 @@ class Cache:
         with claimed(path, seconds=-1 if wait else 5 * POLL_SECONDS) as is_ours:
             if not is_ours or self.has(path, num_bytes):
                 return
+            path.unlink(missing_ok=True)  # there, but not whole
             part = _part(path)
             try:
                 while not self._filled(part, num_bytes, fill, keep):
@@ -75,7 +78,7 @@ class Cache:
             finally:
                 part.unlink(missing_ok=True)
 
-    def _filled(self, part: Path, num_bytes: int, fill: Fill, keep: Collection[Path]) -> bool:
+    def _filled(self, part: Path, num_bytes: int, fill: Fill, keep: Keep) -> bool:
         """Fill a part. False: the disk was full, and there is more room now."""
         try:
             self._take_room(part, num_bytes, keep)
@@ -87,12 +90,12 @@ class Cache:
                 raise
             part.unlink(missing_ok=True)
             with self._lock():
-                if self._evict(num_bytes, keep) == 0:
+                if self._evict(num_bytes, keep()) == 0:
                     raise OSError(error.errno, error.strerror, str(part)) from None
             return False
         return True
 
-    def _take_room(self, part: Path, num_bytes: int, keep: Collection[Path]) -> None:
+    def _take_room(self, part: Path, num_bytes: int, keep: Keep) -> None:
         """Create a part of its full length; where others' parts leave no room for it, wait for them."""
         while True:
             with self._lock():
@@ -100,7 +103,7 @@ class Cache:
                 if self.limit_bytes is not None:
                     self._remove_leftovers("part")
                     too_much = sum(size for _, size, _ in self._files(parts=True)) + num_bytes - self.limit_bytes
-                if too_much <= 0 or self._evict(too_much, keep) >= too_much:
+                if too_much <= 0 or self._evict(too_much, keep()) >= too_much:
                     with open(part, "wb") as stream:
                         stream.truncate(num_bytes)
                     return

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from sslm.data.cache import Cache, claimed
-from sslm.data.server import Server, shown
+from sslm.data.server import Server, Stopped, shown
 from sslm.data.shards import BadShard, Corpus, open_corpus
 from sslm.errors import UserError
 from sslm.files import write_atomically
@@ -217,7 +217,11 @@ class RemoteFiles:
                 thread.join(timeout=CLOSE_SECONDS)
 
     def _bring(self, here: "_Here", file: File, wait: bool) -> None:
-        keep = {self.cache.path(self.corpus, name) for name in here.window}
+        def keep() -> set[Path]:
+            if here.server.is_closed or not (wait or file[0] in here.window):
+                raise Stopped
+            return {self.cache.path(self.corpus, name) for name in here.window}
+
         path = self.cache.path(self.corpus, file[0])
         self.cache.bring(path, file[1], lambda stream: _download(here.server, file, stream), keep, wait)
 

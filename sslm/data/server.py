@@ -76,14 +76,14 @@ class Server:
     def _range(self, file: str, start: int, end: int) -> bytes:
         began, has_warned = time.monotonic(), False
         for attempt in itertools.count():
-            if self._stop.is_set():
+            if self.is_closed:
                 raise Stopped
             try:
                 filesystem, root = self._filesystem
                 data: bytes = filesystem.cat_file(f"{root}/{file}", start=start, end=end)
                 return data
             except Exception as error:
-                if self._stop.is_set():  # and the connections with it
+                if self.is_closed:  # and the connections with it
                     raise Stopped from None
                 if _status(error) == 416:  # the file ends before
                     return b""
@@ -139,6 +139,10 @@ class Server:
         if scheme == "s3":
             filesystem.retries = 1  # botocore's and ours are enough
         return filesystem, root.rstrip("/")
+
+    @property
+    def is_closed(self) -> bool:
+        return self._stop.is_set()
 
     def close(self) -> None:
         """Interrupt whoever waits to try again, and drop the connections; they close as the file system is collected."""
