@@ -226,12 +226,9 @@ def compare(seen: list[list[str]], old: list[list[str]], new: list[list[str]]) -
     not count. `exact`: the very batches, in the order, of the epoch that was interrupted."""
     counts, *epochs = (Counter(row for batch in batches for row in batch) for batches in (seen, old, new))
     must, may = epochs[0] & epochs[1], epochs[0] | epochs[1]
-    return {
-        "lost": (must - counts).total(),
-        "doubled": (counts - may).total(),
-        "rows": must.total(),
-        "exact": seen == old,
-    }
+    same_rows = must.total() >= SAME_ROWS * min(epoch.total() for epoch in epochs)
+    lost, doubled = (must - counts).total(), (counts - may).total()
+    return {"lost": lost, "doubled": doubled, "exact": seen == old, "rows": must.total(), "same_rows": same_rows}
 
 
 def environment() -> dict[str, Any]:
