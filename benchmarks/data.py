@@ -46,6 +46,7 @@ CHANGES = {
     "2 -> 1 ranks": ("r2", "w1"),
 }
 """What changes between the first half of an epoch and the second."""
+MIN_TOKENS = 20 * SHAPES[0][0] * SHAPES[0][1]
 SAME_ROWS = 0.9
 """Share of an epoch's rows that must be in the other's, or the two are cut differently and nothing can be counted."""
 VERSIONS = ("sslm", "litdata", "mosaicml-streaming", "datasets", "torchdata", "pyarrow", "tokenizers", "torch", "numpy")
@@ -280,13 +281,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each reading (default: %(default)s)")
     parser.add_argument("--work", type=Path, help="folder to keep text and prepared forms in; default: a temporary one")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.text and not options.text.exists():
+        parser.error(f"--text {options.text}: there is no such file or folder")
+    if options.tokens < MIN_TOKENS:
+        parser.error(f"--tokens {options.tokens}: at least {MIN_TOKENS} are needed, which are twenty batches")
+    return options
 
 
 def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     print("laying out text, tokenizer and tokens", file=sys.stderr, flush=True)
     (work / "states").mkdir(parents=True, exist_ok=True)
     text = set_up(work, options.text, options.tokens, options.vocab_size)
+    if text["tokens"] < MIN_TOKENS:
+        raise SystemExit(
+            f"the text has {text['tokens']} tokens; at least {MIN_TOKENS} are needed: give more with --text"
+        )
     bench = Bench(work, importable(options.only), options.rounds, options.seconds, text["tokens"])
     if "prepare" in options.measure:
         bench.prepare()
