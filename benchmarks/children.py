@@ -17,7 +17,7 @@ from measure import FIRST_BATCH
 
 MEASURE = Path(__file__).parent / "measure.py"
 TIMEOUT_SECONDS = 600
-POLL_SECONDS = 0.02
+POLL_SECONDS = 0.05
 IMPORT_LINE = re.compile(r"^import time:\s+(\d+) \|", re.MULTILINE)
 
 

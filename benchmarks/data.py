@@ -46,6 +46,7 @@ CHANGES = {
     "2 -> 1 ranks": ("r2", "w1"),
 }
 """What changes between the first half of an epoch and the second."""
+MIN_TOKENS = 20 * SHAPES[0][0] * SHAPES[0][1]
 SAME_ROWS = 0.9
 """Share of an epoch's rows that must be in the other's, or the two are cut differently and nothing can be counted."""
 VERSIONS = ("sslm", "litdata", "mosaicml-streaming", "datasets", "torchdata", "pyarrow", "tokenizers", "torch", "numpy")
@@ -226,12 +227,9 @@ def compare(seen: list[list[str]], old: list[list[str]], new: list[list[str]]) -
     not count. `exact`: the very batches, in the order, of the epoch that was interrupted."""
     counts, *epochs = (Counter(row for batch in batches for row in batch) for batches in (seen, old, new))
     must, may = epochs[0] & epochs[1], epochs[0] | epochs[1]
-    return {
-        "lost": (must - counts).total(),
-        "doubled": (counts - may).total(),
-        "rows": must.total(),
-        "exact": seen == old,
-    }
+    same_rows = must.total() >= SAME_ROWS * min(epoch.total() for epoch in epochs)
+    lost, doubled = (must - counts).total(), (counts - may).total()
+    return {"lost": lost, "doubled": doubled, "exact": seen == old, "rows": must.total(), "same_rows": same_rows}
 
 
 def environment() -> dict[str, Any]:
@@ -283,13 +281,22 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--seconds", type=float, default=2.0, help="of each reading (default: %(default)s)")
     parser.add_argument("--work", type=Path, help="folder to keep text and prepared forms in; default: a temporary one")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.text and not options.text.exists():
+        parser.error(f"--text {options.text}: there is no such file or folder")
+    if options.tokens < MIN_TOKENS:
+        parser.error(f"--tokens {options.tokens}: at least {MIN_TOKENS} are needed, which are twenty batches")
+    return options
 
 
 def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     print("laying out text, tokenizer and tokens", file=sys.stderr, flush=True)
     (work / "states").mkdir(parents=True, exist_ok=True)
     text = set_up(work, options.text, options.tokens, options.vocab_size)
+    if text["tokens"] < MIN_TOKENS:
+        raise SystemExit(
+            f"the text has {text['tokens']} tokens; at least {MIN_TOKENS} are needed: give more with --text"
+        )
     bench = Bench(work, importable(options.only), options.rounds, options.seconds, text["tokens"])
     if "prepare" in options.measure:
         bench.prepare()

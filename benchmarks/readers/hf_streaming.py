@@ -19,7 +19,8 @@ class Reader:
     def __init__(self, prepared: Path, tokenizer: Path, share: Share, state: Any) -> None:
         files = [str(file) for file in text_files(prepared)]
         rows: Any = datasets.load_dataset("json", data_files=files, split="train", streaming=True)
-        rows = rows.shuffle(seed=SEED, buffer_size=1000)
+        # One input shard at a time: with its default of ten, the state of datasets 5.2 can't be loaded by two workers.
+        rows = rows.shuffle(seed=SEED, buffer_size=1000, max_buffer_input_shards=1)
         rows = split_dataset_by_node(rows, share.rank, share.world)
         rows = rows.map(
             functools.partial(tokenise, tokenizer=tokenizer, length=share.seq_len + 1),
