@@ -1,10 +1,11 @@
 """Pieces of text -> ids, on all cores, in order, in flat memory.
 
-The tokenizer's own threads do the work, without Python's lock. Two batches are with them at a time, so that the cores
+The tokenizer's own threads do the work, without Python's lock. They have two batches at a time or more, so that the cores
 have work while one batch is handed over, becomes an array, or waits for its last and longest text. What a batch holds
 depends on the text alone.
 """
 
+import os
 from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -16,7 +17,7 @@ from sslm.data.corpus import Piece
 from sslm.data.shards import Split
 from sslm.data.tokenizer import Tokenizer, end_of_document
 
-BATCH_CHARS = 1 << 21
+BATCH_CHARS = 1 << 20
 TEXT_CHARS = 256
 """What a text costs beside its characters, in characters: a million tiny documents are not one batch."""
 
@@ -103,7 +104,8 @@ def _encoder(tokenizer: Tokenizer) -> tuple[Encode, int]:
         return lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"], 1
     backend.no_truncation()
     backend.no_padding()
-    return lambda texts: (e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)), 2
+    at_once = 2 + (os.cpu_count() or 1) // 4  # a batch of long documents is a few pieces only
+    return lambda texts: (e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)), at_once
 
 
 def _ids(batch: Batch, encode_texts: Encode, end: int) -> dict[Split, Ids]:

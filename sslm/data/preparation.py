@@ -114,7 +114,7 @@ def _make(source: Source, tokenizer: str | Tokenizer, out: Path, report: Report,
         if sentence_of(error):  # trying again would end here again; after anything else it may go on
             shutil.rmtree(part, ignore_errors=True)
         raise
-    shutil.rmtree(part)
+    shutil.rmtree(part, ignore_errors=True)
     return open_corpus(out)
 
 
@@ -145,7 +145,7 @@ def _begun(part: Path, identity: str, shard_tokens: int) -> Begun | None:
         if journal.identity != identity:
             return None
         folder = part / "corpus"
-        tokenizer = tokenizers.load(folder / "tokenizer")
+        tokenizer = tokenizers.load((folder / "tokenizer").resolve(strict=True))
         if tokenizers.identity(tokenizer) != journal.tokenizer_sha256:
             return None
         writer = CorpusWriter(folder, len(tokenizer), shard_tokens)
