@@ -77,7 +77,7 @@ def duration(seconds: float) -> str:
 
 
 class Report(Protocol):
-    """Told of progress while a corpus is prepared: totals so far, and the share of the input read, if known."""
+    """Told of progress while a corpus is prepared: what this process has done, and the share of the input read, if known."""
 
     def __call__(self, documents: int, tokens: int, share: float | None = None) -> None: ...
 

@@ -18,11 +18,9 @@ from tests.test_train import losses_of, rows_of
 
 
 @pytest.fixture
-def corpus(tmp_path: Path, text: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def corpus(tmp_path: Path, text: Path) -> Path:
     """A prepared corpus of several shards."""
-    monkeypatch.setattr("sslm.data.writer.SHARD_TOKENS", 20_000)
-    monkeypatch.setattr("sslm.data.preparation.BATCH_CHARS", 30_000)
-    flags = ["--tokenizer", "bpe:512", "--document_separator", "\n-----\n"]
+    flags = ["--tokenizer", "bpe:512", "--document_separator", "\n-----\n", "--shard_tokens", "20000"]
     assert prepare([str(text), "--out", str(tmp_path / "corpus"), *flags]) == 0
     assert sum(shard.split == "train" for shard in open_corpus(tmp_path / "corpus").shards) > 2
     return tmp_path / "corpus"

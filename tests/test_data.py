@@ -3,21 +3,15 @@
 import gzip
 import itertools
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sslm.data import preparation
 from sslm.data.corpus import Piece, Source, _split, _whole, open_source
 from sslm.data.embedded import EMBEDDED
-from sslm.data.preparation import HELD_OUT_EVERY, is_held_out, prepare
-from sslm.data.shards import open_corpus
 from sslm.data.tokenizer import END_OF_TEXT, identity, load, train_bpe
 from sslm.files import write_atomically
 from tests.processes import run_command
@@ -126,16 +120,6 @@ def test_bpe_is_identical_each_time(text: Path, tmp_path: Path) -> None:
     assert len(hashes.pop().strip()) == 64
 
 
-def test_a_line_without_spaces_is_no_trap(tmp_path: Path) -> None:
-    texts = ["a" * 200_000, "some words " * 99]
-    tokenizer = train_bpe([(text, True) for text in texts], 300)
-    corpus = prepare(source_of(texts), tokenizer, tmp_path / "c", no_report)
-    assert (
-        tokenizer.decode(corpus.tokens(corpus.shards[0])[: int(corpus.document_ends(corpus.shards[0])[0]) - 1])
-        == texts[0]
-    )
-
-
 def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}')
     assert documents(str(tmp_path / "a.jsonl")) == ["a?b"]
@@ -147,105 +131,6 @@ def test_bpe_gives_every_text_back(text: Path) -> None:
         assert tokenizer.decode(tokenizer(odd)["input_ids"]) == odd
     assert tokenizer.eos_token == END_OF_TEXT
     assert len(tokenizer) == 400
-
-
-# ------------------------------------------------------------------------------------------------ preparation
-
-
-def test_prepared_corpus_holds_each_document_once_and_ends_it(tmp_path: Path) -> None:
-    texts = [f"document number {i} " * (i % 7 + 1) for i in range(900)]
-    tokenizer = train_bpe([(text, True) for text in texts], 300)
-    corpus = prepare(source_of([*texts[:50], "", "  ", *texts[50:]]), tokenizer, tmp_path / "c", no_report)
-    found: dict[str, list[str]] = {"train": [], "val": []}
-    for shard in corpus.shards:
-        tokens, start = corpus.tokens(shard), 0
-        for end in corpus.document_ends(shard):
-            assert tokens[end - 1] == tokenizer.eos_token_id
-            found[shard.split].append(tokenizer.decode(tokens[start : end - 1]))
-            start = end
-        assert start == len(tokens)
-    assert found["val"] == [text for i, text in enumerate(texts) if is_held_out(i)]
-    assert found["train"] == [text for i, text in enumerate(texts) if not is_held_out(i)]
-    assert 2 <= len(found["val"]) <= 20
-    assert corpus.dtype == "uint16"
-    assert sum(shard.num_bytes for shard in corpus.shards) == sum(len(text.encode()) for text in texts)
-
-
-def test_about_one_document_in_a_hundred_is_held_out() -> None:
-    assert not any(is_held_out(i) for i in range(HELD_OUT_EVERY))
-    assert sum(is_held_out(i) for i in range(100_000)) == pytest.approx(1000, rel=0.1)
-
-
-def test_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
-    from sslm.data.writer import CorpusWriter
-
-    with CorpusWriter(tmp_path, 70_000) as writer:
-        writer.add("train", np.array([69_999, 1], np.uint32), np.array([2]), 9)
-        writer.finish("test", "", [])
-    corpus = open_corpus(tmp_path)
-    assert corpus.tokens(corpus.shards[0]).tolist() == [69_999, 1]
-
-
-def test_shards_end_at_their_size(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sslm.data.writer.SHARD_TOKENS", 500)
-    monkeypatch.setattr(preparation, "BATCH_CHARS", 300)
-    texts = [f"text {i}" * 9 for i in range(99)]
-    corpus = prepare(source_of(texts), train_bpe([(t, True) for t in texts], 300), tmp_path / "c", no_report)
-    assert len(corpus.shards) > 3
-    assert corpus.num_documents == 99
-
-
-def test_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
-    def pieces() -> Iterator[Piece]:
-        yield "some text", True
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises(OSError, match="No space"):
-        prepare(Source("broken", [], pieces), train_bpe([("some text", True)], 300), tmp_path / "c", no_report)
-    assert list(tmp_path.iterdir()) == []
-
-
-def test_processes_that_start_at_once_prepare_once(text: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from sslm.data import preparation as p; from sslm.data.corpus import open_source\n"
-        "p._make, real = (lambda *a: (print('made'), real(*a))[1]), p._make\n"
-        "s = open_source(sys.argv[1], text_field='text', document_separator=None)\n"
-        "print(p.prepare_cached(s, 'bpe:300', Path(sys.argv[2])).num_tokens)"
-    )
-    command = [sys.executable, "-c", code, str(text), str(tmp_path)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    outputs = [process.communicate(timeout=100)[0].split() for process in started]
-    assert sum(words.count("made") for words in outputs) == 1
-    assert len({words[-1] for words in outputs}) == 1
-
-
-def test_prepare_verb_makes_what_training_takes(tmp_path: Path, text: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    from sslm.prepare import main as prepare_main
-    from sslm.train import main as train_main
-    from tests.conftest import TINY
-
-    assert (
-        prepare_main(
-            [
-                str(text),
-                "--out",
-                str(tmp_path / "c"),
-                "--tokenizer",
-                "bpe:512",
-                "--document_separator",
-                "\n-----\n",
-            ]
-        )
-        == 0
-    )
-    said = capsys.readouterr().out
-    assert "120 documents" in said
-    assert "tokens/s" in said
-    assert prepare_main([str(text), "--out", str(tmp_path / "c")]) == 2
-    assert (
-        train_main([*TINY, "--data.train", str(tmp_path / "c"), "--run_dir", str(tmp_path / "r"), "--max_steps", "2"])
-        == 0
-    )
 
 
 def test_tokenizer_comes_from_a_folder_or_its_file(text: Path, tmp_path: Path) -> None:

@@ -25,12 +25,11 @@ import numpy as np
 from sslm.data import foreign_files as files
 from sslm.data import megatron
 from sslm.data.foreign_files import TokenFile
-from sslm.data.preparation import only_one_makes
 from sslm.data.recognition import find
 from sslm.data.shards import FORMAT, SAMPLED, Corpus, Shard, Split, is_corpus, open_corpus, write_index
 from sslm.data.writer import CorpusWriter
 from sslm.errors import UserError
-from sslm.files import fsync
+from sslm.files import fsync, one_maker
 from sslm.terminal import Report
 
 MAPPED_TOKENS = 1 << 20
@@ -74,7 +73,7 @@ def open_foreign(
     how = {"ids": kind, "end_id": end_id, "column": text_field if kind == "parquet" else None}
     folder = cache_dir / "corpora" / _key(how, kind, found)
     if (corpus := _opened(folder)) is None:
-        with only_one_makes(folder):
+        with one_maker(folder):
             if (corpus := _opened(folder)) is None:
                 opened = _Opened(found, functools.partial(_open, kind=kind, end_id=end_id, text_field=text_field))
                 source = {**how, "files": len(found), "bytes": sum(path.stat().st_size for path, _ in found)}

@@ -3,13 +3,13 @@
 Byte-level BPE: Sennrich et al. 2016 (arXiv:1508.07909) over bytes, as in GPT-2. Training is deterministic.
 """
 
+import functools
 import hashlib
 import json
 import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
@@ -109,10 +109,14 @@ def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
 
 def identity(tokenizer: Tokenizer) -> str:
     """Hash of what decides which ids a text gets: equal for equal tokenizers, wherever they were loaded from."""
-    what: Any = tokenizer.get_vocab()
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is not None:
-        what = json.loads(backend.to_str())
+    what = json.dumps(tokenizer.get_vocab()) if backend is None else backend.to_str()
+    return _identity(what, backend is not None, end_of_document(tokenizer))
+
+
+@functools.lru_cache(maxsize=2)  # a tenth of a second for a usual vocabulary, and asked for again and again
+def _identity(serialised: str, is_backend: bool, end: int) -> str:
+    what = json.loads(serialised)
+    if is_backend:  # padding and truncation decide no ids
         what = {key: what[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
-    what = [what, end_of_document(tokenizer)]
-    return hashlib.sha256(json.dumps(what, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([what, end], sort_keys=True).encode()).hexdigest()
