@@ -91,7 +91,8 @@ class DataConfig:
     document_separator: str | None = None
     """Regular expression that separates the documents of a .txt; default: a file is one document."""
     end_id: int | None = None
-    """Id that ends a document, in files of ids that don't say where documents end (nanoGPT, llm.c, 1-D .npy)."""
+    """Id that ends a document, in files of ids that don't say where documents end (nanoGPT, llm.c, 1-D .npy); default: the
+    tokenizer's, where one is given."""
     tokenizer: str | None = None
     """Tokenizer: a folder, a hub name, or bpe:SIZE to train a byte-level BPE; default: that of --model.pretrained or of the
     prepared corpus, else bpe:2048."""

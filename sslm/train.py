@@ -300,7 +300,8 @@ def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> No
 
     stream, steps = data.train_stream, config.total_steps
     corpora = [source.corpus for source in stream.sources]
-    say(f"Text: {sum(c.num_documents for c in corpora):,} documents, {count(sum(c.num_tokens for c in corpora))} tokens of "
+    documents = sum(corpus.num_documents for corpus in corpora)
+    say(f"{f'Text: {documents:,} documents' if documents else 'Ids of other tools'}, {count(sum(c.num_tokens for c in corpora))} tokens of "
         f"{data.vocab_size:,} kinds; {stream.num_windows:,} training and {data.val_stream.num_windows:,} held-out sequences of "
         f"{config.seq_len}")  # fmt: skip
     for source in stream.sources:
@@ -374,9 +375,10 @@ def summarise(config: Config, run: RunFolder, data: "DataModule") -> None:
         say(f"Held-out loss {first['val/loss']:.4f} -> {last['val/loss']:.4f} nats/token{per_byte}; unigram entropy "
             f"{data.unigram_entropy:.4f}")  # fmt: skip
     say(f"Model:    {run.export}")
-    say("  from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-        f"  model = AutoModelForCausalLM.from_pretrained({str(run.export)!r})\n"
-        f"  tokenizer = AutoTokenizer.from_pretrained({str(run.export)!r})")  # fmt: skip
+    classes = ["AutoModelForCausalLM", *(["AutoTokenizer"] if data.tokenizer is not None else [])]
+    say(f"  from transformers import {', '.join(classes)}")
+    for name, loader in zip(("model", "tokenizer"), classes, strict=False):
+        say(f"  {name} = {loader}.from_pretrained({str(run.export)!r})")
     say(f"Curves:   {run.curves}")
     say(f"Go on:    the same command with --max_steps {2 * config.total_steps}")
     if config.data.train is None and not config.data.sources:

@@ -32,7 +32,7 @@ def make(world: int) -> tuple[LanguageModel, torch.optim.Optimizer]:
 
 def step(network: LanguageModel, optimizer: torch.optim.Optimizer) -> float:
     ids = torch.arange(34).reshape(2, 17) % 50
-    loss = network(labels=ids[:, 1:], input_ids=ids[:, :-1]) / 32
+    loss = network(labels=ids[:, 1:], input_ids=ids[:, :-1]).sum() / 32
     loss.backward()
     optimizer.step()
     optimizer.zero_grad()

@@ -394,7 +394,7 @@ def test_files_being_read_ahead_make_no_room(http: HttpServer, tmp_path: Path) -
 
 def test_a_limit_that_is_too_small_says_what_would_do(http: HttpServer, tmp_path: Path) -> None:
     url = f"{http.url}/corpus"
-    with pytest.raises(UserError, match=f"at most 19999 bytes is too small.*needs {SHARD_BYTES} bytes"):
+    with pytest.raises(UserError, match=f"cache_gb 1.9999e-05: is too small.*needs {SHARD_BYTES} bytes"):
         open_remote_corpus(url, tmp_path, SHARD_BYTES - 1)
     with opened(url, tmp_path, ROOM) as corpus:
         with pytest.raises(UserError, match=f"needs {4 * (SHARD_BYTES + ENDS_BYTES)} bytes here at once"):

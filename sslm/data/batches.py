@@ -16,6 +16,7 @@ from sslm.data.order import key64, mix64
 from sslm.data.recipe import Arrays, Recipe
 from sslm.data.shards import BadShard
 from sslm.data.stream import Places, Stream
+from sslm.errors import UserError
 
 IGNORED = -100
 PLACES_AT_ONCE, ROWS_AT_ONCE = 4096, 64
@@ -139,6 +140,8 @@ class Loader:
 
     def __iter__(self) -> Iterator[Batch]:
         for batch in self.workers or map(self.steps.__getitem__, self.range):
+            if "error" in batch:
+                raise batch["error"]
             yield with_tensors(batch)
 
 
@@ -152,7 +155,10 @@ class _Narrow(Dataset[Batch]):
         self.steps, self.kind = steps, kind
 
     def __getitem__(self, step: int) -> Batch:
-        batch = self.steps[step]
+        try:
+            batch = self.steps[step]
+        except UserError as error:  # torch would raise something else in its place
+            return {"error": error}
         return {**batch, "tensors": {name: _narrowed(array, self.kind) for name, array in batch["tensors"].items()}}
 
 

@@ -129,6 +129,9 @@ class DataModule(LightningDataModule):
         return windows.split(corpus, max(self.batch_size // num_corpora, 1) * self.window_len)
 
     def _source(self, name: str, corpus: Corpus, regions: list[Region]) -> StreamSource:
+        if not corpus.num_documents and (self.data.document_mask or self.data.packing == "best_fit"):
+            raise UserError(f"{name or self.data.train}: does not say where its documents end, as --data.document_mask and --data.packing "
+                            f"best_fit need; give the id that ends them: --data.end_id N")  # fmt: skip
         stride = self.recipe.stride(self.seq_len)
         how: Cut | Packed = Cut(regions, self.window_len, stride)
         if self.data.packing == "best_fit":
@@ -299,3 +302,5 @@ class DataModule(LightningDataModule):
         if self._verifier is not None:
             self._verifier.close()
             self._verifier = None
+        for source in (*self.train_stream.sources, *self.val_stream.sources):
+            source.corpus.close()

@@ -63,7 +63,7 @@ def open_given(given: str | None, tokenizer: str | None, data: DataConfig, cache
         corpus = open_corpus(given, check_sizes=data.on_bad_shard == "fail")
     elif foreign.recognise(given, data.text_field):
         return foreign.open_foreign(
-            given, cache_dir, end_id=data.end_id, text_field=data.text_field,
+            given, cache_dir, end_id=_end_id(tokenizer, data), text_field=data.text_field,
             progress=lambda: preparation_progress(f"Reading {given}"),
         )  # fmt: skip
     else:
@@ -83,6 +83,13 @@ def _prepared(given: str | None, tokenizer: str | None, data: DataConfig, cache_
     return preparation.prepare_cached(
         source, known, cache_dir, lambda: preparation_progress(f"Preparing {source.name}")
     )
+
+
+def _end_id(tokenizer: str | None, data: DataConfig) -> int | None:
+    """The id that ends documents: as given, else the tokenizer's."""
+    if data.end_id is not None or tokenizer is None or tokenizers.bpe_size(tokenizer):
+        return data.end_id
+    return tokenizers.end_of_document(tokenizers.load(tokenizer))
 
 
 def _check_tokenizer(given: str, corpus: Corpus, tokenizer: str) -> None:

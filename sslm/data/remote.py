@@ -199,8 +199,8 @@ class RemoteFiles:
         """Raises UserError where the cache may not hold these files, {file: bytes}, together."""
         limit, needed = self.cache.limit_bytes, sum(together.values())
         if limit is not None and needed > limit:
-            raise UserError(f"a cache of at most {limit} bytes is too small: {shown(self.url)} needs {needed} bytes "
-                            f"here at once; allow at least as many")  # fmt: skip
+            raise UserError(f"--data.cache_gb {limit / 1e9:g}: is too small, {shown(self.url)} needs {needed} bytes here at once; give at "
+                            f"least {-(-needed // 10**7) / 100:g}, or a smaller --data.block_shards")  # fmt: skip
 
     def close(self) -> None:
         """End this process's threads and connections; the next `fetch` begins new ones.

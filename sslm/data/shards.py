@@ -83,6 +83,9 @@ class Files(Protocol):
     def read_ahead(self, files: Iterable[tuple[str, int, str]]) -> None:
         """Begin to bring (file, num_bytes, sha256) here, in this order, and return at once."""
 
+    def close(self) -> None:
+        """End what works in the background."""
+
 
 @dataclass(frozen=True)
 class LocalFiles:
@@ -100,6 +103,9 @@ class LocalFiles:
         return path
 
     def read_ahead(self, files: Iterable[tuple[str, int, str]]) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
 
@@ -175,6 +181,10 @@ class Corpus:
                 return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(length,))
             except FileNotFoundError:  # in a cache, it has just made room for another
                 continue
+
+    def close(self) -> None:
+        """End what works in the background for it."""
+        self._files.close()
 
     def read_ahead(self, shards: Iterable[Shard]) -> None:
         """Begin to bring these shards here."""

@@ -166,9 +166,14 @@ class Stream:
 
     def read_ahead(self, first: int, last: int) -> None:
         """Let remote sources bring what positions first … last need, and the block of shards after it."""
-        for source, begin, end in zip(self.sources, self.mixture.counts(first), self.mixture.counts(last), strict=True):
+        spans = zip(self.mixture.counts(first), self.mixture.counts(last), strict=True)
+        for source, before, (begin, end) in zip(self.sources, self._first_shard.tolist(), spans, strict=True):
             if source.corpus.is_remote:
-                source.corpus.read_ahead([source.regions[n].shard for n in source.order.shards_between(begin, end)])
+                needed = source.order.shards_between(begin, end)
+                for number, _ in enumerate(source.regions):
+                    if number not in needed:  # while it is mapped its room on the disk stays taken
+                        self._open.pop(before + number, None)
+                source.corpus.read_ahead([source.regions[number].shard for number in needed])
 
     def seen(self, position: int) -> dict[str, tuple[int, float]]:
         """Per source: its examples before a position, and in epochs."""
