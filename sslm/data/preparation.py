@@ -22,7 +22,7 @@ from filelock import FileLock
 import sslm
 from sslm.data import tokenizer as tokenizers
 from sslm.data.corpus import Source
-from sslm.data.encoding import HELD_OUT_EVERY, batches, encode, is_held_out, without_empty
+from sslm.data.encoding import HELD_OUT_EVERY, batches, encode, give_back_memory, is_held_out, without_empty
 from sslm.data.journal import Journal
 from sslm.data.shards import FORMAT, Corpus, is_corpus, open_corpus
 from sslm.data.tokenizer import Tokenizer
@@ -188,6 +188,7 @@ def _tokenise(
             if time.monotonic() - last_entry > SECONDS_BETWEEN_ENTRIES:
                 journal.shards = writer.sync()
                 journal.write(part)
+                give_back_memory()
                 last_entry = time.monotonic()
             report(journal.documents - documents, journal.tokens - tokens, _share(journal, source))
 
