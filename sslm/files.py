@@ -16,6 +16,11 @@ def sha256_of(file: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def is_whole(file: Path, sha256: str) -> bool:
+    """Whether a file is there and has this checksum."""
+    return file.is_file() and sha256_of(file) == sha256
+
+
 def fsync(path: Path) -> None:
     """Wait until a file's contents, or a folder's names, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

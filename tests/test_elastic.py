@@ -6,6 +6,10 @@ from pydoc_data.topics import topics
 
 import pytest
 
+from sslm.config import DataConfig, SourceConfig
+from sslm.data.embedded import EMBEDDED
+from sslm.data.module import DataModule
+from sslm.objectives.causal_lm import CausalLMRecipe
 from tests.conftest import TINY
 from tests.processes import run_command
 from tests.test_train import losses_of, rows_of
@@ -90,8 +94,26 @@ def test_stopped_and_resumed_on_other_numbers_of_processes(
 
 
 def test_other_sources_weights_or_packing_are_another_run(mixture: list[str], straight: Path) -> None:
-    for flags in (["--data.packing", "concat"], ["--data.stages", "[{at_tokens: 9000, weights: {large: 1}}]"]):
+    given = mixture[mixture.index("--data.sources") + 1]
+    for flags in (
+        ["--data.sources", f"{given[:-1]}, {{path: embedded, weight: size^0.5}}]"],
+        ["--data.packing", "concat"],
+        ["--data.stages", "[{at_tokens: 9000, weights: {large: 1}}]"],
+    ):
         done = run_command(["-m", "sslm.train", *mixture, "--run_dir", str(straight), *flags, "--max_steps", "30"])
         assert done.returncode == 2
         assert flags[0].removeprefix("--") in done.stderr
         assert len(done.stderr.splitlines()) == 1
+
+
+def test_source_of_weight_nothing_is_not_read(text: Path, cache: Path) -> None:
+    sources = [SourceConfig(str(text), weight=1, name="read"), SourceConfig(EMBEDDED, weight=0, name="not")]
+    data = DataModule(DataConfig(sources=sources, tokenizer="bpe:512", cache_dir=str(cache), val_sequences=20),
+                      CausalLMRecipe(), seq_len=32, batch_size=4, total_steps=30)  # fmt: skip
+    data.setup()
+    assert {int(source) for batch in data.train_dataloader() for source in batch["sources"]} == {0}
+    assert set(data.val_places.sources.tolist()) == {0}
+    assert data.train_stream.seen(120) == {
+        "read": (120, pytest.approx(120 / data.train_stream.sources[0].num_windows)),
+        "not": (0, 0),
+    }

@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from sslm.data import remote, server, writer
+from sslm.data import remote, server
 from sslm.data.cache import claimed
 from sslm.data.remote import RemoteFiles, is_remote, open_remote_corpus
 from sslm.data.shards import BadShard, Corpus, Shard, open_corpus
@@ -40,8 +40,7 @@ def write_corpus(folder: Path, seed: int, num_shards: int = NUM_SHARDS, shard_to
     (folder / "tokenizer").mkdir(parents=True)
     (folder / "tokenizer" / "tokenizer.json").write_text(f"tokenizer {seed}")
     ids = np.random.default_rng(seed).integers(0, 1000, (num_shards, shard_tokens))
-    with pytest.MonkeyPatch.context() as patch, CorpusWriter(folder, 1000) as out:
-        patch.setattr(writer, "SHARD_TOKENS", shard_tokens)
+    with CorpusWriter(folder, 1000, shard_tokens) as out:
         for row in ids:
             out.add("train", row, np.array([shard_tokens // 2, shard_tokens]), 4 * shard_tokens)
         out.finish("some", "f00d", [])

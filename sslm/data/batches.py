@@ -5,7 +5,7 @@ nothing but the step's number: restoring it is saying where to start.
 """
 
 from collections.abc import Iterator
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,15 +13,15 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sslm.data.order import key64, mix64
-from sslm.data.recipe import Arrays, Recipe
+from sslm.data.recipe import Arrays, Examples, Recipe
 from sslm.data.shards import BadShard
 from sslm.data.stream import Places, Stream
 from sslm.errors import UserError
 
 IGNORED = -100
 PLACES_AT_ONCE, ROWS_AT_ONCE = 4096, 64
-"""Positions that are looked up, and rows that are read, together: many cost little more than one. (More rows than this no
-longer stay in a core's own cache on their way.)"""
+"""Positions that are looked up, and rows that are read, together: many cost little more than one. (More rows than this would
+no longer stay in a core's own cache until they are widened.)"""
 
 Batch = dict[str, Any]
 """tensors: {name: [share, …]}; positions, sources: [share]; amendments: how many were known; bad: a shard that could not be
@@ -41,14 +41,15 @@ class TrainSteps(Dataset[Batch]):
     ) -> None:  # fmt: skip
         self.stream, self.recipe, self.seed, self.substitute = stream, recipe, seed, substitute
         self.batch_size, self.share, self.rank = batch_size, batch_size // world, rank
-        self._looked_up = _Rows(0, Places(*[np.empty(0, np.int64)] * 5))
-        self._made = _Rows(0, {})
+        self._places, self._places_from = Places(*[np.empty(0, np.int64)] * 5), 0
+        self._examples: Examples | None = None
+        self._examples_from = 0
 
     def __getitem__(self, step: int) -> Batch:
-        row = (step - self._made.step) * self.share
-        if not 0 <= row < len(self._made.columns.get("positions", ())):
+        row = (step - self._examples_from) * self.share
+        if self._examples is None or not 0 <= row < len(self._examples.positions):
             try:
-                self._make(step, 1 if get_worker_info() else max(ROWS_AT_ONCE // self.share, 1))
+                self._read(step, 1 if get_worker_info() else max(ROWS_AT_ONCE // self.share, 1))
             except BadShard as bad:
                 if not self.substitute:
                     raise
@@ -58,43 +59,33 @@ class TrainSteps(Dataset[Batch]):
                     "amendments": len(self.stream.amendments),
                 }
             row = 0
-        here = slice(row, row + self.share)
-        tensors = {name: column[here] for name, column in self._made.columns.items()}
-        return {"positions": tensors.pop("positions"), "sources": tensors.pop("sources"), "tensors": tensors,
-                "amendments": len(self.stream.amendments)}  # fmt: skip
+        assert self._examples is not None
+        examples = self._examples.rows(slice(row, row + self.share))
+        return {"tensors": self.recipe.make_batch(examples, self.seed), "positions": examples.positions,
+                "sources": examples.sources, "amendments": len(self.stream.amendments)}  # fmt: skip
 
-    def _make(self, step: int, num_steps: int) -> None:
-        """Make the batches of some steps in one go; where a shard is bad, of the first alone."""
+    def _read(self, step: int, num_steps: int) -> None:
+        """Read what some steps need in one go; where a shard is bad, what the first alone needs."""
+        self.stream.read_ahead(step * self.batch_size, (step + num_steps) * self.batch_size - 1)
         try:
-            examples = self.stream.read(self._places_of(step, num_steps))
+            self._examples, self._examples_from = self.stream.read(self._places_of(step, num_steps)), step
         except BadShard:
             if num_steps == 1:
                 raise
-            return self._make(step, 1)
-        arrays = self.recipe.make_batch(examples, self.seed)
-        self._made = _Rows(step, {**arrays, "positions": examples.positions, "sources": examples.sources})
+            self._read(step, 1)
 
     def _places_of(self, step: int, num_steps: int) -> Places:
-        row, end = ((n - self._looked_up.step) * self.share for n in (step, step + num_steps))
-        if not 0 <= row < end <= len(self._looked_up.columns.positions):
+        row, end = ((n - self._places_from) * self.share for n in (step, step + num_steps))
+        if not 0 <= row < end <= len(self._places.positions):
             steps = step + np.arange(max(PLACES_AT_ONCE // self.share, num_steps))
-            self.stream.read_ahead(step * self.batch_size, int(steps[-1]) * self.batch_size)
             first = steps[:, None] * self.batch_size + self.rank * self.share
-            self._looked_up = _Rows(step, self.stream.places((first + np.arange(self.share)).ravel()))
+            self._places, self._places_from = self.stream.places((first + np.arange(self.share)).ravel()), step
             row, end = 0, num_steps * self.share
-        places: Places = self._looked_up.columns[row:end]
-        return places
+        return self._places.rows(slice(row, end))
 
     def forget(self) -> None:
         """Look positions up and read them anew: the stream was amended."""
-        self._looked_up, self._made = _Rows(0, self._looked_up.columns[:0]), _Rows(0, {})
-
-
-class _Rows(NamedTuple):
-    """What is known of the steps from one on, row by row."""
-
-    step: int
-    columns: Any
+        self._places, self._examples = self._places.rows(slice(0)), None
 
 
 class ValSteps(Dataset[Batch]):
@@ -115,7 +106,7 @@ class ValSteps(Dataset[Batch]):
     def __getitem__(self, step: int) -> Batch:
         rows = step * self.batch_size + self.rank * self.share + np.arange(self.share)
         last = len(self.places.positions) - 1
-        examples = self.stream.read(self.places[np.minimum(rows, last)])
+        examples = self.stream.read(self.places.rows(np.minimum(rows, last))).rows(slice(None))
         arrays = self.recipe.make_batch(examples, self.seed)
         arrays["labels"] = np.where((rows <= last)[:, None], arrays["labels"], IGNORED)
         return {"tensors": arrays, "positions": rows, "sources": examples.sources}

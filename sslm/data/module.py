@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from sslm.config import DataConfig, SourceConfig
 from sslm.data import preparation, windows
+from sslm.data import tokenizer as tokenizers
 from sslm.data.batches import Batch, Loader, TrainSteps, ValSteps, finished, with_tensors
 from sslm.data.mixture import Mixture, Stage, parse_weights, source_names
 from sslm.data.opening import open_corpora
@@ -66,8 +67,6 @@ class DataModule(LightningDataModule):
         self.first_step = 0
         """Optimizer steps already taken: the train loader starts there."""
         self.cache_dir = Path(data.cache_dir).expanduser() if data.cache_dir else platformdirs.user_cache_path("sslm")
-        self.tokenizer: Tokenizer | None
-        """None: the corpora are ids that came without one."""
         self.train_stream: Stream
         self.val_stream: Stream
         self._verifier: Verifier | None = None
@@ -84,7 +83,7 @@ class DataModule(LightningDataModule):
             return
         given = self.data.sources or [SourceConfig(path=self.data.train, name="")]
         wanted = self.data.tokenizer or self.default_tokenizer
-        corpora, self.tokenizer = open_corpora(given, wanted, self.data, self.cache_dir)
+        corpora, self._tokenizer = open_corpora(given, wanted, self.data, self.cache_dir)
         names = source_names(given)
         mixture = self._mixture(given, names, corpora)
         training: list[StreamSource] = []
@@ -104,6 +103,11 @@ class DataModule(LightningDataModule):
         """What text to validate on is tokenised with."""
         own = [str(corpus.tokenizer_folder) for corpus in corpora if corpus.tokenizer_sha256]
         return own[0] if own else self.data.tokenizer
+
+    @functools.cached_property
+    def tokenizer(self) -> Tokenizer | None:
+        """None: the corpora are ids that came without one. Loaded when it is first asked for: reading needs none."""
+        return tokenizers.load(self._tokenizer) if self._tokenizer is not None else None
 
     # -------------------------------------------------------------------------------------------- streams
 
@@ -192,7 +196,7 @@ class DataModule(LightningDataModule):
     @functools.cached_property
     def val_tokens(self) -> NDArray[np.int64]:
         """[sequences, window_len] the held-out tokens that are validated on."""
-        return self.val_stream.read(self.val_places).tokens
+        return self.val_stream.read(self.val_places).rows(slice(None)).tokens
 
     @functools.cached_property
     def unigram_entropy(self) -> float:

@@ -1,5 +1,6 @@
 """Whatever was given -> an open corpus: text that is prepared first, a prepared corpus here or at a URL, ids of other tools."""
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,8 +10,8 @@ from sslm.data import tokenizer as tokenizers
 from sslm.data.corpus import open_source
 from sslm.data.embedded import EMBEDDED
 from sslm.data.shards import Corpus, is_corpus, open_corpus
-from sslm.data.tokenizer import Tokenizer
 from sslm.errors import UserError
+from sslm.files import is_whole
 from sslm.terminal import preparation_progress
 
 DEFAULT_TOKENIZER = "bpe:2048"
@@ -18,8 +19,8 @@ DEFAULT_TOKENIZER = "bpe:2048"
 
 def open_corpora(
     given: Sequence[SourceConfig], tokenizer: str | None, data: DataConfig, cache_dir: Path
-) -> tuple[list[Corpus], Tokenizer | None]:
-    """All corpora of a run, and the one tokenizer that made them: the one asked for, else the first corpus' own.
+) -> tuple[list[Corpus], str | None]:
+    """All corpora of a run, and where the one tokenizer is that made them: the one asked for, else the first corpus' own.
 
     Args:
         tokenizer: as `data.tokenizer` takes it; None: not asked for.
@@ -40,11 +41,16 @@ def open_corpora(
         if own is not None and corpus.tokenizer_sha256 not in ("", own.tokenizer_sha256):
             raise UserError(f"{source.path}: was prepared with another tokenizer than {given[corpora.index(own)].path}; prepare it again "
                             f"with --tokenizer {own.tokenizer_folder}")  # fmt: skip
-    loaded = _load_tokenizer(own, tokenizer)
+    if own is not None:
+        _check_folder(own)
+        tokenizer = str(own.tokenizer_folder)
+    elif tokenizer is not None and tokenizers.bpe_size(tokenizer):
+        raise UserError(f"--data.tokenizer {tokenizer}: there is no text to train one on, only ids; give the tokenizer that made them, "
+                        f"or leave the flag out")  # fmt: skip
     for source, corpus in zip(given, corpora, strict=True):
-        if loaded is not None and not corpus.tokenizer_sha256:
-            foreign.check_vocabulary(corpus, str(source.path), str(tokenizer), len(loaded))
-    return corpora, loaded
+        if tokenizer is not None and not corpus.tokenizer_sha256:
+            foreign.check_vocabulary(corpus, str(source.path), tokenizer, len(tokenizers.load(tokenizer)))
+    return corpora, tokenizer
 
 
 def open_given(given: str | None, tokenizer: str | None, data: DataConfig, cache_dir: Path) -> Corpus:
@@ -103,16 +109,11 @@ def _check_tokenizer(given: str, corpus: Corpus, tokenizer: str) -> None:
                         f"prepare the text again: python -m sslm.prepare TEXT --tokenizer {tokenizer} --out DIR")  # fmt: skip
 
 
-def _load_tokenizer(corpus: Corpus | None, asked: str | None) -> Tokenizer | None:
-    """The tokenizer of a prepared corpus, or of ids without one the one asked for."""
-    if corpus is None:
-        if asked is not None and tokenizers.bpe_size(asked):
-            raise UserError(f"--data.tokenizer {asked}: there is no text to train one on, only ids; give the tokenizer that made them, "
-                            f"or leave the flag out")  # fmt: skip
-        return tokenizers.load(asked) if asked is not None else None
-    tokenizer = tokenizers.load(corpus.tokenizer_folder)
-    if tokenizers.identity(tokenizer) != corpus.tokenizer_sha256:
-        raise UserError(
-            f"{corpus.tokenizer_folder}: is not the tokenizer this corpus was prepared with; prepare it again"
-        )
-    return tokenizer
+def _check_folder(corpus: Corpus) -> None:
+    """See that a corpus' folder has the tokenizer that made it: its files, or one that gives the same ids."""
+    folder = corpus.tokenizer_folder
+    vouched = json.loads((corpus.folder / "index.json").read_text()).get("tokenizer_files")
+    if vouched and all(is_whole(folder / name, file["sha256"]) for name, file in vouched.items()):
+        return  # much quicker than to load it
+    if tokenizers.identity(tokenizers.load(folder)) != corpus.tokenizer_sha256:
+        raise UserError(f"{folder}: is not the tokenizer this corpus was prepared with; prepare it again")

@@ -20,7 +20,11 @@ import numpy as np
 import sslm
 from sslm.data import tokenizer as tokenizers
 from sslm.data.corpus import Source
+<<<<<<< HEAD
 from sslm.data.encoding import batches, encode, without_empty
+=======
+from sslm.data.encoding import HELD_OUT_EVERY, batches, encode, give_back_memory, is_held_out, without_empty
+>>>>>>> prep
 from sslm.data.journal import Journal
 from sslm.data.shards import FORMAT, Corpus, is_corpus, open_corpus
 from sslm.data.tokenizer import Tokenizer
@@ -170,6 +174,7 @@ def _tokenise(
             if time.monotonic() - last_entry > SECONDS_BETWEEN_ENTRIES:
                 journal.shards = writer.sync()
                 journal.write(part)
+                give_back_memory()
                 last_entry = time.monotonic()
             report(journal.documents - documents, journal.tokens - tokens, _share(journal, source))
 

@@ -1,7 +1,7 @@
 """The pure part of an objective: how the corpus' tokens become a batch. The data plane needs no more of an objective."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,12 +9,11 @@ from numpy.typing import NDArray
 Arrays = dict[str, NDArray[Any]]
 
 
-@dataclass(frozen=True)
-class Examples:
+class Examples(NamedTuple):
     """What the stream gives for n positions."""
 
-    tokens: NDArray[np.int64]
-    """[n, window_len] ids; places past a row's length are 0."""
+    tokens: NDArray[Any]
+    """[n, window_len] ids, int64 when an objective gets them; places past a row's length are 0."""
     positions: NDArray[np.int64]
     """[n] global index of each example."""
     epochs: NDArray[np.int64]
@@ -26,8 +25,13 @@ class Examples:
     documents: NDArray[np.int32] | None = None
     """[n, window_len] number of each token's document within its row, from 0; −1 past the row's length. None: not asked for."""
 
-    def __len__(self) -> int:
-        return len(self.tokens)
+    def rows(self, some: slice) -> "Examples":
+        """Some of them, their ids widened to int64."""
+        tokens, positions, epochs, sources, lengths, documents = self
+        return Examples(
+            tokens[some].astype(np.int64), positions[some], epochs[some], sources[some],
+            None if lengths is None else lengths[some], None if documents is None else documents[some],
+        )  # fmt: skip
 
     @property
     def counts(self) -> NDArray[np.bool_] | None:

@@ -7,7 +7,7 @@ beforehand, such as a shard that turned out to be bad).
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,8 +53,7 @@ class StreamSource:
         }
 
 
-@dataclass(frozen=True)
-class Places:
+class Places(NamedTuple):
     """Where examples stand: arrays of [n]."""
 
     positions: Ints
@@ -63,14 +62,13 @@ class Places:
     regions: Ints
     windows: Ints
 
-    def __getitem__(self, rows: slice | Ints) -> "Places":
-        return Places(*(column[rows] for column in self.__dict__.values()))
+    def rows(self, some: slice | Ints) -> "Places":
+        positions, sources, epochs, regions, windows = self
+        return Places(positions[some], sources[some], epochs[some], regions[some], windows[some])
 
     @staticmethod
     def joined(parts: Sequence["Places"]) -> "Places":
-        return Places(
-            *(np.concatenate(columns) for columns in zip(*(part.__dict__.values() for part in parts), strict=True))
-        )
+        return Places(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -101,6 +99,7 @@ class Stream:
         self.vocab_size, self.with_documents = vocab_size, with_documents
         self.amendments: list[Amendment] = []
         self._is_packed = isinstance(self.sources[0].windows, Packed)
+        self._is_remote = any(source.corpus.is_remote for source in self.sources)
         self._stride = self.sources[0].windows.stride
         self._dtype = np.result_type(*(source.corpus.dtype for source in self.sources))
         # regions of all sources, numbered through
@@ -166,6 +165,8 @@ class Stream:
 
     def read_ahead(self, first: int, last: int) -> None:
         """Let remote sources bring what positions first … last need, and the block of shards after it."""
+        if not self._is_remote:
+            return
         spans = zip(self.mixture.counts(first), self.mixture.counts(last), strict=True)
         for source, before, (begin, end) in zip(self.sources, self._first_shard.tolist(), spans, strict=True):
             if source.corpus.is_remote:
@@ -199,10 +200,10 @@ class Stream:
 
     def at(self, positions: Ints) -> Examples:
         """[n] positions -> their examples."""
-        return self.read(self.places(positions))
+        return self.read(self.places(positions)).rows(slice(None))
 
     def read(self, places: Places) -> Examples:
-        """The tokens at these places.
+        """The tokens at these places, in as few bytes as they take on the disk.
 
         Raises:
             BadShard: a file is missing or not what it was.
@@ -214,7 +215,7 @@ class Stream:
         documents = None if marks is None else np.cumsum(marks, axis=1, dtype=np.int32)
         if documents is not None and lengths is not None:
             documents[np.arange(self.window_len) >= lengths[:, None]] = -1
-        return Examples(narrow.astype(np.int64), places.positions, places.epochs, places.sources, lengths, documents)
+        return Examples(narrow, places.positions, places.epochs, places.sources, lengths, documents)
 
     def _read_cut(self, shards: Ints, windows: Ints) -> "Read":
         """Shard by shard: each row is one stretch of one."""
