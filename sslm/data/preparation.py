@@ -20,11 +20,7 @@ import numpy as np
 import sslm
 from sslm.data import tokenizer as tokenizers
 from sslm.data.corpus import Source
-<<<<<<< HEAD
-from sslm.data.encoding import batches, encode, without_empty
-=======
-from sslm.data.encoding import HELD_OUT_EVERY, batches, encode, give_back_memory, is_held_out, without_empty
->>>>>>> prep
+from sslm.data.encoding import batches, encode, give_back_memory, without_empty
 from sslm.data.journal import Journal
 from sslm.data.shards import FORMAT, Corpus, is_corpus, open_corpus
 from sslm.data.tokenizer import Tokenizer
