@@ -80,10 +80,9 @@ def test_stopped_and_resumed_with_other_workers_and_micro_batch(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("worlds", [(2, 4, 1), (4, 1, 2), (1, 2, 4)], ids=str)
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize(("strategy", "worlds"), [("ddp", (2, 4, 1)), ("fsdp", (1, 4, 2))])
 def test_stopped_and_resumed_on_other_numbers_of_processes(
-    mixture: list[str], straight: Path, tmp_path: Path, worlds: tuple[int, ...], strategy: str
+    mixture: list[str], straight: Path, tmp_path: Path, strategy: str, worlds: tuple[int, ...]
 ) -> None:
     run = tmp_path / "run"
     for part, world in enumerate(worlds):
