@@ -86,23 +86,19 @@ class DataModule(LightningDataModule):
         corpora, self._tokenizer = open_corpora(given, wanted, self.data, self.cache_dir)
         names = source_names(given)
         mixture = self._mixture(given, names, corpora)
-        training: list[StreamSource] = []
-        held_out: list[StreamSource] = []
-        for name, corpus in zip(names, corpora, strict=True):
-            for streamed, regions in zip((training, held_out), self._split(corpus, len(corpora)), strict=True):
-                streamed.append(self._source(name, corpus, regions))
         if self.data.val is not None:
-            [corpus], _ = open_corpora(
-                [SourceConfig(self.data.val)], self._own_tokenizer(corpora), self.data, self.cache_dir
-            )
-            held_out = [self._source("", corpus, windows.whole(corpus))]
+            own = next((str(corpus.tokenizer_folder) for corpus in corpora if corpus.tokenizer_sha256), self._tokenizer)
+            [val], _ = open_corpora([SourceConfig(self.data.val)], own, self.data, self.cache_dir)
+            train_regions, val_parts = [windows.whole(corpus) for corpus in corpora], [("", val, windows.whole(val))]
+        else:
+            least = max(self.batch_size // len(corpora), 1) * self.window_len
+            splits = [windows.split(corpus, least) for corpus in corpora]
+            train_regions = [regions for regions, _ in splits]
+            val_parts = [(name, corpus, split[1]) for name, corpus, split in zip(names, corpora, splits, strict=True)]
+        training = [self._source(*part) for part in zip(names, corpora, train_regions, strict=True)]
+        held_out = [self._source(*part) for part in val_parts]
         self.train_stream, self.val_stream = self._stream(training, mixture), self._stream(held_out, mixture)
         self._check_enough()
-
-    def _own_tokenizer(self, corpora: list[Corpus]) -> str | None:
-        """What text to validate on is tokenised with."""
-        own = [str(corpus.tokenizer_folder) for corpus in corpora if corpus.tokenizer_sha256]
-        return own[0] if own else self.data.tokenizer
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -120,17 +116,12 @@ class DataModule(LightningDataModule):
         """Entries of the tokenizer, or one more than the largest id."""
         if self.tokenizer is not None:
             return len(self.tokenizer)
-        return max(source.corpus.vocab_size for source in self.train_stream.sources)
+        return max(source.corpus.vocab_size for source in (*self.train_stream.sources, *self.val_stream.sources))
 
     @property
     def mixes(self) -> bool:
         """Whether there are several sources, to be told apart in what is logged."""
         return len(self.train_stream.sources) > 1
-
-    def _split(self, corpus: Corpus, num_corpora: int) -> tuple[list[Region], list[Region]]:
-        if self.data.val is not None:
-            return windows.whole(corpus), []
-        return windows.split(corpus, max(self.batch_size // num_corpora, 1) * self.window_len)
 
     def _source(self, name: str, corpus: Corpus, regions: list[Region]) -> StreamSource:
         if not corpus.num_documents and (self.data.document_mask or self.data.packing == "best_fit"):
@@ -169,10 +160,10 @@ class DataModule(LightningDataModule):
             )
             least = 1 if self.mixes else self.batch_size
             if asked and source.num_windows < least:
+                less = f", less than one batch of {least}" if least > 1 else ""
                 raise UserError(
                     f"{source.name or self.data.train or 'the corpus'}: {source.corpus.num_tokens} tokens give {source.num_windows} "
-                    f"training sequences, less than one {'' if self.mixes else f'batch of {self.batch_size}'}; bring more text, or "
-                    f"lower --batch_size or --seq_len"
+                    f"training sequences{less}; bring more text, or lower --batch_size or --seq_len"
                 )
         if self.val_stream.num_windows == 0:
             raise UserError(
@@ -194,14 +185,15 @@ class DataModule(LightningDataModule):
         return Places.joined(parts)
 
     @functools.cached_property
-    def val_tokens(self) -> NDArray[np.int64]:
-        """[sequences, window_len] the held-out tokens that are validated on."""
-        return self.val_stream.read(self.val_places).rows(slice(None)).tokens
+    def val_tokens(self) -> list[NDArray[np.int64]]:
+        """The held-out sequences that are validated on, without padding."""
+        tokens, *_, lengths, _ = self.val_stream.read(self.val_places).rows(slice(None))
+        return list(tokens) if lengths is None else [row[:n] for row, n in zip(tokens, lengths, strict=True)]
 
     @functools.cached_property
     def unigram_entropy(self) -> float:
         """Entropy in nats of the held-out tokens' own frequencies: the loss of a model that knows these and nothing else."""
-        counts = np.bincount(self.val_tokens.ravel())
+        counts = np.bincount(np.concatenate(self.val_tokens))
         shares = counts[counts > 0] / counts.sum()
         return float(-(shares * np.log(shares)).sum())
 
@@ -210,8 +202,8 @@ class DataModule(LightningDataModule):
         """UTF-8 bytes of the held-out sequences' text over their tokens; None where the ids are of no text."""
         if self.tokenizer is None:
             return None
-        texts = self.tokenizer.batch_decode(self.val_tokens, skip_special_tokens=True)
-        return sum(len(text.encode()) for text in texts) / self.val_tokens.size
+        texts = self.tokenizer.batch_decode([row.tolist() for row in self.val_tokens], skip_special_tokens=True)
+        return sum(len(text.encode()) for text in texts) / sum(map(len, self.val_tokens))
 
     # -------------------------------------------------------------------------------------------- state
 

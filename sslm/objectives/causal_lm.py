@@ -70,9 +70,9 @@ class CausalLM(Objective):
     def samples(self, data: Any) -> list[str]:
         if data.tokenizer is None:
             return []
-        length = min(PROMPT_TOKENS, data.seq_len // 2)
-        spread = np.arange(NUM_SAMPLES) * len(data.val_tokens) // NUM_SAMPLES
-        prompts = torch.from_numpy(data.val_tokens[spread, :length]).to(self.device)
+        spread = [data.val_tokens[i * len(data.val_tokens) // NUM_SAMPLES] for i in range(NUM_SAMPLES)]
+        length = min(PROMPT_TOKENS, data.seq_len // 2, *map(len, spread))
+        prompts = torch.from_numpy(np.stack([row[:length] for row in spread])).to(self.device)
         was_training = self.network.training
         self.network.eval()
         tokens = sample(self.network, prompts, data.seq_len, SAMPLE_TOKENS, self.seed).tolist()
