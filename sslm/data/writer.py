@@ -42,11 +42,11 @@ class CorpusWriter:
 
         Where they span shards, each shard's share of `num_bytes` is that of its tokens.
         """
-        while len(ids):
+        while len(ids) or len(ends):  # an empty document has an end and no ids
             shard = self._open.get(split) or self._begin(split)
             fits = min(self.shard_tokens - shard.num_tokens, len(ids))
             ended = int(np.searchsorted(ends, fits, side="right"))
-            bytes_of_it = num_bytes * fits // len(ids)
+            bytes_of_it = num_bytes * fits // max(len(ids), 1)
             shard.add(ids[:fits], ends[:ended], bytes_of_it)
             ids, ends, num_bytes = ids[fits:], ends[ended:] - fits, num_bytes - bytes_of_it
             if shard.num_tokens == self.shard_tokens:
