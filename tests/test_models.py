@@ -197,7 +197,10 @@ def test_flops_agree_with_published_counts() -> None:
     assert per_token(tiny_llama, 2048) == pytest.approx(7.31e9, rel=0.005)
 
 
-@pytest.mark.parametrize("name", ["sslm.data.order", "sslm.data.stream", "sslm.flops", "sslm.optim"])
+DATA = [f"sslm.data.{name}" for name in ("order", "mixture", "windows", "packing", "remote")]
+
+
+@pytest.mark.parametrize("name", [*DATA, "sslm.flops", "sslm.models.masks", "sslm.optim"])
 def test_docstrings_examples(name: str) -> None:
     found = doctest.testmod(
         importlib.import_module(name),

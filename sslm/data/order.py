@@ -39,7 +39,7 @@ def permute(indices: Indices, size: int, *key: object) -> Indices:
     """The permutation of 0 … size−1 that `key` names, at the given indices; size is at most 2^62.
 
     >>> permute(np.arange(8, dtype=np.uint64), 8, "seed", 0).tolist()
-    [7, 6, 4, 5, 2, 0, 1, 3]
+    [3, 0, 1, 6, 5, 4, 2, 7]
     """
     num_rows = math.isqrt(max(size - 1, 0)) + 1
     num_columns = -(-size // num_rows)
