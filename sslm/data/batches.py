@@ -19,9 +19,8 @@ from sslm.data.stream import Places, Stream
 from sslm.errors import UserError
 
 IGNORED = -100
-PLACES_AT_ONCE, ROWS_AT_ONCE = 4096, 64
-"""Positions that are looked up, and rows that are read, together: many cost little more than one. (More rows than this would
-no longer stay in a core's own cache until they are widened.)"""
+PLACES_AT_ONCE, ROWS_AT_ONCE = 4096, 256
+"""Positions that are looked up, and rows that are read, together: many cost little more than one."""
 
 Batch = dict[str, Any]
 """tensors: {name: [share, …]}; positions, sources: [share]; amendments: how many were known; bad: a shard that could not be
