@@ -77,6 +77,22 @@ def test_substituted_shard_is_recorded_and_the_run_goes_on_alike(corpus: Path, t
     assert losses_of(run) == losses
 
 
+def test_shard_that_is_gone_when_a_run_goes_back_behind_its_amendment(corpus: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = flags_of(corpus, run, "--data.on_bad_shard", "substitute", "--checkpoint.keep_last", "null")
+    assert main([*flags, "--max_steps", "12"]) == 0
+    names = [shard.file for shard in open_corpus(corpus).shards if shard.split == "train"]
+    later = {"from_position": 44, "source": "", "file": names[0], "reason": "gone", "kind": "bad_shard"}
+    (run / "amendments.jsonl").write_text(json.dumps(later) + "\n")
+    for step in (8, 12):
+        shutil.rmtree(run / f"checkpoints/step-{step:06d}")
+    (corpus / names[0]).unlink()
+    assert main([*flags, "--max_steps", "12"]) == 0
+    positions = [json.loads(line)["from_position"] for line in (run / "amendments.jsonl").read_text().splitlines()]
+    assert positions[0] == 44
+    assert 16 <= positions[1] < 44
+
+
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
 def test_missing_and_truncated_shards_are_named_at_once(
     corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], damage: str

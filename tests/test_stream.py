@@ -243,6 +243,19 @@ def test_bad_shard_is_replaced_from_its_position_on_and_nowhere_else(tmp_path: P
             after.amend(Amendment(30, "a", bad, "bit rot"))
 
 
+def test_what_was_read_before_another_shard_turned_bad_is_read_so_again(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "c", [[80], [80], [80], [80]])
+    one, both = make_stream(corpus), make_stream(corpus)
+    for stream in (one, both):
+        stream.amend(Amendment(10, "a", "train-00001.bin", "bit rot"))
+    both.amend(Amendment(40, "a", "train-00002.bin", "bit rot"))  # into which the first was replaced
+    positions = np.arange(90)
+    before, after = one.at(positions).tokens, both.at(positions).tokens
+    assert (after[:40] == before[:40]).all()
+    assert ((after[10:40] >= 160) & (after[10:40] < 240)).any()
+    assert not ((after[40:] >= 80) & (after[40:] < 240)).any()
+
+
 def test_ids_past_the_vocabulary_are_damage(tmp_path: Path) -> None:
     stream = make_stream(make_corpus(tmp_path / "c", [[80], [80]]))
     stream.vocab_size = 100

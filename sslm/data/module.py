@@ -233,7 +233,7 @@ class DataModule(LightningDataModule):
             write: append to the run's file, on the disk before this returns.
         """
         position = step * self.batch_size
-        known = {(one.source, one.file) for one in self.train_stream.amendments}
+        known = {(one.source, one.file) for one in self.train_stream.amendments if one.from_position <= position}
         found = [Amendment(position, *shard, reason) for shard, reason in sorted(shards.items()) if shard not in known]
         if write and self.amendments_file is not None:
             with open(self.amendments_file, "a") as stream:

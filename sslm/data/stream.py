@@ -130,35 +130,37 @@ class Stream:
                 here = sources == i
                 epochs[here], regions[here], windows[here] = self.sources[i].order.at(numbers[here])
         places = Places(positions, sources, epochs, regions, windows)
-        for amendment in self.amendments:
-            self._amend(places, amendment)
+        for number in range(len(self.amendments)):
+            self._amend(places, number)
         return places
 
     def amend(self, amendment: Amendment) -> None:
-        """Take an amendment into account from now on.
+        """Take an amendment into account from its position on.
 
         Raises:
             UserError: the source has no sound shard left.
         """
         self.amendments.append(amendment)
         for source in self.sources:
-            if source.name == amendment.source and not self._sound(source):
+            if source.name == amendment.source and not self._sound(source, self.amendments):
                 raise UserError(f"{source.name or 'the corpus'}: every shard is bad ({amendment.reason})")
 
-    def _sound(self, source: StreamSource) -> list[int]:
-        bad = {amendment.file for amendment in self.amendments if amendment.source == source.name}
+    def _sound(self, source: StreamSource, amendments: Sequence[Amendment]) -> list[int]:
+        bad = {amendment.file for amendment in amendments if amendment.source == source.name}
         return [
             i for i, region in enumerate(source.regions) if region.shard.file not in bad and source.order.num_windows[i]
         ]
 
-    def _amend(self, places: Places, amendment: Amendment) -> None:
+    def _amend(self, places: Places, number: int) -> None:
+        """Apply one amendment as if no later one were known: what was read before those were found stays as it was read."""
+        amendment = self.amendments[number]
         for i, source in enumerate(self.sources):
             bad = [n for n, region in enumerate(source.regions) if region.shard.file == amendment.file]
             if source.name != amendment.source or not bad:
                 continue
             rows = np.isin(places.regions, bad) & (places.sources == i) & (places.positions >= amendment.from_position)
             if rows.any():
-                sound = self._sound(source)
+                sound = self._sound(source, self.amendments[: number + 1])
                 instead = next((n for n in sound if n > bad[-1]), sound[0])
                 places.regions[rows] = instead
                 places.windows[rows] %= source.order.num_windows[instead]
