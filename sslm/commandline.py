@@ -220,6 +220,16 @@ def _check_list(value: Any, item: Any, name: str) -> None:
         _check_keys(one, item, f"{name}.")
         if missing := [key for key in needed if one.get(key) is None]:
             raise UserError(f"--{name} {one}: {missing[0]} is missing; expected {example}")
+        for field in dataclasses.fields(item):
+            if field.name in one and not _fits(one[field.name], field.type):
+                raise UserError(f"--{name}: {field.name} {one[field.name]}: expected {_kind(field.type)}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether an item's value, as YAML has it, is of a field's type."""
+    parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    allowed = {typing.get_origin(part) or part for part in parts}
+    return not isinstance(value, bool) and isinstance(value, tuple(allowed | {int} if float in allowed else allowed))
 
 
 def _whole(value: Any, kind: Any) -> Any:
@@ -250,6 +260,8 @@ def _choices(kind: Any) -> list[str]:
 
 
 def _kind(kind: Any) -> str:
+    if typing.get_origin(kind) is dict:
+        return "names and numbers, such as {web: 1}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     if isinstance(kind, types.UnionType):
         return " or ".join(_kind(part) for part in typing.get_args(kind))
