@@ -33,6 +33,10 @@ if TYPE_CHECKING:
     from sslm.objectives.base import Objective
 
 
+UNREAD_SHARE = 0.01
+"""Windows don't cross shards; of the tokens at shards' ends that stand in none, more than this is worth a word."""
+
+
 @exits_politely
 def main(arguments: list[str] | None = None) -> int:
     config = parse(sys.argv[1:] if arguments is None else arguments)
@@ -305,10 +309,12 @@ def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> No
         f"{data.vocab_size:,} kinds; {stream.num_windows:,} training and {data.val_stream.num_windows:,} held-out sequences of "
         f"{config.seq_len}")  # fmt: skip
     for source in stream.sources:
+        of_it = f" of {source.name}" if source.name else ""
         if isinstance(source.windows, Packed):
-            say(
-                f"Packing{' of ' + source.name if source.name else ''}: {source.windows.fill:.1%} of the places hold a token"
-            )
+            say(f"Packing{of_it}: {source.windows.fill:.1%} of the places hold a token")
+        elif source.windows.num_unread > UNREAD_SHARE * source.corpus.num_tokens:
+            say(f"Warning: {count(source.windows.num_unread)} tokens{of_it} stand in no sequence of {config.seq_len}: its shards are short; "
+                f"prepare it with larger ones, or lower --seq_len")  # fmt: skip
     say(f"Model: {config.objective.name}, {model.config.model_type} with {count(model.num_parameters())} parameters")
     say(f"Training: {steps} steps of {config.batch_size} sequences, {count(steps * config.batch_size * config.seq_len)} tokens"
         + ("" if data.mixes else f", {steps * config.batch_size / stream.num_windows:.2f} epochs"))  # fmt: skip

@@ -91,6 +91,16 @@ def train_tiny(tiny: list[str]) -> TrainTiny:
     return run
 
 
+@pytest.fixture
+def one_compiler() -> Iterator[None]:
+    """torch.compile in this process: no pool of compilers that outlives the test. (pytest's monkeypatch, undone, leaves torch's
+    config without the entry.)"""
+    import torch._inductor.config as inductor
+
+    with inductor.patch(compile_threads=1):
+        yield
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
     """No test leaves a process or a thread running."""

@@ -310,12 +310,10 @@ def test_activation_checkpointing_recomputes_with_the_mask() -> None:
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_compiled_blocks_take_the_mask_and_other_documents_compile_nothing_anew(
-    monkeypatch: pytest.MonkeyPatch,
+    one_compiler: None,
 ) -> None:
-    import torch._inductor.config
     from torch._dynamo.utils import counters
 
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool of compilers that outlives the test
     torch._dynamo.reset()
     counters.clear()
     pairs = zip(llamas_gradients(), llamas_gradients(compile_blocks=True), strict=True)

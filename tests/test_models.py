@@ -114,11 +114,8 @@ def test_activation_checkpointing_changes_no_gradient() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-def test_compilation_changes_no_gradient_and_samples_compile_nothing_anew(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch._inductor.config
+def test_compilation_changes_no_gradient_and_samples_compile_nothing_anew(one_compiler: None) -> None:
     from torch._dynamo.utils import counters
-
-    monkeypatch.setattr(torch._inductor.config, "compile_threads", 1)  # no pool of compilers that outlives the test
 
     torch._dynamo.reset()
     counters.clear()

@@ -452,7 +452,7 @@ def test_prepare_verb_makes_what_training_takes(tmp_path: Path, text: Path, caps
 
 
 MEMORY = """
-import resource, statistics, sys
+import resource, sys
 from pathlib import Path
 from sslm.data import corpus, preparation, tokenizer
 kind, size, known, out = sys.argv[1:]
@@ -474,15 +474,14 @@ resident = []
 def watch(*done):
     resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20)
 made = preparation.prepare(source, tokenizer.load(known), Path(out), watch)
-quarter = len(resident) // 4
-early, late = statistics.median(resident[quarter : 2 * quarter]), statistics.median(resident[-quarter:])
-print(made.num_documents, round(early), round(late), max(resident))
+half = len(resident) // 2  # it goes up and down by 60 MB as heaps fill and are given back: peaks are compared
+print(made.num_documents, max(resident[:half]), max(resident[half:]))
 """
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("kind", "size"), [("documents", 60_000_000), ("tiny", 1_000_000), ("line", 60_000_000)])
+@pytest.mark.parametrize(("kind", "size"), [("documents", 180_000_000), ("tiny", 1_000_000), ("line", 60_000_000)])
 def test_memory_does_not_grow_with_the_text(
     kind: str, size: int, text: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
@@ -490,8 +489,8 @@ def test_memory_does_not_grow_with_the_text(
     shutil.copy(text, tmp_path / "t/text.txt")
     done = run_command(["-c", MEMORY, kind, str(size), str(tmp_path / "t"), str(tmp_path / "c")], timeout=500)
     assert done.returncode == 0, done.stderr
-    num_documents, early, late, most = map(int, done.stdout.split())
-    print(f"{kind}: {early} MB early, {late} MB late, at most {most} MB")
+    num_documents, early, late = map(int, done.stdout.split())
+    print(f"{kind}: at most {early} MB in the first half, {late} MB in the second")
     assert kind == "documents" or num_documents == {"tiny": size, "line": 1}[kind]
     assert late < early + 40
-    assert most < 900
+    assert late < 900
