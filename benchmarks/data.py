@@ -28,10 +28,14 @@ from children import measure, measure_ranks
 from text import set_up
 
 PACKAGES = {
-    "sslm": "sslm", "litdata": "litdata", "mosaic": "streaming", "hf_map": "torchdata", "hf_streaming": "torchdata",
+    "sslm": "sslm", "sslm_mixture": "sslm", "litdata": "litdata", "mosaic": "streaming", "hf_map": "torchdata", "hf_streaming": "torchdata",
     "megatron": "torch", "limit": "torch",
 }  # fmt: skip
 """System -> what has to be importable."""
+BORROWED = {"hf_streaming": "", "sslm_mixture": "sslm"}
+"""Systems that prepare nothing, and whose prepared form they read: none's, or another's."""
+UNINTERRUPTED = {"limit", "sslm_mixture"}
+"""Systems of which nothing is resumed."""
 ONE_LENGTH = {"mosaic", "hf_map"}
 """Systems whose prepared form serves one sequence length."""
 SHAPES = ((16, 1024), (8, 2048))
@@ -179,7 +183,8 @@ class Bench:
                 "tokenizer": str(self.work / "tokenizer"), "prepared": str(out), "seq_len": seq_len}  # fmt: skip
 
     def _prepared(self, name: str, seq_len: int) -> Path:
-        if name == "hf_streaming":
+        name = BORROWED.get(name, name)
+        if not name:
             return self.work / "text"
         return self.work / "prepared" / (f"{name}-{seq_len}" if name in ONE_LENGTH else name)
 
@@ -187,10 +192,10 @@ class Bench:
         return str(self.work / "states" / f"{name}-{topology}.pickle")
 
     def _preparing(self) -> list[str]:
-        return [name for name in self.names if name != "hf_streaming"]
+        return [name for name in self.names if name not in BORROWED]
 
     def _trainers(self) -> list[str]:
-        return [name for name in self.names if name != "limit"]
+        return [name for name in self.names if name not in UNINTERRUPTED]
 
     def _keep(self, name: str, what: str | None, answer: dict[str, Any], key: str, *where: str) -> None:
         """Add a figure to its list, or say that there is none."""

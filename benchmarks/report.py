@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 TITLES = {
-    "sslm": "**sslm**", "litdata": "litData", "mosaic": "Mosaic streaming", "hf_map": "HF datasets (map)",
+    "sslm": "**sslm**", "sslm_mixture": "**sslm**, two sources mixed, documents numbered", "litdata": "litData", "mosaic": "Mosaic streaming", "hf_map": "HF datasets (map)",
     "hf_streaming": "HF datasets (streaming, tokenising)", "megatron": "Megatron-style flat file", "limit": "*limit*",
 }  # fmt: skip
 

@@ -201,7 +201,7 @@ def test_loader_processes_give_the_same_batches(text: Path, cache: Path) -> None
 
 def test_loader_processes_read_packed_mixtures_alike(mixed: Stream) -> None:
     def digests(workers: int) -> list[int]:
-        loader = Loader(TrainSteps(mixed, CausalLMRecipe(), 4, 0), 3, 9, workers, mixed.vocab_size)
+        loader = Loader(TrainSteps(mixed, CausalLMRecipe(), 4, 0), 3, 9, workers)
         assert len(loader) == 6
         return [finished(batch, 2, with_digest=True)["digest"] for batch in loader]
 

@@ -1,15 +1,29 @@
-"""sslm: the DataModule that training uses. Its state is the number of steps taken."""
+"""sslm: its streams and loader, in a loop without Lightning. The state is the number of steps taken."""
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from sslm.config import DataConfig
-from sslm.data.module import DataModule
-from sslm.objectives.causal_lm import CausalLMRecipe
+from sslm.data.assembly import open_streams
+from sslm.data.batches import Loader, TrainSteps
+from sslm.data.recipe import Arrays, Examples, Recipe
 
 from . import SEED, Share
+
+
+class NextToken(Recipe):
+    """What the causal objective does; that one lives beside its Lightning module, which no other row imports either."""
+
+    def window_len(self, seq_len: int) -> int:
+        return seq_len + 1
+
+    def stride(self, seq_len: int) -> int:
+        return seq_len
+
+    def make_batch(self, examples: Examples, seed: int) -> Arrays:
+        batch = {"input_ids": examples.tokens[:, :-1], "labels": examples.tokens[:, 1:]}
+        return batch if examples.documents is None else batch | {"segment_ids": examples.documents[:, :-1]}
 
 
 def prepare(text: Path, tokenizer: Path, out: Path, seq_len: int) -> None:
@@ -21,20 +35,20 @@ def prepare(text: Path, tokenizer: Path, out: Path, seq_len: int) -> None:
 
 class Reader:
     def __init__(self, prepared: Path, tokenizer: Path, share: Share, state: Any) -> None:
-        config = DataConfig(train=str(prepared), num_workers=share.num_workers)
-        data = DataModule(config, CausalLMRecipe(), seq_len=share.seq_len, batch_size=share.batch_size, seed=SEED)
-        data.setup()
-        data.trainer = SimpleNamespace(  # type: ignore[assignment]
-            global_rank=share.rank, world_size=share.world, max_steps=data.train_stream.num_windows // share.batch_size
-        )
-        data.first_step = self.step = state["step"] if state else 0
-        self.data = data
+        config, recipe = self.config(prepared), NextToken()
+        stream = open_streams(config, recipe, seq_len=share.seq_len, batch_size=share.batch_size, seed=SEED).train
+        self.steps = TrainSteps(stream, recipe, share.batch_size, SEED, share.rank, share.world)
+        self.num_steps, self.num_workers = stream.num_windows // share.batch_size, share.num_workers
+        self.step = state["step"] if state else 0
+
+    def config(self, prepared: Path) -> DataConfig:
+        return DataConfig(train=str(prepared))
 
     def __iter__(self) -> Iterator[tuple[Any, Any]]:
-        for batch in self.data.train_dataloader():
+        for batch in Loader(self.steps, self.step, self.num_steps, self.num_workers):
             self.step += 1
             yield batch["tensors"]["input_ids"], batch["tensors"]["labels"]
-        self.data.first_step = self.step = 0
+        self.step = 0
 
     def state(self) -> Any:
         return {"step": self.step}

@@ -117,11 +117,11 @@ class Loader:
     Processes send arrays in few bytes: what a batch costs them is mostly the way from one process to the other.
     """
 
-    def __init__(self, steps: TrainSteps | ValSteps, first: int, end: int, num_workers: int, vocab_size: int) -> None:
+    def __init__(self, steps: TrainSteps | ValSteps, first: int, end: int, num_workers: int = 0) -> None:
         self.steps, self.range = steps, range(first, end)
         self.workers: DataLoader[Batch] | None = None
         if num_workers:
-            kind = np.dtype(np.int16 if vocab_size <= 1 << 15 else np.int32)
+            kind = np.dtype(np.int16 if steps.stream.vocab_size <= 1 << 15 else np.int32)
             self.workers = DataLoader(_Narrow(steps, kind), batch_size=None, sampler=self.range, num_workers=num_workers, collate_fn=_as_it_is,
                                       persistent_workers=True)  # fmt: skip
 

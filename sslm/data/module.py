@@ -8,29 +8,19 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import platformdirs
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 
-from sslm.config import DataConfig, SourceConfig
-from sslm.data import preparation, windows
+from sslm.config import DataConfig
+from sslm.data import preparation
 from sslm.data import tokenizer as tokenizers
+from sslm.data.assembly import cache_folder, open_streams
 from sslm.data.batches import Batch, Loader, TrainSteps, ValSteps, finished, with_tensors
-from sslm.data.mixture import Mixture, Stage, parse_weights, source_names
-from sslm.data.opening import open_corpora
-from sslm.data.order import Order
-from sslm.data.packing import Packed, pack
 from sslm.data.recipe import Recipe
-from sslm.data.shards import Corpus
-from sslm.data.stream import Amendment, Places, Stream, StreamSource
+from sslm.data.stream import Amendment, Places, Stream
 from sslm.data.tokenizer import Tokenizer
 from sslm.data.verification import Verifier
-from sslm.data.windows import Cut, Region
-from sslm.errors import UserError, nearest
-from sslm.terminal import say
-
-REMOTE_BLOCK_SHARDS = 4
-"""Shards of a remote corpus that are shuffled together, unless said otherwise."""
+from sslm.errors import UserError
 
 
 class DataModule(LightningDataModule):
@@ -66,7 +56,6 @@ class DataModule(LightningDataModule):
         self.amendments_file = amendments
         self.first_step = 0
         """Optimizer steps already taken: the train loader starts there."""
-        self.cache_dir = Path(data.cache_dir).expanduser() if data.cache_dir else platformdirs.user_cache_path("sslm")
         self.train_stream: Stream
         self.val_stream: Stream
         self._verifier: Verifier | None = None
@@ -79,26 +68,11 @@ class DataModule(LightningDataModule):
         Raises:
             UserError: bad text, a tokenizer that does not match, less text than one batch.
         """
-        if hasattr(self, "train_stream"):
-            return
-        given = self.data.sources or [SourceConfig(path=self.data.train, name="")]
-        wanted = self.data.tokenizer or self.default_tokenizer
-        corpora, self._tokenizer = open_corpora(given, wanted, self.data, self.cache_dir)
-        names = source_names(given)
-        mixture = self._mixture(given, names, corpora)
-        if self.data.val is not None:
-            own = next((str(corpus.tokenizer_folder) for corpus in corpora if corpus.tokenizer_sha256), self._tokenizer)
-            [val], _ = open_corpora([SourceConfig(self.data.val)], own, self.data, self.cache_dir)
-            train_regions, val_parts = [windows.whole(corpus) for corpus in corpora], [("", val, windows.whole(val))]
-        else:
-            least = max(self.batch_size // len(corpora), 1) * self.window_len
-            splits = [windows.split(corpus, least) for corpus in corpora]
-            train_regions = [regions for regions, _ in splits]
-            val_parts = [(name, corpus, split[1]) for name, corpus, split in zip(names, corpora, splits, strict=True)]
-        training = [self._source(*part) for part in zip(names, corpora, train_regions, strict=True)]
-        held_out = [self._source(*part) for part in val_parts]
-        self.train_stream, self.val_stream = self._stream(training, mixture), self._stream(held_out, mixture)
-        self._check_enough()
+        if not hasattr(self, "train_stream"):
+            self.train_stream, self.val_stream, self._tokenizer = open_streams(
+                self.data, self.recipe, seq_len=self.seq_len, batch_size=self.batch_size, seed=self.seed,
+                tokenizer=self.default_tokenizer,
+            )  # fmt: skip
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -122,53 +96,6 @@ class DataModule(LightningDataModule):
     def mixes(self) -> bool:
         """Whether there are several sources, to be told apart in what is logged."""
         return len(self.train_stream.sources) > 1
-
-    def _source(self, name: str, corpus: Corpus, regions: list[Region]) -> StreamSource:
-        if not corpus.num_documents and (self.data.document_mask or self.data.packing == "best_fit"):
-            raise UserError(f"{name or self.data.train}: does not say where its documents end, as --data.document_mask and --data.packing "
-                            f"best_fit need; give the id that ends them: --data.end_id N")  # fmt: skip
-        stride = self.recipe.stride(self.seq_len)
-        how: Cut | Packed = Cut(regions, self.window_len, stride)
-        if self.data.packing == "best_fit":
-            how = pack(corpus, regions, self.window_len, stride, self.cache_dir, say)
-        block = self.data.block_shards or (REMOTE_BLOCK_SHARDS if corpus.is_remote else None)
-        return StreamSource(name, corpus, regions, how, Order(how.num_windows, (self.seed, "order", name), block))
-
-    def _stream(self, sources: list[StreamSource], mixture: Mixture) -> Stream:
-        largest = max(source.corpus.vocab_size for source in sources)
-        return Stream(sources, mixture, self.window_len, largest, self.data.document_mask)
-
-    def _mixture(self, given: list[SourceConfig], names: list[str], corpora: list[Corpus]) -> Mixture:
-        sizes = [corpus.num_tokens for corpus in corpora]
-        stages = [(0, [source.weight for source in given])]
-        for stage in self.data.stages or []:
-            for name in stage.weights:
-                if name not in names:
-                    raise UserError(
-                        f"--data.stages: there is no source {name}{nearest(name, names)}; there are {', '.join(names)}"
-                    )
-            if (position := -(-stage.at_tokens // self.seq_len)) <= stages[-1][0]:
-                raise UserError(f"--data.stages: at_tokens {stage.at_tokens} does not come after the stage before it; order them by at_tokens, "
-                                f"the first above 0")  # fmt: skip
-            stages.append((position, [stage.weights.get(name, 0) for name in names]))
-        return Mixture(tuple(Stage(position, parse_weights(weights, sizes)) for position, weights in stages))
-
-    def _check_enough(self) -> None:
-        for source in self.train_stream.sources:
-            asked = any(
-                stage.weights[self.train_stream.sources.index(source)] for stage in self.train_stream.mixture.stages
-            )
-            least = 1 if self.mixes else self.batch_size
-            if asked and source.num_windows < least:
-                less = f", less than one batch of {least}" if least > 1 else ""
-                raise UserError(
-                    f"{source.name or self.data.train or 'the corpus'}: {source.corpus.num_tokens} tokens give {source.num_windows} "
-                    f"training sequences{less}; bring more text, or lower --batch_size or --seq_len"
-                )
-        if self.val_stream.num_windows == 0:
-            raise UserError(
-                f"{self.data.val or 'held-out text'}: less than one sequence of {self.seq_len} tokens to validate on"
-            )
 
     @functools.cached_property
     def val_places(self) -> Places:
@@ -252,12 +179,12 @@ class DataModule(LightningDataModule):
         self._train_steps = TrainSteps(self.train_stream, self.recipe, self.batch_size, self.seed, rank, world,
                                        substitute=self.data.on_bad_shard == "substitute")  # fmt: skip
         end = self.total_steps or self.trainer.max_steps  # type: ignore[union-attr]
-        return self._loader(self._train_steps, self.first_step, end)
+        return Loader(self._train_steps, self.first_step, end, self.data.num_workers)
 
     def val_dataloader(self) -> Loader:
         rank, world = self._rank_and_world()
         steps = ValSteps(self.val_stream, self.val_places, self.recipe, self.batch_size, self.seed, rank, world)
-        return self._loader(steps, 0, steps.num_steps)
+        return Loader(steps, 0, steps.num_steps, self.data.num_workers)
 
     def _rank_and_world(self) -> tuple[int, int]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
@@ -266,9 +193,6 @@ class DataModule(LightningDataModule):
                 f"--batch_size {self.batch_size}: can't be shared by {world} devices; give a multiple of {world}"
             )
         return rank, world
-
-    def _loader(self, steps: TrainSteps | ValSteps, first: int, end: int) -> Loader:
-        return Loader(steps, first, end, self.data.num_workers, steps.stream.vocab_size)
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if self.trainer is None or not self.trainer.training:
@@ -286,7 +210,7 @@ class DataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         if self._verifier is None and trainer.local_rank == 0:
-            self._verifier = Verifier(self.train_stream.sources, preparation.remembering_hash(self.cache_dir))
+            self._verifier = Verifier(self.train_stream.sources, preparation.remembering_hash(cache_folder(self.data)))
         if self._verifier is not None and (bad := self._verifier.found()) is not None:
             if self.data.on_bad_shard == "fail":
                 raise bad

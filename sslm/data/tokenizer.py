@@ -10,11 +10,17 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-from transformers import AutoTokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+from typing import TYPE_CHECKING, Any
 
 from sslm.data.corpus import Piece
 from sslm.errors import UserError
+
+if TYPE_CHECKING:  # importing transformers takes seconds, and reading a prepared corpus needs none of it
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    Tokenizer = PreTrainedTokenizerBase
+else:
+    Tokenizer = Any
 
 END_OF_TEXT = "<|endoftext|>"
 USUAL_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
@@ -23,8 +29,6 @@ TRAINING_CHARS = 1 << 28
 
 LONG_RUN = re.compile(r"\S{400}")
 """Training takes quadratic time in a word's length, and a line of base64 is one word: longer runs are trained on in parts."""
-
-Tokenizer = PreTrainedTokenizerBase
 
 
 def bpe_size(given: str) -> int | None:
@@ -37,10 +41,11 @@ def bpe_size(given: str) -> int | None:
     return int(size)
 
 
-def train_bpe(pieces: Iterable[Piece], size: int) -> PreTrainedTokenizerFast:
+def train_bpe(pieces: Iterable[Piece], size: int) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE of at most `size` entries, the end-of-text token included."""
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
 
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -67,6 +72,8 @@ def load(given: str | os.PathLike[str]) -> Tokenizer:
     Raises:
         UserError: there is none.
     """
+    from transformers import AutoTokenizer
+
     given = str(given)
     folder = Path(given)
     if not folder.exists() and given.startswith((".", "/", "~")):
@@ -80,8 +87,10 @@ def load(given: str | os.PathLike[str]) -> Tokenizer:
     return tokenizer
 
 
-def _load_file(file: str) -> PreTrainedTokenizerFast:
+def _load_file(file: str) -> "PreTrainedTokenizerFast":
     """A bare tokenizer.json does not say which of its tokens ends a text: one of the usual names does."""
+    from transformers import PreTrainedTokenizerFast
+
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=file)
     known = tokenizer.get_vocab()
     tokenizer.eos_token = next((end for end in USUAL_ENDS if end in known), None)
