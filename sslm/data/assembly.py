@@ -63,7 +63,8 @@ def open_streams(
     cache_dir = cache_folder(data)
     given = data.sources or [SourceConfig(path=data.train, name="")]
     names = source_names(given)
-    corpora, tokenizer = open_corpora(given, data.tokenizer or tokenizer, data, cache_dir)
+    with_val = given if data.val is None else [*given, SourceConfig(data.val)]
+    corpora, tokenizer = open_corpora(with_val, data.tokenizer or tokenizer, data, cache_dir)
     window_len, stride = recipe.window_len(seq_len), recipe.stride(seq_len)
 
     def source(name: str, corpus: Corpus, regions: list[Region]) -> StreamSource:
@@ -81,10 +82,9 @@ def open_streams(
         largest = max(corpus.vocab_size for _, corpus, _ in parts)
         return Stream(sources, mixture, window_len, largest, data.document_mask)
 
+    val = corpora.pop() if data.val is not None else None
     mixture = _mixture(data, given, names, corpora, seq_len)
-    if data.val is not None:
-        own = next((str(corpus.tokenizer_folder) for corpus in corpora if corpus.tokenizer_sha256), tokenizer)
-        [val], _ = open_corpora([SourceConfig(data.val)], own, data, cache_dir)
+    if val is not None:
         train_regions, held_out = [windows.whole(corpus) for corpus in corpora], [("", val, windows.whole(val))]
     else:
         least = max(batch_size // len(corpora), 1) * window_len

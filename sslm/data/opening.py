@@ -31,12 +31,14 @@ def open_corpora(
     Raises:
         UserError: bad text, or tokenizers that do not match.
     """
-    corpora: list[Corpus] = []
+    asked, corpora = tokenizer, []
     for source in given:
         corpora.append(open_given(source.path, tokenizer, data, cache_dir))
         if corpora[0].tokenizer_sha256:
             tokenizer = str(corpora[0].tokenizer_folder)
     own = next((corpus for corpus in corpora if corpus.tokenizer_sha256), None)
+    if own is not None and asked is not None:
+        _check_tokenizer(str(given[corpora.index(own)].path), own, asked)
     for source, corpus in zip(given, corpora, strict=True):
         if own is not None and corpus.tokenizer_sha256 not in ("", own.tokenizer_sha256):
             raise UserError(f"{source.path}: was prepared with another tokenizer than {given[corpora.index(own)].path}; prepare it again "
@@ -58,25 +60,21 @@ def open_given(given: str | None, tokenizer: str | None, data: DataConfig, cache
 
     Args:
         given: as `data.train` takes it; None: the embedded text.
-        tokenizer: to prepare with, and to hold a prepared corpus to; None: the corpus' own, or the default.
+        tokenizer: to prepare text with; None: the default.
     """
     if given is None or given == EMBEDDED:
         return _prepared(None, tokenizer, data, cache_dir)
     if remote.is_remote(given):
         limit = None if data.cache_gb is None else int(data.cache_gb * 1e9)
-        corpus = remote.open_remote_corpus(given, cache_dir, limit)
-    elif is_corpus(given):
-        corpus = open_corpus(given, check_sizes=data.on_bad_shard == "fail")
-    elif foreign.recognise(given, data.text_field):
+        return remote.open_remote_corpus(given, cache_dir, limit)
+    if is_corpus(given):
+        return open_corpus(given, check_sizes=data.on_bad_shard == "fail")
+    if foreign.recognise(given, data.text_field):
         return foreign.open_foreign(
             given, cache_dir, end_id=_end_id(tokenizer, data), text_field=data.text_field,
             progress=lambda: preparation_progress(f"Reading {given}"),
         )  # fmt: skip
-    else:
-        return _prepared(given, tokenizer, data, cache_dir)
-    if tokenizer is not None:
-        _check_tokenizer(given, corpus, tokenizer)
-    return corpus
+    return _prepared(given, tokenizer, data, cache_dir)
 
 
 def _prepared(given: str | None, tokenizer: str | None, data: DataConfig, cache_dir: Path) -> Corpus:
