@@ -210,14 +210,14 @@ def test_loader_processes_read_packed_mixtures_alike(mixed: Stream) -> None:
 
 def test_causal_lm_batch_is_the_docstrings_example() -> None:
     tokens, zero = np.array([[7, 1, 5, 2, 9]]), np.array([0])
-    batch = CausalLMRecipe().make_batch(Examples(tokens, zero, zero, zero), 0)
+    batch = CausalLMRecipe().make_batch(Examples(tokens, zero, zero, zero), None, 0)
     assert batch["input_ids"].tolist() == [[7, 1, 5, 2]]
     assert batch["labels"].tolist() == [[1, 5, 2, 9]]
     documents = np.array([[0, 0, 1, 1, 1]], np.int32)
-    batch = CausalLMRecipe().make_batch(Examples(tokens, zero, zero, zero, documents=documents), 0)
+    batch = CausalLMRecipe().make_batch(Examples(tokens, zero, zero, zero, documents=documents), None, 0)
     assert batch["labels"].tolist() == [[1, -100, 2, 9]]
     assert batch["segment_ids"].tolist() == [[0, 0, 1, 1]]
-    batch = CausalLMRecipe().make_batch(Examples(tokens, zero, zero, zero, lengths=np.array([3])), 0)
+    batch = CausalLMRecipe().make_batch(Examples(tokens, zero, zero, zero, lengths=np.array([3])), None, 0)
     assert batch["labels"].tolist() == [[1, 5, -100, -100]]
 
 

@@ -15,13 +15,13 @@ from . import SEED, Share
 class NextToken(Recipe):
     """What the causal objective does; that one lives beside its Lightning module, which no other row imports either."""
 
-    def window_len(self, seq_len: int) -> int:
+    def window_len(self, seq_len: int, vocabulary: None) -> int:
         return seq_len + 1
 
-    def stride(self, seq_len: int) -> int:
+    def stride(self, seq_len: int, vocabulary: None) -> int:
         return seq_len
 
-    def make_batch(self, examples: Examples, seed: int) -> Arrays:
+    def make_batch(self, examples: Examples, vocabulary: None, seed: int) -> Arrays:
         batch = {"input_ids": examples.tokens[:, :-1], "labels": examples.tokens[:, 1:]}
         return batch if examples.documents is None else batch | {"segment_ids": examples.documents[:, :-1]}
 

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import platformdirs
 
 from sslm.config import DataConfig, SourceConfig
+from sslm.data import tokenizer as tokenizers
 from sslm.data import windows
 from sslm.data.mixture import Mixture, Stage, parse_weights, source_names
 from sslm.data.opening import open_corpora
@@ -23,6 +24,7 @@ from sslm.data.packing import Packed, pack
 from sslm.data.recipe import Recipe
 from sslm.data.shards import Corpus
 from sslm.data.stream import Stream, StreamSource
+from sslm.data.vocabulary import Needs, Vocabulary, extended, vocabulary_of
 from sslm.data.windows import Cut, Region
 from sslm.errors import UserError, nearest
 from sslm.terminal import say
@@ -38,6 +40,8 @@ class Streams(NamedTuple):
     val: Stream
     tokenizer: str | None
     """Where the tokenizer is that made the ids; None: they came without one."""
+    vocabulary: Vocabulary | None
+    """What the recipe gets of it, with what it needs added."""
 
 
 def cache_folder(data: DataConfig) -> Path:
@@ -65,7 +69,8 @@ def open_streams(
     names = source_names(given)
     with_val = given if data.val is None else [*given, SourceConfig(data.val)]
     corpora, tokenizer = open_corpora(with_val, data.tokenizer or tokenizer, data, cache_dir)
-    window_len, stride = recipe.window_len(seq_len), recipe.stride(seq_len)
+    vocabulary = _vocabulary(recipe.needs(seq_len), tokenizer)
+    window_len, stride = recipe.window_len(seq_len, vocabulary), recipe.stride(seq_len, vocabulary)
 
     def source(name: str, corpus: Corpus, regions: list[Region]) -> StreamSource:
         if not corpus.num_documents and (data.document_mask or data.packing == "best_fit"):
@@ -91,9 +96,19 @@ def open_streams(
         splits = [windows.split(corpus, least) for corpus in corpora]
         train_regions = [regions for regions, _ in splits]
         held_out = [(name, corpus, split[1]) for name, corpus, split in zip(names, corpora, splits, strict=True)]
-    streams = Streams(stream(list(zip(names, corpora, train_regions, strict=True))), stream(held_out), tokenizer)
+    training = list(zip(names, corpora, train_regions, strict=True))
+    streams = Streams(stream(training), stream(held_out), tokenizer, vocabulary)
     _check_enough(data, streams, seq_len, batch_size)
     return streams
+
+
+def _vocabulary(needs: Needs | None, tokenizer: str | None) -> Vocabulary | None:
+    if needs is None:
+        return None
+    if tokenizer is None:
+        raise UserError("the corpus is ids without a tokenizer, and this objective needs one for its special tokens; give "
+                        "--data.tokenizer")  # fmt: skip
+    return vocabulary_of(extended(tokenizers.load(tokenizer), needs))
 
 
 def _mixture(

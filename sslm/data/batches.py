@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sslm.data.order import key64, mix64
-from sslm.data.recipe import Arrays, Examples, Recipe
+from sslm.data.recipe import IGNORED, Arrays, Examples, Recipe
 from sslm.data.shards import BadShard
 from sslm.data.stream import Places, Stream
+from sslm.data.vocabulary import Vocabulary
 from sslm.errors import UserError
 
-IGNORED = -100
 PLACES_AT_ONCE, ROWS_AT_ONCE = 4096, 256
 """Positions that are looked up, and rows that are read, together: many cost little more than one."""
 
@@ -31,14 +31,16 @@ class TrainSteps(Dataset[Batch]):
     """step -> this rank's share of the step's batch; its arrays are views, of inputs and targets often of the same tokens.
 
     Args:
+        vocabulary: what the recipe gets of the tokenizer.
         substitute: a batch that meets a bad shard says so instead of raising.
     """
 
     def __init__(
         self, stream: Stream, recipe: Recipe, batch_size: int, seed: int, rank: int = 0, world: int = 1,
-        substitute: bool = False,
+        substitute: bool = False, vocabulary: Vocabulary | None = None,
     ) -> None:  # fmt: skip
         self.stream, self.recipe, self.seed, self.substitute = stream, recipe, seed, substitute
+        self.vocabulary = vocabulary
         self.batch_size, self.share, self.rank = batch_size, batch_size // world, rank
         self._places, self._places_from = Places(*[np.empty(0, np.int64)] * 5), 0
         self._examples: Examples | None = None
@@ -60,7 +62,7 @@ class TrainSteps(Dataset[Batch]):
             row = 0
         assert self._examples is not None
         examples = self._examples.rows(slice(row, row + self.share))
-        return {"tensors": self.recipe.make_batch(examples, self.seed), "positions": examples.positions,
+        return {"tensors": self.recipe.make_batch(examples, self.vocabulary, self.seed), "positions": examples.positions,
                 "sources": examples.sources, "amendments": len(self.stream.amendments)}  # fmt: skip
 
     def _read(self, step: int, num_steps: int) -> None:
@@ -95,9 +97,10 @@ class ValSteps(Dataset[Batch]):
     """
 
     def __init__(
-        self, stream: Stream, places: Places, recipe: Recipe, batch_size: int, seed: int, rank: int = 0, world: int = 1
-    ) -> None:
-        self.stream, self.places, self.recipe, self.rank = stream, places, recipe, rank
+        self, stream: Stream, places: Places, recipe: Recipe, batch_size: int, seed: int, rank: int = 0, world: int = 1,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:  # fmt: skip
+        self.stream, self.places, self.recipe, self.rank, self.vocabulary = stream, places, recipe, rank, vocabulary
         self.seed = key64(seed, "val")
         self.batch_size, self.share = batch_size, batch_size // world
         self.num_steps = -(-len(places.positions) // batch_size)
@@ -106,7 +109,7 @@ class ValSteps(Dataset[Batch]):
         rows = step * self.batch_size + self.rank * self.share + np.arange(self.share)
         last = len(self.places.positions) - 1
         examples = self.stream.read(self.places.rows(np.minimum(rows, last))).rows(slice(None))
-        arrays = self.recipe.make_batch(examples, self.seed)
+        arrays = self.recipe.make_batch(examples, self.vocabulary, self.seed)
         arrays["labels"] = np.where((rows <= last)[:, None], arrays["labels"], IGNORED)
         return {"tensors": arrays, "positions": rows, "sources": examples.sources}
 

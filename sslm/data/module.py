@@ -20,6 +20,7 @@ from sslm.data.recipe import Recipe
 from sslm.data.stream import Amendment, Places, Stream
 from sslm.data.tokenizer import Tokenizer
 from sslm.data.verification import Verifier
+from sslm.data.vocabulary import Needs, Vocabulary, extended
 from sslm.errors import UserError
 
 
@@ -58,6 +59,7 @@ class DataModule(LightningDataModule):
         """Optimizer steps already taken: the train loader starts there."""
         self.train_stream: Stream
         self.val_stream: Stream
+        self.vocabulary: Vocabulary | None
         self._verifier: Verifier | None = None
 
     # -------------------------------------------------------------------------------------------- preparation
@@ -69,21 +71,26 @@ class DataModule(LightningDataModule):
             UserError: bad text, a tokenizer that does not match, less text than one batch.
         """
         if not hasattr(self, "train_stream"):
-            self.train_stream, self.val_stream, self._tokenizer = open_streams(
+            self.train_stream, self.val_stream, self._tokenizer, self.vocabulary = open_streams(
                 self.data, self.recipe, seq_len=self.seq_len, batch_size=self.batch_size, seed=self.seed,
                 tokenizer=self.default_tokenizer,
             )  # fmt: skip
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """None: the corpora are ids that came without one. Loaded when it is first asked for: reading needs none."""
-        return tokenizers.load(self._tokenizer) if self._tokenizer is not None else None
+        """With what the objective needs added; None: the corpora are ids that came without one.
+
+        Loaded when it is first asked for: reading needs none.
+        """
+        if self._tokenizer is None:
+            return None
+        return extended(tokenizers.load(self._tokenizer), self.recipe.needs(self.seq_len) or Needs())
 
     # -------------------------------------------------------------------------------------------- streams
 
     @property
     def window_len(self) -> int:
-        return self.recipe.window_len(self.seq_len)
+        return self.recipe.window_len(self.seq_len, self.vocabulary)
 
     @property
     def vocab_size(self) -> int:
@@ -177,13 +184,14 @@ class DataModule(LightningDataModule):
     def train_dataloader(self) -> Loader:
         rank, world = self._rank_and_world()
         self._train_steps = TrainSteps(self.train_stream, self.recipe, self.batch_size, self.seed, rank, world,
-                                       substitute=self.data.on_bad_shard == "substitute")  # fmt: skip
+                                       substitute=self.data.on_bad_shard == "substitute", vocabulary=self.vocabulary)  # fmt: skip
         end = self.total_steps or self.trainer.max_steps  # type: ignore[union-attr]
         return Loader(self._train_steps, self.first_step, end, self.data.num_workers)
 
     def val_dataloader(self) -> Loader:
         rank, world = self._rank_and_world()
-        steps = ValSteps(self.val_stream, self.val_places, self.recipe, self.batch_size, self.seed, rank, world)
+        steps = ValSteps(self.val_stream, self.val_places, self.recipe, self.batch_size, self.seed, rank, world,
+                         vocabulary=self.vocabulary)  # fmt: skip
         return Loader(steps, 0, steps.num_steps, self.data.num_workers)
 
     def _rank_and_world(self) -> tuple[int, int]:

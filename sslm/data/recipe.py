@@ -6,6 +6,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sslm.data.vocabulary import Needs, Vocabulary
+
+IGNORED = -100
+"""Label of a place that is not scored."""
+
 Arrays = dict[str, NDArray[Any]]
 
 
@@ -43,18 +48,29 @@ class Examples(NamedTuple):
 class Recipe:
     """An objective's settings, and the functions of them. Small and picklable: loader processes get it."""
 
-    def window_len(self, seq_len: int) -> int:
+    def needs(self, seq_len: int) -> Needs | None:
+        """Special tokens without which it can't work; None: it needs no tokenizer, and is given no vocabulary."""
+        return None
+
+    def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         """Corpus tokens that one example eats."""
         raise NotImplementedError
 
-    def stride(self, seq_len: int) -> int:
+    def stride(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         """Corpus tokens from one window's start to the next's."""
-        raise NotImplementedError
+        return self.window_len(seq_len, vocabulary)
 
-    def make_batch(self, examples: Examples, seed: int) -> Arrays:
+    def max_scored(self, seq_len: int, vocabulary: Vocabulary | None) -> int | None:
+        """At most so many targets in a row, however many places it has: the head works on these alone. None: every place."""
+        return None
+
+    def make_batch(self, examples: Examples, vocabulary: Vocabulary | None, seed: int) -> Arrays:
         """[n] examples -> the model's inputs and `labels`, each [n, …].
 
-        Depends on nothing but its arguments; a row on nothing but its own tokens, position and epoch. Where `documents` are
-        given, attention is to stay inside a document: the batch then has `segment_ids` of the input's length.
+        Depends on nothing but its arguments; a row on nothing but its own tokens, position and epoch. `labels` are what each
+        place's output is to be, IGNORED where nothing is; of a model with encoder and decoder they are the decoder's outputs,
+        and its inputs are the same, shifted. Where `documents` are given, attention is to stay inside a document: the batch
+        then has `segment_ids` of the input's length (and `decoder_segment_ids` of the labels'). Where rows have padding, an
+        encoder's batch has `segment_ids` too, -1 for what is padding.
         """
         raise NotImplementedError

@@ -20,8 +20,8 @@ import numpy as np
 import torch
 from transformers import PreTrainedModel
 
-from sslm.data.batches import IGNORED
-from sslm.data.recipe import Arrays, Examples, Recipe
+from sslm.data.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.vocabulary import Vocabulary
 from sslm.models.build import check_causal
 from sslm.models.head import sample
 from sslm.objectives.base import Objective
@@ -33,13 +33,13 @@ NUM_SAMPLES, PROMPT_TOKENS, SAMPLE_TOKENS = 2, 12, 40
 class CausalLMRecipe(Recipe):
     """Causal language modelling has no settings yet."""
 
-    def window_len(self, seq_len: int) -> int:
+    def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         return seq_len + 1
 
-    def stride(self, seq_len: int) -> int:
+    def stride(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         return seq_len
 
-    def make_batch(self, examples: Examples, seed: int) -> Arrays:
+    def make_batch(self, examples: Examples, vocabulary: Vocabulary | None, seed: int) -> Arrays:
         inputs, labels = examples.tokens[:, :-1], examples.tokens[:, 1:]
         documents, counts = examples.documents, examples.counts
         if documents is not None:  # a document's first token is predicted from nothing: not at all

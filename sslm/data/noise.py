@@ -1,0 +1,57 @@
+"""Randomness as a pure function of (seed, epoch, position): which tokens of an example are masked, and with what.
+
+Counter-based (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"): nothing is stored, nothing depends on which
+process asks, or on what was drawn before.
+"""
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslm.data.order import key64, mix64
+from sslm.data.recipe import Examples
+
+STEP = np.uint64(0x9E3779B97F4A7C15)
+
+
+def words(examples: Examples, num: int, seed: int, what: str) -> NDArray[np.uint64]:
+    """[n, num] random 64-bit words of each example; another `what` gives others."""
+    rows = mix64(examples.positions.astype(np.uint64) + np.uint64(key64(seed, "noise", what)))
+    rows = mix64(rows + examples.epochs.astype(np.uint64) * STEP)
+    return mix64(rows[:, None] + np.arange(1, num + 1, dtype=np.uint64) * STEP)
+
+
+def uniform(examples: Examples, num: int, seed: int, what: str) -> NDArray[np.float64]:
+    """[n, num] numbers from [0, 1)."""
+    return (words(examples, num, seed, what) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+
+
+def chosen(keys: NDArray[np.uint64], eligible: NDArray[np.bool_], num: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """[n, length] of each row `num` of the eligible places, exactly: those with the smallest keys.
+
+    Args:
+        keys: [n, length] random words.
+        num: [n] at most as many as are eligible.
+    """
+    length = keys.shape[1]
+    places = np.arange(length, dtype=np.uint64)
+    bits = np.uint64(max(length - 1, 1).bit_length())
+    keys = np.where(eligible, (keys >> bits << bits) | places, ~np.uint64(0))  # no two alike
+    last = np.take_along_axis(np.sort(keys, axis=1), np.maximum(num - 1, 0)[:, None], axis=1)
+    return eligible & (keys <= last) & (num > 0)[:, None]
+
+
+def left_aligned(
+    values: NDArray[Any], keep: NDArray[np.bool_], width: int, fill: int
+) -> tuple[NDArray[Any], NDArray[np.int64]]:
+    """Of each row the kept values, in order, from its left edge: [n, width] with `fill` after them, and how many, [n].
+
+    >>> left_aligned(np.array([[7, 1, 5]]), np.array([[True, False, True]]), 4, -1)[0].tolist()
+    [[7, 5, -1, -1]]
+    """
+    counts = keep.sum(axis=1)
+    assert counts.max(initial=0) <= width
+    out = np.full((len(values), width), fill, values.dtype)
+    out[np.arange(width) < counts[:, None]] = values[keep]
+    return out, counts
