@@ -62,6 +62,28 @@ def _parse_with_jsonargparse(arguments: list[str], tree: dict[str, Any]) -> Conf
     return Config(**parser.instantiate(namespace).as_dict())
 
 
+def typed(kind: type[Any], section: str, settings: dict[str, Any]) -> dict[str, Any]:
+    """An open section's settings, seen to be of the types that a dataclass gives its fields.
+
+    Raises:
+        UserError: one isn't, or there is no such field.
+    """
+    from jsonargparse import ArgumentParser
+
+    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    for key in settings:
+        if key not in fields:
+            known = f"it has {', '.join(fields)}" if fields else "it has none"
+            raise UserError(f"--{section}.{key}: there is no such setting{nearest(key, fields)}; {known}")
+    parser = ArgumentParser(exit_on_error=False)
+    for key in settings:
+        parser.add_argument(f"--{section}.{key}", type=fields[key])
+    try:
+        return dict(parser.parse_object({section: settings}).get(section, {})) if settings else {}
+    except argparse.ArgumentError as error:
+        raise UserError(_one_sentence(error, {f"{section}.{key}": kind for key, kind in fields.items()})) from None
+
+
 def _show_only_our_flags(parser: argparse.ArgumentParser) -> None:
     """Leave jsonargparse's own flags, and the open sections' inner name, out of the help."""
     for action in parser._actions:
@@ -241,12 +263,12 @@ def _whole(value: Any, kind: Any) -> Any:
     return int(float(value)) if float(value).is_integer() else value
 
 
-def _one_sentence(error: argparse.ArgumentError) -> str:
+def _one_sentence(error: argparse.ArgumentError, flags: dict[str, Any] | None = None) -> str:
     """jsonargparse's paragraph about a value -> ours."""
     text = str(error)
     name = text.split('Parser key "')[-1].split('"')[0]
     given = text.split("Got value: ")[-1].split("Given value: ")[-1].strip().splitlines()[0]
-    flags = _flags()
+    flags = flags or _flags()
     if name not in flags:
         return " ".join(text.split())
     choices = [c for c in _choices(flags[name]) if c != "null"]

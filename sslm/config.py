@@ -116,8 +116,8 @@ class OptimConfig:
 
     name: Literal["adamw"] = "adamw"
     """Optimizer."""
-    lr: float = 4e-3
-    """Peak learning rate."""
+    lr: float | None = None
+    """Peak learning rate; default: what suits the objective's default model (causal_lm: 4e-3)."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """After warm-up: cosine decay, warm-up-stable-decay, or constant."""
     warmup_steps: int = 40

@@ -7,12 +7,16 @@ import argparse
 import json
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sslm.errors import UserError, exits_politely
 from sslm.runs import RunFolder
 from sslm.terminal import keep_libraries_quiet, say
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @exits_politely
@@ -57,12 +61,21 @@ def export(checkpoint: Path, out: Path) -> None:
 
     from sslm import checkpoints
     from sslm.models.build import class_named
+    from sslm.models.head import UNPADDED
 
     config = AutoConfig.from_pretrained(checkpoint / "model")
+    model_class = class_named(config.architectures[0])
     with torch.device("meta"):
-        model = class_named(config.architectures[0])(config)
+        model = model_class(config)
     tied = checkpoints.tied_names(model)
     weights = checkpoints.read_weights(checkpoint, {k: v for k, v in model.state_dict().items() if k not in tied})
+    if (unpadded := config.__dict__.pop(UNPADDED, None)) is not None:
+        config.vocab_size = unpadded
+        with torch.device("meta"):
+            model = model_class(config)
+        weights = {
+            name: cut_to(weights[name], now.shape) for name, now in model.state_dict().items() if name in weights
+        }
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     part.chmod(0o755)
@@ -72,7 +85,12 @@ def export(checkpoint: Path, out: Path) -> None:
         if (checkpoint / "model/generation_config.json").is_file():  # save_pretrained has written the default's
             shutil.copy(checkpoint / "model/generation_config.json", part)
         (part / "README.md").write_text(
-            model_card(config, checkpoints.read_state(checkpoint), RunFolder(checkpoint.parent.parent).rows())
+            model_card(
+                config,
+                auto_class_of(part),
+                checkpoints.read_state(checkpoint),
+                RunFolder(checkpoint.parent.parent).rows(),
+            )
         )
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
@@ -81,7 +99,26 @@ def export(checkpoint: Path, out: Path) -> None:
         raise
 
 
-def model_card(config: Any, state: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def cut_to(weight: "Tensor", shape: Sequence[int]) -> "Tensor":
+    """Without the entries of the vocabulary that were added to round it up: the last of a dimension."""
+    return weight[tuple(map(slice, shape))].contiguous()
+
+
+def auto_class_of(folder: Path) -> str:
+    """transformers' Auto class that loads an exported folder."""
+    from transformers.models.auto import modeling_auto
+
+    (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    for auto_class, known in (
+        ("AutoModelForSeq2SeqLM", modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+        ("AutoModelForMaskedLM", modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    ):
+        if name in known.values():
+            return auto_class
+    return "AutoModelForCausalLM"
+
+
+def model_card(config: Any, auto_class: str, state: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     measured = [row for row in rows if "val/loss" in row and row["step"] <= state["step"]]
     results = "".join(
         f"- {k.removeprefix('val/')}: {v:.4f}\n" for k, v in (measured or [{}])[-1].items() if k.startswith("val/")
@@ -100,9 +137,9 @@ Pretrained from scratch or continued with sslm {state["sslm"]} (objective {state
 ## Use
 
 ```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import {auto_class}, AutoTokenizer
 
-model = AutoModelForCausalLM.from_pretrained("path/to/this/folder")
+model = {auto_class}.from_pretrained("path/to/this/folder")
 tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
 ```
 

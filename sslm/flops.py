@@ -4,7 +4,7 @@ import time
 
 import torch
 from torch import nn
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 PEAKS = {
@@ -19,17 +19,30 @@ def matmul_parameters(model: nn.Module) -> int:
     return sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear | Conv1D))
 
 
-def flops_per_token(config: PreTrainedConfig, num_matmul: int, seq_len: int) -> float | None:
+def active_matmul_parameters(model: PreTrainedModel, scored_share: float = 1.0) -> float:
+    """Those that multiply a token's activations on average: the head works on scored places alone.
+
+    >>> from transformers import BertConfig, BertForMaskedLM
+    >>> with torch.device("meta"):
+    ...     bert = BertForMaskedLM(BertConfig())
+    >>> round(flops_per_token(bert.config, active_matmul_parameters(bert, 0.15), 512) / 1e6)
+    588
+    """
+    everything, body = matmul_parameters(model), matmul_parameters(model.base_model)
+    return body + scored_share * (everything - body)
+
+
+def flops_per_token(config: PreTrainedConfig, num_matmul: float, seq_len: int) -> float | None:
     """Forward and backward FLOPs per token of a decoder or encoder: 6·N + 12·L·H·Q·T (PaLM, Chowdhery et al. 2022, app. B).
 
-    None for an architecture without attention heads, to which this does not apply.
+    None for an architecture to which this does not apply: one without attention heads, or with an encoder and a decoder.
     N: matmul parameters, L: layers, H·Q: heads times head size, T: seq_len; causal attention is counted in full.
 
     >>> from transformers import GPT2Config
     >>> round(flops_per_token(GPT2Config(), 12 * 7_077_888 + 50257 * 768, 1024) / 1e6)
     854
     """
-    if not hasattr(config, "num_attention_heads"):
+    if not hasattr(config, "num_attention_heads") or config.is_encoder_decoder:
         return None
     head_size: int = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     attention = config.num_hidden_layers * config.num_attention_heads * head_size * seq_len

@@ -19,6 +19,7 @@ def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
     >>> learning_rate(99, 100, OptimConfig(lr=1.0, warmup_steps=10, schedule="wsd", min_lr_ratio=0.0))
     0.05
     """
+    assert optim.lr is not None
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
     if optim.schedule == "cosine":
@@ -48,6 +49,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
 
 def build_optimizer(module: nn.Module, optim: OptimConfig) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused on GPUs."""
+    assert optim.lr is not None
     on_gpu = any(p.device.type == "cuda" for p in module.parameters())
     return torch.optim.AdamW(
         parameter_groups(module, optim.weight_decay), lr=optim.lr, betas=(optim.beta1, optim.beta2), eps=optim.eps,

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sslm import errors, launch, terminal
 from sslm.commandline import parse
 from sslm.config import Config
-from sslm.errors import DONE, FAILED, STOPPED, USER_ERROR, UserError, exits_politely, nearest, sentence_of
+from sslm.errors import DONE, FAILED, STOPPED, USER_ERROR, UserError, exits_politely, sentence_of
 from sslm.runs import RunFolder
 from sslm.terminal import count, say
 
@@ -117,15 +117,15 @@ def check_batch(config: Config) -> None:
 
 
 def choose_objective(config: Config) -> "tuple[type[Objective], Recipe]":
+    from sslm.commandline import typed
+    from sslm.models.build import read_config
     from sslm.objectives import load_objective
 
-    objective = load_objective(config.objective.name)
-    known = list(getattr(objective.recipe_class, "__dataclass_fields__", {}))
-    for key in config.objective.settings:
-        if key not in known:
-            raise UserError(f"--objective.{key}: {config.objective.name} has no such setting{nearest(key, known)}; it has "
-                            f"{', '.join(known) or 'none'}")  # fmt: skip
-    return objective, objective.recipe_class(**config.objective.settings)
+    objective, given = load_objective(config.objective.name), config.model
+    pretrained = pretrained_folder(config)
+    model_type = given.model_type if pretrained is None else read_config(pretrained).model_type
+    objective = objective.fitting(model_type or objective.default_model["model_type"])
+    return objective, objective.make_recipe(typed(objective.recipe_class, "objective", config.objective.settings))
 
 
 def open_data(config: Config, recipe: "Recipe") -> "DataModule":
@@ -373,6 +373,8 @@ def already_done(config: Config, run: RunFolder, data: "DataModule", checkpoint:
 
 def summarise(config: Config, run: RunFolder, data: "DataModule") -> None:
     """Where the model is, how to load it, how to go on, what to try next."""
+    from sslm.export import auto_class_of
+
     measured = [row for row in run.rows() if "val/loss" in row]
     say()
     if measured:
@@ -381,7 +383,7 @@ def summarise(config: Config, run: RunFolder, data: "DataModule") -> None:
         say(f"Held-out loss {first['val/loss']:.4f} -> {last['val/loss']:.4f} nats/token{per_byte}; unigram entropy "
             f"{data.unigram_entropy:.4f}")  # fmt: skip
     say(f"Model:    {run.export}")
-    classes = ["AutoModelForCausalLM", *(["AutoTokenizer"] if data.tokenizer is not None else [])]
+    classes = [auto_class_of(run.export), *(["AutoTokenizer"] if data.tokenizer is not None else [])]
     say(f"  from transformers import {', '.join(classes)}")
     for name, loader in zip(("model", "tokenizer"), classes, strict=False):
         say(f"  {name} = {loader}.from_pretrained({str(run.export)!r})")

@@ -92,7 +92,7 @@ def test_another_architecture_discards_the_defaults_of_the_former() -> None:
     assert config("llama", num_hidden_layers=1).hidden_size == CausalLM.default_model["hidden_size"]
     assert config("gpt2").n_embd == GPT2Config().n_embd
     assert config("gpt2", hidden_size=64).n_embd == 64
-    assert (config("gpt2").vocab_size, config("gpt2").n_positions) == (300, 48)
+    assert (config("gpt2").vocab_size, config("gpt2").n_positions) == (320, 48)  # rounded up to a multiple of 64
     assert config(None, max_position_embeddings=99).max_position_embeddings == 99
     with pytest.raises(UserError, match="did you mean n_embd"):
         config("gpt2", n_emb=3)
@@ -154,7 +154,8 @@ def test_padding_id_that_ends_documents_too_is_left_out() -> None:
     class Ids:
         bos_token_id, eos_token_id, pad_token_id = 1, 2, 2
 
-    assert special_ids(Ids()) == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}  # type: ignore[arg-type]
+    ids = {name: n for name, n in special_ids(Ids()).items() if not name.startswith(("cls", "sep", "mask"))}
+    assert ids == {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": None}  # type: ignore[arg-type]
 
 
 def test_schedules() -> None:

@@ -50,8 +50,9 @@ class Monitor(Callback):
         if self.model_config is None or not trainer.is_global_zero:
             return
         model = on_meta(self.model_config, pl_module.auto_class)
-        num_matmul = flops.matmul_parameters(model)
-        self.flops_per_token = flops.flops_per_token(self.model_config, num_matmul, trainer.datamodule.seq_len)
+        seq_len, max_scored = trainer.datamodule.seq_len, trainer.datamodule.max_scored
+        num_matmul = flops.active_matmul_parameters(model, (max_scored or seq_len) / seq_len)
+        self.flops_per_token = flops.flops_per_token(self.model_config, num_matmul, seq_len)
         in_bf16 = "bf16" in str(trainer.precision) or next(pl_module.network.parameters()).dtype == torch.bfloat16
         peak = flops.peak_flops(trainer.strategy.root_device, torch.bfloat16 if in_bf16 else torch.float32)
         self.peak_flops = peak * trainer.world_size if peak else None

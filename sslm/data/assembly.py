@@ -64,6 +64,9 @@ def open_streams(
     Raises:
         UserError: bad text, a tokenizer that does not match, less text than one batch.
     """
+    if data.document_mask and not recipe.keeps_documents:
+        raise UserError(f"--data.document_mask true: {type(recipe).__name__.removesuffix('Recipe')}'s noise goes across documents, as its paper's "
+                        f"does; leave the flag out")  # fmt: skip
     cache_dir = cache_folder(data)
     given = data.sources or [SourceConfig(path=data.train, name="")]
     names = source_names(given)

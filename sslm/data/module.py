@@ -16,12 +16,14 @@ from sslm.data import preparation
 from sslm.data import tokenizer as tokenizers
 from sslm.data.assembly import cache_folder, open_streams
 from sslm.data.batches import Batch, Loader, TrainSteps, ValSteps, finished, with_tensors
-from sslm.data.recipe import Recipe
+from sslm.data.recipe import IGNORED, Recipe
 from sslm.data.stream import Amendment, Places, Stream
 from sslm.data.tokenizer import Tokenizer
 from sslm.data.verification import Verifier
 from sslm.data.vocabulary import Needs, Vocabulary, extended
 from sslm.errors import UserError
+
+ENTROPY_DRAWS = 8
 
 
 class DataModule(LightningDataModule):
@@ -93,6 +95,11 @@ class DataModule(LightningDataModule):
         return self.recipe.window_len(self.seq_len, self.vocabulary)
 
     @property
+    def max_scored(self) -> int | None:
+        """At most so many targets in a row; None: as many as it has places."""
+        return self.recipe.max_scored(self.seq_len, self.vocabulary)
+
+    @property
     def vocab_size(self) -> int:
         """Entries of the tokenizer, or one more than the largest id."""
         if self.tokenizer is not None:
@@ -126,9 +133,19 @@ class DataModule(LightningDataModule):
 
     @functools.cached_property
     def unigram_entropy(self) -> float:
-        """Entropy in nats of the held-out tokens' own frequencies: the loss of a model that knows these and nothing else."""
-        counts = np.bincount(np.concatenate(self.val_tokens))
-        shares = counts[counts > 0] / counts.sum()
+        """Entropy in nats of the held-out targets' own frequencies: the loss of a model that knows these and nothing else.
+
+        Where few tokens are targets it is taken over several draws of them: few alone would seem to have less.
+        """
+        counts = np.zeros(self.vocab_size, np.int64)
+        for draw in range(1 if self.max_scored is None else ENTROPY_DRAWS):
+            steps = ValSteps(
+                self.val_stream, self.val_places, self.recipe, self.batch_size, draw, vocabulary=self.vocabulary
+            )
+            for step in range(steps.num_steps):
+                labels = steps[step]["tensors"]["labels"]
+                counts += np.bincount(labels[labels != IGNORED], minlength=len(counts))
+        shares = counts[counts > 0] / max(counts.sum(), 1)
         return float(-(shares * np.log(shares)).sum())
 
     @functools.cached_property

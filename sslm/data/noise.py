@@ -17,9 +17,19 @@ STEP = np.uint64(0x9E3779B97F4A7C15)
 
 def words(examples: Examples, num: int, seed: int, what: str) -> NDArray[np.uint64]:
     """[n, num] random 64-bit words of each example; another `what` gives others."""
+    return mix64(_of_rows(examples, seed, what)[:, None] + np.arange(1, num + 1, dtype=np.uint64) * STEP)
+
+
+def words_at(
+    examples: Examples, rows: NDArray[np.int64], columns: NDArray[np.int64], seed: int, what: str
+) -> NDArray[np.uint64]:
+    """[any] the same at some places only: `words(…)[rows, columns]`."""
+    return mix64(_of_rows(examples, seed, what)[rows] + (columns.astype(np.uint64) + np.uint64(1)) * STEP)
+
+
+def _of_rows(examples: Examples, seed: int, what: str) -> NDArray[np.uint64]:
     rows = mix64(examples.positions.astype(np.uint64) + np.uint64(key64(seed, "noise", what)))
-    rows = mix64(rows + examples.epochs.astype(np.uint64) * STEP)
-    return mix64(rows[:, None] + np.arange(1, num + 1, dtype=np.uint64) * STEP)
+    return mix64(rows + examples.epochs.astype(np.uint64) * STEP)
 
 
 def uniform(examples: Examples, num: int, seed: int, what: str) -> NDArray[np.float64]:

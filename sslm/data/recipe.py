@@ -1,7 +1,7 @@
 """The pure part of an objective: how the corpus' tokens become a batch. The data plane needs no more of an objective."""
 
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,9 @@ class Examples(NamedTuple):
 class Recipe:
     """An objective's settings, and the functions of them. Small and picklable: loader processes get it."""
 
+    keeps_documents: ClassVar[bool] = True
+    """Whether it can tell what belongs to which document, so that attention is kept inside them."""
+
     def needs(self, seq_len: int) -> Needs | None:
         """Special tokens without which it can't work; None: it needs no tokenizer, and is given no vocabulary."""
         return None
@@ -70,7 +73,7 @@ class Recipe:
         Depends on nothing but its arguments; a row on nothing but its own tokens, position and epoch. `labels` are what each
         place's output is to be, IGNORED where nothing is; of a model with encoder and decoder they are the decoder's outputs,
         and its inputs are the same, shifted. Where `documents` are given, attention is to stay inside a document: the batch
-        then has `segment_ids` of the input's length (and `decoder_segment_ids` of the labels'). Where rows have padding, an
-        encoder's batch has `segment_ids` too, -1 for what is padding.
+        then has `segment_ids` of the input's length, -1 for what is padding (and `decoder_segment_ids` of the labels'). Where
+        they are not, and an encoder's rows have padding, it has an `attention_mask`: 1 for a token, 0 for padding.
         """
         raise NotImplementedError

@@ -106,11 +106,12 @@ def end_of_document(tokenizer: Tokenizer) -> int:
                     "tokenizer.add_special_tokens({'eos_token': '</s>'})")  # fmt: skip
 
 
+SPECIAL = ("bos", "eos", "pad", "cls", "sep", "mask")
+
+
 def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
     """Ids for a model's config. A padding id that is another token's too is left out: its embedding would not be trained."""
-    if tokenizer is None:
-        return dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"))
-    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id") for kind in ("bos", "eos", "pad")}
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id", None) for kind in SPECIAL}
     if ids["pad_token_id"] in (ids["bos_token_id"], ids["eos_token_id"]):
         ids["pad_token_id"] = None
     return ids

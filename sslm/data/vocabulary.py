@@ -67,7 +67,10 @@ class Vocabulary:
         return np.flatnonzero(~self.special)
 
     def word_starts(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """[n, length] ids -> where a word begins, as the tokenizer splits a text into words; a special token is one too."""
+        """[n, length] ids -> where a word begins, as the tokenizer splits a text into words; a special token is one too.
+
+        Of a character cut into bytes nobody knows what it is: it belongs to the word before it.
+        """
         before, special = tokens[:, :-1], self.special[tokens]
         starts = self.begins_word[tokens] | special
         first, last = self.first_kind[tokens[:, 1:]], self.last_kind[before]
@@ -160,7 +163,7 @@ def _word_tables(tokenizer: Tokenizer, tokens: list[str], texts: list[str]) -> T
     # Byte-level BPE: GPT-2's expression splits a text where the kind of character changes, and before a space
     begins = np.array([bool(re.match(r"\s+\S", text)) for text in texts])
     first = np.array([_kind(text.strip()[:1] or text[:1]) for text in texts], np.uint8)
-    last = np.array([_kind(text[-1:]) for text in texts], np.uint8)
+    last = np.array([PARTIAL if text == " " else _kind(text[-1:]) for text in texts], np.uint8)  # the next word's own
     return begins, first, last
 
 

@@ -15,6 +15,19 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sslm.errors import UserError, nearest
 from sslm.models import lstm  # makes transformers know it
+from sslm.models.head import UNPADDED
+
+VOCABULARY_MULTIPLE = 64
+
+EXAMPLES = {
+    "AutoModelForCausalLM": "llama, gpt2, qwen3, mistral",
+    "AutoModelForMaskedLM": "bert, roberta, modernbert",
+    "AutoModelForSeq2SeqLM": "t5, bart, t5gemma",
+}
+
+POSITIONS_AFTER_PADDING = frozenset(
+    {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "ibert", "mpnet", "esm", "luke", "longformer"}
+)  # fmt: skip
 
 
 def model_config(
@@ -44,15 +57,16 @@ def model_config(
         UserError: an unknown architecture or key, values the architecture refuses, too few positions or entries.
     """
     if pretrained is not None:
-        config = _read_config(pretrained)
+        config = read_config(pretrained)
         if model_type not in (None, config.model_type):
             raise UserError(
                 f"--model.model_type {model_type}: {pretrained} is a {config.model_type}; leave the flag out"
             )
         _check_keys(type(config), settings)
-        follow = {"vocab_size": max(config.vocab_size, vocab_size)} | special_ids
+        follow = {**special_ids, **(_vocabulary_keys(vocab_size) if vocab_size > config.vocab_size else {})}
         try:
-            for key, value in ({k: v for k, v in follow.items() if hasattr(config, k)} | settings).items():
+            known = {k: v for k, v in follow.items() if hasattr(config, k) or k == UNPADDED}
+            for key, value in (known | settings).items():
                 setattr(config, key, value)
         except Exception as error:  # each architecture has its own checks and exception types
             raise UserError(f"--model: {config.model_type} refuses these settings ({_brief(error)})") from None
@@ -70,8 +84,15 @@ def _fresh_config(
     config_class = _config_class(kind, auto_class)
     own = {k: v for k, v in default.items() if k != "model_type"} if kind == default["model_type"] else {}
     _check_keys(config_class, settings)
-    follow = {"vocab_size": vocab_size, "max_position_embeddings": seq_len} | special_ids
-    follow = {key: value for key, value in follow.items() if _canonical(config_class, key) in _keys(config_class)}
+    positions = seq_len + _first_position(kind, special_ids.get("pad_token_id"))
+    follow = {"max_position_embeddings": positions} | special_ids | _start_ids(config_class, special_ids)
+    follow |= {} if "vocab_size" in settings else _vocabulary_keys(vocab_size)
+    known = _keys(config_class) | {UNPADDED}
+    follow = {
+        key: value
+        for key, value in follow.items()
+        if key == "decoder_start_token_id" or _canonical(config_class, key) in known
+    }
     if auto_class == "AutoModelForCausalLM" and "is_decoder" in _keys(config_class):
         follow["is_decoder"] = True
     keys: dict[str, Any] = {_canonical(config_class, k): v for part in (follow, own, settings) for k, v in part.items()}
@@ -81,7 +102,31 @@ def _fresh_config(
         raise UserError(f"--model: {kind} refuses these settings: {' '.join(str(error).split())}") from None
 
 
-def _read_config(pretrained: str) -> PreTrainedConfig:
+def _vocabulary_keys(vocab_size: int) -> dict[str, int]:
+    """Rounded up to what matrix units like; what was added is never predicted, and cut off when the model is exported."""
+    rounded = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
+    return {"vocab_size": rounded} | ({UNPADDED: vocab_size} if rounded != vocab_size else {})
+
+
+def _first_position(model_type: str, padding_id: int | None) -> int:
+    """RoBERTa's kin number positions from the padding's id on (as fairseq did), and so need as many more."""
+    return padding_id + 1 if model_type in POSITIONS_AFTER_PADDING and padding_id is not None else 0
+
+
+def _start_ids(config_class: type[PreTrainedConfig], special_ids: dict[str, int | None]) -> dict[str, int | None]:
+    """What the decoder of an encoder–decoder model begins with: the kind of token that the family's own begins with."""
+    family = config_class()
+    if not family.is_encoder_decoder:
+        return {}
+    own = getattr(family, "decoder_start_token_id", None)
+    kinds = [
+        kind for kind in ("pad", "eos", "bos") if own is not None and own == getattr(family, f"{kind}_token_id", None)
+    ]
+    start = {"decoder_start_token_id": special_ids.get(f"{kinds[0] if kinds else 'pad'}_token_id")}
+    return start | {"forced_eos_token_id": special_ids.get("eos_token_id")}
+
+
+def read_config(pretrained: str) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(pretrained)
     except Exception as error:  # missing files, no network, broken JSON: all are about what was given
@@ -90,16 +135,37 @@ def _read_config(pretrained: str) -> PreTrainedConfig:
     return config
 
 
-def _config_class(model_type: str, auto_class: str) -> type[PreTrainedConfig]:
+def _known_class(model_type: str) -> type[PreTrainedConfig]:
     if model_type not in CONFIG_MAPPING:
         raise UserError(f"--model.model_type {model_type}: transformers {transformers.__version__} knows no such architecture"
                         f"{nearest(model_type, CONFIG_MAPPING.keys())}")  # fmt: skip
     config_class: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
-    known = getattr(transformers, auto_class)._model_mapping
-    if config_class not in known:
-        raise UserError(f"--model.model_type {model_type}: has no model for this objective ({auto_class}); llama, gpt2, qwen3, "
-                        f"mistral and many others have")  # fmt: skip
     return config_class
+
+
+def _config_class(model_type: str, auto_class: str) -> type[PreTrainedConfig]:
+    config_class = _known_class(model_type)
+    known = getattr(transformers, auto_class)._model_mapping
+    both_halves = (
+        auto_class != "AutoModelForSeq2SeqLM" and config_class().is_encoder_decoder
+    )  # BART counts as a masked LM too
+    if config_class not in known or both_halves:
+        raise UserError(f"--model.model_type {model_type}: has no model for this objective ({auto_class}); {EXAMPLES[auto_class]} "
+                        f"and others have")  # fmt: skip
+    return config_class
+
+
+def auto_class_of(model_type: str) -> str:
+    """The auto class of what an architecture is first of all: a BART has a masked-LM head too, and writes.
+
+    Raises:
+        UserError: transformers knows no such architecture, or no language model of it.
+    """
+    config_class = _known_class(model_type)
+    for auto_class in ("AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModelForCausalLM"):
+        if config_class in getattr(transformers, auto_class)._model_mapping:
+            return auto_class
+    raise UserError(f"--model.model_type {model_type}: transformers has no language model of it")
 
 
 def _keys(config_class: type[PreTrainedConfig]) -> set[str]:
@@ -120,9 +186,10 @@ def _check_keys(config_class: type[PreTrainedConfig], settings: dict[str, Any]) 
 
 def _check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None:
     positions = getattr(config, "max_position_embeddings", None)
-    if isinstance(positions, int) and 0 < positions < seq_len:
-        raise UserError(f"--seq_len {seq_len}: the model has {positions} positions; give --seq_len {positions}, or a model with "
-                        f"--model.max_position_embeddings {seq_len}")  # fmt: skip
+    first = _first_position(config.model_type, config.pad_token_id)
+    if isinstance(positions, int) and 0 < positions < seq_len + first:
+        raise UserError(f"--seq_len {seq_len}: the model has {positions - first} positions; give --seq_len {positions - first}, or a model "
+                        f"with --model.max_position_embeddings {seq_len + first}")  # fmt: skip
     if not isinstance(getattr(config, "vocab_size", None), int):
         raise UserError(f"--model.model_type {config.model_type}: is no model of text alone, it has no vocabulary of its own; take its "
                         f"text part, as in gemma3_text")  # fmt: skip
@@ -170,7 +237,9 @@ def check_runs(model: PreTrainedModel, auto_class: str) -> None:
 
     def fails(candidate: PreTrainedModel, device: str) -> str:
         try:
-            candidate.train()(input_ids=torch.zeros(1, 4, dtype=torch.long, device=device), use_cache=False)
+            ids = torch.zeros(1, 4, dtype=torch.long, device=device)
+            both = {"decoder_input_ids": ids} if candidate.config.is_encoder_decoder else {}
+            candidate.train()(input_ids=ids, **both, use_cache=False)
         except Exception as error:
             return _brief(error)
         return ""
@@ -231,7 +300,7 @@ def load_pretrained(
 
     New rows of an enlarged vocabulary are drawn as transformers draws them, from the run's seed.
     """
-    wanted, had = config.vocab_size, _read_config(folder).vocab_size
+    wanted, had = config.vocab_size, read_config(folder).vocab_size
     config = copy.deepcopy(config)
     config.vocab_size = had
     transformers.logging.set_verbosity_error()  # what is new is told by the caller

@@ -1,19 +1,51 @@
-"""Model and loss as one module: what is sharded, DDP-wrapped and compiled is this, never the body alone."""
+"""Model and loss as one module: what is sharded, DDP-wrapped and compiled is this, never the body alone.
+
+What turns hidden states into logits differs from family to family (BERT's transform, T5's scale, soft caps, BART's bias), and
+is applied to each place for itself. So none of it is written again here: where few places are scored, only their hidden states
+are let through to the model's own head (`first_of_head` finds where it begins).
+"""
+
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import PreTrainedConfig, PreTrainedModel
 
-from sslm.models.masks import document_logits
+from sslm.models.masks import document_logits, probe_tokens
+
+IGNORED = -100
+
+UNPADDED = "unpadded_vocab_size"
+"""Key of a config: entries of the tokenizer, where the model's vocabulary was rounded up. The rest is never predicted."""
+
+
+class Predicted(NamedTuple):
+    """What a validation step looks at."""
+
+    row_losses: Tensor
+    """[batch] summed loss of each row."""
+    tokens: Tensor
+    """[batch, target_len] the likeliest token at each scored place, -100 elsewhere."""
 
 
 class LanguageModel(nn.Module):
-    """A transformers model that returns each row's summed loss, so that means are taken once, over all devices' tokens."""
+    """A transformers model that returns each row's summed loss, so that means are taken once, over all devices' tokens.
 
-    def __init__(self, model: PreTrainedModel) -> None:
+    Args:
+        max_scored: at most so many places of a row are scored: the head works on these alone. None: on all.
+    """
+
+    def __init__(self, model: PreTrainedModel, max_scored: int | None = None) -> None:
         super().__init__()
         self.model = model
+        self.max_scored = max_scored
+        self.vocab_size = real_vocab_size(model.config)
+        self._places: Tensor | None = None
+        head = first_of_head(model) if max_scored is not None else None
+        self._gathers_in_head = head is not None
+        if head is not None:
+            head.register_forward_pre_hook(self._let_scored_through)
 
     def forward(
         self,
@@ -21,26 +53,131 @@ class LanguageModel(nn.Module):
         *,
         segment_ids: Tensor | None = None,
         decoder_segment_ids: Tensor | None = None,
+        predict: bool = False,
         **inputs: Tensor,
-    ) -> Tensor:
+    ) -> Any:
         """Summed cross-entropy of each row in nats, fp32 [batch]; without `labels` the logits, [batch, seq_len, vocab_size].
 
         Args:
-            labels: [batch, seq_len] the token that each position's output is to predict; -100 is not scored.
+            labels: [batch, target_len] the token that each position's output is to predict; -100 is not scored. Of a model with
+                encoder and decoder these make the decoder's inputs too, unless `decoder_input_ids` are given.
             segment_ids: [batch, seq_len] which of its row's documents each token of `input_ids` belongs to (see `masks`), which
                 keeps them apart; None: a row is one text.
-            decoder_segment_ids: the same of `decoder_input_ids`, where the model has an encoder and a decoder.
+            decoder_segment_ids: the same of the decoder's tokens, where the model has an encoder and a decoder.
+            predict: return `Predicted`.
             inputs: the model's own inputs (`input_ids` [batch, seq_len], …).
         """
-        if segment_ids is None:
-            logits: Tensor = self.model(**inputs, use_cache=False).logits
-        else:
-            logits = document_logits(self.model, segment_ids, decoder_segment_ids, **inputs)
+        if labels is not None and self.model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:
+            inputs["decoder_input_ids"] = decoder_inputs(labels, self.model.config, decoder_segment_ids)
+        places = None if labels is None or self.max_scored is None else scored_places(labels, self.max_scored)
+        logits = self._logits(places, segment_ids, decoder_segment_ids, inputs)[..., : self.vocab_size]
         if labels is None:
             return logits
-        return (
-            F.cross_entropy(logits.float().flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).sum(dim=1)
-        )
+        targets = labels if places is None else labels.gather(1, places)
+        losses = F.cross_entropy(_wide(logits).flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        if not predict:
+            return losses.sum(dim=1)
+        tokens = torch.where(targets == IGNORED, IGNORED, logits.argmax(-1))
+        if places is not None:
+            tokens = torch.full_like(labels, IGNORED).scatter(1, places, tokens)
+        return Predicted(losses.sum(dim=1), tokens)
+
+    def _logits(
+        self, places: Tensor | None, segment_ids: Tensor | None, decoder_segment_ids: Tensor | None, inputs: dict[str, Tensor]
+    ) -> Tensor:  # fmt: skip
+        """[batch, places, model's vocab_size]."""
+        self._places = places if self._gathers_in_head else None
+        try:
+            if segment_ids is None:
+                logits: Tensor = self.model(**inputs, use_cache=False).logits
+            else:
+                logits = document_logits(self.model, segment_ids, decoder_segment_ids, **inputs)
+        finally:
+            self._places = None
+        return logits if places is None or self._gathers_in_head else gathered(logits, places)
+
+    def _let_scored_through(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
+        if self._places is None:
+            return arguments
+        return (gathered(arguments[0], self._places), *arguments[1:])
+
+
+def _wide(logits: Tensor) -> Tensor:
+    """At least fp32."""
+    return logits.to(torch.promote_types(logits.dtype, torch.float32))
+
+
+def real_vocab_size(config: PreTrainedConfig) -> int:
+    """Entries of the vocabulary that stand for something."""
+    size: int = getattr(config, UNPADDED, None) or config.vocab_size
+    return size
+
+
+def scored_places(labels: Tensor, num: int) -> Tensor:
+    """[batch, num] the scored places of each row in order; where there are fewer, others follow.
+
+    >>> scored_places(torch.tensor([[-100, 7, -100, 5]]), 2).tolist()
+    [[1, 3]]
+    """
+    return (labels == IGNORED).to(torch.uint8).sort(dim=1, stable=True).indices[:, :num]
+
+
+def gathered(values: Tensor, places: Tensor) -> Tensor:
+    """[batch, length, width], [batch, num] -> [batch, num, width]."""
+    return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
+
+
+def decoder_inputs(labels: Tensor, config: PreTrainedConfig, segment_ids: Tensor | None = None) -> Tensor:
+    """[batch, target_len] the labels one place later, after the family's start token; each document begins with that."""
+    decoder = getattr(config, "decoder", config)  # T5Gemma has one config for each half
+    pad = next(iter(filter(lambda n: n is not None, (config.pad_token_id, getattr(decoder, "pad_token_id", None)))), 0)
+    start = getattr(config, "decoder_start_token_id", None)
+    start = getattr(decoder, "bos_token_id", None) if start is None else start
+    start = pad if start is None else start
+    shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
+    if segment_ids is not None:
+        begins = segment_ids != torch.cat([segment_ids[:, :1], segment_ids[:, :-1]], dim=1)
+        shifted = shifted.masked_fill(begins, start)
+    return shifted.masked_fill(shifted == IGNORED, pad)
+
+
+@torch.no_grad()
+def first_of_head(model: PreTrainedModel) -> nn.Module | None:
+    """The module in which the head begins, seen by watching the model run: of its direct parts the first after the last that
+    gives more than a tensor (the body). What comes from there on must treat each place for itself: that is tried.
+
+    None: an architecture without such a part; its logits are made for all places.
+    """
+    if model.config.is_encoder_decoder:
+        return None  # all places of its targets are scored
+    called: list[tuple[nn.Module, bool]] = []
+    watching = [
+        part.register_forward_hook(lambda part, _, output: called.append((part, isinstance(output, Tensor))))
+        for part in model.children()
+    ]
+    ids = probe_tokens(model)
+    was_training = model.training
+    model.eval()
+    try:
+        before: Tensor = model(input_ids=ids, use_cache=False).logits
+    finally:
+        for handle in watching:
+            handle.remove()
+    body = max((n for n, (_, is_tensor) in enumerate(called) if not is_tensor), default=-1)
+    if body < 0 or body + 1 == len(called):
+        model.train(was_training)
+        return None
+    head, places = called[body + 1][0], torch.tensor([[2, 5, 6]], device=model.device)
+    handle = head.register_forward_pre_hook(lambda _, arguments: (gathered(arguments[0], places), *arguments[1:]))
+    try:
+        some = model(input_ids=ids, use_cache=False).logits
+        alike = torch.allclose(some, gathered(before, places), rtol=1e-4, atol=1e-4 * float(before.abs().max()))
+    except (RuntimeError, IndexError, ValueError):
+        alike = False
+    finally:
+        handle.remove()
+        model.train(was_training)
+    return head if alike else None
 
 
 @torch.no_grad()

@@ -177,7 +177,7 @@ def _unmasked(model: PreTrainedModel) -> str:
 
 def _leak(model: PreTrainedModel) -> str:
     """Change each of two documents in turn and look at the other. The measure is what the change does where both are one."""
-    ids, changed, segments = _tokens(model), _tokens(model, shift=1), torch.zeros_like(_tokens(model))
+    ids, changed, segments = probe_tokens(model), probe_tokens(model, shift=1), torch.zeros_like(probe_tokens(model))
     segments[:, max(1, ids.shape[1] * 3 // 8) :] = 1
     for document in (0, 1):
         swapped, other = torch.where(segments == document, changed, ids), segments[0] != document
@@ -192,7 +192,7 @@ def _leak(model: PreTrainedModel) -> str:
 
 def _otherwise(model: PreTrainedModel) -> str:
     """Compare a row that is one document to the same without a mask: windows and positions must be as they were."""
-    ids = _tokens(model)
+    ids = probe_tokens(model)
     plain = _probe(model, ids, None)
     if not (_probe(model, ids, torch.zeros_like(ids)) - plain).abs().max() <= 1e-4 * plain.abs().max():
         return "a document comes out otherwise than without a mask"
@@ -208,7 +208,7 @@ def _probe(model: PreTrainedModel, ids: Tensor, segment_ids: Tensor | None) -> T
     return document_logits(model, segment_ids, segment_ids if both else None, **inputs)[0]
 
 
-def _tokens(model: PreTrainedModel, shift: int = 0) -> Tensor:
+def probe_tokens(model: PreTrainedModel, shift: int = 0) -> Tensor:
     """[1, PROBE_TOKENS] or as many as there are positions; none is padding."""
     config = model.config
     positions = getattr(config, "max_position_embeddings", None)

@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 OBJECTIVES = {
     "causal_lm": "CausalLM",
+    "masked_lm": "MaskedLM",
+    "span_corruption": "SpanCorruption",
+    "token_order": "TokenOrder",
 }
 
 

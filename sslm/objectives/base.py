@@ -7,11 +7,11 @@ first position), so dropout is a function of the position and there is no random
 """
 
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any, ClassVar, NamedTuple
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from lightning.pytorch import LightningModule
@@ -19,12 +19,12 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.config import OptimConfig
 from sslm.data.order import key64
-from sslm.data.recipe import Recipe
+from sslm.data.recipe import IGNORED, Recipe
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
 from sslm.models.masks import check_documents
@@ -51,7 +51,27 @@ class Objective(LightningModule):
     """transformers' auto class that loads the trained model."""
     default_model: ClassVar[dict[str, Any]]
     """model_type and keys of a small model that suits the objective."""
+    default_lr: ClassVar[float]
+    """Peak learning rate of a run that names none."""
     recipe_class: ClassVar[type[Recipe]]
+    shares: ClassVar[tuple[str, ...]] = ("accuracy",)
+    """Names of what `judged` tells."""
+
+    @classmethod
+    def fitting(cls, model_type: str) -> "type[Objective]":
+        """The objective as this kind of model does it, where kinds do it in different ways.
+
+        Raises:
+            UserError: this kind can't.
+        """
+        return cls
+
+    @classmethod
+    def make_recipe(cls, settings: Mapping[str, Any]) -> Recipe:
+        """Raises:
+        UserError: a setting that is out of its range.
+        """
+        return cls.recipe_class(**settings)
 
     def __init__(
         self,
@@ -68,11 +88,14 @@ class Objective(LightningModule):
         self.automatic_optimization = False
         self.recipe = recipe or self.recipe_class()
         self.optim = optim or OptimConfig()
+        if self.optim.lr is None:
+            self.optim = replace(self.optim, lr=self.default_lr)
         self.total_steps = total_steps
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.network: LanguageModel = None  # type: ignore[assignment]  # built in configure_model
         self.validation = TokenLoss(num_sources=1)
+        self.right = {name: MeanMetric(nan_strategy="ignore") for name in self.shares}  # "disable" drops weights
         self.stop_requested = self.save_requested = False
         """Set on any rank by who wants the run to stop, or a checkpoint; all ranks learn of it with the next step."""
         self._given = [model]  # in a list: not a submodule before it is wrapped
@@ -89,10 +112,11 @@ class Objective(LightningModule):
         if not isinstance(model, PreTrainedModel):
             model = build(model, self.auto_class, self.seed)
         self.check_model(model)
-        if (data := getattr(self.trainer, "datamodule", None)) is not None and data.data.document_mask:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is not None and data.data.document_mask:
             check_documents(model)
         model.train()
-        self.network = LanguageModel(model)
+        self.network = LanguageModel(model, data.max_scored if data is not None else None)
         if self._parallelize is not None:
             mesh = self.device_mesh["data_parallel"] if self.device_mesh is not None else None
             self._parallelize(self.network, model, mesh)
@@ -215,16 +239,33 @@ class Objective(LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         for micro, sources, _, _ in self._micro_batches(batch):
-            self.validation.update(self.network(**micro), (micro["labels"] >= 0).flatten(1).sum(1), sources)
+            predicted = self.network(**micro, predict=True)
+            self.validation.update(predicted.row_losses, (micro["labels"] >= 0).flatten(1).sum(1), sources)
+            for name, (right, looked_at) in self.judged(micro, predicted.tokens).items():
+                self.right[name].to(self.device).update(right.float(), looked_at.float())
+
+    def judged(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """What validation tells of predictions besides their loss: share -> (what is right, what is looked at), booleans.
+
+        Args:
+            predicted: [batch, target_len] the likeliest token at each scored place, -100 elsewhere.
+        """
+        labels = batch["labels"]
+        return {"accuracy": (predicted == labels, labels != IGNORED)}
+
+    def of_loss(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
+        """The held-out loss [nats/token] in other units."""
+        return {"perplexity": loss.exp()}
 
     def on_validation_epoch_end(self) -> None:
         losses, scored = self.validation.compute()
         self.validation.reset()
         loss = losses.nansum() / scored.sum()
-        metrics = {"val/loss": loss, "val/perplexity": loss.exp()}
         data = getattr(self.trainer, "datamodule", None)
-        if bytes_per_token := getattr(data, "val_bytes_per_token", None):
-            metrics["val/bits_per_byte"] = loss / np.log(2) / bytes_per_token
+        metrics = {"val/loss": loss} | {f"val/{name}": value for name, value in self.of_loss(loss, data).items()}
+        for name, metric in self.right.items():
+            metrics[f"val/{name}"] = metric.compute()
+            metric.reset()
         names = [source.name for source in data.val_stream.sources] if data is not None else []
         if len(names) > 1:
             means = zip(names, (losses / scored).tolist(), scored.tolist(), strict=True)

@@ -13,11 +13,13 @@ are kept apart (a 1 ends one) each sees itself only, and its first token is not 
     segments   0 0 1 1
 """
 
+import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel
 
 from sslm.data.recipe import IGNORED, Arrays, Examples, Recipe
@@ -62,10 +64,17 @@ class CausalLM(Objective):
         "num_attention_heads": 4,
         "tie_word_embeddings": True,
     }
+    default_lr: ClassVar[float] = 4e-3
     recipe_class = CausalLMRecipe
 
     def check_model(self, model: PreTrainedModel) -> None:
         check_causal(model)
+
+    def of_loss(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
+        metrics = super().of_loss(loss, data)
+        if bytes_per_token := getattr(data, "val_bytes_per_token", None):
+            metrics["bits_per_byte"] = loss / math.log(2) / bytes_per_token
+        return metrics
 
     def samples(self, data: Any) -> list[str]:
         if data.tokenizer is None:

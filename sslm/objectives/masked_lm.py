@@ -1,0 +1,206 @@
+"""Masked language modelling: restore what was hidden (Devlin et al. 2018, BERT, arXiv:1810.04805).
+
+Of each row 15 % of the tokens are chosen, exactly: k = round(ratio · tokens), at least one. A chosen token is replaced by the
+mask 8 times in 10, by a random token of the vocabulary once, and once it stays. With seq_len 7, [CLS] = 2, [SEP] = 3, mask = 4, and
+`--objective.ratio 0.4`:
+
+    window                7    9    5    8    6
+    chosen                     x              x
+    input_ids        2    7    4    5    8    6    3
+    labels        -100 -100    9 -100 -100    6 -100
+
+Chosen are tokens; or `--objective.unit`
+
+    word     whole words, as the tokenizer tells them apart (whole-word masking of BERT's later releases)
+    ngram    runs of 1 to 3 words, n with probability 1/n (Lan et al. 2019, ALBERT, arXiv:1909.11942, eq. 1)
+    span     runs of words, their number geometric with p = 0.2, at most 10, replaced alike as a whole (Joshi et al. 2019, SpanBERT,
+             arXiv:1907.10529, section 3.1)
+
+until exactly k tokens are chosen: a unit that would be too long is passed over for shorter ones, and where none fits the last is
+cut. The text's own special tokens (the ends of documents) are never chosen, and no unit goes across them.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from sslm.data import noise
+from sslm.data.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.vocabulary import Needs, Vocabulary
+from sslm.errors import UserError
+from sslm.objectives.base import Objective
+
+UNITS = ("token", "word", "ngram", "span")
+LONGEST = {"word": 1, "ngram": 3, "span": 10}
+"""Words of a unit, at most."""
+GEOMETRIC = 0.2
+"""SpanBERT's p: a span has n words with probability p (1 − p)^(n − 1), cut off at the longest and scaled to sum to one."""
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class MaskedLMRecipe(Recipe):
+    """BERT's objective, for encoders."""
+
+    ratio: float = 0.15
+    """Share of a row's tokens that are chosen (ModernBERT: 0.3)."""
+    unit: Literal["token", "word", "ngram", "span"] = "token"
+    """What is chosen: token, word, ngram or span."""
+    masked: float = 0.8
+    """Share of the chosen that become the mask."""
+    random: float = 0.1
+    """Share of the chosen that become another token; the rest stays."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio < 1:
+            raise UserError(f"--objective.ratio {self.ratio}: expected a share between 0 and 1, such as 0.15")
+        if self.unit not in UNITS:
+            raise UserError(f"--objective.unit {self.unit}: expected one of {', '.join(UNITS)}")
+        if min(self.masked, self.random) < 0 or self.masked + self.random > 1:
+            raise UserError(f"--objective.masked {self.masked} --objective.random {self.random}: expected two shares that sum to at most 1, "
+                            f"such as 0.8 and 0.1")  # fmt: skip
+
+    def needs(self, seq_len: int) -> Needs:
+        return Needs(mask=True)
+
+    def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
+        assert vocabulary is not None
+        length = seq_len - len(vocabulary.prefix) - len(vocabulary.suffix)
+        if length < 2:
+            raise UserError(
+                f"--seq_len {seq_len}: expected room for the tokenizer's own tokens and two more, such as 128"
+            )
+        return length
+
+    def max_scored(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
+        return int(self._num_chosen(np.array(self.window_len(seq_len, vocabulary))))
+
+    def _num_chosen(self, eligible: Ints) -> Ints:
+        num: Ints = np.minimum(np.maximum(np.rint(self.ratio * eligible).astype(np.int64), 1), eligible)
+        return num
+
+    def make_batch(self, examples: Examples, vocabulary: Vocabulary | None, seed: int) -> Arrays:
+        assert vocabulary is not None
+        tokens, counts = examples.tokens, examples.counts
+        eligible = ~vocabulary.special[tokens]
+        if counts is not None:
+            eligible &= counts
+        units = None if self.unit == "token" else self._units(examples, vocabulary, seed)
+        chosen = self._chosen(examples, eligible, units, seed)
+        labels = np.where(chosen, tokens, IGNORED)
+        inputs = self._replaced(examples, chosen, units, vocabulary, seed)
+        return wrapped(inputs, labels, examples, vocabulary)
+
+    def _units(self, examples: Examples, vocabulary: Vocabulary, seed: int) -> Ints:
+        """[n, length] number of each token's unit in its row, from 0: words, or runs of them as long as is drawn."""
+        tokens = examples.tokens
+        starts = vocabulary.word_starts(tokens)
+        if examples.documents is not None:
+            starts[:, 1:] |= examples.documents[:, 1:] != examples.documents[:, :-1]
+        if (longest := LONGEST[self.unit]) > 1:
+            n = np.arange(1, longest + 1)
+            share = 1 / n if self.unit == "ngram" else (1 - GEOMETRIC) ** (n - 1)
+            drawn = noise.uniform(examples, tokens.shape[1], seed, "lengths")
+            lengths = 1 + np.searchsorted(np.cumsum(share / share.sum())[:-1], drawn, side="right")
+            ends = np.cumsum(lengths, axis=1)  # in words: a unit begins with word 0, and with each of these
+            begins = np.zeros((len(tokens), tokens.shape[1] + 1), bool)
+            np.put_along_axis(begins, np.minimum(ends, tokens.shape[1]), True, axis=1)
+            words = np.cumsum(starts, axis=1) - 1
+            special = vocabulary.special[tokens]
+            apart = special.copy()
+            apart[:, 1:] |= special[:, :-1]
+            starts &= np.take_along_axis(begins, words, axis=1) | apart | (words == 0)
+        return np.cumsum(starts, axis=1) - 1
+
+    def _chosen(self, examples: Examples, eligible: Bools, units: Ints | None, seed: int) -> Bools:
+        num = self._num_chosen(eligible.sum(axis=1))
+        keys = noise.words(examples, eligible.shape[1], seed, "chosen")
+        if units is None:
+            return noise.chosen(keys, eligible, num)
+        rows, length = np.arange(len(units))[:, None], units.shape[1]
+        sizes = np.bincount((rows * length + units)[eligible], minlength=units.size).reshape(units.shape)
+        order = np.argsort(np.where(sizes > 0, keys >> np.uint64(1), ~np.uint64(0)), axis=1)
+        ordered = np.take_along_axis(sizes, order, axis=1)
+        before = np.cumsum(ordered, axis=1) - ordered
+        room = num[:, None] - before  # left when a unit's turn comes
+        fits = (ordered <= room) & (ordered > 0)
+        if self.unit == "word":  # none is cut: single tokens stand in
+            left = num - (ordered * fits).sum(axis=1)
+            single = (ordered == 1) & ~fits
+            fits |= single & (np.cumsum(single, axis=1) <= left[:, None])
+            room = ordered * fits
+        taken = np.empty_like(sizes)
+        np.put_along_axis(taken, order, np.clip(room, 0, ordered), axis=1)
+        # a unit's first tokens, as many as are taken of it: all but of the last
+        first = np.concatenate([np.ones_like(units[:, :1], bool), units[:, 1:] != units[:, :-1]], axis=1)
+        place = np.arange(length) - np.maximum.accumulate(np.where(first, np.arange(length), 0), axis=1)
+        return eligible & (place < np.take_along_axis(taken, units, axis=1))
+
+    def _replaced(
+        self, examples: Examples, chosen: Bools, units: Ints | None, vocabulary: Vocabulary, seed: int
+    ) -> Ints:
+        """The input: chosen tokens become the mask, another token, or stay; a span's do alike."""
+        rows, places = np.nonzero(chosen)
+        drawn = noise.words_at(examples, rows, places, seed, "token")
+        what = drawn
+        if self.unit == "span" and units is not None:
+            what = noise.words_at(examples, rows, units[rows, places], seed, "span")
+        what = what >> np.uint64(32)  # one half says what becomes of it, the other which token it becomes
+        mask_below, random_below = (
+            np.uint64(round(share * 2**32)) for share in (self.masked, self.masked + self.random)
+        )
+        ordinary = vocabulary.ordinary
+        random = ordinary[((drawn & np.uint64(2**32 - 1)) * np.uint64(len(ordinary))) >> np.uint64(32)]
+        inputs = examples.tokens.copy()
+        stays = inputs[rows, places]
+        inputs[rows, places] = np.select([what < mask_below, what < random_below], [vocabulary.mask, random], stays)
+        return inputs
+
+
+def wrapped(inputs: Ints, labels: Ints, examples: Examples, vocabulary: Vocabulary) -> Arrays:
+    """An encoder's batch: what the tokenizer puts before and after a text stands around each row, and isn't scored."""
+    n, length = inputs.shape
+    before, after = len(vocabulary.prefix), len(vocabulary.suffix)
+    lengths = np.full(n, length) if examples.lengths is None else examples.lengths
+    places = np.arange(before + length + after) - before
+    ids = np.full((n, before + length + after), vocabulary.pad)
+    ids[:, before : before + length] = np.where(
+        places[before : before + length] < lengths[:, None], inputs, vocabulary.pad
+    )
+    ids[:, :before] = vocabulary.prefix
+    np.put_along_axis(ids, before + lengths[:, None] + np.arange(after), vocabulary.suffix[None], axis=1)
+    targets = np.full_like(ids, IGNORED)
+    targets[:, before : before + length] = labels
+    batch = {"input_ids": ids, "labels": targets}
+    if examples.documents is not None:
+        inside = np.clip(places, 0, np.maximum(lengths - 1, 0)[:, None])
+        segments = np.take_along_axis(examples.documents, inside, axis=1).astype(np.int64)
+        batch["segment_ids"] = np.where(places < lengths[:, None] + after, segments, -1)
+    elif examples.lengths is not None:
+        batch["attention_mask"] = (places < lengths[:, None] + after).astype(np.int64)
+    return batch
+
+
+class MaskedLM(Objective):
+    """BERT's objective with any encoder of transformers."""
+
+    auto_class: ClassVar[str] = "AutoModelForMaskedLM"
+    default_model: ClassVar[dict[str, Any]] = {
+        "model_type": "modernbert",
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
+    default_lr: ClassVar[float] = 2e-3
+    recipe_class = MaskedLMRecipe
+
+    def of_loss(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
+        """Pseudo-perplexity of the masked tokens given all the others (Salazar et al. 2020, arXiv:1910.14659), here with all of a
+        row's chosen tokens masked at once, as RoBERTa reports it."""
+        return {"pseudo_perplexity": loss.exp()}

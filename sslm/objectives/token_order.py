@@ -1,0 +1,326 @@
+"""Token order: some tokens have changed places, and the model restores the original token at each.
+
+StructBERT (Wang et al. 2019, arXiv:1908.04577) shuffles three neighbours, PERT (Cui et al. 2022, arXiv:2203.06906) a share of the
+whole text; what is restored is, as in StructBERT, the token. Of each row k = round(ratio · tokens) places are chosen, exactly,
+and at least two; their tokens are permuted among themselves, all k! ways being equally likely, so that some may stay. With [CLS] = 2, [SEP] = 3, mask = 4, 1 as the end and ratio 0.5, an encoder gets
+
+    window                11   12   13   14   15   16
+    chosen                      x         x         x
+    input_ids         2   11   16   13   12   15   14    3
+    labels         -100 -100   12 -100   14 -100   16 -100
+
+and with `mark` a mask before each chosen place, which is not scored:
+
+    input_ids         2   11    4   16   13    4   12   15    4   14    3
+    labels         -100 -100 -100   12 -100 -100   14 -100 -100   16 -100
+
+A model with a decoder writes the whole original sequence; one that is a decoder alone reads the permuted one first, and an end:
+
+    encoder_decoder
+    input_ids     2 11 16 13 12 15 14  3
+    labels        2 11 12 13 14 15 16  3
+
+    decoder
+    input_ids    11 16 13 12 15 14  1 11 12 13 14 15
+    labels        … (-100, six times) 11 12 13 14 15 16
+
+With `unit: sentence` the sentences are permuted instead (Lewis et al. 2020, BART, arXiv:1910.13461, section 2.2), and an encoder
+is scored wherever a token came from another place. Here 13 and 15 end sentences, and the last is cut off by the window:
+
+    input_ids         2   14   15   11   12   13   16    3
+    labels         -100   11   12   13   14   15 -100 -100
+
+Special tokens, the ends of documents among them, stay where they are, and no sentence goes across them. Where documents are kept
+apart, tokens and sentences move inside their own; a decoder then reads and writes one document after the other.
+"""
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sslm.data import noise
+from sslm.data.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.vocabulary import Needs, Vocabulary
+from sslm.errors import UserError
+from sslm.models.build import auto_class_of, check_causal
+from sslm.objectives.base import Objective
+
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+UNITS, LAYOUTS = ("token", "sentence"), ("encoder", "encoder_decoder", "decoder")
+PADDING = -1
+"""Document number of what belongs to none."""
+
+
+@dataclass(frozen=True)
+class TokenOrderRecipe(Recipe):
+    """Restoring the order of tokens or sentences, for encoders, decoders, and models with both."""
+
+    ratio: float = 0.15
+    """Share of a row's tokens that are permuted among themselves; not used where sentences are."""
+    unit: Literal["token", "sentence"] = "token"
+    """What is permuted: token or sentence."""
+    mark: bool = False
+    """Whether a mask token before each chosen place tells the model which were chosen; tokens only."""
+    layout: Literal["encoder", "encoder_decoder", "decoder"] = "encoder"
+    """What kind of model restores the order; follows from the architecture."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.ratio <= 1:
+            raise UserError(f"--objective.ratio {self.ratio}: the share of tokens that are permuted lies between 0 and 1, 0 excluded; "
+                            "type --objective.ratio 0.15")  # fmt: skip
+        if self.unit not in UNITS:
+            raise UserError(f"--objective.unit {self.unit}: expected one of {', '.join(UNITS)}")
+        if self.layout not in LAYOUTS:
+            raise UserError(f"--objective.layout {self.layout}: expected one of {', '.join(LAYOUTS)}")
+        if self.mark and self.unit == "sentence":
+            raise UserError(
+                "--objective.mark true: only tokens are marked, not sentences; type --objective.unit token, "
+                "or leave --objective.mark out"
+            )
+
+    def needs(self, seq_len: int) -> Needs:
+        return Needs(mask=self.mark, pad=self.layout == "encoder_decoder")
+
+    def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
+        """The longest window whose input has no more than seq_len tokens.
+
+        It has exactly seq_len, but where one token more in the window is two in the input: in a decoder, which has it twice,
+        and where it brings a mark. There the input may have one less, or two where both are so.
+        """
+        assert vocabulary is not None
+        before, after = self._around(vocabulary)
+        room = seq_len - len(before) - len(after)
+        length = bisect_right(range(seq_len + 1), room, key=self._input_len) - 1
+        if length < 2:
+            raise UserError(f"--seq_len {seq_len}: token_order needs room for two tokens that change places, besides its own; "
+                            "type --seq_len 512")  # fmt: skip
+        return length
+
+    def max_scored(self, seq_len: int, vocabulary: Vocabulary | None) -> int | None:
+        window_len = self.window_len(seq_len, vocabulary)
+        if self.layout == "decoder":
+            return window_len
+        return self._most(window_len) if self.layout == "encoder" and self.unit == "token" else None
+
+    def _around(self, vocabulary: Vocabulary) -> tuple[Ints, Ints]:
+        """What stands before and after each row; what a decoder writes has an end."""
+        if self.layout == "decoder":
+            return np.zeros(0, np.int64), np.zeros(0, np.int64)
+        ends = self.layout == "encoder_decoder" and not len(vocabulary.suffix)
+        return vocabulary.prefix, np.array([vocabulary.end]) if ends else vocabulary.suffix
+
+    def _input_len(self, window_len: int) -> int:
+        """Tokens of the input that a window gives, without what stands around it."""
+        marks = self._most(window_len) if self.mark else 0
+        return window_len + marks + (window_len if self.layout == "decoder" else 0)
+
+    def _most(self, window_len: int) -> int:
+        return int(self._num_chosen(np.array(window_len)))
+
+    def _num_chosen(self, eligible: Ints) -> Ints:
+        num: Ints = np.maximum(np.rint(self.ratio * eligible).astype(np.int64), 2)
+        return np.minimum(num, eligible)
+
+    def make_batch(self, examples: Examples, vocabulary: Vocabulary | None, seed: int) -> Arrays:
+        assert vocabulary is not None
+        documents = _documents(examples)
+        real = documents >= 0
+        permute = self._tokens if self.unit == "token" else self._sentences
+        source, scored = permute(examples, documents, vocabulary, seed)
+        inputs = np.where(real, np.take_along_axis(examples.tokens, source, axis=1), vocabulary.pad)
+        original = np.where(real, examples.tokens, IGNORED)
+        labels, segments = np.where(scored, original, IGNORED), documents
+        if self.mark:
+            inputs, labels, segments = self._marked(inputs, labels, documents, scored, vocabulary)
+
+        around = self._around(vocabulary)
+        if self.layout == "decoder":
+            batch = _continued(inputs, segments, original, documents, vocabulary)
+            if examples.documents is not None:
+                batch = _by_document(batch)
+        else:
+            batch = {
+                "input_ids": _wrapped(inputs, segments, *around, vocabulary.pad),
+                "segment_ids": _wrapped_documents(segments, *around),
+            }
+            if self.layout == "encoder":
+                before, after = (np.full_like(some, IGNORED) for some in around)
+                batch["labels"] = _wrapped(labels, segments, before, after, IGNORED)
+            else:
+                batch["labels"] = _wrapped(original, documents, *around, IGNORED)
+                batch["decoder_segment_ids"] = _wrapped_documents(documents, *around)
+        return batch if examples.documents is not None else self._masked(batch, examples)
+
+    def _masked(self, batch: Arrays, examples: Examples) -> Arrays:
+        """With a mask of padding, where there may be any, instead of documents."""
+        batch.pop("decoder_segment_ids", None)
+        real = batch.pop("segment_ids") >= 0
+        if examples.lengths is not None or self.mark:
+            batch["attention_mask"] = real.astype(np.int64)
+        return batch
+
+    def _tokens(self, examples: Examples, documents: Ints, vocabulary: Vocabulary, seed: int) -> tuple[Ints, Bools]:
+        """[n, length] from which place each place's token comes, and whether it was chosen."""
+        eligible = ~vocabulary.special[examples.tokens] & (documents >= 0)
+        keys = noise.words(examples, eligible.shape[1], seed, "chosen")
+        chosen = noise.chosen(keys, eligible, self._num_chosen(eligible.sum(axis=1)))
+        rows, places = np.nonzero(chosen)
+        order = np.lexsort((noise.words_at(examples, rows, places, seed, "order"), documents[rows, places], rows))
+        source = np.tile(np.arange(eligible.shape[1]), (len(eligible), 1))
+        source[rows, places] = places[order]
+        return source, chosen
+
+    def _sentences(self, examples: Examples, documents: Ints, vocabulary: Vocabulary, seed: int) -> tuple[Ints, Bools]:
+        """[n, length] from which place each place's token comes, and whether that is another."""
+        tokens, length = examples.tokens, examples.tokens.shape[1]
+        stays = vocabulary.special[tokens] | (documents < 0)
+        texts = np.ones_like(stays)  # where one begins that sentences don't leave: what stays is one by itself
+        texts[:, 1:] = stays[:, 1:] | stays[:, :-1] | (documents[:, 1:] != documents[:, :-1])
+        begins = texts.copy()
+        begins[:, 1:] |= vocabulary.ends_sentence[tokens[:, :-1]]
+        rows, places = np.nonzero(begins)
+        keys = noise.words_at(examples, rows, places, seed, "order")
+        order = np.lexsort((keys, np.cumsum(texts)[begins.ravel()]))
+        lengths = np.diff(rows * length + places, append=tokens.size)[order]
+        first = np.cumsum(lengths) - lengths  # where each stands now, rows one after the other
+        source = np.repeat((rows * length + places)[order] - first, lengths) + np.arange(tokens.size)
+        source = source.reshape(tokens.shape) % length
+        return source, source != np.arange(length)
+
+    def _marked(
+        self, inputs: Ints, labels: Ints, documents: Ints, scored: Bools, vocabulary: Vocabulary
+    ) -> tuple[Ints, Ints, Ints]:
+        """The same with a mask before each scored place, and as many places more as a window can have masks."""
+        assert vocabulary.mask is not None
+        n, length = inputs.shape
+        places = np.arange(length) + np.cumsum(scored, axis=1)
+        masks = np.nonzero(scored)[0], places[scored] - 1
+
+        width = length + self._most(length)
+        places_of_all = np.arange(n)[:, None] * width + places
+
+        def moved(values: Ints, fill: int) -> Ints:
+            out = np.full(n * width, fill)
+            out[places_of_all] = values
+            return out.reshape(n, width)
+
+        inputs, labels, segments = moved(inputs, vocabulary.pad), moved(labels, IGNORED), moved(documents, PADDING)
+        inputs[masks], segments[masks] = vocabulary.mask, documents[scored]
+        return inputs, labels, segments
+
+
+def _documents(examples: Examples) -> Ints:
+    """[n, length] number of each token's document, or of its row's only one; PADDING past the row's length."""
+    if examples.documents is not None:
+        return examples.documents.astype(np.int64)
+    documents = np.zeros(examples.tokens.shape, np.int64)
+    return documents if examples.counts is None else np.where(examples.counts, documents, PADDING)
+
+
+def _wrapped(values: Ints, documents: Ints, before: Ints, after: Ints, fill: int) -> Ints:
+    """Each row's values, `fill` where they have no document, between what stands around: each [any], or [n, any]."""
+    (n, length), start = values.shape, before.shape[-1]
+    out = np.full((n, start + length + after.shape[-1]), fill)
+    out[:, :start] = before
+    out[:, start : start + length] = values
+    end = start + (documents >= 0).sum(axis=1)[:, None]
+    np.put_along_axis(out, end + np.arange(after.shape[-1]), after, axis=1)
+    return out
+
+
+def _wrapped_documents(documents: Ints, before: Ints, after: Ints) -> Ints:
+    """What stands before a row belongs to its first document, what stands after it to its last; 0 where it has none."""
+    last = np.maximum((documents >= 0).sum(axis=1) - 1, 0)[:, None]
+    of_first, of_last = (
+        np.maximum(some, 0) for some in (documents[:, :1], np.take_along_axis(documents, last, axis=1))
+    )
+    return _wrapped(documents, documents, of_first.repeat(len(before), 1), of_last.repeat(len(after), 1), PADDING)
+
+
+def _continued(inputs: Ints, segments: Ints, original: Ints, documents: Ints, vocabulary: Vocabulary) -> Arrays:
+    """A decoder's batch: what is read, then what is written."""
+    given = np.roll(original, 1, axis=1)  # of what is written each token follows the one before, and the first the end
+    given[:, 0] = vocabulary.end
+    given[:, 1:][documents[:, 1:] != documents[:, :-1]] = vocabulary.end
+    given[documents < 0] = vocabulary.pad
+    return {
+        "input_ids": np.concatenate([inputs, given], axis=1),
+        "labels": np.concatenate([np.full_like(inputs, IGNORED), original], axis=1),
+        "segment_ids": np.concatenate([segments, documents], axis=1),
+    }
+
+
+def _by_document(batch: Arrays) -> Arrays:
+    """The same with each document's places in one piece, in their order, and padding last."""
+    segments = batch["segment_ids"]
+    n, length = segments.shape
+    order = np.argsort(np.where(segments < 0, length, segments), axis=1, kind="stable")
+    order += np.arange(n)[:, None] * length
+    return {name: values.ravel().take(order) for name, values in batch.items()}
+
+
+class TokenOrder(Objective):
+    """Restoring order with any model of transformers: an encoder's masked-LM head, or a decoder that writes the whole again."""
+
+    auto_class: ClassVar[str] = "AutoModelForMaskedLM"
+    default_model: ClassVar[dict[str, Any]] = {
+        "model_type": "modernbert",
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 4,
+    }
+    default_lr: ClassVar[float] = 2e-3
+    recipe_class = TokenOrderRecipe
+    shares = ("accuracy", "restored_order")
+    layout: ClassVar[str] = "encoder"
+
+    @classmethod
+    def fitting(cls, model_type: str) -> type[Objective]:
+        by_auto_class = {kind.auto_class: kind for kind in (TokenOrder, EncoderDecoderTokenOrder, DecoderTokenOrder)}
+        return by_auto_class[auto_class_of(model_type)]
+
+    @classmethod
+    def make_recipe(cls, settings: Mapping[str, Any]) -> Recipe:
+        if (asked := settings.get("layout", cls.layout)) != cls.layout:
+            raise UserError(f"--objective.layout {asked}: this model is for {cls.layout}; leave the flag out")
+        return TokenOrderRecipe(**{**settings, "layout": cls.layout})
+
+    def judged(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Besides all scored places, those alone at which another token stands than did: copying gets none of them right."""
+        labels, inputs = batch["labels"], batch["input_ids"]
+        moved = labels != IGNORED
+        if self.layout == "encoder" or (self.layout == "encoder_decoder" and inputs.shape == labels.shape):
+            moved &= inputs != labels
+        elif self.layout == "decoder" and "segment_ids" not in batch and not getattr(self.recipe, "mark", False):
+            half = labels.shape[1] // 2  # what is read stands before what is written
+            moved &= torch.cat([labels[:, :half], inputs[:, :half]], dim=1) != labels
+        return {**super().judged(batch, predicted), "restored_order": (predicted == labels, moved)}
+
+
+class EncoderDecoderTokenOrder(TokenOrder):
+    """The decoder writes the whole original sequence."""
+
+    auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    default_lr: ClassVar[float] = 4e-3
+    layout = "encoder_decoder"
+
+
+class DecoderTokenOrder(TokenOrder):
+    """The permuted sequence is read, and the original written after it."""
+
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    default_lr: ClassVar[float] = 4e-3
+    layout = "decoder"
+
+    def check_model(self, model: PreTrainedModel) -> None:
+        check_causal(model)
