@@ -308,6 +308,7 @@ def _check_values(config: Config) -> Config:
         "checkpoint.keep_last": config.checkpoint.keep_last, "data.val_sequences": config.data.val_sequences,
         "data.cache_gb": config.data.cache_gb, "data.block_shards": config.data.block_shards,
         "optim.lr": config.optim.lr, "optim.clip_norm": config.optim.clip_norm, "optim.eps": config.optim.eps,
+        "robust.epsilon": config.robust.epsilon, "robust.adversarial_steps": config.robust.adversarial_steps,
     }  # fmt: skip
     for name, value in positive.items():
         if value is not None and not 0 < value < float("inf"):
@@ -324,7 +325,14 @@ def _check_values(config: Config) -> Config:
     if config.total_steps < 1:
         raise UserError(f"--max_tokens {config.max_tokens}: less than one step of {config.batch_size} x {config.seq_len} "
                         f"tokens; give at least {config.batch_size * config.seq_len}")  # fmt: skip
-    optim = config.optim
+    optim, robust = config.optim, config.robust
+    if not 0 <= robust.label_smoothing < 1:
+        raise UserError(
+            f"--robust.label_smoothing {robust.label_smoothing}: expected at least 0 and less than 1, such as 0.1"
+        )
+    for name, weight in {"z_loss": robust.z_loss, "embedding_noise": robust.embedding_noise}.items():
+        if not 0 <= weight < float("inf"):
+            raise UserError(f"--robust.{name} {weight}: expected 0 or more")
     for name, share in {"decay_fraction": optim.decay_fraction, "min_lr_ratio": optim.min_lr_ratio}.items():
         if not 0 <= share <= 1:
             raise UserError(f"--optim.{name} {share}: expected a share from 0 to 1")

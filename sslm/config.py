@@ -139,6 +139,26 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class RobustConfig:
+    """What makes training more robust, of any objective; all of it is off unless asked for."""
+
+    label_smoothing: float = 0.0
+    """Share of each target's probability that is spread evenly over the vocabulary (Szegedy et al. 2016); costs nothing."""
+    z_loss: float = 0.0
+    """Weight of log(Z)^2, Z the softmax's denominator, in the loss (Chowdhery et al. 2022: 1e-4); costs little."""
+    embedding_noise: float = 0.0
+    """NEFTune's alpha: uniform noise on the input embeddings, at most alpha / sqrt(tokens x width) (Jain et al. 2023: 5); costs
+    nothing."""
+    adversarial: Literal["fgm", "pgd", "freelb"] | None = None
+    """Perturb the input embeddings where it hurts most: fgm (2 passes a step), pgd (adversarial_steps + 1), freelb
+    (adversarial_steps)."""
+    epsilon: float = 1.0
+    """Largest L2 norm of a sequence's perturbation."""
+    adversarial_steps: int = 3
+    """Steps of pgd and freelb, each of 2.5 epsilon / steps."""
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """When the run is saved."""
 
@@ -203,6 +223,8 @@ class Config:
     """Where the text comes from."""
     optim: OptimConfig = field(default_factory=OptimConfig)
     """The optimizer and its schedule."""
+    robust: RobustConfig = field(default_factory=RobustConfig)
+    """Label smoothing, z-loss, noise and adversarial training."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When the run is saved."""
 

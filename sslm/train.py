@@ -235,7 +235,7 @@ def build_module(
         model, new = build.load_pretrained(pretrained, model_config, objective.auto_class, config.seed)
         say(f"Weights from {config.model.pretrained}; new: {', '.join(new) or 'none'}")
     return objective(
-        model, recipe, optim=config.optim, total_steps=config.total_steps, micro_batch_size=config.micro_batch_size,
+        model, recipe, optim=config.optim, robust=config.robust, total_steps=config.total_steps, micro_batch_size=config.micro_batch_size,
         seed=config.seed,
         parallelize=functools.partial(
             parallelize, in_bf16=config.precision == "bf16-true", compile_blocks=config.compile,

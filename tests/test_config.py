@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sslm.commandline import _flags, parse
+from sslm.commandline import _flags, parse, typed
 from sslm.config import Config, differences, parse_stop_after, to_tree, to_yaml
 from sslm.models.build import model_config, on_meta
 from sslm.objectives import load_objective
@@ -77,8 +77,9 @@ model.model_type model.pretrained model.settings data.train data.val data.source
 data.document_mask data.text_field data.document_separator data.end_id data.tokenizer
 data.cache_dir data.cache_gb data.block_shards
 data.on_bad_shard data.num_workers data.val_sequences optim.name optim.lr optim.schedule optim.warmup_steps optim.decay_fraction
-optim.min_lr_ratio optim.weight_decay optim.beta1 optim.beta2 optim.eps optim.clip_norm checkpoint.every_steps
-checkpoint.every_minutes checkpoint.keep_last"""
+optim.min_lr_ratio optim.weight_decay optim.beta1 optim.beta2 optim.eps optim.clip_norm
+robust.label_smoothing robust.z_loss robust.embedding_noise robust.adversarial robust.epsilon robust.adversarial_steps
+checkpoint.every_steps checkpoint.every_minutes checkpoint.keep_last"""
 
 
 def test_the_everyday_flags_are_these() -> None:
@@ -113,13 +114,15 @@ def test_laptop_config_is_the_default_run() -> None:
 def test_every_config_parses_and_builds_and_explains_each_key(file: Path) -> None:
     config = parse(["--config", str(file)])
     objective = load_objective(config.objective.name)
+    objective.make_recipe(typed(objective.recipe_class, "objective", config.objective.settings))
     built = model_config(
         config.model.settings, model_type=config.model.model_type, default=objective.default_model,
         auto_class=objective.auto_class, vocab_size=512, seq_len=config.seq_len, special_ids={"eos_token_id": 0},
     )  # fmt: skip
     parameters = sum(p.numel() for p in on_meta(built, objective.auto_class).parameters())
     # the tokenizer is a small one here: where the vocabulary follows it, a model is smaller than in its paper
-    expected = {"gpt2-124m": 124.5e6, "llama-1b": 0.97e9, "laptop": 0.92e6, "mixture": 0.92e6}
+    expected = {"gpt2-124m": 124.5e6, "llama-1b": 0.97e9, "laptop": 0.92e6, "mixture": 0.92e6, "masked_lm": 86.4e6,
+                "span_corruption": 198.9e6, "denoising": 100.4e6, "token_order": 86.4e6}  # fmt: skip
     assert parameters == pytest.approx(expected[file.stem], rel=0.02)
     lines = file.read_text().splitlines()
     for before, line in itertools.pairwise(lines):

@@ -40,7 +40,7 @@ def both(name: str) -> PreTrainedModel:
     config = T5GemmaConfig(**BOTH[name]) if model_type == "t5gemma" else AutoConfig.for_model(model_type, **BOTH[name])
     model = build(config, "AutoModelForSeq2SeqLM", 0).eval()
     if name == "bart":
-        torch.nn.init.normal_(model.final_logits_bias)
+        model.final_logits_bias.copy_(torch.linspace(-1, 1, 96))
     return model
 
 

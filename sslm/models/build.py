@@ -169,7 +169,10 @@ def auto_class_of(model_type: str) -> str:
 
 
 def _keys(config_class: type[PreTrainedConfig]) -> set[str]:
-    return {f.name for f in dataclasses.fields(config_class)} - {"transformers_version", "architectures"}
+    declared = {f.name for f in dataclasses.fields(config_class)} - {"transformers_version", "architectures"}
+    return (
+        declared | {"tie_word_embeddings"} if hasattr(config_class(), "tie_word_embeddings") else declared
+    )  # T5 declares it nowhere
 
 
 def _canonical(config_class: type[PreTrainedConfig], key: str) -> str:

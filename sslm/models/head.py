@@ -34,11 +34,25 @@ class LanguageModel(nn.Module):
 
     Args:
         max_scored: at most so many places of a row are scored: the head works on these alone. None: on all.
+        label_smoothing: share of each target's probability that is spread over the vocabulary, while training.
+        z_loss: weight of log² of the softmax's denominator in the loss, while training.
+        embedding_noise: NEFTune's α: noise on what is read, uniform within ± α / √(tokens · width), while training.
     """
 
-    def __init__(self, model: PreTrainedModel, max_scored: int | None = None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, max_scored: int | None = None, *, label_smoothing: float = 0.0, z_loss: float = 0.0,
+        embedding_noise: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.model = model
+        self.label_smoothing, self.z_loss, self.embedding_noise = label_smoothing, z_loss, embedding_noise
+        self.perturbation: Tensor | None = None
+        """[batch, seq_len, width] added to the embeddings of what is read (an encoder's input where there are both)."""
+        self._is_first_lookup = False
+        reader = model.get_encoder() if model.config.is_encoder_decoder else model
+        embedding: Any = reader.get_input_embeddings()
+        embedding.register_forward_hook(self._perturbed)
+        self._embedding = [embedding]  # in a list: it is the model's
         self.max_scored = max_scored
         self.vocab_size = real_vocab_size(model.config)
         self._places: Tensor | None = None
@@ -74,7 +88,7 @@ class LanguageModel(nn.Module):
         if labels is None:
             return logits
         targets = labels if places is None else labels.gather(1, places)
-        losses = F.cross_entropy(_wide(logits).flatten(0, 1), targets.flatten(), reduction="none").view_as(targets)
+        losses = self._losses(_wide(logits), targets)
         if not predict:
             return losses.sum(dim=1)
         tokens = torch.where(targets == IGNORED, IGNORED, logits.argmax(-1))
@@ -86,7 +100,7 @@ class LanguageModel(nn.Module):
         self, places: Tensor | None, segment_ids: Tensor | None, decoder_segment_ids: Tensor | None, inputs: dict[str, Tensor]
     ) -> Tensor:  # fmt: skip
         """[batch, places, model's vocab_size]."""
-        self._places = places if self._gathers_in_head else None
+        self._places, self._is_first_lookup = places if self._gathers_in_head else None, True
         try:
             if segment_ids is None:
                 logits: Tensor = self.model(**inputs, use_cache=False).logits
@@ -95,6 +109,31 @@ class LanguageModel(nn.Module):
         finally:
             self._places = None
         return logits if places is None or self._gathers_in_head else gathered(logits, places)
+
+    def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """[batch, num] each target's loss; 0 where nothing is scored."""
+        smoothing = self.label_smoothing if self.training else 0.0
+        losses = F.cross_entropy(
+            logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
+        ).view_as(targets)
+        if self.training and self.z_loss:
+            losses = losses + self.z_loss * logits.logsumexp(-1).square() * (targets != IGNORED)
+        return losses
+
+    def no_perturbation(self, ids: Tensor) -> Tensor:
+        """[batch, seq_len, width] zeros, to be changed; at least fp32."""
+        weight = self._embedding[0].weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return torch.zeros(*ids.shape, weight.shape[-1], dtype=dtype, device=ids.device)
+
+    def _perturbed(self, embedding: nn.Module, arguments: tuple[Any, ...], embedded: Tensor) -> Tensor:
+        if not (self.training and self._is_first_lookup):
+            return embedded
+        self._is_first_lookup = False
+        if self.embedding_noise:
+            limit = self.embedding_noise / (embedded.shape[-2] * embedded.shape[-1]) ** 0.5
+            embedded = embedded + torch.empty_like(embedded).uniform_(-limit, limit)
+        return embedded if self.perturbation is None else embedded + self.perturbation.to(embedded.dtype)
 
     def _let_scored_through(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         if self._places is None:

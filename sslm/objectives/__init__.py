@@ -15,6 +15,7 @@ OBJECTIVES = {
     "causal_lm": "CausalLM",
     "masked_lm": "MaskedLM",
     "span_corruption": "SpanCorruption",
+    "denoising": "Denoising",
     "token_order": "TokenOrder",
 }
 

@@ -22,12 +22,13 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric, Metric
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sslm.config import OptimConfig
+from sslm.config import OptimConfig, RobustConfig
 from sslm.data.order import key64
 from sslm.data.recipe import IGNORED, Recipe
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
 from sslm.models.masks import check_documents
+from sslm.objectives.adversarial import adversarial_losses
 from sslm.optim import build_optimizer, learning_rate
 from sslm.terminal import say
 
@@ -41,6 +42,7 @@ class Objective(LightningModule):
         model: a transformers config (the model is built with weights that depend on `seed`), or a model to go on with.
         recipe: the objective's settings; default: its defaults.
         optim: optimizer and schedule.
+        robust: label smoothing, z-loss, noise on embeddings, adversarial training; default: none of it.
         total_steps: optimizer steps in the whole run, which the schedule spans; default: the trainer's max_steps.
         micro_batch_size: sequences per forward pass; default: this device's whole share.
         seed: of initial weights and dropout.
@@ -79,6 +81,7 @@ class Objective(LightningModule):
         recipe: Recipe | None = None,
         *,
         optim: OptimConfig | None = None,
+        robust: RobustConfig | None = None,
         total_steps: int | None = None,
         micro_batch_size: int | None = None,
         seed: int = 0,
@@ -90,6 +93,7 @@ class Objective(LightningModule):
         self.optim = optim or OptimConfig()
         if self.optim.lr is None:
             self.optim = replace(self.optim, lr=self.default_lr)
+        self.robust = robust or RobustConfig()
         self.total_steps = total_steps
         self.micro_batch_size = micro_batch_size
         self.seed = seed
@@ -116,7 +120,10 @@ class Objective(LightningModule):
         if data is not None and data.data.document_mask:
             check_documents(model)
         model.train()
-        self.network = LanguageModel(model, data.max_scored if data is not None else None)
+        self.network = LanguageModel(
+            model, data.max_scored if data is not None else None, label_smoothing=self.robust.label_smoothing,
+            z_loss=self.robust.z_loss, embedding_noise=self.robust.embedding_noise,
+        )  # fmt: skip
         if self._parallelize is not None:
             mesh = self.device_mesh["data_parallel"] if self.device_mesh is not None else None
             self._parallelize(self.network, model, mesh)
@@ -150,11 +157,8 @@ class Objective(LightningModule):
             group["lr"] = self.learning_rate
         loss_sums = torch.zeros(len(agreed.scored), dtype=torch.float32, device=self.device)
         for micro, sources, position, is_last in self._micro_batches(batch):
-            torch.manual_seed(key64(self.seed, "dropout", position))
-            with self._synchronised(is_last):
-                row_losses = self.network(**micro)
-                self.manual_backward(row_losses.sum() * (self.trainer.world_size / agreed.all_scored))
-            loss_sums.index_add_(0, sources, row_losses.detach())
+            row_losses = self._losses(micro, position, is_last, self.trainer.world_size / agreed.all_scored)
+            loss_sums.index_add_(0, sources, row_losses)
         lr, grad_norm = self.learning_rate, self._clip()
         optimizer.step()
         optimizer.zero_grad()
@@ -164,6 +168,21 @@ class Objective(LightningModule):
                 dist.all_reduce(loss_sums)
             self.log("train/loss", loss_sums.sum() / agreed.all_scored, rank_zero_only=True)
         return outputs
+
+    def _losses(self, micro: dict[str, Tensor], position: int, is_last: bool, weight: float) -> Tensor:
+        """[micro-batch] each row's loss, after the backward passes."""
+
+        def backward(loss: Tensor, is_last_pass: bool) -> None:
+            with self._synchronised(is_last and is_last_pass):
+                self.manual_backward(loss * weight)
+
+        seed = key64(self.seed, "dropout", position)
+        if self.robust.adversarial is not None:
+            return adversarial_losses(self.network, micro, self.robust, seed, backward)
+        torch.manual_seed(seed)
+        row_losses: Tensor = self.network(**micro)
+        backward(row_losses.sum(), True)
+        return row_losses.detach()
 
     @property
     def learning_rate(self) -> float:
