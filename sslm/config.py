@@ -39,6 +39,10 @@ class ModelConfig:
     """Architecture by its transformers name (llama, gpt2, qwen3 …); default: a small one fitting the objective."""
     pretrained: str | None = None
     """Continue from these weights: a folder, a hub name, or a run folder of sslm."""
+    embedding_init: str | None = None
+    """Word vectors, in the text format of word2vec or GloVe (.gz too), that fresh input embeddings begin with."""
+    embedding_project: bool = False
+    """Turn vectors of another dimension into the embedding's, by a random orthogonal matrix."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Any key of that architecture's config (typed as --model.KEY)."""
 

@@ -88,6 +88,7 @@ def export(checkpoint: Path, out: Path) -> None:
             model_card(
                 config,
                 auto_class_of(part),
+                own_code(part),
                 checkpoints.read_state(checkpoint),
                 RunFolder(checkpoint.parent.parent).rows(),
             )
@@ -118,7 +119,15 @@ def auto_class_of(folder: Path) -> str:
     return "AutoModelForCausalLM"
 
 
-def model_card(config: Any, auto_class: str, state: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+def own_code(folder: Path) -> str:
+    """What `from_pretrained` must be told of an exported folder that brings its model's code, as an LSTM's does; else nothing.
+
+    Its tokenizer must be told too: transformers asks the model's config which tokenizer it is.
+    """
+    return ", trust_remote_code=True" if "auto_map" in json.loads((folder / "config.json").read_text()) else ""
+
+
+def model_card(config: Any, auto_class: str, own_code: str, state: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     measured = [row for row in rows if "val/loss" in row and row["step"] <= state["step"]]
     results = "".join(
         f"- {k.removeprefix('val/')}: {v:.4f}\n" for k, v in (measured or [{}])[-1].items() if k.startswith("val/")
@@ -139,8 +148,8 @@ Pretrained from scratch or continued with sslm {state["sslm"]} (objective {state
 ```python
 from transformers import {auto_class}, AutoTokenizer
 
-model = {auto_class}.from_pretrained("path/to/this/folder")
-tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder")
+model = {auto_class}.from_pretrained("path/to/this/folder"{own_code})
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"{own_code})
 ```
 
 ## Config

@@ -54,6 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     data = open_data(config, recipe)
     model_config = choose_model(config, objective, data)
     model = build_on_meta(config, objective, model_config)
+    check_embedding(config, data, model)
     describe(config, data, model)
     settings = launch.trainer_settings(config, model.num_parameters())
     if config.dry_run:
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
             run.amendments.unlink(missing_ok=True)  # of a run that never had a checkpoint
         if checkpoint is not None and step_of(checkpoint) >= config.total_steps:
             return already_done(config, run, data, checkpoint)
-        module = build_module(config, objective, recipe, model_config, fresh=checkpoint is None)
+        module = build_module(config, objective, recipe, model_config, data, fresh=checkpoint is None)
         callbacks = build_callbacks(config, run, data, model_config, checkpoint)
         trainer = build_trainer(config, run, settings, callbacks)
         return train(config, run, data, module, trainer, callbacks)
@@ -165,6 +166,20 @@ def build_on_meta(config: Config, objective: "type[Objective]", model_config: "P
     return model
 
 
+def check_embedding(config: Config, data: "DataModule", model: "PreTrainedModel") -> None:
+    """Word vectors fit the embedding, as far as the file's first line shows it."""
+    from sslm.models.vectors import check_vectors
+
+    file = config.model.embedding_init
+    if file is None:
+        return
+    if config.model.pretrained is not None:
+        raise UserError(
+            f"--model.embedding_init {file}: --model.pretrained brings an embedding that is trained already; leave one of the two out"
+        )
+    check_vectors(file, model, data.tokenizer, config.model.embedding_project)
+
+
 def pretrained_folder(config: Config) -> str | None:
     """--model.pretrained as transformers takes it: of a run folder, its export."""
     given = config.model.pretrained
@@ -223,17 +238,23 @@ def build_module(
     objective: "type[Objective]",
     recipe: "Recipe",
     model_config: "PreTrainedConfig",
+    data: "DataModule",
     fresh: bool,
 ) -> "Objective":
-    """The Lightning module. Pretrained weights are read only for a run that begins: later its checkpoint has them."""
+    """The Lightning module. Weights and word vectors are read only for a run that begins: later its checkpoint has them."""
     from sslm.models import build
     from sslm.models.parallelize import parallelize
+    from sslm.models.vectors import initialise_embedding
 
     model: Any = model_config
     pretrained = pretrained_folder(config)
     if pretrained is not None and fresh:
         model, new = build.load_pretrained(pretrained, model_config, objective.auto_class, config.seed)
         say(f"Weights from {config.model.pretrained}; new: {', '.join(new) or 'none'}")
+    if (file := config.model.embedding_init) is not None and fresh:
+        model = build.build(model_config, objective.auto_class, config.seed)
+        matched = initialise_embedding(model, data.tokenizer, file, config.model.embedding_project, config.seed)
+        say(f"Embedding: {matched:,} of {data.vocab_size:,} entries begin with vectors of {file}")
     return objective(
         model, recipe, optim=config.optim, robust=config.robust, total_steps=config.total_steps, micro_batch_size=config.micro_batch_size,
         seed=config.seed,
@@ -373,7 +394,7 @@ def already_done(config: Config, run: RunFolder, data: "DataModule", checkpoint:
 
 def summarise(config: Config, run: RunFolder, data: "DataModule") -> None:
     """Where the model is, how to load it, how to go on, what to try next."""
-    from sslm.export import auto_class_of
+    from sslm.export import auto_class_of, own_code
 
     measured = [row for row in run.rows() if "val/loss" in row]
     say()
@@ -386,7 +407,7 @@ def summarise(config: Config, run: RunFolder, data: "DataModule") -> None:
     classes = [auto_class_of(run.export), *(["AutoTokenizer"] if data.tokenizer is not None else [])]
     say(f"  from transformers import {', '.join(classes)}")
     for name, loader in zip(("model", "tokenizer"), classes, strict=False):
-        say(f"  {name} = {loader}.from_pretrained({str(run.export)!r})")
+        say(f"  {name} = {loader}.from_pretrained({str(run.export)!r}{own_code(run.export)})")
     say(f"Curves:   {run.curves}")
     say(f"Go on:    the same command with --max_steps {2 * config.total_steps}")
     if config.data.train is None and not config.data.sources:

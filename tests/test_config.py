@@ -73,7 +73,7 @@ def test_differences_name_keys_that_may_not_change() -> None:
 
 FLAGS = """run_dir resume seed strategy precision accelerator devices num_nodes seq_len batch_size micro_batch_size max_steps
 max_tokens stop_after log_every val_every logger compile activation_checkpointing dry_run objective.name objective.settings
-model.model_type model.pretrained model.settings data.train data.val data.sources data.stages data.packing
+model.model_type model.pretrained model.embedding_init model.embedding_project model.settings data.train data.val data.sources data.stages data.packing
 data.document_mask data.text_field data.document_separator data.end_id data.tokenizer
 data.cache_dir data.cache_gb data.block_shards
 data.on_bad_shard data.num_workers data.val_sequences optim.name optim.lr optim.schedule optim.warmup_steps optim.decay_fraction

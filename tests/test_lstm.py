@@ -14,6 +14,7 @@ from sslm.models.build import build, check_causal, check_runs, model_config, on_
 from sslm.models.lstm import Documents, LstmConfig, LstmForCausalLM, VariationalDropout
 from sslm.train import main
 from tests.conftest import SMALL_RUN, TINY
+from tests.processes import run_command
 
 AUTO = "AutoModelForCausalLM"
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
@@ -106,9 +107,13 @@ def test_each_document_begins_with_a_state_of_zeros(autocast: bool) -> None:
             assert difference(row, start, end) <= (1e-2 if autocast else 1e-6)
 
 
+def small_lstm(tiny: list[str]) -> list[str]:
+    architecture = ["--model.model_type", "sslm_lstm", "--model.hidden_size", "32"]
+    return [*SMALL_RUN, *tiny[len(TINY) :], *architecture, "--optim.lr", "0.01"]
+
+
 def test_trains_and_goes_on_as_if_never_stopped(tiny: list[str], tmp_path: Path) -> None:
-    flags = [*SMALL_RUN, *tiny[len(TINY) :], "--model.model_type", "sslm_lstm", "--model.hidden_size", "32", "--optim.lr", "0.01",
-             "--model.dropout", "0.2"]  # fmt: skip
+    flags = [*small_lstm(tiny), "--model.dropout", "0.2"]
     assert main([*flags, "--run_dir", str(tmp_path / "whole")]) == 0
     assert main([*flags, "--run_dir", str(tmp_path / "parts"), "--stop_after", "5steps"]) == 75
     assert main([*flags, "--run_dir", str(tmp_path / "parts")]) == 0
@@ -121,3 +126,50 @@ def test_trains_and_goes_on_as_if_never_stopped(tiny: list[str], tmp_path: Path)
     # not by from_pretrained: transformers' threads that read weights may outlive the call
     exported = build(AutoConfig.from_pretrained(tmp_path / "whole/export"), AUTO, 0)
     assert exported.load_state_dict(whole, strict=False) == (["lm_head.weight"], [])  # tied
+
+
+WITHOUT_SSLM = """
+import sys
+
+class Uninstalled:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == "sslm":
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+
+sys.meta_path.insert(0, Uninstalled())
+
+import json
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+folder, again, ids = sys.argv[1], sys.argv[2], torch.tensor(json.loads(sys.argv[3]))
+tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=True)
+assert tokenizer.decode(tokenizer("Hello there")["input_ids"]) == "Hello there"
+assert AutoConfig.from_pretrained(folder, trust_remote_code=True).model_type == "sslm_lstm"
+model = AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True)
+model.save_pretrained(again)
+resaved = AutoModelForCausalLM.from_pretrained(again, trust_remote_code=True)
+with torch.no_grad():
+    assert torch.equal(resaved(ids).logits, model(ids).logits)
+    print(json.dumps(model(ids).logits.tolist()))
+"""
+
+
+def test_exported_folder_brings_its_code_and_loads_where_sslm_is_not_installed(tiny: list[str], tmp_path: Path) -> None:
+    assert main([*small_lstm(tiny), "--max_steps", "1", "--run_dir", str(tmp_path / "run")]) == 0
+    export = tmp_path / "run/export"
+    assert json.loads((export / "config.json").read_text())["auto_map"] == {
+        "AutoConfig": "lstm.LstmConfig",
+        "AutoModelForCausalLM": "lstm.LstmForCausalLM",
+    }
+    assert (export / "README.md").read_text().count("trust_remote_code=True") == 2
+    ours = build(AutoConfig.from_pretrained(export), AUTO, 0)
+    assert isinstance(ours, LstmForCausalLM)  # where sslm is there, nothing is asked and its own class is taken
+    ours.load_state_dict(load_file(export / "model.safetensors"), strict=False)
+    ids = torch.arange(12).view(2, 6)
+    (tmp_path / "load.py").write_text(WITHOUT_SSLM)
+    loaded = run_command([str(tmp_path / "load.py"), str(export), str(tmp_path / "again"), json.dumps(ids.tolist())],
+                         env={"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")})  # fmt: skip
+    assert loaded.returncode == 0, loaded.stderr
+    with torch.no_grad():
+        assert torch.allclose(torch.tensor(json.loads(loaded.stdout)), ours.eval()(ids).logits, atol=1e-6)

@@ -1,6 +1,7 @@
 """A recurrent language model, which transformers has none of: embedding, LSTM layers, head (Zaremba et al. 2014).
 
-Importing this registers it with transformers' Auto classes as `sslm_lstm`.
+Importing this registers it with transformers' Auto classes as `sslm_lstm`. An exported folder has a copy of this file, to
+load where sslm is not installed: so it imports nothing of sslm.
 """
 
 from itertools import pairwise
@@ -12,8 +13,6 @@ from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, initialization
 from transformers.modeling_outputs import CausalLMOutput
-
-from sslm.models.masks import positions_within
 
 
 @strict
@@ -137,7 +136,8 @@ class Documents(NamedTuple):
 
     @classmethod
     def of(cls, segment_ids: Tensor) -> "Documents":
-        starts = (positions_within(segment_ids).flatten() == 0).nonzero()[:, 0]
+        changes = segment_ids.diff(dim=1, prepend=segment_ids[:, :1] - 1)  # a row's first token begins a document
+        starts = changes.flatten().nonzero()[:, 0]
         end = starts.new_tensor([segment_ids.numel()])
         lengths = starts.diff(append=end)
         num_bits = (lengths - 1).double().frexp().exponent
@@ -166,3 +166,6 @@ def run(layer: nn.Module, hidden: Tensor, documents: Documents | None) -> Tensor
 
 AutoConfig.register(LstmConfig.model_type, LstmConfig)
 AutoModelForCausalLM.register(LstmConfig, LstmForCausalLM)
+# what is saved from now on has a copy of this file beside it
+LstmConfig.register_for_auto_class()  # type: ignore[no-untyped-call]
+LstmForCausalLM.register_for_auto_class("AutoModelForCausalLM")  # type: ignore[no-untyped-call]

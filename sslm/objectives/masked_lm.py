@@ -32,6 +32,7 @@ from sslm.data.recipe import IGNORED, Arrays, Examples, Recipe
 from sslm.data.vocabulary import Needs, Vocabulary
 from sslm.errors import UserError
 from sslm.objectives.base import Objective
+from sslm.objectives.wrapping import around, documents_of, wrapped, wrapped_documents
 
 UNITS = ("token", "word", "ngram", "span")
 LONGEST = {"word": 1, "ngram": 3, "span": 10}
@@ -94,7 +95,7 @@ class MaskedLMRecipe(Recipe):
         chosen = self._chosen(examples, eligible, units, seed)
         labels = np.where(chosen, tokens, IGNORED)
         inputs = self._replaced(examples, chosen, units, vocabulary, seed)
-        return wrapped(inputs, labels, examples, vocabulary)
+        return self._wrapped(inputs, labels, examples, vocabulary)
 
     def _units(self, examples: Examples, vocabulary: Vocabulary, seed: int) -> Ints:
         """[n, length] number of each token's unit in its row, from 0: words, or runs of them as long as is drawn."""
@@ -161,29 +162,18 @@ class MaskedLMRecipe(Recipe):
         inputs[rows, places] = np.select([what < mask_below, what < random_below], [vocabulary.mask, random], stays)
         return inputs
 
-
-def wrapped(inputs: Ints, labels: Ints, examples: Examples, vocabulary: Vocabulary) -> Arrays:
-    """An encoder's batch: what the tokenizer puts before and after a text stands around each row, and isn't scored."""
-    n, length = inputs.shape
-    before, after = len(vocabulary.prefix), len(vocabulary.suffix)
-    lengths = np.full(n, length) if examples.lengths is None else examples.lengths
-    places = np.arange(before + length + after) - before
-    ids = np.full((n, before + length + after), vocabulary.pad)
-    ids[:, before : before + length] = np.where(
-        places[before : before + length] < lengths[:, None], inputs, vocabulary.pad
-    )
-    ids[:, :before] = vocabulary.prefix
-    np.put_along_axis(ids, before + lengths[:, None] + np.arange(after), vocabulary.suffix[None], axis=1)
-    targets = np.full_like(ids, IGNORED)
-    targets[:, before : before + length] = labels
-    batch = {"input_ids": ids, "labels": targets}
-    if examples.documents is not None:
-        inside = np.clip(places, 0, np.maximum(lengths - 1, 0)[:, None])
-        segments = np.take_along_axis(examples.documents, inside, axis=1).astype(np.int64)
-        batch["segment_ids"] = np.where(places < lengths[:, None] + after, segments, -1)
-    elif examples.lengths is not None:
-        batch["attention_mask"] = (places < lengths[:, None] + after).astype(np.int64)
-    return batch
+    def _wrapped(self, inputs: Ints, labels: Ints, examples: Examples, vocabulary: Vocabulary) -> Arrays:
+        documents, ends = documents_of(examples), around(vocabulary, with_end=False)
+        before, after = (np.full_like(some, IGNORED) for some in ends)
+        batch = {
+            "input_ids": wrapped(np.where(documents >= 0, inputs, vocabulary.pad), documents, *ends, vocabulary.pad),
+            "labels": wrapped(labels, documents, before, after, IGNORED),
+        }
+        if examples.documents is not None:
+            batch["segment_ids"] = wrapped_documents(documents, *ends)
+        elif examples.lengths is not None:
+            batch["attention_mask"] = (wrapped_documents(documents, *ends) >= 0).astype(np.int64)
+        return batch
 
 
 class MaskedLM(Objective):

@@ -51,13 +51,12 @@ from sslm.data.vocabulary import Needs, Vocabulary
 from sslm.errors import UserError
 from sslm.models.build import auto_class_of, check_causal
 from sslm.objectives.base import Objective
+from sslm.objectives.wrapping import PADDING, around, documents_of, wrapped, wrapped_documents
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
 
 UNITS, LAYOUTS = ("token", "sentence"), ("encoder", "encoder_decoder", "decoder")
-PADDING = -1
-"""Document number of what belongs to none."""
 
 
 @dataclass(frozen=True)
@@ -112,11 +111,10 @@ class TokenOrderRecipe(Recipe):
         return self._most(window_len) if self.layout == "encoder" and self.unit == "token" else None
 
     def _around(self, vocabulary: Vocabulary) -> tuple[Ints, Ints]:
-        """What stands before and after each row; what a decoder writes has an end."""
+        """What stands before and after each row."""
         if self.layout == "decoder":
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        ends = self.layout == "encoder_decoder" and not len(vocabulary.suffix)
-        return vocabulary.prefix, np.array([vocabulary.end]) if ends else vocabulary.suffix
+        return around(vocabulary, with_end=self.layout == "encoder_decoder")
 
     def _input_len(self, window_len: int) -> int:
         """Tokens of the input that a window gives, without what stands around it."""
@@ -132,7 +130,7 @@ class TokenOrderRecipe(Recipe):
 
     def make_batch(self, examples: Examples, vocabulary: Vocabulary | None, seed: int) -> Arrays:
         assert vocabulary is not None
-        documents = _documents(examples)
+        documents = documents_of(examples)
         real = documents >= 0
         permute = self._tokens if self.unit == "token" else self._sentences
         source, scored = permute(examples, documents, vocabulary, seed)
@@ -142,22 +140,22 @@ class TokenOrderRecipe(Recipe):
         if self.mark:
             inputs, labels, segments = self._marked(inputs, labels, documents, scored, vocabulary)
 
-        around = self._around(vocabulary)
+        ends = self._around(vocabulary)
         if self.layout == "decoder":
             batch = _continued(inputs, segments, original, documents, vocabulary)
             if examples.documents is not None:
                 batch = _by_document(batch)
         else:
             batch = {
-                "input_ids": _wrapped(inputs, segments, *around, vocabulary.pad),
-                "segment_ids": _wrapped_documents(segments, *around),
+                "input_ids": wrapped(inputs, segments, *ends, vocabulary.pad),
+                "segment_ids": wrapped_documents(segments, *ends),
             }
             if self.layout == "encoder":
-                before, after = (np.full_like(some, IGNORED) for some in around)
-                batch["labels"] = _wrapped(labels, segments, before, after, IGNORED)
+                before, after = (np.full_like(some, IGNORED) for some in ends)
+                batch["labels"] = wrapped(labels, segments, before, after, IGNORED)
             else:
-                batch["labels"] = _wrapped(original, documents, *around, IGNORED)
-                batch["decoder_segment_ids"] = _wrapped_documents(documents, *around)
+                batch["labels"] = wrapped(original, documents, *ends, IGNORED)
+                batch["decoder_segment_ids"] = wrapped_documents(documents, *ends)
         return batch if examples.documents is not None else self._masked(batch, examples)
 
     def _masked(self, batch: Arrays, examples: Examples) -> Arrays:
@@ -216,34 +214,6 @@ class TokenOrderRecipe(Recipe):
         inputs, labels, segments = moved(inputs, vocabulary.pad), moved(labels, IGNORED), moved(documents, PADDING)
         inputs[masks], segments[masks] = vocabulary.mask, documents[scored]
         return inputs, labels, segments
-
-
-def _documents(examples: Examples) -> Ints:
-    """[n, length] number of each token's document, or of its row's only one; PADDING past the row's length."""
-    if examples.documents is not None:
-        return examples.documents.astype(np.int64)
-    documents = np.zeros(examples.tokens.shape, np.int64)
-    return documents if examples.counts is None else np.where(examples.counts, documents, PADDING)
-
-
-def _wrapped(values: Ints, documents: Ints, before: Ints, after: Ints, fill: int) -> Ints:
-    """Each row's values, `fill` where they have no document, between what stands around: each [any], or [n, any]."""
-    (n, length), start = values.shape, before.shape[-1]
-    out = np.full((n, start + length + after.shape[-1]), fill)
-    out[:, :start] = before
-    out[:, start : start + length] = values
-    end = start + (documents >= 0).sum(axis=1)[:, None]
-    np.put_along_axis(out, end + np.arange(after.shape[-1]), after, axis=1)
-    return out
-
-
-def _wrapped_documents(documents: Ints, before: Ints, after: Ints) -> Ints:
-    """What stands before a row belongs to its first document, what stands after it to its last; 0 where it has none."""
-    last = np.maximum((documents >= 0).sum(axis=1) - 1, 0)[:, None]
-    of_first, of_last = (
-        np.maximum(some, 0) for some in (documents[:, :1], np.take_along_axis(documents, last, axis=1))
-    )
-    return _wrapped(documents, documents, of_first.repeat(len(before), 1), of_last.repeat(len(after), 1), PADDING)
 
 
 def _continued(inputs: Ints, segments: Ints, original: Ints, documents: Ints, vocabulary: Vocabulary) -> Arrays:
