@@ -15,9 +15,23 @@ _PUBLIC = {
     "CausalLM": "sslm.objectives.causal_lm",
     "Corpus": "sslm.data.shards",
     "DataModule": "sslm.data.module",
+    "Denoising": "sslm.objectives.denoising",
+    "MaskedLM": "sslm.objectives.masked_lm",
     "Monitor": "sslm.callbacks.monitor",
+    "SpanCorruption": "sslm.objectives.span_corruption",
+    "TokenOrder": "sslm.objectives.token_order",
 }
-__all__ = ["CausalLM", "Corpus", "DataModule", "Monitor", "__version__"]
+__all__ = [
+    "CausalLM",
+    "Corpus",
+    "DataModule",
+    "Denoising",
+    "MaskedLM",
+    "Monitor",
+    "SpanCorruption",
+    "TokenOrder",
+    "__version__",
+]
 
 
 def __getattr__(name: str) -> Any:

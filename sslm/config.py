@@ -26,7 +26,7 @@ class ObjectiveConfig:
     """What the model is trained to do."""
 
     name: str = "causal_lm"
-    """Objective, in snake case: causal_lm."""
+    """Objective: causal_lm, masked_lm, span_corruption, denoising or token_order."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The chosen objective's own settings (typed as --objective.KEY)."""
 

@@ -60,7 +60,7 @@ def export(checkpoint: Path, out: Path) -> None:
     from transformers import AutoConfig
 
     from sslm import checkpoints
-    from sslm.models.build import class_named
+    from sslm.models.build import class_named, set_vocab_size
     from sslm.models.head import UNPADDED
 
     config = AutoConfig.from_pretrained(checkpoint / "model")
@@ -70,7 +70,7 @@ def export(checkpoint: Path, out: Path) -> None:
     tied = checkpoints.tied_names(model)
     weights = checkpoints.read_weights(checkpoint, {k: v for k, v in model.state_dict().items() if k not in tied})
     if (unpadded := config.__dict__.pop(UNPADDED, None)) is not None:
-        config.vocab_size = unpadded
+        set_vocab_size(config, unpadded)
         with torch.device("meta"):
             model = model_class(config)
         weights = {

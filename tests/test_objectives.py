@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from sslm.objectives import OBJECTIVES
 from sslm.train import main
 from tests.conftest import SMALL_RUN
+from tests.exact_gradients import gradients
 from tests.processes import run_command
 from tests.test_train import losses_of, rows_of, val_of
 
@@ -197,3 +198,29 @@ def test_what_does_not_fit_gets_a_sentence(
     assert error.count("\n") == 1
     assert all(part in error for part in says), error
     assert not (tmp_path / "run").exists()
+
+
+def differ(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """The largest difference, beside the largest gradient."""
+    assert ours.keys() == theirs.keys()
+    largest = max(gradient.abs().max().item() for gradient in theirs.values())
+    assert largest > 1e-6
+    return max((ours[name] - theirs[name]).abs().max().item() for name in theirs) / largest
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradients_of_micro_batches_are_those_of_the_whole_batch(objective: str, text: Path, cache: Path) -> None:
+    whole = gradients(objective, str(text), str(cache), None)
+    for size in (1, 2):
+        assert differ(gradients(objective, str(text), str(cache), size), whole) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradients_of_two_ranks_are_those_of_the_whole_batch(
+    objective: str, text: Path, cache: Path, tmp_path: Path
+) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "tests.exact_gradients"]
+    done = run_command([*torchrun, objective, str(text), str(cache), str(tmp_path / "gradients")], timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert differ(torch.load(tmp_path / "gradients"), gradients(objective, str(text), str(cache), None)) < 1e-9

@@ -2,12 +2,15 @@
 
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
 from sslm.commandline import parse
 from sslm.objectives import OBJECTIVES
+from sslm.train import main
+from tests.test_train import losses_of
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
@@ -56,3 +59,24 @@ def test_python_example_trains(tmp_path: Path, text: Path, monkeypatch: pytest.M
         code = code.replace(long, short)
     exec(code, names)
     assert names["trainer"].global_step == 2  # type: ignore[attr-defined]
+
+
+def test_the_guides_objective_is_one_that_trains(
+    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a stranger would write it: a module of its own beside the others, and its name in the registry."""
+    import sslm.objectives
+
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/objectives.md").read_text(), re.DOTALL)
+    (tmp_path / "prefix_lm.py").write_text(code)
+    monkeypatch.setattr(sslm.objectives, "__path__", [*sslm.objectives.__path__, str(tmp_path)])
+    monkeypatch.setitem(OBJECTIVES, "prefix_lm", "PrefixLM")
+    runs = [tmp_path / "whole", tmp_path / "parts"]
+    flags = [*tiny, "--objective", "prefix_lm", "--objective.longest", "0.9", "--data.packing", "best_fit", "--run_dir"]
+    try:
+        assert main([*flags, str(runs[0])]) == 0
+        assert main([*flags, str(runs[1]), "--stop_after", "3steps"]) == 75
+        assert main([*flags, str(runs[1])]) == 0
+    finally:
+        sys.modules.pop("sslm.objectives.prefix_lm", None)
+    assert losses_of(runs[0]) == losses_of(runs[1])

@@ -18,6 +18,7 @@ from sslm.models import lstm  # makes transformers know it
 from sslm.models.head import UNPADDED
 
 VOCABULARY_MULTIPLE = 64
+HALVES = ("encoder", "decoder")
 
 EXAMPLES = {
     "AutoModelForCausalLM": "llama, gpt2, qwen3, mistral",
@@ -85,7 +86,7 @@ def _fresh_config(
     own = {k: v for k, v in default.items() if k != "model_type"} if kind == default["model_type"] else {}
     _check_keys(config_class, settings)
     positions = seq_len + _first_position(kind, special_ids.get("pad_token_id"))
-    follow = {"max_position_embeddings": positions} | special_ids | _start_ids(config_class, special_ids)
+    follow = {"max_position_embeddings": positions, **special_ids, **_start_ids(config_class, special_ids)}
     follow |= {} if "vocab_size" in settings else _vocabulary_keys(vocab_size)
     known = _keys(config_class) | {UNPADDED}
     follow = {
@@ -96,6 +97,11 @@ def _fresh_config(
     if auto_class == "AutoModelForCausalLM" and "is_decoder" in _keys(config_class):
         follow["is_decoder"] = True
     keys: dict[str, Any] = {_canonical(config_class, k): v for part in (follow, own, settings) for k, v in part.items()}
+    for half in HALVES:  # T5Gemma has a config for each
+        if half in known:
+            ids = {f"{kind}_token_id": special_ids.get(f"{kind}_token_id") for kind in ("pad", "eos")}
+            ids["bos_token_id"] = keys["decoder_start_token_id"]  # what its decoder begins with
+            keys[half] = {"vocab_size": keys["vocab_size"], **ids, **settings.get(half, {})}
     try:
         return config_class(**keys)
     except Exception as error:  # each architecture has its own checks and exception types
@@ -106,6 +112,13 @@ def _vocabulary_keys(vocab_size: int) -> dict[str, int]:
     """Rounded up to what matrix units like; what was added is never predicted, and cut off when the model is exported."""
     rounded = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     return {"vocab_size": rounded} | ({UNPADDED: vocab_size} if rounded != vocab_size else {})
+
+
+def set_vocab_size(config: PreTrainedConfig, size: int) -> None:
+    """Of both halves, where each has a config of its own."""
+    for part in (config, *(getattr(config, half, None) for half in HALVES)):
+        if isinstance(part, PreTrainedConfig):
+            part.vocab_size = size
 
 
 def _first_position(model_type: str, padding_id: int | None) -> int:

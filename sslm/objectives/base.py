@@ -158,7 +158,7 @@ class Objective(LightningModule):
         loss_sums = torch.zeros(len(agreed.scored), dtype=torch.float32, device=self.device)
         for micro, sources, position, is_last in self._micro_batches(batch):
             row_losses = self._losses(micro, position, is_last, self.trainer.world_size / agreed.all_scored)
-            loss_sums.index_add_(0, sources, row_losses)
+            loss_sums.index_add_(0, sources, row_losses.float())
         lr, grad_norm = self.learning_rate, self._clip()
         optimizer.step()
         optimizer.zero_grad()
