@@ -224,3 +224,47 @@ def test_gradients_of_two_ranks_are_those_of_the_whole_batch(
     done = run_command([*torchrun, objective, str(text), str(cache), str(tmp_path / "gradients")], timeout=200)
     assert done.returncode == 0, done.stderr
     assert differ(torch.load(tmp_path / "gradients"), gradients(objective, str(text), str(cache), None)) < 1e-9
+
+
+def test_a_model_goes_on_with_the_corpus_it_was_made_on_and_gets_the_tokens_it_lacks(
+    small_run: list[str], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    from sslm.prepare import main as prepare
+
+    corpus = str(tmp_path / "corpus")
+    assert prepare([str(text), "--out", corpus, "--tokenizer", "bpe:500"]) == 0
+    flags = [*small_run, "--data.train", corpus, "--max_steps", "2"]
+    flags = [flag for n, flag in enumerate(flags) if "--data.tokenizer" not in (flag, flags[n - 1])]
+    flags = [flag for n, flag in enumerate(flags) if "--data.document_separator" not in (flag, flags[n - 1])]
+    first, second = tmp_path / "first", tmp_path / "second"
+    t5 = ["--objective", "span_corruption", *T5.split()]
+    assert main([*flags, *t5, "--run_dir", str(first)]) == 0
+    few = AutoTokenizer.from_pretrained(first / "export")
+    capsys.readouterr()
+    more = ["--objective", "span_corruption", "--model.pretrained", str(first), "--seq_len", "96"]
+    assert main([*flags, *more, "--run_dir", str(second)]) == 0
+    many = AutoTokenizer.from_pretrained(second / "export")
+    sentinels = [sum(token.startswith("<extra_id_") for token in tokenizer.get_vocab()) for tokenizer in (few, many)]
+    assert sentinels == [2, 5]
+    assert f"{len(many) - len(few)} rows of the vocabulary" not in capsys.readouterr().out  # rounded up to 64
+    assert all(many.get_vocab()[token] == n for token, n in few.get_vocab().items())
+    assert json.loads((second / "export/config.json").read_text())["vocab_size"] == len(many)
+
+
+def test_roberta_has_the_positions_that_it_needs(small_run: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = [
+        "--objective",
+        "masked_lm",
+        "--model.model_type",
+        "roberta",
+        *ENCODER.split(),
+        "--data.packing",
+        "best_fit",
+    ]
+    assert main([*small_run, *flags, "--max_steps", "2", "--run_dir", str(run)]) == 0
+    config = json.loads((run / "export/config.json").read_text())
+    pad = config["pad_token_id"] or 0
+    assert config["max_position_embeddings"] >= 32 + pad + 1

@@ -19,6 +19,9 @@ from sslm.data.stream import Places, Stream
 from sslm.data.vocabulary import Vocabulary
 from sslm.errors import UserError
 
+GLIBC_LARGEST_THRESHOLD = (32 << 20) - (1 << 16)
+"""Until a process has freed a block of about this size, glibc gives every larger array back to the system, which zeroes it again each
+time: a batch of 256 rows then takes twice as long (mallopt(3), M_MMAP_THRESHOLD)."""
 PLACES_AT_ONCE, ROWS_AT_ONCE = 4096, 256
 """Positions that are looked up, and rows that are read, together: many cost little more than one."""
 
@@ -122,6 +125,7 @@ class Loader:
 
     def __init__(self, steps: TrainSteps | ValSteps, first: int, end: int, num_workers: int = 0) -> None:
         self.steps, self.range = steps, range(first, end)
+        np.empty(GLIBC_LARGEST_THRESHOLD, np.uint8)  # freed at once
         self.workers: DataLoader[Batch] | None = None
         if num_workers:
             kind = np.dtype(np.int16 if steps.stream.vocab_size <= 1 << 15 else np.int32)

@@ -13,6 +13,8 @@ from sslm.data.order import key64, mix64
 from sslm.data.recipe import Examples
 
 STEP = np.uint64(0x9E3779B97F4A7C15)
+PLACE_BITS = np.uint64(20)
+"""A row has at most two to this power places."""
 
 
 def words(examples: Examples, num: int, seed: int, what: str) -> NDArray[np.uint64]:
@@ -44,12 +46,28 @@ def chosen(keys: NDArray[np.uint64], eligible: NDArray[np.bool_], num: NDArray[n
         keys: [n, length] random words.
         num: [n] at most as many as are eligible.
     """
-    length = keys.shape[1]
-    places = np.arange(length, dtype=np.uint64)
-    bits = np.uint64(max(length - 1, 1).bit_length())
-    keys = np.where(eligible, (keys >> bits << bits) | places, ~np.uint64(0))  # no two alike
-    last = np.take_along_axis(np.sort(keys, axis=1), np.maximum(num - 1, 0)[:, None], axis=1)
+    keys = _distinct(keys, eligible)
+    most = max(int(num.max(initial=1)), 1)
+    smallest = np.sort(np.partition(keys, most - 1, axis=1)[:, :most], axis=1)
+    last = np.take_along_axis(smallest, np.maximum(num - 1, 0)[:, None], axis=1)
     return eligible & (keys <= last) & (num > 0)[:, None]
+
+
+def order(keys: NDArray[np.uint64], eligible: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """[n, length] of each row the eligible places by their keys, then the others."""
+    places = (np.uint64(1) << PLACE_BITS) - np.uint64(1)
+    return (np.sort(_distinct(keys, eligible), axis=1) & places).astype(np.int64)
+
+
+def shuffled(groups: NDArray[np.int64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """[any] an order of items: by group, which is a number below 2^32, and within each by the keys."""
+    return np.argsort((groups.astype(np.uint64) << np.uint64(32)) | (keys >> np.uint64(32)), kind="stable")
+
+
+def _distinct(keys: NDArray[np.uint64], eligible: NDArray[np.bool_]) -> NDArray[np.uint64]:
+    """Keys of which no two in a row are alike, as the lowest bits are the place's; of those not eligible the largest."""
+    keys = np.where(eligible, keys, ~np.uint64(0)) >> PLACE_BITS << PLACE_BITS
+    return keys | np.arange(keys.shape[1], dtype=np.uint64)
 
 
 def left_aligned(

@@ -45,7 +45,8 @@ def open_corpora(
                             f"with --tokenizer {own.tokenizer_folder}")  # fmt: skip
     if own is not None:
         _check_folder(own)
-        tokenizer = str(own.tokenizer_folder)
+        is_folder = asked is not None and not tokenizers.bpe_size(asked) and Path(asked).exists()
+        tokenizer = asked if is_folder else str(own.tokenizer_folder)  # what was asked for may have tokens appended
     elif tokenizer is not None and tokenizers.bpe_size(tokenizer):
         raise UserError(f"--data.tokenizer {tokenizer}: there is no text to train one on, only ids; give the tokenizer that made them, "
                         f"or leave the flag out")  # fmt: skip
@@ -101,10 +102,19 @@ def _check_tokenizer(given: str, corpus: Corpus, tokenizer: str) -> None:
         matches = corpus.tokenizer == tokenizer
     else:
         is_same_name = corpus.tokenizer == tokenizer and not Path(tokenizer).exists()
-        matches = is_same_name or tokenizers.identity(tokenizers.load(tokenizer)) == corpus.tokenizer_sha256
+        matches = is_same_name or _gives_its_ids(tokenizer, corpus)
     if not matches:
         raise UserError(f"{given}: was prepared with another tokenizer than {tokenizer}; leave --data.tokenizer out, or "
                         f"prepare the text again: python -m sslm.prepare TEXT --tokenizer {tokenizer} --out DIR")  # fmt: skip
+
+
+def _gives_its_ids(tokenizer: str, corpus: Corpus) -> bool:
+    """Also with tokens appended to it, as the tokenizer of a model has that was pretrained on this corpus."""
+    loaded = tokenizers.load(tokenizer)
+    return corpus.tokenizer_sha256 in (
+        tokenizers.identity(loaded),
+        tokenizers.identity(loaded, without_from=corpus.vocab_size),
+    )
 
 
 def _check_folder(corpus: Corpus) -> None:

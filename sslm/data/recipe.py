@@ -26,7 +26,7 @@ class Examples(NamedTuple):
     sources: NDArray[np.int64]
     """[n] number of its source in the mixture."""
     lengths: NDArray[np.int64] | None = None
-    """[n] tokens that count; None: all of every row."""
+    """[n] tokens that count; None: all of every row, and so of every batch of the run."""
     documents: NDArray[np.int32] | None = None
     """[n, window_len] number of each token's document within its row, from 0; −1 past the row's length. None: not asked for."""
 

@@ -262,7 +262,7 @@ class Stream:
                     marks[row, filled] = filled > 0
                 filled += length
             lengths[row] = filled
-        return narrow, None if (lengths == self.window_len).all() else lengths, marks
+        return narrow, lengths, marks  # also where all rows are full: a batch has the same arrays whoever else is in it
 
     def _shard(self, number: int) -> "_OpenShard":
         shard = self._open.get(number)

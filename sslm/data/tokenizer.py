@@ -117,16 +117,24 @@ def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
     return ids
 
 
-def identity(tokenizer: Tokenizer) -> str:
-    """Hash of what decides which ids a text gets: equal for equal tokenizers, wherever they were loaded from."""
+def identity(tokenizer: Tokenizer, without_from: int | None = None) -> str:
+    """Hash of what decides which ids a text gets: equal for equal tokenizers, wherever they were loaded from.
+
+    Args:
+        without_from: leave out tokens that were added with this id or a higher one.
+    """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     what = json.dumps(tokenizer.get_vocab()) if backend is None else backend.to_str()
-    return _identity(what, backend is not None, end_of_document(tokenizer))
+    return _identity(what, backend is not None, end_of_document(tokenizer), without_from)
 
 
 @functools.lru_cache(maxsize=2)  # a tenth of a second for a usual vocabulary, and asked for again and again
-def _identity(serialised: str, is_backend: bool, end: int) -> str:
+def _identity(serialised: str, is_backend: bool, end: int, without_from: int | None) -> str:
     what = json.loads(serialised)
     if is_backend:  # padding and truncation decide no ids
         what = {key: what[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        if without_from is not None:
+            what["added_tokens"] = [token for token in what["added_tokens"] if token["id"] < without_from]
+    elif without_from is not None:
+        what = {token: n for token, n in what.items() if n < without_from}
     return hashlib.sha256(json.dumps([what, end], sort_keys=True).encode()).hexdigest()

@@ -71,13 +71,13 @@ class Vocabulary:
 
         Of a character cut into bytes nobody knows what it is: it belongs to the word before it.
         """
-        before, special = tokens[:, :-1], self.special[tokens]
+        special, kinds = self.special[tokens], self.first_kind[tokens]
         starts = self.begins_word[tokens] | special
-        first, last = self.first_kind[tokens[:, 1:]], self.last_kind[before]
-        starts[:, 1:] |= special[:, :-1] | ((first != last) & (first > PARTIAL) & (last > PARTIAL))
+        first, last = kinds[:, 1:], self.last_kind[tokens][:, :-1]
         # of white space before a word that has no space of its own, the last piece is a word
-        spaces, joined = self.first_kind[before] == SPACE, (first != SPACE) & ~self.begins_word[tokens[:, 1:]]
-        starts[:, :-1] |= spaces & joined & ~special[:, 1:]
+        pieces = (kinds[:, :-1] == SPACE) & (first != SPACE) & ~starts[:, 1:]
+        starts[:, 1:] |= special[:, :-1] | ((first != last) & (first > PARTIAL) & (last > PARTIAL))
+        starts[:, :-1] |= pieces
         starts[:, :1] = True
         return starts
 
@@ -91,7 +91,7 @@ def extended(tokenizer: Tokenizer, needs: Needs) -> Tokenizer:
     tokenizer = copy.deepcopy(tokenizer)
     if needs.mask and tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": MASK})
-    if needs.pad and tokenizer.pad_token_id is None:
+    if needs.pad and tokenizer.pad_token_id in (None, tokenizer.bos_token_id, tokenizer.eos_token_id):
         tokenizer.add_special_tokens({"pad_token": PAD})
     if missing := needs.sentinels - len(_sentinels(tokenizer)):
         have = needs.sentinels - missing

@@ -155,13 +155,13 @@ class DenoisingRecipe(Recipe):
         text = np.cumsum(texts)[sentences.ravel()] - 1
         moving = np.arange(len(rows))
         if self.permute_sentences < 1:
-            by_chance = np.lexsort((noise.words_at(examples, rows, places, seed, "moving"), text))
+            by_chance = noise.shuffled(text, noise.words_at(examples, rows, places, seed, "moving"))
             num = np.bincount(text)
             rank = np.arange(len(text)) - (np.cumsum(num) - num)[text]  # the text's first is 0
             moving = by_chance[rank < np.ceil(num * self.permute_sentences)[text]]
         keys = noise.words_at(examples, rows[moving], places[moving], seed, "sentences")
         order = np.arange(len(rows))
-        order[moving] = moving[np.lexsort((keys, text[moving]))]
+        order[moving] = moving[noise.shuffled(text[moving], keys)]
 
         starts = np.flatnonzero(sentences)
         lengths = np.diff(starts, append=texts.size)[order]
@@ -184,7 +184,7 @@ class DenoisingRecipe(Recipe):
         keys = noise.words(examples, words.shape[1], seed, "spans")
         begins = noise.chosen(keys, words & ordinary, (lengths > 0).sum(axis=1))
         rows, places = np.nonzero(begins)
-        order = np.lexsort((noise.words_at(examples, rows, places, seed, "order"), rows))
+        order = noise.shuffled(rows, noise.words_at(examples, rows, places, seed, "order"))
         length = np.empty(len(rows), np.int64)
         length[order] = lengths[lengths > 0]
 

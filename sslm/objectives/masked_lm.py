@@ -67,7 +67,7 @@ class MaskedLMRecipe(Recipe):
                             f"such as 0.8 and 0.1")  # fmt: skip
 
     def needs(self, seq_len: int) -> Needs:
-        return Needs(mask=True)
+        return Needs(mask=True, pad=True)
 
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         assert vocabulary is not None
@@ -107,26 +107,32 @@ class MaskedLMRecipe(Recipe):
             n = np.arange(1, longest + 1)
             share = 1 / n if self.unit == "ngram" else (1 - GEOMETRIC) ** (n - 1)
             drawn = noise.uniform(examples, tokens.shape[1], seed, "lengths")
-            lengths = 1 + np.searchsorted(np.cumsum(share / share.sum())[:-1], drawn, side="right")
+            edges = np.cumsum(share / share.sum())[:-1]
+            lengths = sum((drawn >= edge for edge in edges), np.ones(drawn.shape, np.int64))
             ends = np.cumsum(lengths, axis=1)  # in words: a unit begins with word 0, and with each of these
-            begins = np.zeros((len(tokens), tokens.shape[1] + 1), bool)
-            np.put_along_axis(begins, np.minimum(ends, tokens.shape[1]), True, axis=1)
+            width = tokens.shape[1] + 1
+            row = np.arange(len(tokens))[:, None] * width
+            begins = np.zeros(len(tokens) * width, bool)
+            begins[row + np.minimum(ends, width - 1)] = True
             words = np.cumsum(starts, axis=1) - 1
             special = vocabulary.special[tokens]
             apart = special.copy()
             apart[:, 1:] |= special[:, :-1]
-            starts &= np.take_along_axis(begins, words, axis=1) | apart | (words == 0)
+            starts &= begins[row + words] | apart | (words == 0)
         return np.cumsum(starts, axis=1) - 1
 
     def _chosen(self, examples: Examples, eligible: Bools, units: Ints | None, seed: int) -> Bools:
         num = self._num_chosen(eligible.sum(axis=1))
-        keys = noise.words(examples, eligible.shape[1], seed, "chosen")
+        length = eligible.shape[1]
         if units is None:
-            return noise.chosen(keys, eligible, num)
-        rows, length = np.arange(len(units))[:, None], units.shape[1]
-        sizes = np.bincount((rows * length + units)[eligible], minlength=units.size).reshape(units.shape)
-        order = np.argsort(np.where(sizes > 0, keys >> np.uint64(1), ~np.uint64(0)), axis=1)
-        ordered = np.take_along_axis(sizes, order, axis=1)
+            return noise.chosen(noise.words(examples, length, seed, "chosen"), eligible, num)
+        n, most = len(units), int(units.max(initial=0)) + 1
+        row = np.arange(n)[:, None] * most
+        units = row + units  # counted through the batch
+        sizes = np.bincount(units[eligible], minlength=n * most)
+        keys = noise.words(examples, most, seed, "chosen")
+        order = row + noise.order(keys, sizes.reshape(n, most) > 0)
+        ordered = sizes[order]
         before = np.cumsum(ordered, axis=1) - ordered
         room = num[:, None] - before  # left when a unit's turn comes
         fits = (ordered <= room) & (ordered > 0)
@@ -136,11 +142,11 @@ class MaskedLMRecipe(Recipe):
             fits |= single & (np.cumsum(single, axis=1) <= left[:, None])
             room = ordered * fits
         taken = np.empty_like(sizes)
-        np.put_along_axis(taken, order, np.clip(room, 0, ordered), axis=1)
+        taken[order] = np.clip(room, 0, ordered)
         # a unit's first tokens, as many as are taken of it: all but of the last
         first = np.concatenate([np.ones_like(units[:, :1], bool), units[:, 1:] != units[:, :-1]], axis=1)
         place = np.arange(length) - np.maximum.accumulate(np.where(first, np.arange(length), 0), axis=1)
-        return eligible & (place < np.take_along_axis(taken, units, axis=1))
+        return eligible & (place < taken[units])
 
     def _replaced(
         self, examples: Examples, chosen: Bools, units: Ints | None, vocabulary: Vocabulary, seed: int

@@ -87,7 +87,7 @@ class TokenOrderRecipe(Recipe):
             )
 
     def needs(self, seq_len: int) -> Needs:
-        return Needs(mask=self.mark, pad=self.layout == "encoder_decoder")
+        return Needs(mask=self.mark, pad=self.layout != "decoder")
 
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         """The longest window whose input has no more than seq_len tokens.
@@ -134,7 +134,7 @@ class TokenOrderRecipe(Recipe):
         real = documents >= 0
         permute = self._tokens if self.unit == "token" else self._sentences
         source, scored = permute(examples, documents, vocabulary, seed)
-        inputs = np.where(real, np.take_along_axis(examples.tokens, source, axis=1), vocabulary.pad)
+        inputs = np.where(real, examples.tokens.ravel()[source], vocabulary.pad)
         original = np.where(real, examples.tokens, IGNORED)
         labels, segments = np.where(scored, original, IGNORED), documents
         if self.mark:
@@ -172,9 +172,10 @@ class TokenOrderRecipe(Recipe):
         keys = noise.words(examples, eligible.shape[1], seed, "chosen")
         chosen = noise.chosen(keys, eligible, self._num_chosen(eligible.sum(axis=1)))
         rows, places = np.nonzero(chosen)
-        order = np.lexsort((noise.words_at(examples, rows, places, seed, "order"), documents[rows, places], rows))
-        source = np.tile(np.arange(eligible.shape[1]), (len(eligible), 1))
-        source[rows, places] = places[order]
+        group = rows * eligible.shape[1] + documents[rows, places]
+        order = noise.shuffled(group, noise.words_at(examples, rows, places, seed, "order"))
+        source = np.arange(eligible.size).reshape(eligible.shape)  # in the flattened batch
+        source[rows, places] = source[rows, places][order]
         return source, chosen
 
     def _sentences(self, examples: Examples, documents: Ints, vocabulary: Vocabulary, seed: int) -> tuple[Ints, Bools]:
@@ -187,12 +188,11 @@ class TokenOrderRecipe(Recipe):
         begins[:, 1:] |= vocabulary.ends_sentence[tokens[:, :-1]]
         rows, places = np.nonzero(begins)
         keys = noise.words_at(examples, rows, places, seed, "order")
-        order = np.lexsort((keys, np.cumsum(texts)[begins.ravel()]))
+        order = noise.shuffled(np.cumsum(texts)[begins.ravel()], keys)
         lengths = np.diff(rows * length + places, append=tokens.size)[order]
         first = np.cumsum(lengths) - lengths  # where each stands now, rows one after the other
         source = np.repeat((rows * length + places)[order] - first, lengths) + np.arange(tokens.size)
-        source = source.reshape(tokens.shape) % length
-        return source, source != np.arange(length)
+        return source.reshape(tokens.shape), (source != np.arange(tokens.size)).reshape(tokens.shape)
 
     def _marked(
         self, inputs: Ints, labels: Ints, documents: Ints, scored: Bools, vocabulary: Vocabulary
