@@ -236,3 +236,19 @@ def test_words_begin_where_the_tokenizer_says(kind: str) -> None:
     wrong = np.flatnonzero((starts != expected) & ~in_bytes)
     assert not len(wrong), [tokenizer.convert_ids_to_tokens(ids[max(0, n - 1) : n + 2].tolist()) for n in wrong]
     assert tokenizer.mask_token_id not in vocabulary.ordinary
+
+
+def test_what_a_tokenizer_lacks_is_added_to_a_copy_and_gaps_are_refused() -> None:
+    plain = trained("bytes")
+    assert plain.mask_token_id is None
+    more = extended(plain, Needs(mask=True, pad=True, sentinels=3))
+    assert len(more) == len(plain) + 4
+    assert plain.mask_token_id is None
+    assert more.convert_ids_to_tokens([more.mask_token_id, *vocabulary_of(more).sentinels.tolist()]) == [
+        "<mask>", "<extra_id_0>", "<extra_id_1>", "<extra_id_2>",
+    ]  # fmt: skip
+    assert vocabulary_of(more).special[len(plain) :].all()
+    assert len(extended(more, Needs(mask=True, sentinels=2))) == len(more)
+    gaps = Tokenizer(models.WordLevel({"a": 0, "b": 7, "[SEP]": 2}, unk_token="a"))
+    with pytest.raises(UserError, match="ids have gaps"):
+        vocabulary_of(PreTrainedTokenizerFast(tokenizer_object=gaps, eos_token="[SEP]"))

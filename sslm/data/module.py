@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sslm.config import DataConfig
 from sslm.data import preparation
@@ -210,6 +211,12 @@ class DataModule(LightningDataModule):
         steps = ValSteps(self.val_stream, self.val_places, self.recipe, self.batch_size, self.seed, rank, world,
                          vocabulary=self.vocabulary)  # fmt: skip
         return Loader(steps, 0, steps.num_steps, self.data.num_workers)
+
+    def val_rows(self, num: int) -> dict[str, Tensor]:
+        """The tensors of the first held-out sequences, the same on all ranks."""
+        steps = ValSteps(self.val_stream, self.val_places, self.recipe, num, self.seed, vocabulary=self.vocabulary)
+        tensors: dict[str, Tensor] = with_tensors(steps[0])["tensors"]
+        return tensors
 
     def _rank_and_world(self) -> tuple[int, int]:
         rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -32,6 +32,8 @@ from sslm.objectives.adversarial import adversarial_losses
 from sslm.optim import build_optimizer, learning_rate
 from sslm.terminal import say
 
+NUM_SAMPLES, SAMPLE_TOKENS = 2, 60
+
 Parallelize = Callable[[LanguageModel, PreTrainedModel, DeviceMesh | None], None]
 
 
@@ -291,9 +293,39 @@ class Objective(LightningModule):
             metrics |= {f"val/loss/{name}": torch.tensor(mean) for name, mean, n in means if n}
         self.log_dict({name: value.float() for name, value in metrics.items()}, rank_zero_only=True)
 
+    @torch.no_grad()
     def samples(self, data: Any) -> list[str]:
-        """What the model makes of a few held-out beginnings, to print; all ranks call it together."""
-        return []
+        """What the model makes of a few held-out sequences, to print; all ranks call it together.
+
+        Of a model that fills places in: [original>predicted] at each. Of one that writes: what it reads >> what it writes, each
+        token predicted from the true ones before it.
+        """
+        if data.tokenizer is None:
+            return []
+        rows = {name: tensor.to(self.device) for name, tensor in data.val_rows(NUM_SAMPLES).items()}
+        was_training = self.network.training
+        self.network.eval()
+        predicted = self.network(**rows, predict=True).tokens.tolist()
+        self.network.train(was_training)
+
+        def text(ids: list[int]) -> str:
+            return str(data.tokenizer.decode([n for n in ids if n >= 0][:SAMPLE_TOKENS]))
+
+        inputs, labels = rows["input_ids"].tolist(), rows["labels"].tolist()
+        if self.network.model.config.is_encoder_decoder:
+            return [on_one_line(f"{text(read)} >> {text(said)}") for read, said in zip(inputs, predicted, strict=True)]
+        places = [list(zip(*row, strict=True))[:SAMPLE_TOKENS] for row in zip(inputs, labels, predicted, strict=True)]
+        return [
+            on_one_line(
+                "".join(text([n]) if label < 0 else f"[{text([label])}>{text([said])}]" for n, label, said in row)
+            )
+            for row in places
+        ]
+
+
+def on_one_line(text: str) -> str:
+    """A model that knows nothing yet writes control characters too: no terminal is to obey them."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
 
 
 class Agreed(NamedTuple):

@@ -26,9 +26,9 @@ from sslm.data.recipe import IGNORED, Arrays, Examples, Recipe
 from sslm.data.vocabulary import Vocabulary
 from sslm.models.build import check_causal
 from sslm.models.head import sample
-from sslm.objectives.base import Objective
+from sslm.objectives.base import NUM_SAMPLES, Objective, on_one_line
 
-NUM_SAMPLES, PROMPT_TOKENS, SAMPLE_TOKENS = 2, 12, 40
+PROMPT_TOKENS, SAMPLE_TOKENS = 12, 40
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,4 @@ class CausalLM(Objective):
         tokens = sample(self.network, prompts, data.seq_len, SAMPLE_TOKENS, self.seed).tolist()
         self.network.train(was_training)
         decode = data.tokenizer.decode
-        return [_on_one_line(f"{decode(row[:length])} >> {decode(row[length:])}") for row in tokens]
-
-
-def _on_one_line(text: str) -> str:
-    """A model that knows nothing yet writes control characters too: no terminal is to obey them."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+        return [on_one_line(f"{decode(row[:length])} >> {decode(row[length:])}") for row in tokens]

@@ -16,8 +16,9 @@ Chosen are tokens; or `--objective.unit`
     span     runs of words, their number geometric with p = 0.2, at most 10, replaced alike as a whole (Joshi et al. 2019, SpanBERT,
              arXiv:1907.10529, section 3.1)
 
-until exactly k tokens are chosen: a unit that would be too long is passed over for shorter ones, and where none fits the last is
-cut. The text's own special tokens (the ends of documents) are never chosen, and no unit goes across them.
+until exactly k tokens are chosen. The last run of words is cut where it would be too long; a word that would be is passed over, as
+in BERT, and words of one token fill the gap (k is missed where there are none). The text's own special tokens (the ends of documents)
+are never chosen, and no unit goes across them.
 """
 
 from dataclasses import dataclass
@@ -35,8 +36,8 @@ from sslm.objectives.base import Objective
 from sslm.objectives.wrapping import around, documents_of, wrapped, wrapped_documents
 
 UNITS = ("token", "word", "ngram", "span")
-LONGEST = {"word": 1, "ngram": 3, "span": 10}
-"""Words of a unit, at most."""
+LONGEST = {"ngram": 3, "span": 10}
+"""Words of a run, at most."""
 GEOMETRIC = 0.2
 """SpanBERT's p: a span has n words with probability p (1 − p)^(n − 1), cut off at the longest and scaled to sum to one."""
 
@@ -103,23 +104,26 @@ class MaskedLMRecipe(Recipe):
         starts = vocabulary.word_starts(tokens)
         if examples.documents is not None:
             starts[:, 1:] |= examples.documents[:, 1:] != examples.documents[:, :-1]
-        if (longest := LONGEST[self.unit]) > 1:
-            n = np.arange(1, longest + 1)
-            share = 1 / n if self.unit == "ngram" else (1 - GEOMETRIC) ** (n - 1)
-            drawn = noise.uniform(examples, tokens.shape[1], seed, "lengths")
-            edges = np.cumsum(share / share.sum())[:-1]
-            lengths = sum((drawn >= edge for edge in edges), np.ones(drawn.shape, np.int64))
-            ends = np.cumsum(lengths, axis=1)  # in words: a unit begins with word 0, and with each of these
-            width = tokens.shape[1] + 1
-            row = np.arange(len(tokens))[:, None] * width
-            begins = np.zeros(len(tokens) * width, bool)
-            begins[row + np.minimum(ends, width - 1)] = True
-            words = np.cumsum(starts, axis=1) - 1
-            special = vocabulary.special[tokens]
-            apart = special.copy()
-            apart[:, 1:] |= special[:, :-1]
-            starts &= begins[row + words] | apart | (words == 0)
+        if self.unit != "word":
+            starts = self._runs(examples, starts, vocabulary.special[tokens], seed)
         return np.cumsum(starts, axis=1) - 1
+
+    def _runs(self, examples: Examples, starts: Bools, special: Bools, seed: int) -> Bools:
+        """[n, length] where a run of words begins, of those places where a word does; a special token is a run by itself."""
+        (n, width), longest = starts.shape, LONGEST[self.unit]
+        k = np.arange(1, longest + 1)
+        share = 1 / k if self.unit == "ngram" else (1 - GEOMETRIC) ** (k - 1)
+        drawn = noise.uniform(examples, width, seed, "lengths")
+        edges = np.cumsum(share / share.sum())[:-1]
+        lengths = sum((drawn >= edge for edge in edges), np.ones(drawn.shape, np.int64))
+        row = np.arange(n)[:, None] * (width + 1)
+        begins = np.zeros(n * (width + 1), bool)  # by the number of a word in its row
+        begins[row] = True
+        begins[row + np.minimum(np.cumsum(lengths, axis=1), width)] = True
+        apart = special.copy()
+        apart[:, 1:] |= special[:, :-1]
+        runs: Bools = starts & (begins[row + np.cumsum(starts, axis=1) - 1] | apart)
+        return runs
 
     def _chosen(self, examples: Examples, eligible: Bools, units: Ints | None, seed: int) -> Bools:
         num = self._num_chosen(eligible.sum(axis=1))
@@ -143,7 +147,7 @@ class MaskedLMRecipe(Recipe):
             room = ordered * fits
         taken = np.empty_like(sizes)
         taken[order] = np.clip(room, 0, ordered)
-        # a unit's first tokens, as many as are taken of it: all but of the last
+        # of a unit its first tokens, as many as are taken: all, but of the one that was cut
         first = np.concatenate([np.ones_like(units[:, :1], bool), units[:, 1:] != units[:, :-1]], axis=1)
         place = np.arange(length) - np.maximum.accumulate(np.where(first, np.arange(length), 0), axis=1)
         return eligible & (place < taken[units])
