@@ -54,7 +54,9 @@ CASES = [
          "token_order-decoder"),
 ]  # fmt: skip
 each = pytest.mark.parametrize("case", CASES, ids=str)
-WITH_DROPOUT = [case for case in CASES if case.dropout]
+each_but_variants_slow = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case.name else ()) for case in CASES], ids=str
+)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +87,7 @@ with torch.no_grad():
 """
 
 
-@each
+@each_but_variants_slow
 def test_run_learns_and_its_export_gives_the_same_loss_without_sslm(
     case: Case, small_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -139,7 +141,7 @@ def held_out(case: Case, run: Path, small_run: list[str]) -> tuple[float, dict[s
     return loss.item(), {name: tensor.tolist() for name, tensor in batch.items()}
 
 
-@pytest.mark.parametrize("case", WITH_DROPOUT, ids=str)
+@pytest.mark.parametrize("case", [case for case in CASES if case.dropout and not case.name], ids=str)
 def test_resumed_run_is_the_uninterrupted_one_bit_for_bit_with_dropout(
     case: Case, small_run: list[str], tmp_path: Path
 ) -> None:
