@@ -6,11 +6,11 @@ from typing import Any
 Rows = list[dict[str, Any]]
 
 
-def draw_curves(rows: Rows, file: Path, title: str, unigram_entropy: float | None = None) -> None:
+def draw_curves(rows: Rows, file: Path, title: str, unigram_loss: float | None = None) -> None:
     """Loss, learning rate and throughput over tokens, from the rows of metrics.jsonl.
 
     Args:
-        unigram_entropy: entropy in nats of the held-out tokens' own frequencies: what knowing only these would give.
+        unigram_loss: held-out loss in nats of a model that knows the targets' frequencies alone.
     """
     from matplotlib.figure import Figure
 
@@ -20,13 +20,13 @@ def draw_curves(rows: Rows, file: Path, title: str, unigram_entropy: float | Non
     loss, rate, speed = figure.subplots(3, 1, sharex=True, height_ratios=[3, 1, 1])
     loss.plot(*_xy(train, "train/loss"), label="training", color="tab:blue", alpha=0.6, linewidth=1)
     loss.plot(*_xy(val, "val/loss"), label="validation", color="tab:orange", marker="o", markersize=4)
-    if unigram_entropy is not None:
+    if unigram_loss is not None:
         loss.axhline(
-            unigram_entropy,
+            unigram_loss,
             color="gray",
             linestyle="--",
             linewidth=1,
-            label="unigram entropy of held-out text",
+            label="unigram loss",
         )
     loss.set_ylabel("loss (nats/token)")
     loss.set_title(title)

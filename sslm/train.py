@@ -285,7 +285,7 @@ def build_callbacks(
     total, batch_tokens = config.total_steps, config.batch_size * config.seq_len
     return Callbacks(
         Monitor(run.path, total_steps=total, batch_tokens=batch_tokens, model_config=model_config,
-                unigram_entropy=data.unigram_entropy),
+                unigram_loss=data.unigram_loss),
         Validation(config.val_every, total),
         Checkpoint(run.checkpoints, config.checkpoint, resume_from, total),
         Preemption(config.stop_after, launch.STARTED_AT),
@@ -341,7 +341,9 @@ def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> No
         + ("" if data.mixes else f", {steps * config.batch_size / stream.num_windows:.2f} epochs"))  # fmt: skip
     if data.mixes:
         describe_mixture(config, data)
-    say(f"Unigram entropy of the held-out text: {data.unigram_entropy:.4f} nats/token (a model is to get far below it)")
+    say(
+        f"Unigram loss: {data.unigram_loss:.4f} nats/token on held-out text, with the frequencies of targets alone (to be beaten)"
+    )
 
 
 def describe_mixture(config: Config, data: "DataModule") -> None:
@@ -401,8 +403,8 @@ def summarise(config: Config, run: RunFolder, data: "DataModule") -> None:
     if measured:
         first, last = measured[0], measured[-1]
         per_byte = f" ({last['val/bits_per_byte']:.3f} bits per byte)" if "val/bits_per_byte" in last else ""
-        say(f"Held-out loss {first['val/loss']:.4f} -> {last['val/loss']:.4f} nats/token{per_byte}; unigram entropy "
-            f"{data.unigram_entropy:.4f}")  # fmt: skip
+        say(f"Held-out loss {first['val/loss']:.4f} -> {last['val/loss']:.4f} nats/token{per_byte}; unigram loss "
+            f"{data.unigram_loss:.4f}")  # fmt: skip
     say(f"Model:    {run.export}")
     classes = [auto_class_of(run.export), *(["AutoTokenizer"] if data.tokenizer is not None else [])]
     say(f"  from transformers import {', '.join(classes)}")

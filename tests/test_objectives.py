@@ -105,7 +105,7 @@ def test_run_learns_and_its_export_gives_the_same_loss_without_sslm(
     ]
     assert main(command(case, run, small_run, *flags)) == 0
     said = capsys.readouterr().out
-    assert "Unigram entropy" in said
+    assert "Unigram loss" in said
     assert f"{case.auto_class}.from_pretrained" in said
     assert f"{case.auto_class}.from_pretrained" in (run / "export/README.md").read_text()
     first, last = val_of(run).values()

@@ -27,7 +27,7 @@ class Monitor(Callback):
     total_steps: the run's last step.
     batch_tokens: tokens per optimizer step, over all devices.
     model_config: the model's config, from which its FLOPs and so MFU follow; None: no MFU.
-    unigram_entropy: drawn in curves.png as what is to be beaten.
+    unigram_loss: drawn in curves.png as what is to be beaten.
     """
 
     def __init__(
@@ -37,11 +37,11 @@ class Monitor(Callback):
         total_steps: int,
         batch_tokens: int,
         model_config: PreTrainedConfig | None = None,
-        unigram_entropy: float | None = None,
+        unigram_loss: float | None = None,
     ) -> None:
         self.run = RunFolder(Path(run_dir))
         self.total_steps, self.batch_tokens = total_steps, batch_tokens
-        self.model_config, self.unigram_entropy = model_config, unigram_entropy
+        self.model_config, self.unigram_loss = model_config, unigram_loss
         self.bar: TrainingProgress | None = None
 
     def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
@@ -155,7 +155,7 @@ class Monitor(Callback):
             self.bar.close()
 
     def draw(self) -> None:
-        plots.draw_curves(self.run.rows(), self.run.curves, str(self.run.path), self.unigram_entropy)
+        plots.draw_curves(self.run.rows(), self.run.curves, str(self.run.path), self.unigram_loss)
         self._drawn_at = time.perf_counter()
 
     def _write(self, row: dict[str, Any]) -> None:

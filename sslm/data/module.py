@@ -3,6 +3,7 @@
 import functools
 import json
 import os
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -24,7 +25,7 @@ from sslm.data.verification import Verifier
 from sslm.data.vocabulary import Needs, Vocabulary, extended
 from sslm.errors import UserError
 
-ENTROPY_DRAWS = 8
+UNIGRAM_TOKENS, UNIGRAM_ROWS = 1 << 19, 64
 
 
 class DataModule(LightningDataModule):
@@ -133,21 +134,29 @@ class DataModule(LightningDataModule):
         return list(tokens) if lengths is None else [row[:n] for row, n in zip(tokens, lengths, strict=True)]
 
     @functools.cached_property
-    def unigram_entropy(self) -> float:
-        """Entropy in nats of the held-out targets' own frequencies: the loss of a model that knows these and nothing else.
+    def unigram_loss(self) -> float:
+        """Held-out loss in nats of a model that knows how often each target comes in training, and nothing else.
 
-        Where few tokens are targets it is taken over several draws of them: few alone would seem to have less.
+        Counted are the targets of the first training sequences, and one more of each entry.
         """
+        rows = min(max(UNIGRAM_TOKENS // self.seq_len, 1), self.train_stream.num_windows)
+        train = TrainSteps(
+            self.train_stream, self.recipe, UNIGRAM_ROWS, self.seed, substitute=True, vocabulary=self.vocabulary
+        )
+        val = ValSteps(
+            self.val_stream, self.val_places, self.recipe, UNIGRAM_ROWS, self.seed, vocabulary=self.vocabulary
+        )
+        seen = 1 + self._target_counts(train[step] for step in range(-(-rows // UNIGRAM_ROWS)))
+        held_out = self._target_counts(val[step] for step in range(val.num_steps))
+        return float(-(held_out * np.log(seen / seen.sum())).sum() / max(held_out.sum(), 1))
+
+    def _target_counts(self, batches: Iterable[Batch]) -> NDArray[np.int64]:
         counts = np.zeros(self.vocab_size, np.int64)
-        for draw in range(1 if self.max_scored is None else ENTROPY_DRAWS):
-            steps = ValSteps(
-                self.val_stream, self.val_places, self.recipe, self.batch_size, draw, vocabulary=self.vocabulary
-            )
-            for step in range(steps.num_steps):
-                labels = steps[step]["tensors"]["labels"]
+        for batch in batches:
+            if "bad" not in batch:  # of that the run itself will tell
+                labels = batch["tensors"]["labels"]
                 counts += np.bincount(labels[labels != IGNORED], minlength=len(counts))
-        shares = counts[counts > 0] / max(counts.sum(), 1)
-        return float(-(shares * np.log(shares)).sum())
+        return counts
 
     @functools.cached_property
     def val_bytes_per_token(self) -> float | None:

@@ -303,6 +303,7 @@ class Denoising(Objective):
         "decoder_attention_heads": 4,
         "encoder_ffn_dim": 384,
         "decoder_ffn_dim": 384,
+        "init_std": 0.08,
     }
     default_lr: ClassVar[float] = 2e-3
     recipe_class = DenoisingRecipe

@@ -248,6 +248,7 @@ class TokenOrder(Objective):
         "intermediate_size": 192,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
+        "initializer_range": 0.08,
     }
     default_lr: ClassVar[float] = 2e-3
     recipe_class = TokenOrderRecipe
