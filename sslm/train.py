@@ -147,7 +147,7 @@ def choose_model(config: Config, objective: "type[Objective]", data: "DataModule
 
     return model_config(
         config.model.settings, model_type=config.model.model_type, default=objective.default_model,
-        auto_class=objective.auto_class, vocab_size=data.vocab_size, seq_len=config.seq_len,
+        auto_class=objective.auto_class, vocab_size=data.vocab_size, seq_len=data.num_positions,
         special_ids=special_ids(data.tokenizer),
         pretrained=pretrained_folder(config),
     )  # fmt: skip

@@ -252,3 +252,25 @@ def test_what_a_tokenizer_lacks_is_added_to_a_copy_and_gaps_are_refused() -> Non
     gaps = Tokenizer(models.WordLevel({"a": 0, "b": 7, "[SEP]": 2}, unk_token="a"))
     with pytest.raises(UserError, match="ids have gaps"):
         vocabulary_of(PreTrainedTokenizerFast(tokenizer_object=gaps, eos_token="[SEP]"))
+
+
+@pytest.mark.parametrize("kind", ["words", "suffix"])
+def test_words_of_simpler_tokenizers(kind: str) -> None:
+    if kind == "words":
+        tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "[SEP]": 1, "the": 2, "dog": 3}, unk_token="[UNK]"))
+    else:
+        vocabulary = {"[UNK]": 0, "[SEP]": 1, "t": 2, "he</w>": 3, "dog</w>": 4}
+        tokenizer = Tokenizer(models.BPE(vocabulary, [], end_of_word_suffix="</w>", unk_token="[UNK]"))
+    tables = vocabulary_of(PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="[SEP]", unk_token="[UNK]"))
+    starts = tables.word_starts(np.array([[2, 3, 2, 3]])).tolist()
+    assert starts == ([[True] * 4] if kind == "words" else [[True, False, True, False]])
+
+
+def test_special_tokens_without_a_name_are_no_text() -> None:
+    tokenizer = trained("wordpiece")
+    tokenizer.add_special_tokens({"extra_special_tokens": ["<|reserved|>"]}, replace_extra_special_tokens=False)
+    tokenizer.add_tokens(["<plain>"])
+    tables = vocabulary_of(tokenizer)
+    assert tables.special[tokenizer.convert_tokens_to_ids("<|reserved|>")]
+    assert tables.special[tokenizer.convert_tokens_to_ids("[MASK]")]
+    assert not tables.special[tokenizer.convert_tokens_to_ids("<plain>")]

@@ -207,3 +207,16 @@ def test_docstrings_examples(name: str) -> None:
     )
     assert found.attempted
     assert not found.failed
+
+
+def test_where_nothing_ends_a_text_by_name_the_separator_does() -> None:
+    class Ids:
+        eos_token_id, sep_token_id, pad_token_id = None, 3, 0
+
+    ids = special_ids(Ids())  # type: ignore[arg-type]
+    assert ids["eos_token_id"] == 3
+    bart = model_config(
+        {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}, model_type="bart", default={"model_type": "bart"},
+        auto_class="AutoModelForSeq2SeqLM", vocab_size=64, seq_len=16, special_ids=ids,
+    )  # fmt: skip
+    assert (bart.decoder_start_token_id, bart.eos_token_id, bart.forced_eos_token_id) == (3, 3, 3)

@@ -261,3 +261,20 @@ def test_ids_past_the_vocabulary_are_damage(tmp_path: Path) -> None:
     stream.vocab_size = 100
     with pytest.raises(UserError, match=r"train-00001\.bin .* the vocabulary has 100 entries"):
         stream.at(np.arange(20))
+
+
+def test_tokens_added_after_the_corpus_own_pass_between_processes_unharmed(mixed: Stream) -> None:
+    from dataclasses import replace
+
+    from tests.test_masked_lm import bare
+
+    size = 1 << 15
+    narrow = object.__new__(type(mixed))
+    narrow.__dict__.update(mixed.__dict__)
+    narrow.vocab_size = size
+    more = replace(bare(), special=np.zeros(size + 1, bool))
+    recipe = CausalLMRecipe()
+    for vocabulary, kind in ((None, np.int16), (more, np.int32)):
+        loader = Loader(TrainSteps(narrow, recipe, 4, 0, vocabulary=vocabulary), 0, 1, num_workers=1)
+        assert loader.workers is not None
+        assert loader.workers.dataset.kind == kind  # type: ignore[attr-defined]

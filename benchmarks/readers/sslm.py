@@ -15,6 +15,8 @@ from . import SEED, Share
 class NextToken(Recipe):
     """What the causal objective does; that one lives beside its Lightning module, which no other row imports either."""
 
+    keeps_documents = True
+
     def window_len(self, seq_len: int, vocabulary: None) -> int:
         return seq_len + 1
 

@@ -128,7 +128,8 @@ class Loader:
         np.empty(GLIBC_LARGEST_THRESHOLD, np.uint8)  # freed at once
         self.workers: DataLoader[Batch] | None = None
         if num_workers:
-            kind = np.dtype(np.int16 if steps.stream.vocab_size <= 1 << 15 else np.int32)
+            largest = max(steps.stream.vocab_size, steps.vocabulary.size if steps.vocabulary else 0)
+            kind = np.dtype(np.int16 if largest <= 1 << 15 else np.int32)
             self.workers = DataLoader(_Narrow(steps, kind), batch_size=None, sampler=self.range, num_workers=num_workers, collate_fn=_as_it_is,
                                       persistent_workers=True)  # fmt: skip
 

@@ -102,6 +102,11 @@ class DataModule(LightningDataModule):
         return self.recipe.max_scored(self.seq_len, self.vocabulary)
 
     @property
+    def num_positions(self) -> int:
+        """Length of the longest sequence that the model gets."""
+        return self.recipe.num_positions(self.seq_len, self.vocabulary)
+
+    @property
     def vocab_size(self) -> int:
         """Entries of the tokenizer, or one more than the largest id."""
         if self.tokenizer is not None:
@@ -137,7 +142,8 @@ class DataModule(LightningDataModule):
     def unigram_loss(self) -> float:
         """Held-out loss in nats of a model that knows how often each target comes in training, and nothing else.
 
-        Counted are the targets of the first training sequences, and one more of each entry.
+        Counted are the targets of the first training sequences (where their shards would have to be brought first, the held-out
+        ones), and one more of each entry.
         """
         rows = min(max(UNIGRAM_TOKENS // self.seq_len, 1), self.train_stream.num_windows)
         train = TrainSteps(
@@ -146,9 +152,11 @@ class DataModule(LightningDataModule):
         val = ValSteps(
             self.val_stream, self.val_places, self.recipe, UNIGRAM_ROWS, self.seed, vocabulary=self.vocabulary
         )
-        seen = 1 + self._target_counts(train[step] for step in range(-(-rows // UNIGRAM_ROWS)))
         held_out = self._target_counts(val[step] for step in range(val.num_steps))
-        return float(-(held_out * np.log(seen / seen.sum())).sum() / max(held_out.sum(), 1))
+        seen = held_out
+        if not any(source.corpus.is_remote for source in self.train_stream.sources):
+            seen = self._target_counts(train[step] for step in range(-(-rows // UNIGRAM_ROWS)))
+        return float(-(held_out * np.log((seen + 1) / (seen + 1).sum())).sum() / max(held_out.sum(), 1))
 
     def _target_counts(self, batches: Iterable[Batch]) -> NDArray[np.int64]:
         counts = np.zeros(self.vocab_size, np.int64)

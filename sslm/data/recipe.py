@@ -48,8 +48,8 @@ class Examples(NamedTuple):
 class Recipe:
     """An objective's settings, and the functions of them. Small and picklable: loader processes get it."""
 
-    keeps_documents: ClassVar[bool] = True
-    """Whether it can tell what belongs to which document, so that attention is kept inside them."""
+    keeps_documents: ClassVar[bool] = False
+    """Whether it says what belongs to which document, so that attention can be kept inside them."""
 
     def needs(self, seq_len: int) -> Needs | None:
         """Special tokens without which it can't work; None: it needs no tokenizer, and is given no vocabulary."""
@@ -66,6 +66,10 @@ class Recipe:
     def max_scored(self, seq_len: int, vocabulary: Vocabulary | None) -> int | None:
         """At most so many targets in a row, however many places it has: the head works on these alone. None: every place."""
         return None
+
+    def num_positions(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
+        """Length of the longest sequence that a model gets, of inputs and targets."""
+        return seq_len
 
     def make_batch(self, examples: Examples, vocabulary: Vocabulary | None, seed: int) -> Arrays:
         """[n] examples -> the model's inputs and `labels`, each [n, …].

@@ -94,6 +94,10 @@ def _load_file(file: str) -> "PreTrainedTokenizerFast":
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=file)
     known = tokenizer.get_vocab()
     tokenizer.eos_token = next((end for end in USUAL_ENDS if end in known), None)
+    for kind in ("mask", "pad", "cls", "sep", "unk"):
+        name = next((name for name in (f"[{kind.upper()}]", f"<{kind}>") if name in known), None)
+        if name is not None:
+            setattr(tokenizer, f"{kind}_token", name)
     return tokenizer
 
 
@@ -112,6 +116,8 @@ SPECIAL = ("bos", "eos", "pad", "cls", "sep", "mask")
 def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
     """Ids for a model's config. A padding id that is another token's too is left out: its embedding would not be trained."""
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id", None) for kind in SPECIAL}
+    if ids["eos_token_id"] is None:
+        ids["eos_token_id"] = ids["sep_token_id"]  # as `end_of_document`
     if ids["pad_token_id"] in (ids["bos_token_id"], ids["eos_token_id"]):
         ids["pad_token_id"] = None
     return ids

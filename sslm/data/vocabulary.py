@@ -113,7 +113,9 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         raise UserError("this tokenizer's ids have gaps, which this objective can't work with; renumber its tokens")
     tokens = sorted(known, key=known.__getitem__)
     special = np.zeros(size, bool)
-    special[[*tokenizer.all_special_ids, *_sentinels(tokenizer)]] = True
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    unnamed = [number for number, token in added.items() if token.special]  # <|im_start|>, <|reserved_0|>
+    special[[*tokenizer.all_special_ids, *unnamed, *_sentinels(tokenizer)]] = True
     texts = [_text(tokenizer, token, n) for n, token in enumerate(tokens)]
     begins, first, last = _word_tables(tokenizer, tokens, texts)
     prefix, suffix = _wrapping(tokenizer)
@@ -158,8 +160,12 @@ def _word_tables(tokenizer: Tokenizer, tokens: list[str], texts: list[str]) -> T
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) if hasattr(tokenizer, "backend_tokenizer") else {}
     if prefix := (backend.get("model") or {}).get("continuing_subword_prefix"):  # WordPiece
         return np.array([not token.startswith(prefix) for token in tokens]), nothing, nothing
+    if suffix := (backend.get("model") or {}).get("end_of_word_suffix"):  # the first BPE: a word begins after </w>
+        last = np.array([SPACE if token.endswith(suffix) else LETTER for token in tokens], np.uint8)
+        return np.zeros(len(tokens), bool), np.full_like(nothing, LETTER), last
     if "ByteLevel" not in _types(backend):  # Unigram and its kin: a word begins with ▁
-        return np.array([token.startswith("▁") for token in tokens]), nothing, nothing
+        begins = np.array([token.startswith("▁") for token in tokens])
+        return begins if begins.any() else ~begins, nothing, nothing  # where nothing tells, each token is a word
     # Byte-level BPE: GPT-2's expression splits a text where the kind of character changes, and before a space
     begins = np.array([bool(re.match(r"\s+\S", text)) for text in texts])
     first = np.array([_kind(text.strip()[:1] or text[:1]) for text in texts], np.uint8)

@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from sslm.errors import UserError, nearest
 from sslm.models import lstm  # makes transformers know it
 from sslm.models.head import UNPADDED
+from sslm.models.masks import probe_tokens
 
 VOCABULARY_MULTIPLE = 64
 HALVES = ("encoder", "decoder")
@@ -50,7 +51,7 @@ def model_config(
         default: model_type and keys of the objective's default model.
         auto_class: transformers' auto class that must know the architecture (`AutoModelForCausalLM`).
         vocab_size: entries of the tokenizer; the model's vocabulary unless given.
-        seq_len: tokens per sequence; the model's positions unless given.
+        seq_len: tokens of the longest sequence it gets; the model's positions unless given.
         special_ids: bos_token_id, eos_token_id, pad_token_id of the tokenizer.
         pretrained: take the config of this checkpoint and change only what is given.
 
@@ -71,6 +72,7 @@ def model_config(
                 setattr(config, key, value)
         except Exception as error:  # each architecture has its own checks and exception types
             raise UserError(f"--model: {config.model_type} refuses these settings ({_brief(error)})") from None
+        set_vocab_size(config, config.vocab_size)
     else:
         config = _fresh_config(settings, model_type, default, auto_class, vocab_size, seq_len, special_ids)
     _check_fits(config, vocab_size, seq_len)
@@ -272,9 +274,8 @@ def check_causal(model: PreTrainedModel) -> None:
     Raises:
         UserError: one does.
     """
-    ids = (torch.arange(8, device=model.device) + 5) % model.config.vocab_size
-    changed = ids.clone()
-    changed[-1] = (ids[-1] + 1) % model.config.vocab_size
+    ids = probe_tokens(model)[0, :8]
+    changed = torch.cat([ids[:-1], probe_tokens(model, shift=1)[0, len(ids) - 1 : len(ids)]])
     was_training = model.training
     model.eval()
     before, after = (model(input_ids=tokens[None], use_cache=False).logits[0, :-1] for tokens in (ids, changed))
@@ -318,7 +319,7 @@ def load_pretrained(
     """
     wanted, had = config.vocab_size, read_config(folder).vocab_size
     config = copy.deepcopy(config)
-    config.vocab_size = had
+    set_vocab_size(config, had)
     transformers.logging.set_verbosity_error()  # what is new is told by the caller
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -335,5 +336,6 @@ def load_pretrained(
         new = sorted(report["missing_keys"])
         if wanted != had:
             model.resize_token_embeddings(wanted)
+            set_vocab_size(model.config, wanted)
             new.append(f"{wanted - had} rows of the vocabulary")
     return model, new

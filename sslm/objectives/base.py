@@ -285,7 +285,8 @@ class Objective(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         metrics = {"val/loss": loss} | {f"val/{name}": value for name, value in self.of_loss(loss, data).items()}
         for name, metric in self.right.items():
-            metrics[f"val/{name}"] = metric.compute()
+            if not (share := metric.compute()).isnan():  # of nothing
+                metrics[f"val/{name}"] = share
             metric.reset()
         names = [source.name for source in data.val_stream.sources] if data is not None else []
         if len(names) > 1:
@@ -314,7 +315,12 @@ class Objective(LightningModule):
         inputs, labels = rows["input_ids"].tolist(), rows["labels"].tolist()
         if self.network.model.config.is_encoder_decoder:
             return [on_one_line(f"{text(read)} >> {text(said)}") for read, said in zip(inputs, predicted, strict=True)]
-        places = [list(zip(*row, strict=True))[:SAMPLE_TOKENS] for row in zip(inputs, labels, predicted, strict=True)]
+        scored = (rows["labels"] >= 0).any(dim=0).int().argmax().item()  # in whichever row comes first
+        shown = slice(max(int(scored) - SAMPLE_TOKENS // 2, 0), None)
+        places = [
+            list(zip(*(part[shown] for part in row), strict=True))[:SAMPLE_TOKENS]
+            for row in zip(inputs, labels, predicted, strict=True)
+        ]
         return [
             on_one_line(
                 "".join(text([n]) if label < 0 else f"[{text([label])}>{text([said])}]" for n, label, said in row)

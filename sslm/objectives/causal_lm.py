@@ -35,6 +35,8 @@ PROMPT_TOKENS, SAMPLE_TOKENS = 12, 40
 class CausalLMRecipe(Recipe):
     """Causal language modelling has no settings yet."""
 
+    keeps_documents = True
+
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         return seq_len + 1
 

@@ -55,6 +55,8 @@ SMALLEST_LAMBDA, LARGEST_LAMBDA = 0.01, 100.0
 class DenoisingRecipe(Recipe):
     """BART's objective, for models with encoder and decoder."""
 
+    keeps_documents = True
+
     infill: float = 0.3
     """Share of a row's words that are hidden in spans, each of which becomes one mask."""
     poisson_lambda: float = 3.0

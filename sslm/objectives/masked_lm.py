@@ -49,6 +49,8 @@ Ints = NDArray[np.int64]
 class MaskedLMRecipe(Recipe):
     """BERT's objective, for encoders."""
 
+    keeps_documents = True
+
     ratio: float = 0.15
     """Share of a row's tokens that are chosen (ModernBERT: 0.3)."""
     unit: Literal["token", "word", "ngram", "span"] = "token"

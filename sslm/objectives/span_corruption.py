@@ -41,8 +41,6 @@ SHORTEST = 3
 class SpanCorruptionRecipe(Recipe):
     """T5's objective, for models with encoder and decoder."""
 
-    keeps_documents = False
-
     ratio: float = 0.15
     """Share of a window's tokens that are noise: taken out of the input, and predicted."""
     mean_span: float = 3.0
@@ -73,6 +71,9 @@ class SpanCorruptionRecipe(Recipe):
             raise UserError(f"--seq_len {seq_len}: span_corruption needs {SHORTEST} or more; type --seq_len 512")
         lengths = range(int(seq_len / (1 - self.ratio)) + 2)  # of longer windows the text alone is too much
         return bisect_right(lengths, seq_len, key=lambda length: self.widths(length)[0]) - 1
+
+    def num_positions(self, seq_len: int, vocabulary: Vocabulary | None = None) -> int:
+        return max(seq_len, *self.widths(self.window_len(seq_len, vocabulary)))
 
     def widths(self, window_len: int) -> tuple[int, int]:
         """Length of the input and of the labels that a window gives, their ends included."""

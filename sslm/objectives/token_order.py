@@ -40,7 +40,6 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -62,6 +61,8 @@ UNITS, LAYOUTS = ("token", "sentence"), ("encoder", "encoder_decoder", "decoder"
 @dataclass(frozen=True)
 class TokenOrderRecipe(Recipe):
     """Restoring the order of tokens or sentences, for encoders, decoders, and models with both."""
+
+    keeps_documents = True
 
     ratio: float = 0.15
     """Share of a row's tokens that are permuted among themselves; not used where sentences are."""
@@ -267,15 +268,19 @@ class TokenOrder(Objective):
         return TokenOrderRecipe(**{**settings, "layout": cls.layout})
 
     def judged(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Besides all scored places, those alone at which another token stands than did: copying gets none of them right."""
-        labels, inputs = batch["labels"], batch["input_ids"]
-        moved = labels != IGNORED
-        if self.layout == "encoder" or (self.layout == "encoder_decoder" and inputs.shape == labels.shape):
-            moved &= inputs != labels
-        elif self.layout == "decoder" and "segment_ids" not in batch and not getattr(self.recipe, "mark", False):
-            half = labels.shape[1] // 2  # what is read stands before what is written
-            moved &= torch.cat([labels[:, :half], inputs[:, :half]], dim=1) != labels
-        return {**super().judged(batch, predicted), "restored_order": (predicted == labels, moved)}
+        """Besides all scored places, those alone at which another token stands than did: copying gets none of them right.
+
+        These are known where what is read and what is written stand side by side: not where a decoder's input has marks, or its
+        documents follow one another.
+        """
+        labels, reads = batch["labels"], batch["input_ids"]
+        shares = super().judged(batch, predicted)
+        if self.layout == "decoder":  # what is read stands before what is written
+            reads = reads.roll(labels.shape[1] // 2, dims=1)
+        apart = self.recipe.mark or (self.layout == "decoder" and "segment_ids" in batch)
+        if self.layout == "encoder" or not apart:
+            shares["restored_order"] = (predicted == labels, (labels != IGNORED) & (reads != labels))
+        return shares
 
 
 class EncoderDecoderTokenOrder(TokenOrder):
