@@ -251,7 +251,7 @@ class TokenOrder(Objective):
         "num_attention_heads": 4,
         "initializer_range": 0.08,
     }
-    default_lr: ClassVar[float] = 2e-3
+    default_lr: ClassVar[float] = 1e-3
     recipe_class = TokenOrderRecipe
     shares = ("accuracy", "restored_order")
     layout: ClassVar[str] = "encoder"
