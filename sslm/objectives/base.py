@@ -285,7 +285,7 @@ class Objective(LightningModule):
         data = getattr(self.trainer, "datamodule", None)
         metrics = {"val/loss": loss} | {f"val/{name}": value for name, value in self.of_loss(loss, data).items()}
         for name, metric in self.right.items():
-            if not (share := metric.compute()).isnan():  # of nothing
+            if metric.update_called and not (share := metric.compute()).isnan():  # nothing was looked at
                 metrics[f"val/{name}"] = share
             metric.reset()
         names = [source.name for source in data.val_stream.sources] if data is not None else []
