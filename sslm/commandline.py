@@ -249,9 +249,9 @@ def _check_list(value: Any, item: Any, name: str) -> None:
 
 def _fits(value: Any, kind: Any) -> bool:
     """Whether an item's value, as YAML has it, is of a field's type."""
-    parts = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    allowed = {typing.get_origin(part) or part for part in parts}
-    return not isinstance(value, bool) and isinstance(value, tuple(allowed | {int} if float in allowed else allowed))
+    allowed = {typing.get_origin(part) or part for part in _parts(kind)} - {Literal}
+    allowed |= {int} if float in allowed else set()
+    return value in _choices(kind) or (not isinstance(value, bool) and isinstance(value, tuple(allowed)))
 
 
 def _whole(value: Any, kind: Any) -> Any:
@@ -267,27 +267,33 @@ def _one_sentence(error: argparse.ArgumentError, flags: dict[str, Any] | None = 
     """jsonargparse's paragraph about a value -> ours."""
     text = str(error)
     name = text.split('Parser key "')[-1].split('"')[0]
-    given = text.split("Got value: ")[-1].split("Given value: ")[-1].strip().splitlines()[0]
+    given = text.split("Got value: ")[-1].split("Given value: ")[-1].strip().partition("\n")[0]
     flags = flags or _flags()
     if name not in flags:
         return " ".join(text.split())
-    choices = [c for c in _choices(flags[name]) if c != "null"]
-    return f"--{name} {given}: expected {_kind(flags[name])}{nearest(given, choices)}"
+    return f"--{name} {given}: expected {_kind(flags[name])}{nearest(given, _choices(flags[name]))}"
+
+
+def _parts(kind: Any) -> tuple[Any, ...]:
+    """The members of a union, which Python keeps in two forms (with a Literal, in typing's own); another type by itself."""
+    return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
 
 def _choices(kind: Any) -> list[str]:
-    if typing.get_origin(kind) is Literal:
-        return [str(value) for value in typing.get_args(kind)]
-    return []
+    literals = [part for part in _parts(kind) if typing.get_origin(part) is Literal]
+    return [str(value) for literal in literals for value in typing.get_args(literal)]
 
 
 def _kind(kind: Any) -> str:
     if typing.get_origin(kind) is dict:
         return "names and numbers, such as {web: 1}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
-    if isinstance(kind, types.UnionType):
-        return " or ".join(_kind(part) for part in typing.get_args(kind))
-    return f"one of {', '.join(_choices(kind))}" if _choices(kind) else names.get(kind, str(kind))
+    *others, last = _parts(kind)
+    if others:
+        return f"{', '.join(_kind(part) for part in others)} or {_kind(last)}"
+    if choices := _choices(kind):
+        return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
+    return names.get(kind, str(kind))
 
 
 def _texts(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
@@ -311,7 +317,7 @@ def _check_values(config: Config) -> Config:
         "robust.epsilon": config.robust.epsilon, "robust.adversarial_steps": config.robust.adversarial_steps,
     }  # fmt: skip
     for name, value in positive.items():
-        if value is not None and not 0 < value < float("inf"):
+        if isinstance(value, int | float) and not 0 < value < float("inf"):
             raise UserError(f"--{name} {value}: expected a number above 0")
     if config.data.train is not None and config.data.sources is not None:
         raise UserError("--data.train and --data.sources: both are given; give one of them")

@@ -4,9 +4,11 @@ import gzip
 import json
 import shutil
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
+from sslm.commandline import _fits
 from sslm.train import main
 
 
@@ -36,6 +38,9 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--strategy", "fsdq"], ["fsdq", "auto, single, ddp, fsdp", "did you mean fsdp?"]),
         (["--batch_size", "many"], ["--batch_size many", "a whole number"]),
         (["--batch_size"], ["needs a value"]),
+        (["--batch_size="], ["--batch_size", "a whole number"]),
+        (["--robust.adversarial", "fgmm"], ["fgmm: expected one of fgm, pgd, freelb or null (did you mean fgm?)"]),
+        (["--optim.name", "adam"], ["--optim.name adam: expected adamw (did you mean adamw?)"]),
         (["8"], ["not a flag"]),
         (["--max_steps", "0"], ["--max_steps 0", "above 0"]),
         (["--stop_after", "soon"], ["soon", "3h50m", "200steps"]),
@@ -79,7 +84,7 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--model.model_type", "gemma3"], ["gemma3"]),
         (["--data.sources", "x"], ["--data.sources x", "expected a list"]),
         (["--data.sources", "[{weight: 1}]"], ["path is missing"]),
-        (["--data.sources", "[{path: a, weight: [1]}]"], ["weight [1]", "a whole number or a number or text"]),
+        (["--data.sources", "[{path: a, weight: [1]}]"], ["weight [1]", "a whole number, a number or text"]),
         (["--data.sources", "[{path: a, wieght: 1}]"], ["did you mean weight?"]),
         (["--data.stages", "[{at_tokens: x, weights: {a: 1}}]"], ["at_tokens x", "a whole number"]),
         (["--data.stages", "[{at_tokens: 9, weights: 3}]"], ["weights 3", "names and numbers"]),
@@ -91,6 +96,12 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 )
 def test_wrong_flags(refuse, flags: list[str], words: list[str]) -> None:  # type: ignore[no-untyped-def]
     refuse(flags, *words)
+
+
+def test_items_of_lists_may_be_any_part_of_a_union() -> None:
+    assert all(_fits(value, int | Literal["auto"] | None) for value in (3, "auto", None))
+    assert not any(_fits(value, int | Literal["auto"] | None) for value in (True, 0.5, "text", [3]))
+    assert all(_fits(value, str | float) for value in (3, 0.5, "text"))
 
 
 def test_yaml_key_that_does_not_exist(refuse, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]

@@ -1,5 +1,6 @@
 """The stream: windows, packing and documents against slow and obvious versions; ranks, workers and resumption."""
 
+import copy
 from pathlib import Path
 
 import numpy as np
@@ -269,8 +270,7 @@ def test_tokens_added_after_the_corpus_own_pass_between_processes_unharmed(mixed
     from tests.test_masked_lm import bare
 
     size = 1 << 15
-    narrow = object.__new__(type(mixed))
-    narrow.__dict__.update(mixed.__dict__)
+    narrow = copy.copy(mixed)
     narrow.vocab_size = size
     more = replace(bare(), special=np.zeros(size + 1, bool))
     recipe = CausalLMRecipe()

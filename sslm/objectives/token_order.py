@@ -50,6 +50,7 @@ from sslm.data.vocabulary import Needs, Vocabulary
 from sslm.errors import UserError
 from sslm.models.build import auto_class_of, check_causal
 from sslm.objectives.base import Objective
+from sslm.objectives.masked_lm import MaskedLM
 from sslm.objectives.wrapping import PADDING, around, documents_of, wrapped, wrapped_documents
 
 Bools = NDArray[np.bool_]
@@ -243,14 +244,7 @@ class TokenOrder(Objective):
     """Restoring order with any model of transformers: an encoder's masked-LM head, or a decoder that writes the whole again."""
 
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
-    default_model: ClassVar[dict[str, Any]] = {
-        "model_type": "modernbert",
-        "hidden_size": 128,
-        "intermediate_size": 192,
-        "num_hidden_layers": 4,
-        "num_attention_heads": 4,
-        "initializer_range": 0.08,
-    }
+    default_model: ClassVar[dict[str, Any]] = MaskedLM.default_model
     default_lr: ClassVar[float] = 1e-3
     recipe_class = TokenOrderRecipe
     shares = ("accuracy", "restored_order")
