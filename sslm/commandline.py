@@ -315,6 +315,9 @@ def _check_values(config: Config) -> Config:
         "data.cache_gb": config.data.cache_gb, "data.block_shards": config.data.block_shards,
         "optim.lr": config.optim.lr, "optim.clip_norm": config.optim.clip_norm, "optim.eps": config.optim.eps,
         "robust.epsilon": config.robust.epsilon, "robust.adversarial_steps": config.robust.adversarial_steps,
+        "tensor_parallel_size": config.tensor_parallel_size, "fsdp.replicas": config.fsdp.replicas,
+        "start_timeout_seconds": config.start_timeout_seconds,
+        "collective_timeout_seconds": config.collective_timeout_seconds,
     }  # fmt: skip
     for name, value in positive.items():
         if isinstance(value, int | float) and not 0 < value < float("inf"):

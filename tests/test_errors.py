@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from sslm.commandline import _fits
+from sslm.commandline import _fits, parse
 from sslm.train import main
 
 
@@ -43,8 +43,15 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--optim.name", "adam"], ["--optim.name adam: expected adamw (did you mean adamw?)"]),
         (["8"], ["not a flag"]),
         (["--max_steps", "0"], ["--max_steps 0", "above 0"]),
+        (["--tensor_parallel_size", "0"], ["--tensor_parallel_size 0", "above 0"]),
+        (["--fsdp.replicas", "0"], ["--fsdp.replicas 0", "above 0"]),
+        (["--start_timeout_seconds", "0"], ["--start_timeout_seconds 0", "above 0"]),
+        (["--collective_timeout_seconds", "-1"], ["--collective_timeout_seconds -1", "above 0"]),
         (["--stop_after", "soon"], ["soon", "3h50m", "200steps"]),
         (["--config", "nowhere.yaml"], ["nowhere.yaml", "no such file"]),
+        (["--micro_batch_size", "0"], ["--micro_batch_size 0", "above 0"]),
+        (["--micro_batch_size", "autoo"], ["a whole number, auto or null (did you mean auto?)"]),
+        (["--micro_batch_size", "3e0"], ["--micro_batch_size 3:", "1, 2, 4"]),
         (["--micro_batch_size", "3"], ["--micro_batch_size 3", "1, 2, 4"]),
         (["--batch_size", "5", "--devices", "2"], ["--batch_size 5", "multiple of 2", "6"]),
         (["--devices", "5000"], ["--devices 5000", "CPU cores"]),
@@ -96,6 +103,11 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
 )
 def test_wrong_flags(refuse, flags: list[str], words: list[str]) -> None:  # type: ignore[no-untyped-def]
     refuse(flags, *words)
+
+
+def test_micro_batch_size_is_a_number_or_auto() -> None:
+    sizes = [parse(["--micro_batch_size", size]).micro_batch_size for size in ("1e2", "7", "auto", "null")]
+    assert sizes == [100, 7, "auto", None]
 
 
 def test_items_of_lists_may_be_any_part_of_a_union() -> None:
