@@ -126,8 +126,7 @@ def check_weights(checkpoint: Path, model: PreTrainedModel) -> None:
 
 def save(
     folder: Path,
-    network: LanguageModel,
-    optimizer: torch.optim.Optimizer,
+    tensors: Tensors,
     state: dict[str, Any],
     save_model_files: Callable[[Path], None],
     keep_last: int | None,
@@ -137,6 +136,7 @@ def save(
 
     Args:
         folder: where checkpoints are kept.
+        tensors: this rank's part of weights and optimizer states.
         state: what state.json holds; `step` names the checkpoint.
         save_model_files: writes config and tokenizer into a folder; called on rank 0.
         keep_last: how many to keep, this one included; None: all.
@@ -159,7 +159,7 @@ def save(
 
     try:
         _on_first_rank(begin, group)
-        _write_tensors(part, _model_tensors(network) | _optimizer_tensors(network, optimizer))
+        _write_tensors(part, tensors)
         _on_first_rank(finish, group)
     except BaseException:
         if group is None or dist.get_rank() == 0:
@@ -185,28 +185,48 @@ def _on_first_rank(act: Callable[[], None], group: dist.ProcessGroup | None) -> 
         raise failure
 
 
-def load(checkpoint: Path, network: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
-    """Read weights and optimizer states in place; all ranks call it together."""
-    model, states = _model_tensors(network), _optimizer_tensors(network, optimizer)
-    tensors = model | states
+def read(checkpoint: Path, tensors: Tensors, *, alone: bool = False) -> None:
+    """Read tensors of a checkpoint into those given; all ranks call it together, or each `alone` for itself.
+
+    Raises:
+        UserError: it lacks one, or has another shape.
+    """
     try:
         dcp_load(
             tensors,
             storage_reader=HuggingFaceStorageReader(str(checkpoint)),
-            no_dist=not dist.is_initialized(),
+            no_dist=alone or not dist.is_initialized(),
         )
     except CheckpointException as error:
         why = next(iter(error.failures.values()))[0]
         raise UserError(
             f"{checkpoint}: does not hold this model's weights ({' '.join(str(why).split())[:200]})"
         ) from error
-    set_model_state_dict(network, _without("model.", {k: tensors[k] for k in model}), options=_OPTIONS)
-    groups = {
-        k: v for k, v in get_optimizer_state_dict(network, optimizer, options=_OPTIONS).items() if not _is_tensor(v)
-    }
-    set_optimizer_state_dict(
-        network, optimizer, groups | _without("optim.", {k: tensors[k] for k in states}), options=_OPTIONS
-    )
+
+
+class States:
+    """Weights and optimizer states of a run as tensors by name, this rank's part of them; whatever Lightning's strategies make of
+    them (plain tensors or DTensors)."""
+
+    def __init__(self, network: LanguageModel, optimizer: torch.optim.Optimizer) -> None:
+        self.network, self.optimizer = network, optimizer
+
+    def tensors(self) -> Tensors:
+        return _model_tensors(self.network) | _optimizer_tensors(self.network, self.optimizer)
+
+    def load(self, checkpoint: Path) -> None:
+        """Read a checkpoint in place; all ranks call it together."""
+        network, optimizer = self.network, self.optimizer
+        model, states = _model_tensors(network), _optimizer_tensors(network, optimizer)
+        tensors = model | states
+        read(checkpoint, tensors)
+        set_model_state_dict(network, _without("model.", {k: tensors[k] for k in model}), options=_OPTIONS)
+        groups = {
+            k: v for k, v in get_optimizer_state_dict(network, optimizer, options=_OPTIONS).items() if not _is_tensor(v)
+        }
+        set_optimizer_state_dict(
+            network, optimizer, groups | _without("optim.", {k: tensors[k] for k in states}), options=_OPTIONS
+        )
 
 
 def read_weights(checkpoint: Path, shapes: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -17,8 +17,10 @@ import yaml
 
 from sslm.errors import UserError
 
-Strategy = Literal["auto", "single", "ddp", "fsdp"]
-Precision = Literal["auto", "32", "bf16-mixed", "bf16-true"]
+Strategy = Literal[
+    "auto", "single", "ddp", "fsdp", "hsdp", "tp", "fsdp_tp", "deepspeed_1", "deepspeed_2", "deepspeed_3"
+]
+Precision = Literal["auto", "32", "bf16-mixed", "bf16-true", "16-mixed", "fp8"]
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,32 @@ class RobustConfig:
 
 
 @dataclass(frozen=True)
+class FsdpConfig:
+    """How fsdp, hsdp and fsdp_tp share weights among devices (FSDP2)."""
+
+    reshard_after_forward: bool = True
+    """Give a block's weights back after its forward pass (ZeRO-3); false keeps them for the backward pass (ZeRO-2): more memory,
+    less communication."""
+    reduce_gradients: Literal["step", "micro_batch"] = "step"
+    """step: once, after the last micro-batch, for which each device holds whole gradients; micro_batch: after each, holding its
+    own part alone."""
+    replicas: int | None = None
+    """hsdp: groups of devices that hold all of the weights among them; default: the number of nodes."""
+
+
+@dataclass(frozen=True)
+class DeepspeedConfig:
+    """What deepspeed_1, deepspeed_2 and deepspeed_3 (ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054) keep where."""
+
+    offload_optimizer: bool = False
+    """Keep optimizer states in the host's memory, and step there."""
+    offload_parameters: bool = False
+    """deepspeed_3: keep weights in the host's memory until they are needed."""
+    config: str | None = None
+    """A JSON file of DeepSpeed's own settings, which win over ours."""
+
+
+@dataclass(frozen=True)
 class CheckpointConfig:
     """When the run is saved."""
 
@@ -186,9 +214,13 @@ class Config:
     seed: int = 0
     """Seed of order, noise, dropout and initial weights."""
     strategy: Strategy = "auto"
-    """auto, single, ddp, or fsdp (FSDP2)."""
+    """auto, single, ddp, fsdp (FSDP2), hsdp (sharded inside a node, replicated across), tp (tensor parallel), fsdp_tp, deepspeed_1,
+    deepspeed_2, or deepspeed_3."""
+    tensor_parallel_size: int | None = None
+    """Devices that share each matrix, in tp and fsdp_tp; default: tp: all, fsdp_tp: those of a node."""
     precision: Precision = "auto"
-    """32, bf16-mixed, bf16-true; auto: bf16-mixed on GPUs, 32 on CPUs."""
+    """32; bf16-mixed; bf16-true: weights in bf16, rounded stochastically; 16-mixed: with loss scaling; fp8: matmuls of the blocks,
+    the rest as bf16-mixed; auto: bf16-mixed on GPUs that have it (else 16-mixed), 32 on CPUs."""
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     """auto, cpu, or gpu."""
     devices: int | None = None
@@ -199,8 +231,8 @@ class Config:
     """Tokens per sequence."""
     batch_size: int = 16
     """Sequences per optimizer step, over all devices."""
-    micro_batch_size: int | None = None
-    """Sequences per forward pass and device; default: a device's whole share of the batch."""
+    micro_batch_size: int | Literal["auto"] | None = None
+    """Sequences per forward pass and device; auto: the most that fit in memory; default: a device's whole share of the batch."""
     max_steps: int | None = None
     """End after so many optimizer steps (default 700, where neither this nor max_tokens is given)."""
     max_tokens: int | None = None
@@ -215,8 +247,13 @@ class Config:
     """A logger beside metrics.jsonl. wandb works offline where nobody is logged in."""
     compile: bool = False
     """Compile each block of the model with torch.compile."""
-    activation_checkpointing: Literal["none", "full"] = "none"
-    """full: recompute activations in the backward pass, to save memory."""
+    activation_checkpointing: str = "none"
+    """Recompute activations in the backward pass, to save memory: none, selective (all but matmuls and attention), full (each
+    block), or budget:SHARE of the memory (budget:0.5; with --compile)."""
+    start_timeout_seconds: float = 600.0
+    """A process that the others don't meet in this time ends the run."""
+    collective_timeout_seconds: float = 1800.0
+    """So does a collective operation that takes longer than this."""
     dry_run: bool = False
     """Prepare, check and build everything, print the plan, and stop before training."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -229,6 +266,10 @@ class Config:
     """The optimizer and its schedule."""
     robust: RobustConfig = field(default_factory=RobustConfig)
     """Label smoothing, z-loss, noise and adversarial training."""
+    fsdp: FsdpConfig = field(default_factory=FsdpConfig)
+    """Fully sharded data parallel."""
+    deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
+    """DeepSpeed's ZeRO."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When the run is saved."""
 
@@ -253,6 +294,15 @@ MAY_CHANGE = frozenset(
         "devices",
         "num_nodes",
         "strategy",
+        "tensor_parallel_size",
+        "fsdp.reshard_after_forward",
+        "fsdp.reduce_gradients",
+        "fsdp.replicas",
+        "deepspeed.offload_optimizer",
+        "deepspeed.offload_parameters",
+        "deepspeed.config",
+        "start_timeout_seconds",
+        "collective_timeout_seconds",
         "precision",
         "micro_batch_size",
         "max_steps",

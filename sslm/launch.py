@@ -5,10 +5,15 @@ import os
 import signal
 import sys
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sslm.config import Config
 from sslm.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sslm.strategies import Launch
 
 STARTED_AT = time.monotonic()
 """When this process began, which --stop_after counts from."""
@@ -46,34 +51,39 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def trainer_settings(config: Config, num_parameters: int) -> dict[str, Any]:
-    """The Trainer's accelerator, devices, num_nodes, strategy, precision and plugins.
-
-    Raises:
-        UserError: this machine has not what is asked for.
+def choose_launch(config: Config, model: "PreTrainedModel") -> "Launch":
+    """Raises:
+    UserError: this machine has not what is asked for, or the model can't be trained so.
     """
+    from sslm.strategies import Launch, check_strategy
+
     accelerator, devices, num_nodes = _devices(config)
-    world = devices * num_nodes
-    name: str = config.strategy
-    if name == "auto":
-        name = _choose(accelerator, world, num_parameters)
-    if name == "single" and world > 1:
-        raise UserError(
-            f"--strategy single: runs on one device, got {world}; give --strategy ddp or fsdp, or --devices 1"
-        )
+    launch = Launch(
+        accelerator, devices, num_nodes, _strategy(config, accelerator, devices * num_nodes, model.num_parameters()),
+        _precision(config, accelerator), _replicas(config, num_nodes), _tensor_parallel_size(config, devices, num_nodes),
+    )  # fmt: skip
+    check_strategy(config, launch, model)
+    return launch
+
+
+def trainer_settings(config: Config, launch: "Launch") -> dict[str, Any]:
+    """The Trainer's accelerator, devices, num_nodes, strategy and plugins (precision, cluster)."""
+    from sslm.strategies import strategy_and_precision
+
+    strategy, precision = strategy_and_precision(config, launch)
     return {
-        "accelerator": accelerator,
-        "devices": devices,
-        "num_nodes": num_nodes,
-        "strategy": _strategy(name, accelerator, world),
-        "precision": _precision(config, accelerator),
-        "plugins": _cluster(),
+        "accelerator": launch.accelerator,
+        "devices": launch.devices,
+        "num_nodes": launch.num_nodes,
+        "strategy": strategy,
+        "plugins": [precision, *_cluster()],
     }
 
 
-def world_size(config: Config) -> int:
+def num_shares(config: Config) -> int:
+    """Shares of the global batch: one for each device, or for those together that share each matrix."""
     _, devices, num_nodes = _devices(config)
-    return devices * num_nodes
+    return max(devices * num_nodes // _tensor_parallel_size(config, devices, num_nodes), 1)
 
 
 def _devices(config: Config) -> tuple[str, int, int]:
@@ -101,8 +111,11 @@ def _devices(config: Config) -> tuple[str, int, int]:
     return "gpu", asked or gpus, num_nodes
 
 
-def _choose(accelerator: str, world: int, num_parameters: int) -> str:
-    """DDP while weights, gradients and optimizer states (16 bytes a parameter) leave half a device's memory free."""
+def _strategy(config: Config, accelerator: str, world: int, num_parameters: int) -> str:
+    """The strategy's name. Auto: DDP while weights, gradients and optimizer states (16 bytes a parameter) leave half a device's
+    memory free."""
+    if config.strategy != "auto":
+        return config.strategy
     if world == 1:
         return "single"
     import torch
@@ -111,22 +124,35 @@ def _choose(accelerator: str, world: int, num_parameters: int) -> str:
     return "ddp" if 16 * num_parameters < memory / 2 else "fsdp"
 
 
-def _strategy(name: str, accelerator: str, world: int) -> Any:
-    from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
-
-    backend = "nccl" if accelerator == "gpu" else "gloo"
-    if name == "single":
-        return SingleDeviceStrategy(device="cuda:0" if accelerator == "gpu" else "cpu")
-    if name == "ddp":
-        return DDPStrategy(process_group_backend=backend, broadcast_buffers=False, gradient_as_bucket_view=True)
-    return ModelParallelStrategy(data_parallel_size=world, tensor_parallel_size=1, process_group_backend=backend)
-
-
 def _precision(config: Config, accelerator: str) -> str:
-    """Lightning's name. bf16-true is 32-true to Lightning: `parallelize` casts the weights, and nothing but these."""
-    if config.precision == "auto":
-        return "bf16-mixed" if accelerator == "gpu" else "32-true"
-    return "bf16-mixed" if config.precision == "bf16-mixed" else "32-true"
+    """The precision's name; auto: bf16-mixed on GPUs that have it, else 16-mixed; 32 on CPUs.
+
+    Raises:
+        UserError: this hardware has not what is asked for.
+    """
+    import torch
+
+    from sslm.models.float8 import supports_float8
+
+    if config.precision == "fp8" and (accelerator != "gpu" or not supports_float8(torch.device("cuda"))):
+        what = torch.cuda.get_device_name() if accelerator == "gpu" else "a CPU"
+        raise UserError(f"--precision fp8: needs a GPU of compute capability 8.9 or higher (L4, H100), this is {what}; give --precision "
+                        f"bf16-mixed")  # fmt: skip
+    if config.precision != "auto":
+        return config.precision
+    if accelerator != "gpu":
+        return "32"
+    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
+
+
+def _replicas(config: Config, num_nodes: int) -> int:
+    return (config.fsdp.replicas or num_nodes) if config.strategy == "hsdp" else 1
+
+
+def _tensor_parallel_size(config: Config, devices: int, num_nodes: int) -> int:
+    if config.strategy == "tp":
+        return config.tensor_parallel_size or devices * num_nodes
+    return (config.tensor_parallel_size or devices) if config.strategy == "fsdp_tp" else 1
 
 
 def _cluster() -> list[Any]:

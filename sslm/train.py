@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from sslm.data.module import DataModule
     from sslm.data.recipe import Recipe
     from sslm.objectives.base import Objective
+    from sslm.strategies import Launch
 
 
 UNREAD_SHARE = 0.01
@@ -56,7 +57,7 @@ def main(arguments: list[str] | None = None) -> int:
     model = build_on_meta(config, objective, model_config)
     check_embedding(config, data, model)
     describe(config, data, model)
-    settings = launch.trainer_settings(config, model.num_parameters())
+    on = launch.choose_launch(config, model)
     if config.dry_run:
         say("Dry run: all of this is in order; leave --dry_run out to train.")
         return DONE
@@ -67,9 +68,9 @@ def main(arguments: list[str] | None = None) -> int:
             run.amendments.unlink(missing_ok=True)  # of a run that never had a checkpoint
         if checkpoint is not None and step_of(checkpoint) >= config.total_steps:
             return already_done(config, run, data, checkpoint)
-        module = build_module(config, objective, recipe, model_config, data, fresh=checkpoint is None)
+        module = build_module(config, on, objective, recipe, model_config, data, fresh=checkpoint is None)
         callbacks = build_callbacks(config, run, data, model_config, checkpoint)
-        trainer = build_trainer(config, run, settings, callbacks)
+        trainer = build_trainer(config, run, launch.trainer_settings(config, on), callbacks)
         return train(config, run, data, module, trainer, callbacks)
 
 
@@ -102,19 +103,19 @@ def train(
 
 def check_batch(config: Config) -> None:
     """Batch sizes divide; if not, say what would."""
-    world = launch.world_size(config)
-    if config.batch_size % world:
-        raise UserError(f"--batch_size {config.batch_size}: can't be shared by {world} devices; give a multiple of {world}, such as "
-                        f"{-(-config.batch_size // world) * world}")  # fmt: skip
+    shares = launch.num_shares(config)
+    if config.batch_size % shares:
+        raise UserError(f"--batch_size {config.batch_size}: can't be shared by {shares} devices; give a multiple of {shares}, such as "
+                        f"{-(-config.batch_size // shares) * shares}")  # fmt: skip
     if config.data.num_workers > (most := 4 * (os.cpu_count() or 1)):
         raise UserError(
             f"--data.num_workers {config.data.num_workers}: this machine has {os.cpu_count()} CPU cores; give at most {most}"
         )
-    share, micro = config.batch_size // world, config.micro_batch_size
-    if micro is not None and share % micro:
+    share, micro = config.batch_size // shares, config.micro_batch_size
+    if isinstance(micro, int) and share % micro:
         divisors = [str(n) for n in range(1, share + 1) if share % n == 0]
         raise UserError(f"--micro_batch_size {micro}: does not divide a device's {share} sequences (batch_size {config.batch_size} / "
-                        f"{world} devices); what would: {', '.join(divisors)}")  # fmt: skip
+                        f"{shares} devices); what would: {', '.join(divisors)}")  # fmt: skip
 
 
 def choose_objective(config: Config) -> "tuple[type[Objective], Recipe]":
@@ -157,12 +158,14 @@ def build_on_meta(config: Config, objective: "type[Objective]", model_config: "P
     """The model without weights, tried on a few tokens."""
     from sslm.models.build import check_runs, on_meta
     from sslm.models.parallelize import blocks
+    from sslm.models.recompute import check_recompute
 
+    check_recompute(config.activation_checkpointing, compile_blocks=config.compile)
     model = on_meta(model_config, objective.auto_class)
     check_runs(model, objective.auto_class)
-    if not blocks(model) and (config.compile or config.activation_checkpointing != "none" or config.strategy == "fsdp"):
-        raise UserError(f"--model.model_type {model_config.model_type}: its layers can't be told apart, as --compile, "
-                        f"--activation_checkpointing and --strategy fsdp need; leave these out")  # fmt: skip
+    if not blocks(model) and (config.compile or config.activation_checkpointing != "none"):
+        raise UserError(f"--model.model_type {model_config.model_type}: its layers can't be told apart, as --compile and "
+                        f"--activation_checkpointing need; leave these out")  # fmt: skip
     return model
 
 
@@ -235,6 +238,7 @@ def step_of(checkpoint: Path | None) -> int:
 
 def build_module(
     config: Config,
+    on: "Launch",
     objective: "type[Objective]",
     recipe: "Recipe",
     model_config: "PreTrainedConfig",
@@ -259,9 +263,12 @@ def build_module(
         model, recipe, optim=config.optim, robust=config.robust, total_steps=config.total_steps, micro_batch_size=config.micro_batch_size,
         seed=config.seed,
         parallelize=functools.partial(
-            parallelize, in_bf16=config.precision == "bf16-true", compile_blocks=config.compile,
+            parallelize, replicas=on.replicas, reshard_after_forward=config.fsdp.reshard_after_forward,
+            in_bf16=on.precision == "bf16-true" and not on.strategy.startswith("deepspeed"), in_float8=on.precision == "fp8",
+            compile_blocks=config.compile,
             activation_checkpointing=config.activation_checkpointing,
         ),
+        reduce_gradients=config.fsdp.reduce_gradients,
     )  # fmt: skip
 
 

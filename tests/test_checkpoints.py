@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import LlamaConfig
 
 from sslm import checkpoints
@@ -23,10 +23,14 @@ CONFIG: dict[str, Any] = {
 }  # fmt: skip
 
 
+def mesh_of(world: int) -> DeviceMesh:
+    return init_device_mesh("cpu", (world, 1), mesh_dim_names=("data_parallel", "tensor_parallel"))
+
+
 def make(world: int) -> tuple[LanguageModel, torch.optim.Optimizer]:
     keep_libraries_quiet()
     network = LanguageModel(build(LlamaConfig(**CONFIG), "AutoModelForCausalLM", 0))
-    parallelize(network, network.model, init_device_mesh("cpu", (world,)) if world > 1 else None)
+    parallelize(network, network.model, mesh_of(world) if world > 1 else None)
     return network, torch.optim.AdamW(network.parameters(), lr=1e-2)
 
 
@@ -47,7 +51,7 @@ def save_and_go_on(rank: int, world: int, folder: Path) -> None:
     network, optimizer = make(world)
     step(network, optimizer)
     group = dist.group.WORLD if world > 1 else None
-    checkpoints.save(folder, network, optimizer, {"step": 1}, save_files, None, group)
+    checkpoints.save(folder, checkpoints.States(network, optimizer).tensors(), {"step": 1}, save_files, None, group)
     losses = [step(network, optimizer) for _ in range(3)]
     if rank == 0:
         (folder / f"losses-{world}.json").write_text(json.dumps(losses))
@@ -55,7 +59,7 @@ def save_and_go_on(rank: int, world: int, folder: Path) -> None:
 
 def load_and_go_on(rank: int, world: int, folder: Path, losses: list[float]) -> None:
     network, optimizer = make(world)
-    checkpoints.load(folder / "step-000001", network, optimizer)
+    checkpoints.States(network, optimizer).load(folder / "step-000001")
     assert [step(network, optimizer) for _ in range(3)] == pytest.approx(losses, abs=1e-6)
 
 
@@ -66,7 +70,9 @@ def fail_on_rank_0(rank: int, world: int, folder: Path) -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises((OSError, RuntimeError), match="No space left" if rank == 0 else "rank 0 could not save"):
-        checkpoints.save(folder, network, optimizer, {"step": 2}, no_room, None, dist.group.WORLD)
+        checkpoints.save(
+            folder, checkpoints.States(network, optimizer).tensors(), {"step": 2}, no_room, None, dist.group.WORLD
+        )
 
 
 @pytest.mark.parametrize(("saved_by", "loaded_by"), [(1, 2), (2, 1), (2, 3)])

@@ -36,7 +36,9 @@ class Checkpoint(Callback):
         if self.resume_from is None:
             return
         state = checkpoints.read_state(self.resume_from)
-        checkpoints.load(self.resume_from, pl_module.network, trainer.optimizers[0])
+        states_of(trainer, pl_module).load(self.resume_from)
+        if (scaler := loss_scaler(trainer)) is not None and "loss_scale" in state:
+            scaler.load_state_dict(scaler.state_dict() | state["loss_scale"])
         trainer.datamodule.restore(state["step"], state["amendments"])
         _set_step(trainer, state["step"])
 
@@ -71,6 +73,9 @@ class Checkpoint(Callback):
             "position": step * data.batch_size, "amendments": data.amendments, "fingerprint": data.fingerprint(),
         }  # fmt: skip
 
+        if (scaler := loss_scaler(trainer)) is not None:
+            state["loss_scale"] = {key: scaler.state_dict()[key] for key in ("scale", "_growth_tracker")}
+
         def save_model_files(folder: Path) -> None:
             model = pl_module.network.model
             model.config.architectures = [type(model).__name__]
@@ -81,10 +86,22 @@ class Checkpoint(Callback):
                 data.tokenizer.save_pretrained(folder)
 
         self.newest = checkpoints.save(
-            self.folder, pl_module.network, trainer.optimizers[0], state, save_model_files, self.when.keep_last,
+            self.folder, states_of(trainer, pl_module).tensors(), state, save_model_files, self.when.keep_last,
             pl_module.side_group,
         )  # fmt: skip
         self.saved_at = time.monotonic()
+
+
+def states_of(trainer: Trainer, pl_module: Objective) -> Any:
+    """What gives and takes the run's tensors: the strategy's own way, where it has one (DeepSpeed)."""
+    own = getattr(trainer.strategy, "states", None)
+    return checkpoints.States(pl_module.network, trainer.optimizers[0]) if own is None else own(pl_module.network)
+
+
+def loss_scaler(trainer: Trainer) -> Any:
+    """What scales the loss in fp16 (torch's GradScaler, or DeepSpeed's in its clothes); None: nothing does."""
+    own = getattr(trainer.strategy, "loss_scaler", None)
+    return getattr(trainer.precision_plugin, "scaler", None) if own is None else own()
 
 
 def check_data(checkpoint: Path, data: DataModule) -> None:

@@ -28,6 +28,12 @@ from sslm.errors import UserError
 UNIGRAM_TOKENS, UNIGRAM_ROWS = 1 << 19, 64
 
 
+def data_parallel(trainer: Any) -> tuple[int, int]:
+    """(number of this process' share of the global batch, shares): devices that share matrices have a share together."""
+    ranks = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {"rank": 0, "num_replicas": 1}
+    return ranks["rank"], ranks["num_replicas"]
+
+
 class DataModule(LightningDataModule):
     """Corpora prepared, split, mixed and streamed for an objective.
 
@@ -236,7 +242,7 @@ class DataModule(LightningDataModule):
         return tensors
 
     def _rank_and_world(self) -> tuple[int, int]:
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        rank, world = data_parallel(self.trainer) if self.trainer else (0, 1)
         if self.batch_size % world:
             raise UserError(
                 f"--batch_size {self.batch_size}: can't be shared by {world} devices; give a multiple of {world}"

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,13 +23,14 @@ from torchmetrics import MeanMetric, Metric
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.config import OptimConfig, RobustConfig
+from sslm.data.module import data_parallel
 from sslm.data.order import key64
 from sslm.data.recipe import IGNORED, Recipe
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
 from sslm.models.masks import check_documents
 from sslm.objectives.adversarial import adversarial_losses
-from sslm.optim import build_optimizer, learning_rate
+from sslm.optim import build_optimizer, clip_gradient, learning_rate
 from sslm.terminal import say
 
 NUM_SAMPLES, SAMPLE_TOKENS = 2, 60
@@ -48,7 +49,10 @@ class Objective(LightningModule):
         total_steps: optimizer steps in the whole run, which the schedule spans; default: the trainer's max_steps.
         micro_batch_size: sequences per forward pass; default: this device's whole share.
         seed: of initial weights and dropout.
-        parallelize: called with (network, model, mesh) to checkpoint, compile and shard; mesh is None when not sharded.
+        parallelize: called with (network, model, mesh) to checkpoint, compile and shard; mesh has Lightning's two dimensions
+            (data_parallel, tensor_parallel), and is None when not sharded.
+        reduce_gradients: when FSDP2 reduces them: once in a step, for which a device holds whole gradients, or after each
+            micro-batch.
     """
 
     auto_class: ClassVar[str]
@@ -88,6 +92,7 @@ class Objective(LightningModule):
         micro_batch_size: int | None = None,
         seed: int = 0,
         parallelize: Parallelize | None = None,
+        reduce_gradients: Literal["step", "micro_batch"] = "step",
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -106,6 +111,8 @@ class Objective(LightningModule):
         """Set on any rank by who wants the run to stop, or a checkpoint; all ranks learn of it with the next step."""
         self._given = [model]  # in a list: not a submodule before it is wrapped
         self._parallelize = parallelize
+        self.reduce_gradients = reduce_gradients
+        self._grad_norm = torch.zeros(())
         self.side_group: dist.ProcessGroup | None = None
         """All ranks, on the CPU (gloo); None with one process."""
         self.batch_ended_at = 0.0
@@ -127,14 +134,13 @@ class Objective(LightningModule):
             z_loss=self.robust.z_loss, embedding_noise=self.robust.embedding_noise,
         )  # fmt: skip
         if self._parallelize is not None:
-            mesh = self.device_mesh["data_parallel"] if self.device_mesh is not None else None
-            self._parallelize(self.network, model, mesh)
+            self._parallelize(self.network, model, self.device_mesh)
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Refuse a model that can't be trained to do this, before it is wrapped and sharded."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.network, self.optim)
+        return build_optimizer(self.network, self.optim, self.seed)
 
     # -------------------------------------------------------------------------------------------- a step
 
@@ -159,15 +165,18 @@ class Objective(LightningModule):
             group["lr"] = self.learning_rate
         loss_sums = torch.zeros(len(agreed.scored), dtype=torch.float32, device=self.device)
         for micro, sources, position, is_last in self._micro_batches(batch):
-            row_losses = self._losses(micro, position, is_last, self.trainer.world_size / agreed.all_scored)
+            row_losses = self._losses(micro, position, is_last, self.num_shares / agreed.all_scored)
             loss_sums.index_add_(0, sources, row_losses.float())
-        lr, grad_norm = self.learning_rate, self._clip()
+        lr = self.learning_rate
         optimizer.step()
         optimizer.zero_grad()
+        own = getattr(self.trainer.strategy, "grad_norm", None)
+        grad_norm = self._grad_norm if own is None else own()
         outputs = {"loss_sums": loss_sums, "lr": lr, "grad_norm": grad_norm, **agreed._asdict()}
         if self.global_step % self.trainer.log_every_n_steps == 0:
             if self.trainer.world_size > 1:
                 dist.all_reduce(loss_sums)
+                loss_sums /= self.trainer.world_size // self.num_shares
             self.log("train/loss", loss_sums.sum() / agreed.all_scored, rank_zero_only=True)
         return outputs
 
@@ -187,6 +196,16 @@ class Objective(LightningModule):
         return row_losses.detach()
 
     @property
+    def num_shares(self) -> int:
+        """Shares of the global batch: one for each device, or for those together that share each matrix (tensor parallel)."""
+        return data_parallel(self.trainer)[1]
+
+    @property
+    def _leads(self) -> bool:
+        """Whether this rank speaks for its share of the batch."""
+        return self.device_mesh is None or self.device_mesh["tensor_parallel"].get_local_rank() == 0
+
+    @property
     def learning_rate(self) -> float:
         """The rate of the step to come."""
         return learning_rate(self.global_step, self.total_steps or self.trainer.max_steps, self.optim)
@@ -194,10 +213,11 @@ class Objective(LightningModule):
     def _agree(self, batch: dict[str, Any]) -> "tuple[dict[str, Any], Agreed]":
         """The step's one small collective, on the CPU; and the batch, made again where a rank met a bad shard."""
         bad = batch.get("bad")
+        counts = int(self._leads)
         mine = torch.tensor(
             [
-                *batch["scored"],
-                _as_int64(batch["digest"]),
+                *(counts * n for n in batch["scored"]),
+                counts * _as_int64(batch["digest"]),
                 int(self.stop_requested),
                 int(self.save_requested),
                 int(bool(bad)),
@@ -247,14 +267,20 @@ class Objective(LightningModule):
         if isinstance(wrapped, DistributedDataParallel) and not is_last:
             return wrapped.no_sync()
         if isinstance(self.network, FSDPModule):
-            self.network.set_requires_gradient_sync(is_last)
+            if self.reduce_gradients == "step":
+                self.network.set_requires_gradient_sync(is_last)
+            else:  # among the devices that share weights after each micro-batch, among replicas once
+                self.network.set_requires_all_reduce(is_last)
         return nullcontext()
 
-    def _clip(self) -> Tensor:
-        """Clip the gradient; its norm before that."""
-        limit = self.optim.clip_norm or float("inf")
-        norm = torch.nn.utils.clip_grad_norm_(self.network.parameters(), limit)
-        return norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradient, and keep its norm before that. (DeepSpeed's engine does both itself.)"""
+        if hasattr(self.trainer.strategy, "grad_norm"):
+            return
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
+            scaler.unscale_(optimizer)  # Lightning leaves this to fused optimizers, which would do it after clipping
+        self._grad_norm = clip_gradient(self.network.parameters(), self.optim.clip_norm or float("inf"))
 
     # -------------------------------------------------------------------------------------------- validation
 

@@ -1,0 +1,110 @@
+"""Matmuls in 8-bit floats, scaled tensor by tensor (Micikevicius et al. 2022, arXiv:2209.05433).
+
+A linear layer's three matmuls take e4m3 of activations and weights and e5m2 of gradients. Each tensor is divided, before that,
+by what makes its largest magnitude the largest of its format, found anew each time. Weights stay what they are (fp32 or bf16):
+optimizer, checkpoints and export don't know of this. Worth its while compiled, where scaling merges with what comes before it.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+MULTIPLE = 16
+"""Lengths along which GPUs multiply 8-bit floats are multiples of this."""
+FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
+SMALLEST = 1e-30
+"""Magnitudes below this count as zero: the scale's inverse must be a number."""
+
+
+def supports_float8(device: torch.device) -> bool:
+    """Whether the device has these matmuls: NVIDIA GPUs from Ada and Hopper on; CPUs too, not any faster."""
+    if device.type == "cuda":
+        return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
+    return device.type == "cpu"
+
+
+def use_float8(block: nn.Module) -> int:
+    """Let the block's linear layers multiply in 8 bits, in place; parameters and their names stay.
+
+    Returns:
+        How many do; the others stay as they are.
+    """
+    linears = [module for module in block.modules() if suits_float8(module)]
+    for linear in linears:
+        linear.__class__ = Float8Linear
+    return len(linears)
+
+
+def suits_float8(module: nn.Module) -> bool:
+    """Whether it is a plain linear layer both of whose sides are multiples of 16."""
+    return type(module) is nn.Linear and module.in_features % MULTIPLE == module.out_features % MULTIPLE == 0
+
+
+class Float8Linear(nn.Linear):
+    """A linear layer that multiplies in 8 bits; its output is of autocast's type, or of the input's."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        kind = input.device.type
+        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
+        output: Tensor = _Matmul.apply(input.reshape(-1, self.in_features), self.weight, dtype)  # type: ignore[no-untyped-call]
+        output = output.view(*input.shape[:-1], self.out_features)
+        return output if self.bias is None else output + self.bias.to(output.dtype)
+
+
+class _Matmul(torch.autograd.Function):
+    """[tokens, in_features], [out_features, in_features] -> [tokens, out_features] of type `dtype`."""
+
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
+        input_scale, weight_scale = _scale(input, FORWARD), _scale(weight, FORWARD)
+        input8 = _scaled(input, input_scale, FORWARD)
+        ctx.save_for_backward(
+            input8, input_scale, weight, weight_scale
+        )  # of the weight no copy: a sharded one is given back
+        ctx.input_dtype = input.dtype
+        weight8 = _scaled(weight, weight_scale, FORWARD)
+        return torch._scaled_mm(input8, weight8.t(), input_scale, weight_scale, out_dtype=dtype, use_fast_accum=True)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        input8, input_scale, weight, weight_scale = ctx.saved_tensors
+        scale = _scale(gradient, BACKWARD)
+        gradient8 = _scaled(gradient, scale, BACKWARD)
+        of_input = of_weight = None
+        if ctx.needs_input_grad[0]:
+            weight8 = _scaled(weight, weight_scale, FORWARD)
+            of_input = torch._scaled_mm(
+                gradient8, _by_column(weight8), scale, weight_scale, out_dtype=ctx.input_dtype, use_fast_accum=False
+            )
+        if ctx.needs_input_grad[1]:
+            missing = -len(input8) % MULTIPLE  # tokens that add nothing
+            if missing:
+                gradient8, input8 = (_with_zeros(t, missing) for t in (gradient8, input8))
+            of_weight = torch._scaled_mm(
+                gradient8.t().contiguous(), _by_column(input8), scale, input_scale, out_dtype=weight.dtype,
+                use_fast_accum=False,
+            )  # fmt: skip
+        return of_input, of_weight, None
+
+
+def _scale(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """fp32 scalar: by what the tensor is divided to span the format's range."""
+    return tensor.abs().amax().float().clamp(min=SMALLEST) / torch.finfo(dtype).max
+
+
+def _scaled(tensor: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
+    """The tensor in 8 bits, row by row in memory; what is rounded past the largest is that."""
+    largest = torch.finfo(dtype).max
+    return (tensor.float() / scale).clamp(-largest, largest).to(dtype).contiguous()
+
+
+def _by_column(matrix: Tensor) -> Tensor:
+    """The same matrix, column by column in memory: as the second factor has to be."""
+    return matrix.t().contiguous().t()
+
+
+def _with_zeros(matrix: Tensor, num: int) -> Tensor:
+    """The matrix with `num` rows of zeros added."""
+    return F.pad(matrix.view(torch.uint8), (0, 0, 0, num)).view(matrix.dtype)

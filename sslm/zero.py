@@ -1,0 +1,267 @@
+"""ZeRO by DeepSpeed (Rajbhandari et al. 2020, arXiv:1910.02054): Lightning's strategy, on CPUs too, with gradients, norm and
+states as everywhere else here. Nothing else of sslm knows DeepSpeed.
+
+Its engine divides gradients by the number of ranks, clips and steps; we give it weights that make that the mean over all scored
+tokens. Checkpoints hold whole fp32 tensors by name, so that every other strategy goes on from them, and this from theirs.
+"""
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.precision import DeepSpeedPrecision
+from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
+from torch import Tensor, nn
+
+from sslm import checkpoints
+from sslm.config import Config
+from sslm.errors import UserError
+from sslm.models.head import LanguageModel
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+
+CHUNK_NUMEL = 100_000_000
+"""Elements of weights that are read from a checkpoint at a time, by each rank."""
+
+
+def strategy_and_precision(
+    config: Config, stage: int, precision: str, device_type: str
+) -> "tuple[Zero, DeepSpeedPrecision]":
+    os.environ["DS_ACCELERATOR"] = device_type  # read when DeepSpeed is first imported
+    timeout = timedelta(seconds=config.start_timeout_seconds)
+    strategy = Zero(
+        config=settings(config, stage, precision), timeout=timeout, logging_level=logging.ERROR,
+        process_group_backend="nccl" if device_type == "cuda" else "gloo",
+    )  # fmt: skip
+    return strategy, ZeroPrecision(precision, device_type)
+
+
+LIGHTNINGS: dict[str, Any] = {
+    "32": "32-true", "bf16-mixed": "32-true", "fp8": "32-true", "bf16-true": "bf16-mixed", "16-mixed": "16-mixed"
+}  # fmt: skip
+"""Our precision -> what Lightning calls that which DeepSpeed does: the last two have low-precision weights with fp32 masters, the
+first three fp32 weights, with forward passes in bf16 by autocast as under every other strategy."""
+
+
+def settings(config: Config, stage: int, precision: str) -> dict[str, Any]:
+    """DeepSpeed's configuration; what the user's file has wins.
+
+    Raises:
+        UserError: the file is no JSON object.
+    """
+    asked = config.deepspeed
+    zero: dict[str, Any] = {"stage": stage, "overlap_comm": False}
+    if asked.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    if asked.offload_parameters:
+        zero["offload_param"] = {"device": "cpu"}
+    ours: dict[str, Any] = {
+        "managed_gradient_accumulation": False,  # training_step knows which micro-batch is the last
+        "gradient_clipping": config.optim.clip_norm or 0.0,
+        "zero_optimization": zero,
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps in the host's memory as well
+    }
+    if precision == "bf16-true":
+        ours["bf16"] = {"enabled": True}
+    if precision == "16-mixed":
+        ours["fp16"] = {"enabled": True}
+    return ours if asked.config is None else merged(ours, read_settings(asked.config))
+
+
+def read_settings(file: str) -> dict[str, Any]:
+    """Raises:
+    UserError: there is no such file, or it is no JSON object.
+    """
+    try:
+        theirs = json.loads(Path(file).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"--deepspeed.config {file}: there is no such file") from None
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"--deepspeed.config {file}: is no JSON ({error})") from None
+    if not isinstance(theirs, dict):
+        raise UserError(f'--deepspeed.config {file}: expected an object, as in {{"zero_optimization": {{…}}}}')
+    return theirs
+
+
+def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
+    both = {
+        key: merged(ours[key], value) if isinstance(value, dict) and isinstance(ours.get(key), dict) else value
+        for key, value in theirs.items()
+    }
+    return ours | both
+
+
+class ZeroPrecision(DeepSpeedPrecision):
+    """Leaves modules and batches as they are: DeepSpeed casts the weights itself, and nothing else is to be cast."""
+
+    def __init__(self, precision: str, device_type: str) -> None:
+        super().__init__(LIGHTNINGS[precision])
+        self.autocast = (
+            torch.autocast(device_type, torch.bfloat16, cache_enabled=False)
+            if precision in ("bf16-mixed", "fp8")
+            else None
+        )
+
+    def convert_module(self, module: nn.Module) -> nn.Module:
+        return module
+
+    def convert_input(self, data: Any) -> Any:
+        return data
+
+    @contextlib.contextmanager
+    def forward_context(self) -> Iterator[None]:
+        with self.autocast or contextlib.nullcontext():
+            yield
+
+
+class Zero(DeepSpeedStrategy):
+    """What Lightning's lacks: CPUs, and states that other strategies can read."""
+
+    def setup_environment(self) -> None:
+        DDPStrategy.setup_environment(self)  # Lightning's own refuses CPUs
+
+    def setup_distributed(self) -> None:
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    @contextlib.contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Lightning would have each module's weights shared out when they are made, before they could be initialised."""
+        yield
+
+    def _setup_model_and_optimizer(
+        self, model: nn.Module, optimizer: torch.optim.Optimizer | None, lr_scheduler: Any = None
+    ) -> Any:
+        import deepspeed
+
+        buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        engine, zero, _, _ = deepspeed.initialize(
+            args=argparse.Namespace(device_rank=self.local_rank), config=self.config, model=model,
+            model_parameters=[p for p in model.parameters() if p.requires_grad], optimizer=optimizer,
+            dist_init_required=False,
+        )  # fmt: skip
+        for name, buffer in buffers.items():  # rotary frequencies stay in fp32
+            owner, _, last = name.rpartition(".")
+            setattr(model.get_submodule(owner), last, buffer.to(self.root_device))
+        make_moments(zero)
+        return engine, zero
+
+    def backward(self, *arguments: Any, **named: Any) -> Tensor:
+        """One of several in a step, which DeepSpeed tells apart by the engine's forward pass before each; ours is a whole step."""
+        self.optimizers[0].clear_backward_seen_flag()  # type: ignore[attr-defined]
+        return super().backward(*arguments, **named)
+
+    def grad_norm(self) -> Tensor:
+        """Of the last step, before clipping."""
+        return torch.as_tensor(self.model.get_global_grad_norm())  # type: ignore[union-attr, operator]
+
+    def loss_scaler(self) -> "ZeroLossScale | None":
+        scaler = self.optimizers[0].loss_scaler  # type: ignore[attr-defined]
+        return ZeroLossScale(scaler) if scaler.dynamic else None
+
+    def states(self, network: LanguageModel) -> "ZeroStates":
+        return ZeroStates(network, self.optimizers[0], self.root_device)
+
+
+class ZeroLossScale:
+    """DeepSpeed's loss scale, with the state of torch's GradScaler: each goes on from the other's."""
+
+    def __init__(self, scaler: Any) -> None:
+        self.scaler = scaler
+
+    def state_dict(self) -> dict[str, float]:
+        stable = max(self.scaler.cur_iter - self.scaler.last_overflow_iter - 1, 0)
+        return {"scale": float(self.scaler.cur_scale), "_growth_tracker": stable}
+
+    def load_state_dict(self, state: dict[str, float]) -> None:
+        self.scaler.cur_scale, self.scaler.last_overflow_iter = state["scale"], -1
+        self.scaler.cur_iter = int(state["_growth_tracker"])
+
+
+class ZeroStates:
+    """Weights and optimizer states in the form in which other strategies have them: whole fp32 tensors by name."""
+
+    def __init__(self, network: LanguageModel, zero: Any, device: torch.device) -> None:
+        self.network, self.zero, self.device = network, zero, device
+
+    def tensors(self) -> checkpoints.Tensors:
+        """This rank's share, in the host's memory: each parameter belongs to one rank. All ranks ask together."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+
+        mine: checkpoints.Tensors = {}
+        for number, (name, parameter) in enumerate(self.network.named_parameters()):
+            whole = {f"model.{name}": safe_get_full_fp32_param(parameter)}
+            whole |= {f"optim.state.{name}.{m}": safe_get_full_optimizer_state(parameter, m) for m in MOMENTS}
+            if number % dist.get_world_size() == dist.get_rank():
+                mine |= {key: tensor.to("cpu", copy=True) for key, tensor in whole.items()}
+                mine[f"optim.state.{name}.step"] = self._steps()[0].to("cpu", torch.float32, copy=True)
+        return mine
+
+    def load(self, checkpoint: Path) -> None:
+        """Read a checkpoint in place, some parameters at a time; all ranks call it together."""
+        for names in chunks(self.network, CHUNK_NUMEL):
+            tensors: checkpoints.Tensors = {}
+            for name in names:
+                shape = getattr(self.network.get_parameter(name), "ds_shape", self.network.get_parameter(name).shape)
+                keys = (f"model.{name}", *(f"optim.state.{name}.{moment}" for moment in MOMENTS))
+                tensors |= {key: torch.empty(shape) for key in keys}
+            step = {f"optim.state.{names[0]}.step": torch.empty(())}
+            checkpoints.read(checkpoint, tensors | step, alone=True)
+            for name in names:
+                parameter = self.network.get_parameter(name)
+                self._set(parameter, tensors[f"model.{name}"], None)
+                for moment in MOMENTS:
+                    self._set(parameter, tensors[f"optim.state.{name}.{moment}"], moment)
+        for counter in self._steps():
+            counter.copy_(next(iter(step.values())))
+
+    def _set(self, parameter: Any, value: Tensor, state: str | None) -> None:
+        if hasattr(parameter, "ds_id"):  # stage 3: this rank's part of it, the last filled up with zeros
+            size, rank = parameter.ds_tensor.numel(), dist.get_rank()
+            padding = size * dist.get_world_size() - value.numel()
+            part = nn.functional.pad(value.flatten(), (0, padding))[rank * size : (rank + 1) * size]
+            self.zero.set_local_hp_param(part.to(self.device), parameter, state)
+            if state is None:
+                parameter.ds_tensor.data.copy_(part)
+            return
+        if parameter._hp_mapping is not None:
+            parameter.set_full_hp_param(value.to(self.device), state)
+        if state is None:
+            parameter.data.copy_(value)
+
+    def _steps(self) -> list[Tensor]:
+        return [state["step"] for state in self.zero.optimizer.state.values()]
+
+
+def make_moments(zero: Any) -> None:
+    """AdamW makes them at its first step; checkpoints want them before. (And stages 1 and 2 of DeepSpeed 0.19 link parameters to
+    them after the first of the optimizer's groups has stepped, and so never to the second's.)"""
+    stage_3 = getattr(zero, "fp32_partitioned_groups_flat", None)
+    for flat in zero.single_partition_of_fp32_groups if stage_3 is None else stage_3:
+        moments = {moment: torch.zeros_like(flat) for moment in MOMENTS}
+        zero.optimizer.state[flat] = {"step": torch.zeros(()), **moments}
+    if stage_3 is None:
+        zero._lazy_init_hp_params_optimizer_state()
+
+
+def chunks(network: nn.Module, numel: int) -> Iterator[list[str]]:
+    """Names of parameters, so many at a time that they have at most `numel` elements (or are one)."""
+    names: list[str] = []
+    total = 0
+    for name, parameter in network.named_parameters():
+        size = getattr(parameter, "ds_numel", parameter.numel())
+        if names and total + size > numel:
+            yield names
+            names, total = [], 0
+        names.append(name)
+        total += size
+    yield names
