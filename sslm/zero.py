@@ -197,7 +197,7 @@ class ZeroStates:
         """This rank's share, in the host's memory: each parameter belongs to one rank. All ranks ask together."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        mine: checkpoints.Tensors = {}
+        mine: checkpoints.Tensors = self._buffers()
         for number, (name, parameter) in enumerate(self.network.named_parameters()):
             whole = {f"model.{name}": safe_get_full_fp32_param(parameter)}
             whole |= {f"optim.state.{name}.{m}": safe_get_full_optimizer_state(parameter, m) for m in MOMENTS}
@@ -221,8 +221,17 @@ class ZeroStates:
                 self._set(parameter, tensors[f"model.{name}"], None)
                 for moment in MOMENTS:
                     self._set(parameter, tensors[f"optim.state.{name}.{moment}"], moment)
+        buffers = self._buffers()
+        checkpoints.read(checkpoint, buffers, alone=True)
+        for name, value in buffers.items():
+            self.network.get_buffer(name.removeprefix("model.")).copy_(value)
         for counter in self._steps():
             counter.copy_(next(iter(step.values())))
+
+    def _buffers(self) -> checkpoints.Tensors:
+        """Those that are saved, as BART's bias of the logits."""
+        names = dict(self.network.named_buffers()).keys() & self.network.state_dict().keys()
+        return {f"model.{name}": self.network.get_buffer(name).to("cpu", copy=True) for name in sorted(names)}
 
     def _set(self, parameter: Any, value: Tensor, state: str | None) -> None:
         if hasattr(parameter, "ds_id"):  # stage 3: this rank's part of it, the last filled up with zeros
