@@ -166,6 +166,8 @@ def build_on_meta(config: Config, objective: "type[Objective]", model_config: "P
     if not blocks(model) and (config.compile or config.activation_checkpointing != "none"):
         raise UserError(f"--model.model_type {model_config.model_type}: its layers can't be told apart, as --compile and "
                         f"--activation_checkpointing need; leave these out")  # fmt: skip
+    if config.compile and model_config.model_type == "sslm_lstm":
+        raise UserError("--compile: torch can't compile an LSTM; leave it out")
     return model
 
 

@@ -6,15 +6,20 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from sslm.errors import UserError
 from sslm.models.build import build, check_causal, check_runs, model_config, on_meta
+from sslm.models.head import LanguageModel
 from sslm.models.lstm import Documents, LstmConfig, LstmForCausalLM, VariationalDropout
+from sslm.models.parallelize import blocks, parallelize
 from sslm.train import main
 from tests.conftest import SMALL_RUN, TINY
-from tests.processes import run_command
+from tests.processes import run_command, run_ranks
 
 AUTO = "AutoModelForCausalLM"
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
@@ -105,6 +110,63 @@ def test_each_document_begins_with_a_state_of_zeros(autocast: bool) -> None:
         together = model(ids, segment_ids=segments).logits
         for row, start, end in [(0, 0, 7), (0, 7, 8), (0, 8, 30), (0, 30, 40), (1, 0, 39), (1, 39, 40)]:
             assert difference(row, start, end) <= (1e-2 if autocast else 1e-6)
+
+
+DOCUMENTS = torch.tensor([[0] * 7 + [1] + [2] * 22 + [3] * 10, [0] * 39 + [1]])
+
+
+def losses(network: nn.Module, documents: Tensor | None, num_steps: int = 4) -> list[float]:
+    ids = torch.randint(64, (2, 40), generator=torch.Generator().manual_seed(0))
+    optimizer, found = torch.optim.SGD(network.parameters(), lr=1e-3), []
+    for _ in range(num_steps):
+        optimizer.zero_grad()
+        loss = network(labels=ids, input_ids=ids, segment_ids=documents).sum()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return found
+
+
+@pytest.mark.parametrize("documents", [None, DOCUMENTS], ids=["rows", "documents"])
+def test_recomputing_layers_changes_no_gradient(documents: Tensor | None) -> None:
+    def gradients(how: str) -> list[Tensor]:
+        network = LanguageModel(build(config(), AUTO, 0)).train()
+        parallelize(network, network.model, None, activation_checkpointing=how)
+        calls = []
+        for layer in network.model.layers:
+            layer.register_forward_pre_hook(lambda layer, _: calls.append(layer.gradient_checkpointing))
+        losses(network, documents, num_steps=1)
+        assert calls == [how == "full"] * 2
+        return [parameter.grad for parameter in network.parameters() if parameter.grad is not None]
+
+    kept, recomputed = gradients("none"), gradients("full")
+    assert len(kept) == 1 + 2 * 4
+    assert all(map(torch.equal, kept, recomputed))
+
+
+def shared_by_processes(rank: int, world: int) -> None:
+    for documents in (None, DOCUMENTS):
+        whole, shared = (LanguageModel(build(config(), AUTO, 0)) for _ in range(2))
+        mesh = init_device_mesh("cpu", (world,))
+        for block in blocks(shared.model):
+            fully_shard(block, mesh=mesh)
+        fully_shard(shared, mesh=mesh)
+        weight = shared.model.layers[1].weight_hh_l0
+        assert isinstance(weight, DTensor)
+        assert weight.to_local().shape == (4 * 32 / world, 32)
+        assert losses(shared, documents) == pytest.approx(losses(whole, documents), rel=1e-6)
+        assert shared.model.state_dict().keys() == whole.model.state_dict().keys()
+
+
+def test_processes_that_share_its_layers_train_as_one_does(tmp_path: Path) -> None:
+    run_ranks(shared_by_processes, 2, tmp_path)
+
+
+def test_weights_have_the_names_that_torch_gives_them() -> None:
+    names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
+    assert [name for name, _ in build(config(), AUTO, 0).named_parameters()] == [
+        "embed_tokens.weight", *(f"layers.{n}.{name}" for n in range(2) for name in names)
+    ]  # fmt: skip
 
 
 def small_lstm(tiny: list[str]) -> list[str]:

@@ -3,14 +3,15 @@
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import Any, NamedTuple
 
 import torch
 import transformers
 from torch import nn
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
+from transformers.modeling_utils import local_torch_dtype
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sslm.errors import UserError, nearest
@@ -237,7 +238,7 @@ def on_meta(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
     """The model without its weights: to count parameters, or to see that an architecture can be built."""
     try:
         with torch.device("meta"), no_init_weights():
-            model: PreTrainedModel = getattr(transformers, auto_class).from_config(config)
+            model: PreTrainedModel = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
     except Exception as error:  # whatever a constructor trips over, it is about the settings
         raise UserError(f"--model: {config.model_type} can't be built with these settings ({_brief(error)})") from None
     model.tie_weights()
@@ -289,22 +290,41 @@ def _brief(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
 
 
+class Named(NamedTuple):
+    """A module of a model."""
+
+    name: str
+    module: nn.Module
+    owner: PreTrainedModel
+    """The model whose rules hold for the module's first weights."""
+
+
 def initialise(model: PreTrainedModel, seed: int) -> None:
     """Initialise as the architecture does, module by module, each from a seed of its own."""
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
-        for name, module, owner in _modules(model, "", model):
-            digest = hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
-            torch.manual_seed(int.from_bytes(digest, "little"))
-            owner._init_weights(module)
+    draw(named_modules(model), seed)
     model.tie_weights()
 
 
-def _modules(module: nn.Module, name: str, owner: PreTrainedModel) -> Iterator[tuple[str, nn.Module, PreTrainedModel]]:
-    """Children before parents, as transformers initialises; `owner` is the model whose rules hold."""
-    owner = module if isinstance(module, PreTrainedModel) else owner
-    for child_name, child in module.named_children():
-        yield from _modules(child, f"{name}.{child_name}" if name else child_name, owner)
-    yield name, module, owner
+def draw(modules: Iterable[Named], seed: int) -> None:
+    """Give each module its first weights: they depend on (seed, its name) only, not on the type or device that is torch's default."""
+    defaults = torch.device("cpu"), local_torch_dtype(torch.float32)
+    with torch.random.fork_rng(devices=[]), torch.no_grad(), defaults[0], defaults[1]:
+        for name, module, owner in modules:
+            digest = hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
+            torch.manual_seed(int.from_bytes(digest, "little"))
+            owner._init_weights(module)
+
+
+def named_modules(model: PreTrainedModel) -> Iterator[Named]:
+    """Children before parents, as transformers initialises."""
+
+    def of(module: nn.Module, name: str, owner: PreTrainedModel) -> Iterator[Named]:
+        owner = module if isinstance(module, PreTrainedModel) else owner
+        for child_name, child in module.named_children():
+            yield from of(child, f"{name}.{child_name}" if name else child_name, owner)
+        yield Named(name, module, owner)
+
+    return of(model, "", model)
 
 
 def load_pretrained(

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, initialization
+from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutput
 
 
@@ -66,13 +67,14 @@ class LstmForCausalLM(PreTrainedModel):
     """Predicts each token from the state that those before it have left; a row begins with a state of zeros."""
 
     config_class = LstmConfig
+    supports_gradient_checkpointing = True
     _tied_weights_keys = {"lm_head.weight": "embed_tokens.weight"}  # noqa: RUF012  # as transformers declares it
 
     def __init__(self, config: LstmConfig) -> None:
         super().__init__(config)
         sizes = [config.embedding_size or config.hidden_size] + [config.hidden_size] * config.num_hidden_layers
         self.embed_tokens = nn.Embedding(config.vocab_size, sizes[0])
-        self.layers = nn.ModuleList(nn.LSTM(size, units, batch_first=True) for size, units in pairwise(sizes))
+        self.layers = nn.ModuleList(LstmLayer(size, units, batch_first=True) for size, units in pairwise(sizes))
         self.dropout = VariationalDropout(config.dropout)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
@@ -89,7 +91,7 @@ class LstmForCausalLM(PreTrainedModel):
         documents = None if segment_ids is None else Documents.of(segment_ids)
         hidden = self.dropout(self.embed_tokens(input_ids))
         for layer in self.layers:
-            hidden = self.dropout(run(layer, hidden, documents))
+            hidden = self.dropout(layer(hidden, documents))
         logits = self.lm_head(hidden)
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size)
         return CausalLMOutput(loss=loss, logits=logits)
@@ -106,6 +108,22 @@ class LstmForCausalLM(PreTrainedModel):
                     gates = torch.zeros(4, module.hidden_size)  # input, forget, cell, output
                     gates[1] = float(name.startswith("bias_ih"))
                     initialization.copy_(parameter, gates.flatten())
+
+
+class LstmLayer(GradientCheckpointingLayer, nn.LSTM):
+    """One layer: what is recomputed and sharded as a unit. Its weights have the names that torch gives them."""
+
+    def forward(self, hidden: Tensor, documents: "Documents | None" = None) -> Tensor:  # type: ignore[override]
+        """[batch, seq_len, size] -> [batch, seq_len, hidden_size], each row or each document from a state of zeros."""
+        if torch.is_autocast_enabled(hidden.device.type):
+            # autocast does this by itself, but too late for torch 2.13 on CPUs, which looks for a kernel before
+            hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
+        through = super().forward
+        if documents is None:
+            return through(hidden)[0]
+        flat = hidden.flatten(0, 1)
+        outputs = [through(flat[rectangle])[0].flatten(0, 1)[inside] for rectangle, inside in documents.groups]
+        return torch.cat(outputs)[documents.order].view(*hidden.shape[:2], -1)
 
 
 class VariationalDropout(nn.Module):
@@ -150,18 +168,6 @@ class Documents(NamedTuple):
             groups.append((rectangle.clamp(max=segment_ids.numel() - 1), inside.flatten().nonzero()[:, 0]))
             tokens.append(rectangle[inside])
         return cls(groups, torch.cat(tokens).argsort())
-
-
-def run(layer: nn.Module, hidden: Tensor, documents: Documents | None) -> Tensor:
-    """[batch, seq_len, size] -> [batch, seq_len, hidden_size], each row or each document from a state of zeros."""
-    if torch.is_autocast_enabled(hidden.device.type):
-        # autocast does this by itself, but too late for torch 2.13 on CPUs, which looks for a kernel before
-        hidden = hidden.to(torch.get_autocast_dtype(hidden.device.type))
-    if documents is None:
-        return layer(hidden)[0]  # type: ignore[no-any-return]
-    flat = hidden.flatten(0, 1)
-    outputs = [layer(flat[rectangle])[0].flatten(0, 1)[inside] for rectangle, inside in documents.groups]
-    return torch.cat(outputs)[documents.order].view(*hidden.shape[:2], -1)
 
 
 AutoConfig.register(LstmConfig.model_type, LstmConfig)

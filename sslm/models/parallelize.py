@@ -1,4 +1,4 @@
-"""Tensor parallelism, the weights' type, 8-bit matmuls, activation checkpointing, compilation, sharding: in this order, block by block."""
+"""The weights' type, tensor parallelism, 8-bit matmuls, activation checkpointing, compilation, sharding: in this order, block by block."""
 
 import torch
 from torch import nn
@@ -40,11 +40,11 @@ def parallelize(
         in_float8: let the blocks' linear layers multiply in 8 bits.
         activation_checkpointing: none, selective, full, or budget:SHARE (see `recompute`).
     """
-    if mesh is not None and mesh["tensor_parallel"].size() > 1:
-        share_matrices(model, mesh["tensor_parallel"])
     if in_bf16:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
+    if mesh is not None and mesh["tensor_parallel"].size() > 1:
+        share_matrices(model, mesh["tensor_parallel"])
     if in_float8:
         for block in blocks(model):
             use_float8(block)

@@ -26,7 +26,8 @@ from sslm.config import OptimConfig, RobustConfig
 from sslm.data.module import data_parallel
 from sslm.data.order import key64
 from sslm.data.recipe import IGNORED, Recipe
-from sslm.models.build import build
+from sslm.models.build import on_meta
+from sslm.models.deferred import materialise, stand_in
 from sslm.models.head import LanguageModel
 from sslm.models.masks import check_documents
 from sslm.objectives.adversarial import adversarial_losses
@@ -42,7 +43,7 @@ class Objective(LightningModule):
     """A language model in training; works in any Lightning `Trainer`, fed by `DataModule`.
 
     Args:
-        model: a transformers config (the model is built with weights that depend on `seed`), or a model to go on with.
+        model: a transformers config (weights depend on `seed`, and are made after sharding), or a model to go on with.
         recipe: the objective's settings; default: its defaults.
         optim: optimizer and schedule.
         robust: label smoothing, z-loss, noise on embeddings, adversarial training; default: none of it.
@@ -121,23 +122,26 @@ class Objective(LightningModule):
     def configure_model(self) -> None:
         if hasattr(self.network, "model"):  # Lightning calls this again for each of fit, validate …
             return
-        model = self._given[0]
-        if not isinstance(model, PreTrainedModel):
-            model = build(model, self.auto_class, self.seed)
-        self.check_model(model)
-        data = getattr(self.trainer, "datamodule", None)
+        given, data = self._given[0], getattr(self.trainer, "datamodule", None)
+        if isinstance(given, PreTrainedModel):
+            model = tried = given
+        else:  # its weights come last, to where they belong
+            model, tried = on_meta(given, self.auto_class), stand_in(given, self.auto_class)
+        self.check_model(tried)
         if data is not None and data.data.document_mask:
-            check_documents(model)
+            check_documents(tried)
         model.train()
         self.network = LanguageModel(
             model, data.max_scored if data is not None else None, label_smoothing=self.robust.label_smoothing,
-            z_loss=self.robust.z_loss, embedding_noise=self.robust.embedding_noise,
+            z_loss=self.robust.z_loss, embedding_noise=self.robust.embedding_noise, tried=tried,
         )  # fmt: skip
         if self._parallelize is not None:
             self._parallelize(self.network, model, self.device_mesh)
+        if not isinstance(given, PreTrainedModel):
+            materialise(self.network, model, self.auto_class, self.seed, self.trainer.strategy.root_device)
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """Refuse a model that can't be trained to do this, before it is wrapped and sharded."""
+        """Refuse a model that can't be trained to do this, before it is wrapped and sharded; it may be a stand-in with few layers."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.network, self.optim, self.seed)
