@@ -8,6 +8,7 @@ import difflib
 import errno
 import functools
 import sys
+import time
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -41,13 +42,24 @@ def sentence_of(error: BaseException) -> str | None:
         return (
             f"the disk is full{where}: free some room, or point --run_dir and --data.cache_dir elsewhere, and run again"
         )
+    if (
+        isinstance(error, MemoryError)
+        or type(error).__name__ == "OutOfMemoryError"
+        or "can't allocate memory" in str(error)
+    ):
+        return (
+            "out of memory: lower --micro_batch_size (auto finds what fits), add --activation_checkpointing full, or share the weights "
+            "among more devices (--strategy fsdp); sslm plan with the same flags tells what needs how much"
+        )
     if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename:
         return f"{error.filename}: can't be read or written ({error.strerror}); check this path"
     return None
 
 
 parent_says_it = False
-"""True in a child of Lightning's launcher: its parent meets the same error, and one sentence is enough."""
+"""True in a child of Lightning's launcher: its parent meets the same error mostly, and ends this process with itself; one sentence
+is enough then."""
+PARENTS_SECONDS = 3.0
 
 
 class Verb(Protocol):
@@ -68,8 +80,9 @@ def exits_politely(verb: Verb) -> Verb:
             sentence = sentence_of(error)
             if sentence is None:
                 raise
-            if not parent_says_it:
-                print(f"error: {sentence}", file=sys.stderr)
+            if parent_says_it:
+                time.sleep(PARENTS_SECONDS)
+            print(f"error: {sentence}", file=sys.stderr)
             return USER_ERROR
 
     return wrapped

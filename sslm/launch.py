@@ -87,7 +87,7 @@ def num_shares(config: Config) -> int:
 
 
 def _devices(config: Config) -> tuple[str, int, int]:
-    """(accelerator, devices per node, nodes): as asked for, or as torchrun has started them, or all there are."""
+    """(accelerator, devices per node, nodes): as torchrun or srun has started them, or as asked for, or all there are."""
     import torch
 
     asked, num_nodes = config.devices, config.num_nodes
@@ -97,6 +97,18 @@ def _devices(config: Config) -> tuple[str, int, int]:
         if asked not in (None, local):
             raise UserError(f"--devices {asked}: torchrun started {local} processes on this node; give --devices {local}, or "
                             f"leave it out")  # fmt: skip
+        asked = local
+    elif _under_srun():
+        num_nodes, tasks = int(os.environ["SLURM_NNODES"]), int(os.environ["SLURM_NTASKS"])
+        local, uneven = divmod(tasks, num_nodes)
+        if uneven:
+            raise UserError(
+                f"srun --ntasks {tasks}: {num_nodes} nodes can't have as many each; give srun --ntasks-per-node"
+            )
+        for flag, given, started in (("devices", asked, local), ("num_nodes", config.num_nodes, num_nodes)):
+            if given not in (None, 1, started):
+                raise UserError(f"--{flag} {given}: srun started {local} tasks on each of {num_nodes} nodes; give --{flag} {started}, or "
+                                f"leave it out")  # fmt: skip
         asked = local
     gpus = torch.cuda.device_count()
     if config.accelerator == "gpu" and not gpus:
@@ -156,6 +168,8 @@ def _tensor_parallel_size(config: Config, devices: int, num_nodes: int) -> int:
 
 
 def _cluster() -> list[Any]:
-    from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+    if not _under_srun() or _under_torchrun():
+        return []
+    from sslm.clusters import Slurm
 
-    return [SLURMEnvironment(auto_requeue=False)] if _under_srun() and not _under_torchrun() else []
+    return [Slurm()]

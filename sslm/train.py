@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from sslm.callbacks.checkpoint import Checkpoint
     from sslm.callbacks.monitor import Monitor
     from sslm.callbacks.preemption import Preemption
+    from sslm.callbacks.timeouts import Timeouts
     from sslm.callbacks.validation import Validation
     from sslm.data.module import DataModule
     from sslm.data.recipe import Recipe
@@ -78,7 +79,16 @@ def train(
     config: Config, run: RunFolder, data: "DataModule", module: "Objective", trainer: "Trainer", callbacks: "Callbacks"
 ) -> int:
     """Fit, then export on rank 0 while the others wait; the exit code, which status.json has too."""
+    from sslm.clusters import watch_children
+
     first = step_of(callbacks.checkpoint.resume_from)
+
+    def failed(code: int, reason: str) -> None:
+        if trainer.is_global_zero:
+            with suppress(OSError):  # the disk may be full
+                run.write_status("failed", exit_code=code, step=trainer.global_step, reason=reason)
+
+    watch_children(trainer, failed)
     if trainer.is_global_zero:
         run.write_config(config)
         run.write_status("running", step=first)
@@ -89,11 +99,11 @@ def train(
             conclude(config, run, data, callbacks)
         module.wait_for_all()
     except BaseException as error:
-        if trainer.is_global_zero:
-            code = USER_ERROR if sentence_of(error) else FAILED
-            reason = f"{type(error).__name__}: {error}"
-            with suppress(OSError):  # the disk may be full
-                run.write_status("failed", exit_code=code, step=trainer.global_step, reason=reason)
+        failed(USER_ERROR if sentence_of(error) else FAILED, f"{type(error).__name__}: {error}")
+        if type(error).__name__ == "DistStoreError":
+            raise RuntimeError(
+                f"not all processes came within {config.start_timeout_seconds:g} s (--start_timeout_seconds)"
+            ) from error
         raise
     return STOPPED if callbacks.preemption.stopped and not launch.is_child() else DONE
 
@@ -281,6 +291,7 @@ class Callbacks(NamedTuple):
     validation: "Validation"
     checkpoint: "Checkpoint"
     preemption: "Preemption"
+    timeouts: "Timeouts"
 
 
 def build_callbacks(
@@ -289,6 +300,7 @@ def build_callbacks(
     from sslm.callbacks.checkpoint import Checkpoint
     from sslm.callbacks.monitor import Monitor
     from sslm.callbacks.preemption import Preemption
+    from sslm.callbacks.timeouts import Timeouts
     from sslm.callbacks.validation import Validation
 
     total, batch_tokens = config.total_steps, config.batch_size * config.seq_len
@@ -298,6 +310,7 @@ def build_callbacks(
         Validation(config.val_every, total),
         Checkpoint(run.checkpoints, config.checkpoint, resume_from, total),
         Preemption(config.stop_after, launch.STARTED_AT),
+        Timeouts(config.collective_timeout_seconds),
     )  # fmt: skip
 
 
