@@ -9,6 +9,7 @@ from sslm.errors import nearest
 VERBS = {
     "train": "pretrain a model (no arguments: a two-minute run on embedded English)",
     "prepare": "tokenise text into a corpus that `--data.train` takes",
+    "plan": "tell beforehand what a run takes: memory, time, money, disk, on this machine or another",
     "export": "make a plain Hugging Face folder of a run's checkpoint",
 }
 

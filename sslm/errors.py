@@ -7,6 +7,7 @@ traceback. A full disk is told the same way: it is nobody's bug.
 import difflib
 import errno
 import functools
+import os
 import sys
 import time
 from collections.abc import Iterable
@@ -82,7 +83,9 @@ def exits_politely(verb: Verb) -> Verb:
                 raise
             if parent_says_it:
                 time.sleep(PARENTS_SECONDS)
-            print(f"error: {sentence}", file=sys.stderr)
+            print(f"error: {sentence}", file=sys.stderr, flush=True)
+            if parent_says_it:
+                os._exit(USER_ERROR)  # threads of a process group that others wait in would abort, with another code
             return USER_ERROR
 
     return wrapped

@@ -11,8 +11,6 @@ from sslm.config import Config
 from sslm.errors import UserError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
     from sslm.strategies import Launch
 
 STARTED_AT = time.monotonic()
@@ -51,21 +49,6 @@ def die_with_parent() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
 
 
-def choose_launch(config: Config, model: "PreTrainedModel") -> "Launch":
-    """Raises:
-    UserError: this machine has not what is asked for, or the model can't be trained so.
-    """
-    from sslm.strategies import Launch, check_strategy
-
-    accelerator, devices, num_nodes = _devices(config)
-    launch = Launch(
-        accelerator, devices, num_nodes, _strategy(config, accelerator, devices * num_nodes, model.num_parameters()),
-        _precision(config, accelerator), _replicas(config, num_nodes), _tensor_parallel_size(config, devices, num_nodes),
-    )  # fmt: skip
-    check_strategy(config, launch, model)
-    return launch
-
-
 def trainer_settings(config: Config, launch: "Launch") -> dict[str, Any]:
     """The Trainer's accelerator, devices, num_nodes, strategy and plugins (precision, cluster)."""
     from sslm.strategies import strategy_and_precision
@@ -82,11 +65,14 @@ def trainer_settings(config: Config, launch: "Launch") -> dict[str, Any]:
 
 def num_shares(config: Config) -> int:
     """Shares of the global batch: one for each device, or for those together that share each matrix."""
-    _, devices, num_nodes = _devices(config)
-    return max(devices * num_nodes // _tensor_parallel_size(config, devices, num_nodes), 1)
+    _, per_node, num_nodes = devices(config)
+    sharing = {"tp": per_node * num_nodes, "fsdp_tp": per_node}.get(config.strategy, 1)
+    if config.tensor_parallel_size is not None and config.strategy in ("tp", "fsdp_tp"):
+        sharing = config.tensor_parallel_size
+    return max(per_node * num_nodes // sharing, 1)
 
 
-def _devices(config: Config) -> tuple[str, int, int]:
+def devices(config: Config) -> tuple[str, int, int]:
     """(accelerator, devices per node, nodes): as torchrun or srun has started them, or as asked for, or all there are."""
     import torch
 
@@ -121,50 +107,6 @@ def _devices(config: Config) -> tuple[str, int, int]:
     if asked and asked > gpus:
         raise UserError(f"--devices {asked}: this machine has {gpus} GPUs; give at most {gpus}")
     return "gpu", asked or gpus, num_nodes
-
-
-def _strategy(config: Config, accelerator: str, world: int, num_parameters: int) -> str:
-    """The strategy's name. Auto: DDP while weights, gradients and optimizer states (16 bytes a parameter) leave half a device's
-    memory free."""
-    if config.strategy != "auto":
-        return config.strategy
-    if world == 1:
-        return "single"
-    import torch
-
-    memory = torch.cuda.get_device_properties(0).total_memory if accelerator == "gpu" else float("inf")
-    return "ddp" if 16 * num_parameters < memory / 2 else "fsdp"
-
-
-def _precision(config: Config, accelerator: str) -> str:
-    """The precision's name; auto: bf16-mixed on GPUs that have it, else 16-mixed; 32 on CPUs.
-
-    Raises:
-        UserError: this hardware has not what is asked for.
-    """
-    import torch
-
-    from sslm.models.float8 import supports_float8
-
-    if config.precision == "fp8" and (accelerator != "gpu" or not supports_float8(torch.device("cuda"))):
-        what = torch.cuda.get_device_name() if accelerator == "gpu" else "a CPU"
-        raise UserError(f"--precision fp8: needs a GPU of compute capability 8.9 or higher (L4, H100), this is {what}; give --precision "
-                        f"bf16-mixed")  # fmt: skip
-    if config.precision != "auto":
-        return config.precision
-    if accelerator != "gpu":
-        return "32"
-    return "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-
-
-def _replicas(config: Config, num_nodes: int) -> int:
-    return (config.fsdp.replicas or num_nodes) if config.strategy == "hsdp" else 1
-
-
-def _tensor_parallel_size(config: Config, devices: int, num_nodes: int) -> int:
-    if config.strategy == "tp":
-        return config.tensor_parallel_size or devices * num_nodes
-    return (config.tensor_parallel_size or devices) if config.strategy == "fsdp_tp" else 1
 
 
 def _cluster() -> list[Any]:

@@ -6,6 +6,7 @@ metrics.jsonl            one object per logged step and per validation
 checkpoints/step-000100/ whole or not there (checkpoints.py); `latest` names one
 export/                  a plain Hugging Face folder
 curves.png               loss, learning rate, throughput over tokens
+micro_batch_size.json    what `--micro_batch_size auto` found, for each kind of devices and strategy
 amendments.jsonl         what the data stream could not know beforehand (a shard that turned out to be bad)
 lock                     held by the running process; the lock dies with it
 """
@@ -49,6 +50,10 @@ class RunFolder:
     @property
     def amendments(self) -> Path:
         return self.path / "amendments.jsonl"
+
+    @property
+    def micro_batch_sizes(self) -> Path:
+        return self.path / "micro_batch_size.json"
 
     @property
     def checkpoints(self) -> Path:

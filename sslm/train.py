@@ -21,16 +21,16 @@ from sslm.runs import RunFolder
 from sslm.terminal import count, say
 
 if TYPE_CHECKING:
-    from lightning.pytorch import Trainer
+    from lightning.pytorch import Callback, Trainer
     from transformers import PreTrainedConfig, PreTrainedModel
 
     from sslm.callbacks.checkpoint import Checkpoint
     from sslm.callbacks.monitor import Monitor
     from sslm.callbacks.preemption import Preemption
-    from sslm.callbacks.timeouts import Timeouts
     from sslm.callbacks.validation import Validation
     from sslm.data.module import DataModule
     from sslm.data.recipe import Recipe
+    from sslm.needs import Needs
     from sslm.objectives.base import Objective
     from sslm.strategies import Launch
 
@@ -57,11 +57,11 @@ def main(arguments: list[str] | None = None) -> int:
     model_config = choose_model(config, objective, data)
     model = build_on_meta(config, objective, model_config)
     check_embedding(config, data, model)
-    describe(config, data, model)
-    on = launch.choose_launch(config, model)
+    needs, on, why = choose_launch(config, model, data)
     if config.dry_run:
-        say("Dry run: all of this is in order; leave --dry_run out to train.")
-        return DONE
+        return show_plan(needs, data, on, why, arguments)
+    describe(config, data, model)
+    describe_launch(on, why)
 
     with run.locked() if launch.is_first_process() else nullcontext():
         checkpoint = choose_checkpoint(config, run, data, model)
@@ -69,8 +69,11 @@ def main(arguments: list[str] | None = None) -> int:
             run.amendments.unlink(missing_ok=True)  # of a run that never had a checkpoint
         if checkpoint is not None and step_of(checkpoint) >= config.total_steps:
             return already_done(config, run, data, checkpoint)
-        module = build_module(config, on, objective, recipe, model_config, data, fresh=checkpoint is None)
-        callbacks = build_callbacks(config, run, data, model_config, checkpoint)
+        micro_batch_size = choose_micro_batch_size(config, run, needs, on)
+        module = build_module(
+            config, on, objective, recipe, model_config, data, micro_batch_size, fresh=checkpoint is None
+        )
+        callbacks = build_callbacks(config, on, run, data, model_config, checkpoint)
         trainer = build_trainer(config, run, launch.trainer_settings(config, on), callbacks)
         return train(config, run, data, module, trainer, callbacks)
 
@@ -126,6 +129,47 @@ def check_batch(config: Config) -> None:
         divisors = [str(n) for n in range(1, share + 1) if share % n == 0]
         raise UserError(f"--micro_batch_size {micro}: does not divide a device's {share} sequences (batch_size {config.batch_size} / "
                         f"{shares} devices); what would: {', '.join(divisors)}")  # fmt: skip
+
+
+def choose_launch(config: Config, model: "PreTrainedModel", data: "DataModule") -> "tuple[Needs, Launch, str]":
+    """What the run needs, how it is launched, and why so."""
+    from sslm.machines import here
+    from sslm.needs import settle
+
+    return settle(config, model, data, here(*launch.devices(config)))
+
+
+def show_plan(needs: "Needs", data: "DataModule", on: "Launch", why: str, arguments: list[str] | None) -> int:
+    """What --dry_run is for; `sslm plan` shows the same."""
+    from sslm.plan import Plan
+
+    Plan(needs, data, on, why).show(sys.argv[1:] if arguments is None else arguments)
+    say("Dry run: all of this is in order; leave --dry_run out to train.")
+    return DONE
+
+
+def choose_micro_batch_size(config: Config, run: RunFolder, needs: "Needs", on: "Launch") -> int | None:
+    """Sequences for each forward pass; auto: as the run folder remembers, or what fits. None: all of a device's share.
+
+    Raises:
+        UserError: it doesn't fit into memory: by how much, and what would.
+    """
+    from sslm.callbacks.micro_batch import remembered_sizes
+
+    if config.micro_batch_size == "auto" and (
+        size := remembered_sizes(run.micro_batch_sizes).get(holds_for(config, on))
+    ):
+        return size
+    if not launch.is_first_process() and config.micro_batch_size != "auto":
+        return config.micro_batch_size
+    size = needs.micro_batch_size(on)
+    return None if config.micro_batch_size is None else size
+
+
+def holds_for(config: Config, on: "Launch") -> str:
+    """What a micro-batch size that was found depends on."""
+    return (f"{on.strategy}, {on.num_nodes} x {on.devices} {on.accelerator}, {on.precision}, {config.activation_checkpointing}, "
+            f"batch of {config.batch_size}")  # fmt: skip
 
 
 def choose_objective(config: Config) -> "tuple[type[Objective], Recipe]":
@@ -255,6 +299,7 @@ def build_module(
     recipe: "Recipe",
     model_config: "PreTrainedConfig",
     data: "DataModule",
+    micro_batch_size: int | None,
     fresh: bool,
 ) -> "Objective":
     """The Lightning module. Weights and word vectors are read only for a run that begins: later its checkpoint has them."""
@@ -272,7 +317,7 @@ def build_module(
         matched = initialise_embedding(model, data.tokenizer, file, config.model.embedding_project, config.seed)
         say(f"Embedding: {matched:,} of {data.vocab_size:,} entries begin with vectors of {file}")
     return objective(
-        model, recipe, optim=config.optim, robust=config.robust, total_steps=config.total_steps, micro_batch_size=config.micro_batch_size,
+        model, recipe, optim=config.optim, robust=config.robust, total_steps=config.total_steps, micro_batch_size=micro_batch_size,
         seed=config.seed,
         parallelize=functools.partial(
             parallelize, replicas=on.replicas, reshard_after_forward=config.fsdp.reshard_after_forward,
@@ -291,26 +336,34 @@ class Callbacks(NamedTuple):
     validation: "Validation"
     checkpoint: "Checkpoint"
     preemption: "Preemption"
-    timeouts: "Timeouts"
+    others: "tuple[Callback, ...]"
 
 
 def build_callbacks(
-    config: Config, run: RunFolder, data: "DataModule", model_config: "PreTrainedConfig", resume_from: Path | None
+    config: Config,
+    on: "Launch",
+    run: RunFolder,
+    data: "DataModule",
+    model_config: "PreTrainedConfig",
+    resume_from: Path | None,
 ) -> Callbacks:
     from sslm.callbacks.checkpoint import Checkpoint
+    from sslm.callbacks.micro_batch import MicroBatch
     from sslm.callbacks.monitor import Monitor
     from sslm.callbacks.preemption import Preemption
     from sslm.callbacks.timeouts import Timeouts
     from sslm.callbacks.validation import Validation
 
     total, batch_tokens = config.total_steps, config.batch_size * config.seq_len
+    is_auto = config.micro_batch_size == "auto"
+    auto = [MicroBatch(run.micro_batch_sizes, holds_for(config, on))] if is_auto else []
     return Callbacks(
         Monitor(run.path, total_steps=total, batch_tokens=batch_tokens, model_config=model_config,
                 unigram_loss=data.unigram_loss),
         Validation(config.val_every, total),
         Checkpoint(run.checkpoints, config.checkpoint, resume_from, total),
         Preemption(config.stop_after, launch.STARTED_AT),
-        Timeouts(config.collective_timeout_seconds),
+        (Timeouts(config.collective_timeout_seconds), *auto),
     )  # fmt: skip
 
 
@@ -323,7 +376,7 @@ def build_trainer(config: Config, run: RunFolder, settings: dict[str, Any], call
         **settings,
         max_steps=config.total_steps,
         max_epochs=-1,
-        callbacks=list(callbacks),
+        callbacks=[*callbacks[:-1], *callbacks.others],
         logger=build_logger(config.logger, run),
         log_every_n_steps=config.log_every,
         default_root_dir=run.path,
@@ -365,6 +418,13 @@ def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> No
         describe_mixture(config, data)
     say(
         f"Unigram loss: {data.unigram_loss:.4f} nats/token on held-out text, with the frequencies of targets alone (to be beaten)"
+    )
+
+
+def describe_launch(on: "Launch", why: str) -> None:
+    nodes = f"{on.num_nodes} nodes of " if on.num_nodes > 1 else ""
+    say(
+        f"Launch: {on.strategy} on {nodes}{on.devices} {on.accelerator.upper()}{'s' if on.devices > 1 else ''} ({why}), {on.precision}"
     )
 
 

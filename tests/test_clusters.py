@@ -16,7 +16,7 @@ from sslm.launch import is_first_process, num_shares
 from tests.processes import kill_group, run_command, start_command
 
 LONE_FAILURE = """
-import sys, time
+import os, time
 from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
@@ -31,7 +31,7 @@ class Fails(LightningModule):
         return torch.optim.SGD(self.parameters(), lr=0.1)
     def on_train_start(self):
         if self.global_rank == 1:
-            sys.exit(CODE)
+            os._exit(CODE)
         time.sleep(60)  # as one that waits for the other would
     def training_step(self, batch, index):
         return self.layer(batch).sum()

@@ -98,7 +98,12 @@ def single_of(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Call
 
 
 def without_model(flags: list[str]) -> list[str]:
-    return [part for pair in zip(flags[::2], flags[1::2], strict=True) if not pair[0].startswith("--model.") for part in pair]
+    return [
+        part
+        for pair in zip(flags[::2], flags[1::2], strict=True)
+        if not pair[0].startswith("--model.")
+        for part in pair
+    ]
 
 
 @pytest.mark.slow

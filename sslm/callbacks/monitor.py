@@ -46,13 +46,15 @@ class Monitor(Callback):
 
     def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
         """Work out the model's FLOPs and the devices' peak, while nothing else runs."""
-        self.flops_per_token = self.peak_flops = None
+        self.flops_per_token: float | None = None
+        self.peak_flops: float | None = None
         if self.model_config is None or not trainer.is_global_zero:
             return
-        model = on_meta(self.model_config, pl_module.auto_class)
-        seq_len, max_scored = trainer.datamodule.seq_len, trainer.datamodule.max_scored
-        num_matmul = flops.active_matmul_parameters(model, (max_scored or seq_len) / seq_len)
-        self.flops_per_token = flops.flops_per_token(self.model_config, num_matmul, seq_len)
+        model, data = on_meta(self.model_config, pl_module.auto_class), trainer.datamodule
+        row = data.val_rows(1)
+        input_len, target_len = row["input_ids"].shape[1], row["labels"].shape[1]
+        if (per_row := flops.flops_per_sequence(model, input_len, target_len, data.max_scored)) is not None:
+            self.flops_per_token = per_row / data.seq_len
         in_bf16 = "bf16" in str(trainer.precision) or next(pl_module.network.parameters()).dtype == torch.bfloat16
         peak = flops.peak_flops(trainer.strategy.root_device, torch.bfloat16 if in_bf16 else torch.float32)
         self.peak_flops = peak * trainer.world_size if peak else None

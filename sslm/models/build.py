@@ -17,7 +17,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from sslm.errors import UserError, nearest
 from sslm.models import lstm  # makes transformers know it
 from sslm.models.head import UNPADDED
-from sslm.models.masks import probe_tokens
+from sslm.models.masks import no_packed_rows, probe_tokens
 
 VOCABULARY_MULTIPLE = 64
 HALVES = ("encoder", "decoder")
@@ -258,7 +258,8 @@ def check_runs(model: PreTrainedModel, auto_class: str) -> None:
         try:
             ids = torch.zeros(1, 4, dtype=torch.long, device=device)
             both = {"decoder_input_ids": ids} if candidate.config.is_encoder_decoder else {}
-            candidate.train()(input_ids=ids, **both, use_cache=False)
+            with no_packed_rows():
+                candidate.train()(input_ids=ids, **both, use_cache=False)
         except Exception as error:
             return _brief(error)
         return ""

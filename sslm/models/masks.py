@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import PreTrainedModel, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 
 from sslm.errors import UserError
@@ -216,3 +216,14 @@ def probe_tokens(model: PreTrainedModel, shift: int = 0) -> Tensor:
     allowed = torch.tensor([n for n in range(config.vocab_size) if n != getattr(config, "pad_token_id", None)])
     chosen = torch.arange(min(PROBE_TOKENS, most)) * 7 + shift + 5
     return allowed[chosen % len(allowed)][None].to(model.device)
+
+
+@contextmanager
+def no_packed_rows() -> Iterator[None]:
+    """Let a model run on the meta device: transformers can't see on tensors without contents that no row holds several texts."""
+    found = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        masking_utils.find_packed_sequence_indices = found

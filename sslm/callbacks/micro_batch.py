@@ -1,0 +1,43 @@
+"""One micro-batch size on all ranks, remembered in the run folder."""
+
+import json
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, Trainer
+
+from sslm.files import write_atomically
+from sslm.objectives.base import Objective
+
+
+class MicroBatch(Callback):
+    """Where each rank looked for what fits in its memory, the smallest answer holds for all.
+
+    Args:
+        file: of sizes found, by what they hold for.
+        holds_for: devices, strategy and all else that they depend on.
+    """
+
+    def __init__(self, file: Path, holds_for: str) -> None:
+        self.file, self.holds_for = file, holds_for
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
+        assert pl_module.micro_batch_size is not None
+        size = torch.tensor(pl_module.micro_batch_size)  # all divide a device's share, so the smallest does
+        if pl_module.side_group is not None:
+            dist.all_reduce(size, op=dist.ReduceOp.MIN, group=pl_module.side_group)
+        pl_module.micro_batch_size = int(size)
+        if trainer.is_global_zero:
+            sizes = remembered_sizes(self.file) | {self.holds_for: pl_module.micro_batch_size}
+            write_atomically(self.file, json.dumps(sizes, indent=1) + "\n")
+
+
+def remembered_sizes(file: Path) -> dict[str, int]:
+    """What holds for -> micro-batch size; empty where nothing sound was written yet."""
+    try:
+        sizes = json.loads(file.read_text())
+    except (OSError, ValueError):
+        return {}
+    sound = isinstance(sizes, dict) and all(isinstance(size, int) and size > 0 for size in sizes.values())
+    return sizes if sound else {}

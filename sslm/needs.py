@@ -1,0 +1,254 @@
+"""What a run needs of a machine, whatever the strategy: asked before any process is started, and by `sslm plan`.
+
+needs, launch, why = settle(config, model, data, machine)
+micro_batch_size = needs.micro_batch_size(launch)
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+
+from sslm.config import Config
+from sslm.data.recipe import Examples
+from sslm.errors import UserError
+from sslm.machines import Machine, gib
+from sslm.memory import (
+    ROOM,
+    SHARDED,
+    Memory,
+    choose_strategy,
+    holds_16_bits,
+    largest_micro_batch,
+    of_batch,
+    sizes,
+    states,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sslm.data.module import DataModule
+    from sslm.models.activations import Activations
+    from sslm.strategies import Launch
+
+ENOUGH_TOKENS = 4096
+"""A micro-batch of so many tokens keeps a device busy: more gains little."""
+
+
+def shapes_of(data: "DataModule") -> dict[str, tuple[int, ...]]:
+    """Of one row of each of a batch's tensors; nothing of the corpus is read."""
+    from sslm.data.packing import Packed
+
+    one = np.zeros(1, np.int64)
+    tokens = np.zeros((1, data.window_len), np.int64)
+    is_packed = isinstance(data.train_stream.sources[0].windows, Packed)
+    examples = Examples(
+        tokens, one, one, one, one + data.window_len if is_packed else None,
+        tokens.astype(np.int32) if data.data.document_mask else None,
+    )  # fmt: skip
+    batch = data.recipe.make_batch(examples, data.vocabulary, data.seed)
+    return {name: array.shape[1:] for name, array in batch.items()}
+
+
+def settle(
+    config: Config, model: "PreTrainedModel", data: "DataModule", machine: Machine
+) -> "tuple[Needs, Launch, str]":
+    """What the run needs, how it is launched (`auto` settled), and why by this strategy.
+
+    Raises:
+        UserError: the model can't be trained so on this machine, or batches don't divide; it says what would.
+    """
+    needs = Needs(config, model, shapes_of(data), data.max_scored, machine)
+    strategy, why = needs.choose_strategy() if config.strategy == "auto" else (config.strategy, "as asked")
+    launch = needs.launch(strategy)
+    needs.check(launch)
+    return needs, launch, why
+
+
+@dataclass(frozen=True)
+class Needs:
+    """A run's memory on a machine, whatever the strategy.
+
+    Args:
+        model: on the meta device.
+        shapes: of one row of each of the batch's tensors.
+        max_scored: at most so many places of a row are scored; None: all.
+    """
+
+    config: Config
+    model: "PreTrainedModel"
+    shapes: Mapping[str, tuple[int, ...]]
+    max_scored: int | None
+    machine: Machine
+    measured: "dict[Any, Activations]" = field(default_factory=dict, compare=False, repr=False)
+
+    def launch(self, strategy: str) -> "Launch":
+        """How a strategy runs on the machine."""
+        from sslm.strategies import Launch
+
+        config, machine = self.config, self.machine
+        precision = config.precision if config.precision != "auto" else machine.precision
+        replicas = (config.fsdp.replicas or machine.num_nodes) if strategy == "hsdp" else 1
+        default = {"tp": machine.world, "fsdp_tp": machine.devices}.get(strategy, 1)
+        size = config.tensor_parallel_size or default if strategy in ("tp", "fsdp_tp") else 1
+        kind = "gpu" if machine.is_gpu else "cpu"
+        return Launch(kind, machine.devices, machine.num_nodes, strategy, precision, replicas, size)
+
+    def share(self, launch: "Launch") -> int:
+        """Sequences of the batch that each device works on (or the devices together that share each matrix)."""
+        return self.config.batch_size // max(launch.world // launch.tensor_parallel_size, 1)
+
+    def check(self, launch: "Launch") -> None:
+        """Raises:
+        UserError: the model can't be trained so, or batches don't divide; it says what would.
+        """
+        from sslm.strategies import check_strategy
+
+        check_strategy(self.config, launch, self.model)
+        if launch.precision == "fp8" and not (self.machine.is_gpu and self.machine.has_fp8):
+            raise UserError(f"--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not "
+                            f"{self.machine.device}; give --precision bf16-mixed")  # fmt: skip
+        batch_size, micro = self.config.batch_size, self.config.micro_batch_size
+        shares = max(launch.world // launch.tensor_parallel_size, 1)
+        if batch_size % shares:
+            raise UserError(f"--batch_size {batch_size}: can't be shared by {shares} devices; give a multiple of {shares}, such as "
+                            f"{-(-batch_size // shares) * shares}")  # fmt: skip
+        if isinstance(micro, int) and self.share(launch) % micro:
+            divisors = [str(n) for n in range(1, self.share(launch) + 1) if self.share(launch) % n == 0]
+            raise UserError(f"--micro_batch_size {micro}: does not divide a device's {self.share(launch)} sequences (batch_size {batch_size} / "
+                            f"{shares} devices); what would: {', '.join(divisors)}")  # fmt: skip
+
+    def memory(self, launch: "Launch", micro_batch_size: int, checkpointing: str | None = None) -> Memory:
+        data_parallel = launch.world // launch.tensor_parallel_size
+        of = sizes(self.model, max(data_parallel // launch.replicas, 1), launch.tensor_parallel_size)
+        fixed = states(of, launch, self.config, -(-self.share(launch) // micro_batch_size))
+        length = self.shapes["labels"][0]
+        scored = min(self.max_scored or length, length)
+        batch = of_batch(
+            self.activations(launch), micro_batch_size, checkpointing or self.config.activation_checkpointing, self.config.compile,
+            scored / length, scored * self.model.config.vocab_size,
+        )  # fmt: skip
+        return replace(fixed, activations=batch.activations, logits=batch.logits)
+
+    def activations(self, launch: "Launch") -> "Activations":
+        """Measured once for all strategies whose forward passes are alike."""
+        from sslm.models import activations
+
+        in_16_bits = {"32": None, "16-mixed": torch.float16}.get(launch.precision, torch.bfloat16)
+        weights = in_16_bits if holds_16_bits(launch) and in_16_bits else torch.float32
+        key = (in_16_bits, weights, launch.tensor_parallel_size)
+        if key not in self.measured:
+            robust = self.config.robust
+            try:
+                self.measured[key] = activations.measure(
+                    self.model, self.shapes, on_gpu=self.machine.is_gpu, weights=weights,
+                    autocast=in_16_bits if weights == torch.float32 else None, tensor_parallel=launch.tensor_parallel_size,
+                    label_smoothing=robust.label_smoothing, z_loss=robust.z_loss, embedding_noise=robust.embedding_noise,
+                )  # fmt: skip
+            except Exception:  # each architecture has its own way to look at its tensors' contents
+                self.measured[key] = activations.by_formula(
+                    self.model, self.shapes, bytes_per_number=2 if in_16_bits else 4
+                )
+        return self.measured[key]
+
+    def largest_micro_batch(self, launch: "Launch", checkpointing: str | None = None) -> int | None:
+        return largest_micro_batch(
+            self.share(launch), self.machine.memory, lambda size: self.memory(launch, size, checkpointing).total
+        )
+
+    def choose_strategy(self) -> tuple[str, str]:
+        """(strategy, why), for --strategy auto."""
+        return choose_strategy(lambda name: self.memory(self.launch(name), 1).total, self.machine)
+
+    def micro_batch_size(self, launch: "Launch") -> int:
+        """As asked for; `auto`: the largest that fits, or 1 where that does without the room that is left for what isn't counted.
+
+        Raises:
+            UserError: it can't fit: by how much, and what would.
+        """
+        asked, share, has = self.config.micro_batch_size, self.share(launch), self.machine.memory
+        size = (self.largest_micro_batch(launch) or 1) if asked == "auto" else asked or share
+        memory = self.memory(launch, size)
+        if memory.total > has:
+            raise UserError(
+                f"--strategy {launch.strategy}: with micro-batches of {size} each device needs {gib(memory.total)} of memory, "
+                f"{gib(memory.total - has)} more than the {gib(has)} of each {self.machine.device}; {self._advice(launch)}"
+            )
+        return size
+
+    def _advice(self, asked: "Launch") -> str:
+        if would := [p.flags(self.config) for p in self.proposals(asked.strategy) if p.fits]:
+            typed = [" ".join(f"--{name} {value}" for name, value in flags.items()) for flags in would[:2]]
+            return f"what would fit: {', or '.join(typed)}"
+        world = self.machine.world
+        for more in (2, 4, 8, 16, 32, 64, 128):
+            larger = replace(
+                self._reducing("micro_batch"), machine=replace(self.machine, num_nodes=self.machine.num_nodes * more)
+            )
+            launch = larger.launch("fsdp")
+            if larger.memory(launch, 1, "full").total <= ROOM * self.machine.memory:
+                return (f"nothing would on {world} of them; {world * more} would do, with --strategy fsdp --micro_batch_size 1 "
+                        f"--activation_checkpointing full --fsdp.reduce_gradients micro_batch")  # fmt: skip
+        return "nothing would, on any number of them: take a smaller model, or a shorter --seq_len"
+
+    def proposals(self, strategy: str) -> list["Proposal"]:
+        """The strategy and others that may take less, each with the largest micro-batch that fits, and with no more recomputation
+        and communication than that needs."""
+        names = [strategy] if self.machine.world == 1 else list(dict.fromkeys([strategy, *self._sharing()]))
+        return [self._proposal(name) for name in names]
+
+    def _proposal(self, strategy: str) -> "Proposal":
+        launch, seq_len = self.launch(strategy), self.config.seq_len
+        enough = min(self.share(launch), math.ceil(ENOUGH_TOKENS / seq_len))
+        best: Proposal | None = None
+        for checkpointing in ("none", "selective", "full"):
+            for reduced in ("step", "micro_batch") if strategy in SHARDED else (self.config.fsdp.reduce_gradients,):
+                needs = self._reducing(reduced)
+                size = needs.largest_micro_batch(launch, checkpointing)
+                memory = needs.memory(launch, size or 1, checkpointing)
+                this = Proposal(strategy, size or 1, checkpointing, reduced, memory, fits=size is not None)
+                if best is None or this.sequences > best.sequences:
+                    best = this
+                if best.sequences >= enough:
+                    return best
+        assert best is not None
+        return best
+
+    def _reducing(self, when: Any) -> "Needs":
+        return replace(self, config=replace(self.config, fsdp=replace(self.config.fsdp, reduce_gradients=when)))
+
+    def _sharing(self) -> list[str]:
+        from sslm.models.parallelize import blocks
+
+        sharded = ["hsdp", "fsdp"] if self.machine.num_nodes > 1 else ["fsdp"]
+        return ["ddp", *(sharded if blocks(self.model) else [])]
+
+
+class Proposal(NamedTuple):
+    """A way to run."""
+
+    strategy: str
+    micro_batch_size: int
+    activation_checkpointing: str
+    reduce_gradients: str
+    memory: Memory
+    fits: bool
+
+    @property
+    def sequences(self) -> int:
+        """At a time; 0 where not even one fits."""
+        return self.micro_batch_size if self.fits else 0
+
+    def flags(self, config: Config) -> dict[str, Any]:
+        """What to type, where the run was asked for otherwise."""
+        flags = {
+            "strategy": (self.strategy, config.strategy),
+            "micro_batch_size": (self.micro_batch_size, config.micro_batch_size),
+            "activation_checkpointing": (self.activation_checkpointing, config.activation_checkpointing),
+            "fsdp.reduce_gradients": (self.reduce_gradients, config.fsdp.reduce_gradients),
+        }
+        return {name: wanted for name, (wanted, asked) in flags.items() if wanted != asked}
