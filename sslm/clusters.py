@@ -26,7 +26,10 @@ class Slurm(SLURMEnvironment):
 
     @staticmethod
     def _validate_srun_variables() -> None:
-        """Lightning's wants --ntasks-per-node; tasks that lie evenly on the nodes will do."""
+        """Lightning's wants --ntasks-per-node; tasks that lie evenly on the nodes will do (`launch.devices`)."""
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+        """They were made from srun's variables; Lightning compares them with the batch job's."""
 
     @property
     def main_port(self) -> int:

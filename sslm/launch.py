@@ -39,14 +39,23 @@ def _under_torchrun() -> bool:
 
 
 def _under_srun() -> bool:
-    """Whether srun started this task; an interactive shell on a node has srun's variables too, but is no task."""
-    return "SLURM_PROCID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in (None, "bash", "interactive")
+    """Whether srun started this task. The shell of a batch script, or an interactive one, has SLURM's variables too, but is no task
+    of many."""
+    return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in (None, "bash", "interactive")
 
 
 def die_with_parent() -> None:
     """Let the kernel end this child when its parent ends, however that ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def leave() -> None:
+    """End this process at once, with 0: the first process alone tells the shell that the run stopped, and does so last. A task that
+    ended with 75 before it would have srun end it (--kill-on-bad-exit)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
 
 
 def trainer_settings(config: Config, launch: "Launch") -> dict[str, Any]:
@@ -110,8 +119,10 @@ def devices(config: Config) -> tuple[str, int, int]:
 
 
 def _cluster() -> list[Any]:
-    if not _under_srun() or _under_torchrun():
-        return []
+    from lightning.fabric.plugins.environments.lightning import LightningEnvironment
+
     from sslm.clusters import Slurm
 
-    return [Slurm()]
+    if _under_torchrun() or "SLURM_NTASKS" not in os.environ:
+        return []  # Lightning sees by itself which it is
+    return [Slurm() if _under_srun() else LightningEnvironment()]

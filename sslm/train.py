@@ -108,7 +108,9 @@ def train(
                 f"not all processes came within {config.start_timeout_seconds:g} s (--start_timeout_seconds)"
             ) from error
         raise
-    return STOPPED if callbacks.preemption.stopped and not launch.is_child() else DONE
+    if callbacks.preemption.stopped and not launch.is_first_process():
+        launch.leave()
+    return STOPPED if callbacks.preemption.stopped else DONE
 
 
 # ------------------------------------------------------------------------------------------------ what was asked for

@@ -112,7 +112,7 @@ def test_a_process_that_the_others_dont_meet_ends_in_time(tiny: list[str], tmp_p
 @pytest.fixture
 def srun(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The variables that srun gives the last of 2 x 4 tasks."""
-    task = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NAME": "sslm", "SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "7",
+    task = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NAME": "sslm", "SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "7", "SLURM_STEP_ID": "0",
             "SLURM_LOCALID": "3", "SLURM_NODEID": "1", "SLURM_NODELIST": "node[1-2]"}  # fmt: skip
     for name, value in task.items():
         monkeypatch.setenv(name, value)
@@ -131,6 +131,13 @@ def test_sruns_tasks_are_the_ranks(srun: pytest.MonkeyPatch) -> None:
         num_shares(parse(["--accelerator", "cpu", "--devices", "2"]))
     with pytest.raises(UserError, match=r"--num_nodes 3: srun started 4 tasks on each of 2 nodes"):
         num_shares(parse(["--accelerator", "cpu", "--num_nodes", "3"]))
+
+
+def test_the_shell_of_a_batch_script_is_no_task(srun: pytest.MonkeyPatch) -> None:
+    srun.delenv("SLURM_STEP_ID")
+    srun.setenv("SLURM_PROCID", "0")
+    assert is_first_process()
+    assert num_shares(parse(["--accelerator", "cpu", "--devices", "2"])) == 2
 
 
 def test_a_requeued_job_meets_at_another_port(srun: pytest.MonkeyPatch) -> None:
