@@ -100,6 +100,11 @@ def holds_16_bits(launch: "Launch") -> bool:
     )
 
 
+def gathers_16_bits(launch: "Launch") -> bool:
+    """Whether forward passes get weights that are in 16 bits already, whatever they are kept in."""
+    return holds_16_bits(launch) or (launch.strategy in SHARDED and launch.precision in ("bf16-mixed", "fp8"))
+
+
 def states(of: Sizes, launch: "Launch", config: Config, num_micro_batches: int) -> Memory:
     """Weights, gradients, optimizer states and what sharding needs in passing; nothing of a batch.
 
@@ -117,7 +122,7 @@ def states(of: Sizes, launch: "Launch", config: Config, num_micro_batches: int) 
     transient, unit = 0, max(of.root, of.block)
     if is_sharded:
         at_work = of.root + 2 * of.block if config.fsdp.reshard_after_forward else of.whole
-        transient = width * at_work + 4 * (1 if waits else 2) * unit
+        transient = (2 if gathers_16_bits(launch) else width) * at_work + 4 * (1 if waits else 2) * unit
     elif stage:
         bucket = (
             ZERO_BUCKET if launch.accelerator == "gpu" else min(ZERO_BUCKET, of.whole)

@@ -21,6 +21,7 @@ from sslm.memory import (
     SHARDED,
     Memory,
     choose_strategy,
+    gathers_16_bits,
     holds_16_bits,
     largest_micro_batch,
     of_batch,
@@ -139,14 +140,14 @@ class Needs:
         from sslm.models import activations
 
         in_16_bits = {"32": None, "16-mixed": torch.float16}.get(launch.precision, torch.bfloat16)
-        weights = in_16_bits if holds_16_bits(launch) and in_16_bits else torch.float32
-        key = (in_16_bits, weights, launch.tensor_parallel_size)
+        weights = in_16_bits if gathers_16_bits(launch) and in_16_bits else torch.float32
+        key = (in_16_bits, weights, holds_16_bits(launch), launch.tensor_parallel_size)
         if key not in self.measured:
             robust = self.config.robust
             try:
                 self.measured[key] = activations.measure(
                     self.model, self.shapes, on_gpu=self.machine.is_gpu, weights=weights,
-                    autocast=in_16_bits if weights == torch.float32 else None, tensor_parallel=launch.tensor_parallel_size,
+                    autocast=None if holds_16_bits(launch) else in_16_bits, tensor_parallel=launch.tensor_parallel_size,
                     label_smoothing=robust.label_smoothing, z_loss=robust.z_loss, embedding_noise=robust.embedding_noise,
                 )  # fmt: skip
             except Exception:  # each architecture has its own way to look at its tensors' contents
@@ -179,6 +180,10 @@ class Needs:
                 f"{gib(memory.total - has)} more than the {gib(has)} of each {self.machine.device}; {self._advice(launch)}"
             )
         return size
+
+    def is_narrow(self, launch: "Launch", micro_batch_size: int) -> bool:
+        """Whether it leaves less room than should be, for what isn't counted."""
+        return self.memory(launch, micro_batch_size).total > ROOM * self.machine.memory
 
     def _advice(self, asked: "Launch") -> str:
         if would := [p.flags(self.config) for p in self.proposals(asked.strategy) if p.fits]:

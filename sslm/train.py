@@ -165,6 +165,9 @@ def choose_micro_batch_size(config: Config, run: RunFolder, needs: "Needs", on: 
     if not launch.is_first_process() and config.micro_batch_size != "auto":
         return config.micro_batch_size
     size = needs.micro_batch_size(on)
+    if needs.is_narrow(on, size):
+        say("Warning: this will leave less than a tenth of the memory free; --micro_batch_size auto finds what fits, sslm plan tells what takes "
+            "how much")  # fmt: skip
     return None if config.micro_batch_size is None else size
 
 
@@ -323,7 +326,8 @@ def build_module(
         seed=config.seed,
         parallelize=functools.partial(
             parallelize, replicas=on.replicas, reshard_after_forward=config.fsdp.reshard_after_forward,
-            in_bf16=on.precision == "bf16-true" and not on.strategy.startswith("deepspeed"), in_float8=on.precision == "fp8",
+            in_bf16=on.precision == "bf16-true" and not on.strategy.startswith("deepspeed"),
+            computes_in_bf16=on.precision in ("bf16-mixed", "fp8"), in_float8=on.precision == "fp8",
             compile_blocks=config.compile,
             activation_checkpointing=config.activation_checkpointing,
         ),

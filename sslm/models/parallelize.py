@@ -25,6 +25,7 @@ def parallelize(
     replicas: int = 1,
     reshard_after_forward: bool = True,
     in_bf16: bool = False,
+    computes_in_bf16: bool = False,
     in_float8: bool = False,
     compile_blocks: bool = False,
     activation_checkpointing: str = "none",
@@ -37,6 +38,7 @@ def parallelize(
             arXiv:2304.11277).
         reshard_after_forward: give a block's weights back between its forward and its backward pass.
         in_bf16: hold the weights in bfloat16; buffers (rotary frequencies), reductions and the loss stay in fp32.
+        computes_in_bf16: gather fp32 weights as bfloat16, which autocast would make of them anyway.
         in_float8: let the blocks' linear layers multiply in 8 bits.
         activation_checkpointing: none, selective, full, or budget:SHARE (see `recompute`).
     """
@@ -53,7 +55,8 @@ def parallelize(
         for block in blocks(model):
             block.compile()
     if mesh is not None and (shards := data_mesh(mesh, replicas)) is not None:
-        policy = MixedPrecisionPolicy(reduce_dtype=torch.float32 if in_bf16 else None)
+        gathered = torch.bfloat16 if computes_in_bf16 else None
+        policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in blocks(model):
             fully_shard(block, mesh=shards, reshard_after_forward=reshard_after_forward, mp_policy=policy)
         fully_shard(network, mesh=shards, reshard_after_forward=reshard_after_forward, mp_policy=policy)
