@@ -55,6 +55,20 @@ def shapes_of(data: "DataModule") -> dict[str, tuple[int, ...]]:
     return {name: array.shape[1:] for name, array in batch.items()}
 
 
+def check_batch(config: Config, shares: int) -> None:
+    """Raises:
+    UserError: the batch doesn't divide into shares of micro-batches; it says what would.
+    """
+    if config.batch_size % shares:
+        raise UserError(f"--batch_size {config.batch_size}: can't be shared by {shares} devices; give a multiple of {shares}, such as "
+                        f"{-(-config.batch_size // shares) * shares}")  # fmt: skip
+    share, micro = config.batch_size // shares, config.micro_batch_size
+    if isinstance(micro, int) and share % micro:
+        divisors = [str(n) for n in range(1, share + 1) if share % n == 0]
+        raise UserError(f"--micro_batch_size {micro}: does not divide a device's {share} sequences (batch_size {config.batch_size} / "
+                        f"{shares} devices); what would: {', '.join(divisors)}")  # fmt: skip
+
+
 def settle(
     config: Config, model: "PreTrainedModel", data: "DataModule", machine: Machine
 ) -> "tuple[Needs, Launch, str]":
@@ -113,15 +127,7 @@ class Needs:
         if launch.precision == "fp8" and not (self.machine.is_gpu and self.machine.has_fp8):
             raise UserError(f"--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not "
                             f"{self.machine.device}; give --precision bf16-mixed")  # fmt: skip
-        batch_size, micro = self.config.batch_size, self.config.micro_batch_size
-        shares = max(launch.world // launch.tensor_parallel_size, 1)
-        if batch_size % shares:
-            raise UserError(f"--batch_size {batch_size}: can't be shared by {shares} devices; give a multiple of {shares}, such as "
-                            f"{-(-batch_size // shares) * shares}")  # fmt: skip
-        if isinstance(micro, int) and self.share(launch) % micro:
-            divisors = [str(n) for n in range(1, self.share(launch) + 1) if self.share(launch) % n == 0]
-            raise UserError(f"--micro_batch_size {micro}: does not divide a device's {self.share(launch)} sequences (batch_size {batch_size} / "
-                            f"{shares} devices); what would: {', '.join(divisors)}")  # fmt: skip
+        check_batch(self.config, max(launch.world // launch.tensor_parallel_size, 1))
 
     def memory(self, launch: "Launch", micro_batch_size: int, checkpointing: str | None = None) -> Memory:
         data_parallel = launch.world // launch.tensor_parallel_size

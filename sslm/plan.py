@@ -46,7 +46,7 @@ def main(arguments: list[str] | None = None) -> int:
     price = _price(own["price_per_hour"]) if "price_per_hour" in own else None
     terminal.keep_libraries_quiet()
 
-    from sslm.train import build_on_meta, choose_model, choose_objective, open_data
+    from sslm.choices import build_on_meta, choose_model, choose_objective, open_data
 
     objective, recipe = choose_objective(config)
     data = open_data(config, recipe)

@@ -126,9 +126,9 @@ def held_out(case: Case, run: Path, small_run: list[str]) -> tuple[float, dict[s
     """Of the run's first held-out batch: our network's mean loss with the exported weights, and the arrays."""
     import transformers
 
+    from sslm.choices import choose_objective, open_data
     from sslm.commandline import parse
     from sslm.models.head import LanguageModel
-    from sslm.train import choose_objective, open_data
 
     config = parse(command(case, run, small_run))
     _, recipe = choose_objective(config)
