@@ -322,6 +322,9 @@ def _check_values(config: Config) -> Config:
     for name, value in positive.items():
         if isinstance(value, int | float) and not 0 < value < float("inf"):
             raise UserError(f"--{name} {value}: expected a number above 0")
+    for name in ("start_timeout_seconds", "collective_timeout_seconds"):
+        if getattr(config, name) > 1e9:
+            raise UserError(f"--{name} {getattr(config, name):g}: expected at most 1e9")
     if config.data.train is not None and config.data.sources is not None:
         raise UserError("--data.train and --data.sources: both are given; give one of them")
     if config.data.stages is not None and config.data.sources is None:

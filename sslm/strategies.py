@@ -1,6 +1,6 @@
 """From a strategy's and a precision's name to Lightning's classes."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from datetime import timedelta
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
@@ -69,14 +69,16 @@ def check_strategy(config: Config, launch: Launch, model: "PreTrainedModel") -> 
             f"--strategy {name}: {model.config.model_type}'s layers can't be told apart; give --strategy ddp"
         )
     if name == "hsdp" and (launch.replicas == 1 or world % launch.replicas):
-        raise UserError(f"--strategy hsdp: {launch.replicas} replicas of {world} devices; give --fsdp.replicas a divisor of {world} above 1, "
-                        f"or --strategy fsdp")  # fmt: skip
+        divisor = f"give --fsdp.replicas a divisor of {world} above 1, or " if world > 1 else "give "
+        raise UserError(f"--strategy hsdp: {launch.replicas} replicas of {world} devices; {divisor}--strategy fsdp")
     if name in ("tp", "fsdp_tp"):
         size = launch.tensor_parallel_size
         if world % size or (name == "tp" and size != world):
             which = f"{world}, or --strategy fsdp_tp" if name == "tp" else "a divisor of that"
             raise UserError(f"--tensor_parallel_size {size}: does not fit {world} devices; give {which}")
         check_tensor_parallel(model, size)
+        if config.compile and size > 1:
+            raise UserError(f"--compile: not under --strategy {name}; leave it out, or give --strategy fsdp")
     elif config.tensor_parallel_size is not None:
         raise UserError(
             f"--tensor_parallel_size {config.tensor_parallel_size}: belongs to --strategy tp and fsdp_tp, this is {name}"
@@ -106,9 +108,24 @@ def _check_deepspeed(config: Config, launch: Launch) -> None:
             f"--deepspeed.offload_parameters: {name} keeps all weights on each device; give --strategy deepspeed_3"
         )
     if config.deepspeed.config is not None:
-        from sslm.zero import read_settings
+        from sslm.zero import settings
 
-        read_settings(config.deepspeed.config)
+        settings(config, int(name[-1]), launch.precision, "cuda" if launch.accelerator == "gpu" else "cpu")
+
+
+def without_effect(config: Config, strategy: str) -> list[str]:
+    """Flags that were given and that this strategy knows nothing of."""
+    defaults = Config()
+    foreign = ["fsdp"] if strategy not in SHARDED else []
+    foreign += ["deepspeed"] if not strategy.startswith("deepspeed") else []
+    flags = [
+        f"--{section}.{field.name}"
+        for section in foreign
+        for field in fields(getattr(config, section))
+        if getattr(getattr(config, section), field.name) != getattr(getattr(defaults, section), field.name)
+    ]
+    has_replicas = config.fsdp.replicas is not None and strategy in SHARDED and strategy != "hsdp"
+    return [*flags, *(["--fsdp.replicas"] if has_replicas else [])]
 
 
 def strategy_and_precision(config: Config, launch: Launch) -> tuple[Strategy, Precision]:

@@ -71,7 +71,7 @@ def main(arguments: list[str] | None = None) -> int:
     if config.dry_run:
         return show_plan(needs, data, on, why, arguments)
     describe(config, data, model)
-    describe_launch(on, why)
+    describe_launch(config, on, why)
 
     with run.locked() if launch.is_first_process() else nullcontext():
         checkpoint = choose_checkpoint(config, run, data, model)

@@ -35,10 +35,9 @@ CHUNK_NUMEL = 100_000_000
 def strategy_and_precision(
     config: Config, stage: int, precision: str, device_type: str
 ) -> "tuple[Zero, DeepSpeedPrecision]":
-    os.environ["DS_ACCELERATOR"] = device_type  # read when DeepSpeed is first imported
     timeout = timedelta(seconds=config.start_timeout_seconds)
     strategy = Zero(
-        config=settings(config, stage, precision), timeout=timeout, logging_level=logging.ERROR,
+        config=settings(config, stage, precision, device_type), timeout=timeout, logging_level=logging.ERROR,
         process_group_backend="nccl" if device_type == "cuda" else "gloo",
     )  # fmt: skip
     return strategy, ZeroPrecision(precision, device_type)
@@ -51,12 +50,22 @@ LIGHTNINGS: dict[str, Any] = {
 first three fp32 weights, with forward passes in bf16 by autocast as under every other strategy."""
 
 
-def settings(config: Config, stage: int, precision: str) -> dict[str, Any]:
+INSTEAD = {
+    "optimizer": "--optim.name and its kin", "scheduler": "--optim.schedule", "gradient_clipping": "--optim.clip_norm",
+    "train_batch_size": "--batch_size", "train_micro_batch_size_per_gpu": "--micro_batch_size",
+    "gradient_accumulation_steps": "--micro_batch_size", "managed_gradient_accumulation": "--micro_batch_size",
+    "bf16": "--precision", "fp16": "--precision", "amp": "--precision", "torch_autocast": "--precision",
+}  # fmt: skip
+"""DeepSpeed's key -> our flag, of what belongs to a run whatever its strategy."""
+
+
+def settings(config: Config, stage: int, precision: str, device_type: str) -> dict[str, Any]:
     """DeepSpeed's configuration; what the user's file has wins.
 
     Raises:
-        UserError: the file is no JSON object.
+        UserError: the file can't be read, has keys that are flags of ours, or settings that DeepSpeed refuses.
     """
+    os.environ["DS_ACCELERATOR"] = device_type  # read when DeepSpeed is first imported
     asked = config.deepspeed
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False}
     if asked.offload_optimizer:
@@ -74,22 +83,50 @@ def settings(config: Config, stage: int, precision: str) -> dict[str, Any]:
         ours["bf16"] = {"enabled": True}
     if precision == "16-mixed":
         ours["fp16"] = {"enabled": True}
-    return ours if asked.config is None else merged(ours, read_settings(asked.config))
+    return ours if asked.config is None else merged(ours, read_settings(asked.config, stage))
 
 
-def read_settings(file: str) -> dict[str, Any]:
-    """Raises:
-    UserError: there is no such file, or it is no JSON object.
-    """
+def read_settings(file: str, stage: int) -> dict[str, Any]:
+    """The user's settings; what is "auto" in them is left to us."""
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
     try:
         theirs = json.loads(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise UserError(f"--deepspeed.config {file}: there is no such file") from None
+    except OSError as error:
+        raise UserError(f"--deepspeed.config {file}: can't be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
         raise UserError(f"--deepspeed.config {file}: is no JSON ({error})") from None
-    if not isinstance(theirs, dict):
-        raise UserError(f'--deepspeed.config {file}: expected an object, as in {{"zero_optimization": {{…}}}}')
+    if not isinstance(theirs, dict) or not isinstance(theirs.get("zero_optimization", {}), dict):
+        raise UserError(
+            f'--deepspeed.config {file}: expected an object, as in {{"zero_optimization": {{"reduce_bucket_size": 1000000}}}}'
+        )
+    theirs = without_auto(theirs)
+    if taken := INSTEAD.keys() & theirs.keys():
+        key = min(taken)
+        raise UserError(f"--deepspeed.config {file}: {key} is ours to set; leave it out, and give {INSTEAD[key]}")
+    zero = theirs.get("zero_optimization", {})
+    if zero.get("stage", stage) != stage:
+        raise UserError(
+            f"--deepspeed.config {file}: has stage {zero['stage']}, --strategy deepspeed_{stage} another; leave one of them out"
+        )
+    try:
+        DeepSpeedZeroConfig(**zero)
+    except Exception as error:  # pydantic's, of many kinds
+        raise UserError(
+            f"--deepspeed.config {file}: DeepSpeed refuses its zero_optimization ({' '.join(str(error).split())[:200]})"
+        ) from None
     return theirs
+
+
+def without_auto(settings: dict[str, Any]) -> dict[str, Any]:
+    kept = {
+        key: without_auto(value) if isinstance(value, dict) else value
+        for key, value in settings.items()
+        if value != "auto"
+    }
+    return {key: value for key, value in kept.items() if value != {}}
 
 
 def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
@@ -137,6 +174,10 @@ class Zero(DeepSpeedStrategy):
     def model_sharded_context(self) -> Iterator[None]:
         """Lightning would have each module's weights shared out when they are made, before they could be initialised."""
         yield
+
+    def _init_deepspeed_distributed(self) -> None:
+        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        super()._init_deepspeed_distributed()
 
     def _setup_model_and_optimizer(
         self, model: nn.Module, optimizer: torch.optim.Optimizer | None, lr_scheduler: Any = None

@@ -75,7 +75,10 @@ def fail_on_rank_0(rank: int, world: int, folder: Path) -> None:
         )
 
 
-@pytest.mark.parametrize(("saved_by", "loaded_by"), [(1, 2), (2, 1), (2, 3)])
+@pytest.mark.parametrize(
+    ("saved_by", "loaded_by"),
+    [pytest.param(1, 2, marks=pytest.mark.slow), (2, 1), pytest.param(2, 3, marks=pytest.mark.slow)],
+)
 def test_any_number_of_ranks_goes_on_from_any_others(saved_by: int, loaded_by: int, tmp_path: Path) -> None:
     if saved_by == 1:
         save_and_go_on(0, 1, tmp_path)

@@ -267,6 +267,7 @@ def on_four(rank: int, world: int) -> None:
     assert_same_when("llama", one_after_the_other(in_bf16, tensor_parallel(mesh["tensor"]), over(mesh["data"])))
 
 
+@pytest.mark.slow
 def test_two_processes_hold_their_shares_of_the_same_weights_and_train_alike(tmp_path: Path) -> None:
     run_ranks(on_two, 2, tmp_path)
 

@@ -68,6 +68,7 @@ def test_each_source_is_told_apart_in_the_metrics(straight: Path) -> None:
     assert {"val/loss/large", "val/loss/middle", "val/loss/small"} <= validated[0].keys()
 
 
+@pytest.mark.slow
 def test_stopped_and_resumed_with_other_workers_and_micro_batch(
     mixture: list[str], straight: Path, tmp_path: Path
 ) -> None:

@@ -105,6 +105,7 @@ def test_a_block_keeps_names_and_weights_and_other_layers_stay() -> None:
     assert use_float8(odd) == 0
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
 def test_compiled_layers_and_blocks_compute_the_same(one_compiler: None) -> None:
     _, rough = pair()
@@ -142,6 +143,7 @@ def shard(rank: int, world: int) -> None:
         torch.testing.assert_close(one.grad.full_tensor(), other.grad)
 
 
+@pytest.mark.slow
 def test_sharded_blocks_compute_the_same(tmp_path: Path) -> None:
     run_ranks(shard, 2, tmp_path)
 

@@ -25,6 +25,8 @@ REFUSED = [
     (["--strategy", "deepspeed_2", "--devices", "2", "--precision", "16-mixed"], "--precision 16-mixed: DeepSpeed has it on GPUs alone"),
     (["--strategy", "deepspeed_2", "--deepspeed.offload_parameters"], "--deepspeed.offload_parameters: deepspeed_2 keeps all weights on each device; give --strategy deepspeed_3"),
     (["--strategy", "deepspeed_3", "--deepspeed.config", "nowhere.json"], "--deepspeed.config nowhere.json: there is no such file"),
+    (["--strategy", "tp", "--devices", "2", "--compile"], "--compile: not under --strategy tp"),
+    (["--start_timeout_seconds", "1e15"], "--start_timeout_seconds 1e+15: expected at most 1e9"),
     (["--precision", "fp8"], "--precision fp8: needs a GPU that multiplies in 8 bits"),
     (["--activation_checkpointing", "budget:2"], "--activation_checkpointing budget:2: expected none, selective, full, or budget:SHARE"),
     (["--activation_checkpointing", "budget:0.5"], "--activation_checkpointing budget:0.5: it is the compiler that keeps to a budget; add --compile true"),
@@ -43,6 +45,40 @@ def test_what_cant_run_is_refused_in_one_sentence(
     assert said.startswith(f"error: {sentence}")
     assert len(said.splitlines()) == 1
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[1]", "expected an object, as in"),
+        ('{"zero_optimization": 3}', "expected an object, as in"),
+        (
+            '{"optimizer": {"type": "Adam"}}',
+            "optimizer is ours to set; leave it out, and give --optim.name and its kin",
+        ),
+        ('{"bf16": {"enabled": true}}', "bf16 is ours to set; leave it out, and give --precision"),
+        ('{"zero_optimization": {"stage": 1}}', "has stage 1, --strategy deepspeed_2 another; leave one of them out"),
+        ('{"zero_optimization": {"bucket": 1}}', "DeepSpeed refuses its zero_optimization ("),
+    ],
+)
+def test_deepspeeds_settings_are_looked_at_beforehand(
+    content: str, sentence: str, train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "zero.json"
+    file.write_text(content)
+    assert train_tiny(tmp_path / "run", "--strategy", "deepspeed_2", "--deepspeed.config", str(file)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --deepspeed.config {file}: {sentence}")
+    assert len(said.splitlines()) == 1
+
+
+def test_flags_without_effect_are_told(
+    train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    idle = ["--fsdp.replicas", "2", "--deepspeed.offload_optimizer", "true"]
+    assert train_tiny(tmp_path / "run", *idle, "--stop_after", "1steps") == 75
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Warning: --strategy single knows nothing of --fsdp.replicas, --deepspeed.offload_optimizer" in said
 
 
 @pytest.mark.parametrize(

@@ -158,6 +158,7 @@ def shared_by_processes(rank: int, world: int) -> None:
         assert shared.model.state_dict().keys() == whole.model.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_processes_that_share_its_layers_train_as_one_does(tmp_path: Path) -> None:
     run_ranks(shared_by_processes, 2, tmp_path)
 

@@ -236,6 +236,7 @@ def test_two_processes_clip_and_group_as_one_and_resume_bit_for_bit(tmp_path: Pa
     run_ranks(in_turn, 2, tmp_path, tmp_path, [clip_mixed, go_on_from_a_checkpoint])
 
 
+@pytest.mark.slow
 def test_four_processes_clip_and_group_as_one_and_round_replicas_alike(tmp_path: Path) -> None:
     run_ranks(in_turn, 4, tmp_path, tmp_path, [clip_mixed, group_mixed, clip_fsdp_and_tensor_parallel, round_replicas])
 

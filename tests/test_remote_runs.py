@@ -61,6 +61,7 @@ def digests_of(run: Path) -> list[str]:
     return [row["batch_digest"] for row in rows_of(run) if "batch_digest" in row]
 
 
+@pytest.mark.slow
 def test_a_run_over_http_is_the_local_one_with_room_for_a_few_shards(
     http: HttpServer, local: Path, tmp_path: Path
 ) -> None:

@@ -57,6 +57,7 @@ def kill_and_resume(tiny: list[str], run: Path, kills: int, chance: random.Rando
     assert done.returncode == 0, done.stderr
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_is_bitwise_the_uninterrupted_run(straight: Path, tiny: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     kill_and_resume(tiny, run, 2, random.Random(0))
@@ -100,7 +101,9 @@ def test_killing_only_the_first_process_leaves_no_other(tiny: list[str], tmp_pat
     assert not Path(f"/proc/{child}").exists()
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGUSR1])
+@pytest.mark.parametrize(
+    "number", [signal.SIGTERM, *(pytest.param(n, marks=pytest.mark.slow) for n in (signal.SIGINT, signal.SIGUSR1))]
+)
 def test_signal_saves_and_stops_with_code_75(
     number: signal.Signals, straight: Path, tiny: list[str], tmp_path: Path
 ) -> None:

@@ -9,6 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from sslm.commandline import parse
+from sslm.zero import settings
 from tests.processes import run_command
 from tests.test_train import losses_of, rows_of, val_of
 
@@ -59,11 +61,11 @@ def assert_alike(run: Path, other: Path, tolerance: float = 1e-6) -> None:
         [[row[name] for row in rows_of(r) if name in row] for r in (run, other)]
         for name in ("grad_norm", "batch_digest")
     )
-    assert norms[0] == pytest.approx(norms[1], rel=max(tolerance, 1e-5))
+    assert norms[0] == pytest.approx(norms[1], rel=10 * tolerance)
     assert digests[0] == digests[1]
 
 
-EVERYDAY = ("ddp", "fsdp", "tp", "deepspeed_2")
+EVERYDAY = ("fsdp", "deepspeed_2")
 
 
 @pytest.mark.parametrize(
@@ -134,8 +136,8 @@ def test_every_precision_gives_nearly_the_losses_of_fp32(
 
 
 CHAINS = [
-    ["fsdp", "ddp", "single"],
     ["deepspeed_1", "tp", "single"],
+    pytest.param(["fsdp", "ddp", "single"], marks=pytest.mark.slow),
     pytest.param(["ddp", "fsdp"], marks=pytest.mark.slow),
     pytest.param(["single", "deepspeed_3", "fsdp", "deepspeed_2", "ddp"], marks=pytest.mark.slow),
     pytest.param(["tp", "deepspeed_3", "deepspeed_1", "hsdp", "fsdp_tp", "deepspeed_2"], marks=pytest.mark.slow),
@@ -165,14 +167,28 @@ def test_a_familys_run_goes_through_all_strategies(
 
 
 @pytest.mark.slow
-def test_deepspeeds_own_settings_win(single: Path, tiny: list[str], tmp_path: Path) -> None:
-    (tmp_path / "zero.json").write_text('{"zero_optimization": {"stage": 1}, "gradient_clipping": 1e-9}')
-    flags = [*STRATEGIES["deepspeed_3"], "--deepspeed.config", str(tmp_path / "zero.json")]
-    train(tmp_path / "run", tiny, *flags)
-    assert losses_of(tmp_path / "run")[0] == pytest.approx(losses_of(single)[0], abs=1e-6)
-    assert (
-        losses_of(tmp_path / "run")[-1] > losses_of(single)[-1] + 0.01
-    )  # what is clipped to nothing is not learned from
+def test_deepspeeds_own_settings_win_and_change_no_loss(single: Path, tiny: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "zero.json"
+    file.write_text('{"zero_optimization": {"reduce_bucket_size": 1000, "stage": "auto"}, "train_batch_size": "auto"}')
+    flags = ["--deepspeed.config", str(file), "--strategy", "deepspeed_2"]
+    made = settings(parse(flags), 2, "32", "cpu")
+    assert made["zero_optimization"] == {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 1000}
+    assert "train_batch_size" not in made
+    train(tmp_path / "run", tiny, *STRATEGIES["deepspeed_2"], "--deepspeed.config", str(file))
+    assert_alike(tmp_path / "run", single)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [["--robust.adversarial", "fgm"], ["--robust.embedding_noise", "5"], ["--model.tie_word_embeddings", "true"]],
+    ids=["fgm", "noise", "tied"],
+)
+def test_tensor_parallel_reads_embeddings_as_one_process_does(how: list[str], tiny: list[str], tmp_path: Path) -> None:
+    flags = [*how, "--micro_batch_size", "2"]
+    train(tmp_path / "one", tiny, *STRATEGIES["single"], *flags)
+    train(tmp_path / "two", tiny, *STRATEGIES["tp"], *flags)
+    assert_alike(tmp_path / "two", tmp_path / "one", tolerance=1e-5)
 
 
 def test_wrong_flags_end_before_a_process_is_started(tiny: list[str], tmp_path: Path) -> None:

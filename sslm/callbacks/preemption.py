@@ -61,4 +61,5 @@ class Preemption(Callback):
     ) -> None:
         if outputs["stop"] and trainer.global_step < trainer.max_steps:
             self.stopped = trainer.should_stop = True
+            self.reason = self.reason or "a signal to another process"
             trainer.fit_loop.epoch_loop._skip_next_val = True  # Lightning would validate; Validation decides when

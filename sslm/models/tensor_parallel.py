@@ -93,7 +93,7 @@ def check_tensor_parallel(model: PreTrainedModel, size: int) -> None:
     UserError: the architecture has no plan, or `size` does not divide what it shares.
     """
     kind, config, plan = model.config.model_type, model.config, planned(model)
-    if not any(style in ("colwise", "rowwise") for style in plan.values()):
+    if sum(style.startswith(("colwise", "rowwise")) for style in plan.values()) < 2:  # one may be the head's
         raise UserError(f"--model.model_type {kind}: transformers has no plan for its tensor parallelism that sslm knows; {', '.join(EXAMPLES)} "
                         f"and others have one; or give --strategy fsdp")  # fmt: skip
     sizes: dict[str, int] = {}
@@ -114,5 +114,11 @@ def check_tensor_parallel(model: PreTrainedModel, size: int) -> None:
 
 def share_matrices(model: PreTrainedModel, mesh: DeviceMesh) -> None:
     """Change `model` in place: the planned weights become DTensors on `mesh` (1-D); it may be on the meta device."""
-    parallelize_module(model, mesh, {name: STYLES[style]() for name, style in planned(model).items()})
+    plan = planned(model)
+    hooks = {name: list(model.get_submodule(name)._forward_hooks) for name in plan}
+    parallelize_module(model, mesh, {name: STYLES[style]() for name, style in plan.items()})
+    for name, earlier in hooks.items():  # whoever watches a module is to see its output when it has been put together
+        in_order: Any = model.get_submodule(name)._forward_hooks
+        for hook in earlier:
+            in_order.move_to_end(hook)
     model.tie_weights()  # head and embedding are shared alike
