@@ -55,8 +55,8 @@ def choose_micro_batch_size(config: Config, run: RunFolder, needs: "Needs", on: 
         size := remembered_sizes(run.micro_batch_sizes).get(holds_for(config, on))
     ):
         return size
-    if not launch.is_first_process() and config.micro_batch_size != "auto":
-        return config.micro_batch_size
+    if not launch.is_first_process():  # the first one has seen, or will, whether it fits
+        return (needs.largest_micro_batch(on) or 1) if config.micro_batch_size == "auto" else config.micro_batch_size
     size = needs.micro_batch_size(on)
     if needs.is_narrow(on, size):
         say("Warning: this will leave less than a tenth of the memory free; --micro_batch_size auto finds what fits, sslm plan tells what takes "
