@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig
+from transformers.pytorch_utils import Conv1D
 
 from sslm.models.build import build
 from sslm.models.float8 import supports_float8, use_float8
@@ -56,6 +57,19 @@ def test_results_are_those_of_32_bits_up_to_the_rounding_of_8(shape: tuple[int, 
     assert {t.dtype for t in found} == {torch.float32}
     assert error(found[0], exact(inputs)) > 0.001
     assert_close(found, results(exact, inputs, gradient))
+
+
+def test_gpt2s_layers_are_linear_ones_too() -> None:
+    torch.manual_seed(0)
+    exact = Conv1D(48, 64)  # 64 features in, 48 out
+    nn.init.normal_(exact.bias)
+    rough = copy.deepcopy(exact)
+    assert use_float8(rough) == 1
+    inputs, gradient = torch.randn(3, 7, 64), torch.randn(3, 7, 48)
+    found, other = results(rough, inputs, gradient), results(exact, inputs, gradient)
+    assert error(found[0], other[0]) > 0.001
+    assert_close(found, other)
+    assert rough.state_dict().keys() == exact.state_dict().keys()
 
 
 @pytest.mark.parametrize("scale", [1e4, 1e-4, 1e-12])

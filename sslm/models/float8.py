@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from transformers.pytorch_utils import Conv1D
 
 MULTIPLE = 16
 """Lengths along which GPUs multiply 8-bit floats are multiples of this."""
@@ -31,26 +32,41 @@ def use_float8(block: nn.Module) -> int:
     Returns:
         How many do; the others stay as they are.
     """
-    linears = [module for module in block.modules() if suits_float8(module)]
-    for linear in linears:
-        linear.__class__ = Float8Linear
-    return len(linears)
+    layers: list[Any] = [module for module in block.modules() if suits_float8(module)]
+    for layer in layers:
+        layer.__class__ = OURS[type(layer)]
+    return len(layers)
 
 
 def suits_float8(module: nn.Module) -> bool:
     """Whether it is a plain linear layer both of whose sides are multiples of 16."""
-    return type(module) is nn.Linear and module.in_features % MULTIPLE == module.out_features % MULTIPLE == 0
+    return type(module) in OURS and all(side % MULTIPLE == 0 for side in module.weight.shape)  # type: ignore[union-attr]
 
 
 class Float8Linear(nn.Linear):
     """A linear layer that multiplies in 8 bits; its output is of autocast's type, or of the input's."""
 
     def forward(self, input: Tensor) -> Tensor:
-        kind = input.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
-        output: Tensor = _Matmul.apply(input.reshape(-1, self.in_features), self.weight, dtype)  # type: ignore[no-untyped-call]
-        output = output.view(*input.shape[:-1], self.out_features)
-        return output if self.bias is None else output + self.bias.to(output.dtype)
+        return multiplied(input, self.weight, self.bias)
+
+
+class Float8Conv1D(Conv1D):
+    """GPT-2's linear layers, whose weight is [in_features, out_features]."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return multiplied(x, self.weight.t(), self.bias)
+
+
+OURS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: Float8Linear, Conv1D: Float8Conv1D}
+
+
+def multiplied(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """[…, in_features], [out_features, in_features] -> […, out_features]."""
+    kind = input.device.type
+    dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
+    output: Tensor = _Matmul.apply(input.reshape(-1, input.shape[-1]), weight, dtype)  # type: ignore[no-untyped-call]
+    output = output.view(*input.shape[:-1], weight.shape[0])
+    return output if bias is None else output + bias.to(output.dtype)
 
 
 class _Matmul(torch.autograd.Function):
