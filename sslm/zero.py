@@ -80,9 +80,9 @@ def settings(config: Config, stage: int, precision: str, device_type: str) -> di
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps in the host's memory as well
     }
     if precision == "bf16-true":
-        ours["bf16"] = {"enabled": True}
+        ours |= {"bf16": {"enabled": True}, "communication_data_type": "fp32"}
     if precision == "16-mixed":
-        ours["fp16"] = {"enabled": True}
+        ours |= {"fp16": {"enabled": True}, "communication_data_type": "fp32"}
     return ours if asked.config is None else merged(ours, read_settings(asked.config, stage))
 
 
