@@ -117,7 +117,8 @@ def srun(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     for name, value in task.items():
         monkeypatch.setenv(name, value)
     for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
-        monkeypatch.delenv(name, raising=False)
+        monkeypatch.setenv(name, "")  # or what is set meanwhile would not be taken back
+        monkeypatch.delenv(name)
     return monkeypatch
 
 
