@@ -20,6 +20,8 @@ from sslm.errors import UserError
 Strategy = Literal[
     "auto", "single", "ddp", "fsdp", "hsdp", "tp", "fsdp_tp", "deepspeed_1", "deepspeed_2", "deepspeed_3"
 ]
+FSDP_STRATEGIES = ("fsdp", "hsdp", "fsdp_tp")
+"""Those in which FSDP2 has a part."""
 Precision = Literal["auto", "32", "bf16-mixed", "bf16-true", "16-mixed", "fp8"]
 
 

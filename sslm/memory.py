@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NamedTuple
 
-from sslm.config import Config
+from sslm.config import FSDP_STRATEGIES, Config
 from sslm.machines import Machine, gib
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ ROOM = 0.9
 """Of a device's memory, the share that a run may be planned to take."""
 COMFORT = 0.7
 """DDP is chosen while a micro-batch of one sequence takes no more than this share."""
-SHARDED = ("fsdp", "hsdp", "fsdp_tp")
 ZERO_BUCKET = 500_000_000
 """Numbers that DeepSpeed reduces at a time, for which it takes memory in advance."""
 
@@ -102,7 +101,7 @@ def holds_16_bits(launch: "Launch") -> bool:
 
 def gathers_16_bits(launch: "Launch") -> bool:
     """Whether forward passes get weights that are in 16 bits already, whatever they are kept in."""
-    return holds_16_bits(launch) or (launch.strategy in SHARDED and launch.precision in ("bf16-mixed", "fp8"))
+    return holds_16_bits(launch) or (launch.strategy in FSDP_STRATEGIES and launch.precision in ("bf16-mixed", "fp8"))
 
 
 def states(of: Sizes, launch: "Launch", config: Config, num_micro_batches: int) -> Memory:
@@ -114,7 +113,7 @@ def states(of: Sizes, launch: "Launch", config: Config, num_micro_batches: int) 
     """
     stage = int(launch.strategy[-1]) if launch.strategy.startswith("deepspeed") else 0
     width, moments = 2 if holds_16_bits(launch) else 4, 12 if stage else 8
-    is_sharded = launch.strategy in SHARDED
+    is_sharded = launch.strategy in FSDP_STRATEGIES
     waits = config.fsdp.reduce_gradients == "step" and num_micro_batches > 1
     weights = width * (of.sharded if is_sharded or stage == 3 else of.whole)
     gradients = width * (of.sharded if (is_sharded and not waits) or stage >= 2 else of.whole)

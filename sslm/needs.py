@@ -12,13 +12,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from sslm.config import Config
+from sslm.config import FSDP_STRATEGIES, Config
 from sslm.data.recipe import Examples
 from sslm.errors import UserError
 from sslm.machines import Machine, gib
 from sslm.memory import (
     ROOM,
-    SHARDED,
     Memory,
     choose_strategy,
     gathers_16_bits,
@@ -217,7 +216,9 @@ class Needs:
         enough = min(self.share(launch), math.ceil(ENOUGH_TOKENS / seq_len))
         best: Proposal | None = None
         for checkpointing in ("none", "selective", "full"):
-            for reduced in ("step", "micro_batch") if strategy in SHARDED else (self.config.fsdp.reduce_gradients,):
+            for reduced in (
+                ("step", "micro_batch") if strategy in FSDP_STRATEGIES else (self.config.fsdp.reduce_gradients,)
+            ):
                 needs = self._reducing(reduced)
                 size = needs.largest_micro_batch(launch, checkpointing)
                 memory = needs.memory(launch, size or 1, checkpointing)

@@ -11,7 +11,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch import Tensor
 
-from sslm.config import Config
+from sslm.config import FSDP_STRATEGIES, Config
 from sslm.errors import UserError
 from sslm.models.float8 import suits_float8
 from sslm.models.parallelize import blocks
@@ -19,9 +19,6 @@ from sslm.models.tensor_parallel import check_tensor_parallel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
-
-SHARDED = ("fsdp", "hsdp", "tp", "fsdp_tp")
-"""Strategies whose weights are DTensors, by Lightning's ModelParallelStrategy."""
 
 
 @dataclass(frozen=True)
@@ -58,13 +55,13 @@ def check_strategy(config: Config, launch: Launch, model: "PreTrainedModel") -> 
         )
     if name.startswith("deepspeed"):
         _check_deepspeed(config, launch)
-    if launch.precision == "16-mixed" and name in SHARDED:
+    if launch.precision == "16-mixed" and name in (*FSDP_STRATEGIES, "tp"):
         raise UserError(
             f"--precision 16-mixed: has no loss scaling under --strategy {name}; give --precision bf16-mixed"
         )
     if launch.precision == "fp8":
         _check_float8(name, model)
-    if name in ("fsdp", "hsdp", "fsdp_tp") and not blocks(model):
+    if name in FSDP_STRATEGIES and not blocks(model):
         raise UserError(
             f"--strategy {name}: {model.config.model_type}'s layers can't be told apart; give --strategy ddp"
         )
@@ -116,7 +113,7 @@ def _check_deepspeed(config: Config, launch: Launch) -> None:
 def without_effect(config: Config, strategy: str) -> list[str]:
     """Flags that were given and that this strategy knows nothing of."""
     defaults = Config()
-    foreign = ["fsdp"] if strategy not in SHARDED else []
+    foreign = ["fsdp"] if strategy not in FSDP_STRATEGIES else []
     foreign += ["deepspeed"] if not strategy.startswith("deepspeed") else []
     flags = [
         f"--{section}.{field.name}"
@@ -124,7 +121,7 @@ def without_effect(config: Config, strategy: str) -> list[str]:
         for field in fields(getattr(config, section))
         if getattr(getattr(config, section), field.name) != getattr(getattr(defaults, section), field.name)
     ]
-    has_replicas = config.fsdp.replicas is not None and strategy in SHARDED and strategy != "hsdp"
+    has_replicas = config.fsdp.replicas is not None and strategy in FSDP_STRATEGIES and strategy != "hsdp"
     return [*flags, *(["--fsdp.replicas"] if has_replicas else [])]
 
 
