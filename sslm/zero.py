@@ -176,7 +176,12 @@ class Zero(DeepSpeedStrategy):
         yield
 
     def _init_deepspeed_distributed(self) -> None:
-        logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+        import deepspeed
+
+        for talkative in ("DeepSpeed", "lightning.pytorch.strategies.deepspeed"):
+            logging.getLogger(talkative).setLevel(logging.ERROR)
+        # on CPUs it would compile C++ for collectives of its own, on which all later runs wait if it is killed meanwhile; gloo's will do
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         super()._init_deepspeed_distributed()
 
     def _setup_model_and_optimizer(
