@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import warnings
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -180,6 +181,9 @@ class Zero(DeepSpeedStrategy):
 
         for talkative in ("DeepSpeed", "lightning.pytorch.strategies.deepspeed"):
             logging.getLogger(talkative).setLevel(logging.ERROR)
+        warnings.filterwarnings(
+            "ignore", category=FutureWarning, module="torch.distributed"
+        )  # it calls what torch renames
         # on CPUs it would compile C++ for collectives of its own, on which all later runs wait if it is killed meanwhile; gloo's will do
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         super()._init_deepspeed_distributed()
