@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import MeanMetric
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.config import OptimConfig, RobustConfig
@@ -31,10 +31,10 @@ from sslm.models.deferred import materialise, stand_in
 from sslm.models.head import LanguageModel
 from sslm.models.masks import check_documents
 from sslm.objectives.adversarial import adversarial_losses
+from sslm.objectives.samples import NUM_SAMPLES, filled_in, written
+from sslm.objectives.token_loss import TokenLoss
 from sslm.optim import build_optimizer, clip_gradient, learning_rate
 from sslm.terminal import say
-
-NUM_SAMPLES, SAMPLE_TOKENS = 2, 60
 
 Parallelize = Callable[[LanguageModel, PreTrainedModel, DeviceMesh | None], None]
 
@@ -338,30 +338,8 @@ class Objective(LightningModule):
         self.network.eval()
         predicted = self.network(**rows, predict=True).tokens.tolist()
         self.network.train(was_training)
-
-        def text(ids: list[int]) -> str:
-            return str(data.tokenizer.decode([n for n in ids if n >= 0][:SAMPLE_TOKENS]))
-
-        inputs, labels = rows["input_ids"].tolist(), rows["labels"].tolist()
-        if self.network.model.config.is_encoder_decoder:
-            return [on_one_line(f"{text(read)} >> {text(said)}") for read, said in zip(inputs, predicted, strict=True)]
-        scored = (rows["labels"] >= 0).any(dim=0).int().argmax().item()  # in whichever row comes first
-        shown = slice(max(int(scored) - SAMPLE_TOKENS // 2, 0), None)
-        places = [
-            list(zip(*(part[shown] for part in row), strict=True))[:SAMPLE_TOKENS]
-            for row in zip(inputs, labels, predicted, strict=True)
-        ]
-        return [
-            on_one_line(
-                "".join(text([n]) if label < 0 else f"[{text([label])}>{text([said])}]" for n, label, said in row)
-            )
-            for row in places
-        ]
-
-
-def on_one_line(text: str) -> str:
-    """A model that knows nothing yet writes control characters too: no terminal is to obey them."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+        tell = written if self.network.model.config.is_encoder_decoder else filled_in
+        return tell(rows["input_ids"].tolist(), rows["labels"].tolist(), predicted, data.tokenizer)
 
 
 class Agreed(NamedTuple):
@@ -378,31 +356,6 @@ class Agreed(NamedTuple):
     def all_scored(self) -> int:
         """At least 1: a batch without any target has loss 0."""
         return max(sum(self.scored), 1)
-
-
-class TokenLoss(Metric):
-    """Summed loss in nats and scored tokens over all ranks, per source of a mixture."""
-
-    full_state_update = False
-
-    def __init__(self, num_sources: int) -> None:
-        super().__init__()
-        self.add_state("loss_sums", torch.zeros(num_sources, dtype=torch.float64), dist_reduce_fx="sum")
-        self.add_state("scored", torch.zeros(num_sources, dtype=torch.int64), dist_reduce_fx="sum")
-        self.loss_sums: Tensor
-        self.scored: Tensor
-
-    def update(self, row_losses: Tensor, row_scored: Tensor, sources: Tensor) -> None:
-        """Args:
-        row_losses: [batch] summed loss of each row.
-        row_scored: [batch] scored tokens of each row.
-        sources: [batch] number of each row's source.
-        """
-        self.loss_sums.index_add_(0, sources, row_losses.double())
-        self.scored.index_add_(0, sources, row_scored)
-
-    def compute(self) -> tuple[Tensor, Tensor]:
-        return self.loss_sums, self.scored
 
 
 def _as_int64(word: int) -> int:

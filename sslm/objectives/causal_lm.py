@@ -26,7 +26,8 @@ from sslm.data.recipe import IGNORED, Arrays, Examples, Recipe
 from sslm.data.vocabulary import Vocabulary
 from sslm.models.build import check_causal
 from sslm.models.head import sample
-from sslm.objectives.base import NUM_SAMPLES, Objective, on_one_line
+from sslm.objectives.base import Objective
+from sslm.objectives.samples import NUM_SAMPLES, on_one_line
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 12, 40
 

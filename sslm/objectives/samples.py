@@ -1,0 +1,40 @@
+"""A few predictions as lines of text, to print after each validation."""
+
+from typing import Any
+
+NUM_SAMPLES, SAMPLE_TOKENS = 2, 60
+
+
+def filled_in(
+    inputs: list[list[int]], labels: list[list[int]], predicted: list[list[int]], tokenizer: Any
+) -> list[str]:
+    """A line for each row, of what a model reads: [original>predicted] at each scored place (where a label isn't negative)."""
+    scored = [n for n, column in enumerate(zip(*labels, strict=True)) if max(column) >= 0]
+    begin = max((scored or [0])[0] - SAMPLE_TOKENS // 2, 0)  # in whichever row comes first
+
+    def text(token: int) -> str:
+        return str(tokenizer.decode([token] if token >= 0 else []))
+
+    return [
+        on_one_line(
+            "".join(
+                text(read) if label < 0 else f"[{text(label)}>{text(said)}]"
+                for read, label, said in list(zip(*row, strict=True))[begin : begin + SAMPLE_TOKENS]
+            )
+        )
+        for row in zip(inputs, labels, predicted, strict=True)
+    ]
+
+
+def written(inputs: list[list[int]], labels: list[list[int]], predicted: list[list[int]], tokenizer: Any) -> list[str]:
+    """A line for each row: what a model reads >> what it writes, each token predicted from the true ones before it."""
+
+    def text(ids: list[int]) -> str:
+        return str(tokenizer.decode([n for n in ids if n >= 0][:SAMPLE_TOKENS]))
+
+    return [on_one_line(f"{text(read)} >> {text(said)}") for read, said in zip(inputs, predicted, strict=True)]
+
+
+def on_one_line(text: str) -> str:
+    """A model that knows nothing yet writes control characters too: no terminal is to obey them."""
+    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
