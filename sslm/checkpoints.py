@@ -106,6 +106,11 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     return state
 
 
+def step_of(checkpoint: Path | None) -> int:
+    """The step at which a checkpoint was made; 0: there is none."""
+    return int(read_state(checkpoint)["step"]) if checkpoint else 0
+
+
 def check_weights(checkpoint: Path, model: PreTrainedModel) -> None:
     """Refuse a checkpoint of another model.
 

@@ -52,11 +52,11 @@ def choose_micro_batch_size(config: Config, run: RunFolder, needs: "Needs", on: 
     from sslm.callbacks.micro_batch import remembered_sizes
 
     if config.micro_batch_size == "auto" and (
-        size := remembered_sizes(run.micro_batch_sizes).get(holds_for(config, on))
+        size := remembered_sizes(run.micro_batch_sizes).get(holds_for(config, needs, on))
     ):
         return size
     if not launch.is_first_process():  # the first one has seen, or will, whether it fits
-        return (needs.largest_micro_batch(on) or 1) if config.micro_batch_size == "auto" else config.micro_batch_size
+        return None if config.micro_batch_size is None else needs.chosen_size(on)
     size = needs.micro_batch_size(on)
     if needs.is_narrow(on, size):
         say("Warning: this will leave less than a tenth of the memory free; --micro_batch_size auto finds what fits, sslm plan tells what takes "
@@ -64,10 +64,16 @@ def choose_micro_batch_size(config: Config, run: RunFolder, needs: "Needs", on: 
     return None if config.micro_batch_size is None else size
 
 
-def holds_for(config: Config, on: "Launch") -> str:
+def holds_for(config: Config, needs: "Needs", on: "Launch") -> str:
     """What a micro-batch size that was found depends on."""
-    return (f"{on.strategy}, {on.num_nodes} x {on.devices} {on.accelerator}, {on.precision}, {config.activation_checkpointing}, "
-            f"batch of {config.batch_size}")  # fmt: skip
+    asked = (
+        f"batch {config.batch_size}",
+        config.activation_checkpointing,
+        f"compile {config.compile}",
+        config.fsdp,
+        config.deepspeed,
+    )
+    return "; ".join(map(str, (needs.machine.device, on, *asked)))
 
 
 def choose_objective(config: Config) -> "tuple[type[Objective], Recipe]":
@@ -158,6 +164,7 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
     """
     from sslm import checkpoints
     from sslm.callbacks.checkpoint import check_data
+    from sslm.checkpoints import step_of
     from sslm.export import find_checkpoint
 
     own = checkpoints.found(run.checkpoints)
@@ -179,9 +186,3 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
             raise UserError(f"--resume {config.resume}: is at step {step_of(checkpoint)} already, this run ends at "
                             f"{config.total_steps}; give more --max_steps")  # fmt: skip
     return checkpoint
-
-
-def step_of(checkpoint: Path | None) -> int:
-    from sslm.checkpoints import read_state
-
-    return int(read_state(checkpoint)["step"]) if checkpoint else 0

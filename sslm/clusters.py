@@ -13,6 +13,8 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
+from sslm.errors import FAILED, USER_ERROR
+
 GRACE_SECONDS = 5.0
 """How long this process may take to end by itself when another has: it may have met the same error, and say it better."""
 
@@ -56,7 +58,7 @@ class Launcher(_SubprocessScriptLauncher):
             time.sleep(0.5)
         for process in self._failed():
             time.sleep(GRACE_SECONDS)
-            code = process.returncode if process.returncode in (2, 75) else 1
+            code = USER_ERROR if process.returncode == USER_ERROR else FAILED
             ended = (
                 f"was ended by signal {-process.returncode}"
                 if process.returncode < 0

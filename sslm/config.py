@@ -252,8 +252,8 @@ class Config:
     activation_checkpointing: str = "none"
     """Recompute activations in the backward pass, to save memory: none, selective (all but matmuls and attention), full (each
     block), or budget:SHARE of the memory (budget:0.5; with --compile)."""
-    start_timeout_seconds: float = 600.0
-    """A process that the others don't meet in this time ends the run."""
+    start_timeout_seconds: float = 1800.0
+    """A process that the others don't meet in this time ends the run; the first may have a large checkpoint to verify before."""
     collective_timeout_seconds: float = 1800.0
     """So does a collective operation that takes longer than this."""
     dry_run: bool = False

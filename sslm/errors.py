@@ -23,6 +23,9 @@ PATH_ERRORS = {
 """What a path typed by a user can be wrong with."""
 
 
+NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory")
+
+
 class UserError(ValueError):
     """The user's mistake; its text is one sentence for the user."""
 
@@ -43,11 +46,7 @@ def sentence_of(error: BaseException) -> str | None:
         return (
             f"the disk is full{where}: free some room, or point --run_dir and --data.cache_dir elsewhere, and run again"
         )
-    if (
-        isinstance(error, MemoryError)
-        or type(error).__name__ == "OutOfMemoryError"
-        or "can't allocate memory" in str(error)
-    ):
+    if is_out_of_memory(error):
         return (
             "out of memory: lower --micro_batch_size (auto finds what fits), add --activation_checkpointing full, or share the weights "
             "among more devices (--strategy fsdp); sslm plan with the same flags tells what needs how much"
@@ -57,10 +56,22 @@ def sentence_of(error: BaseException) -> str | None:
     return None
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Of the host or of a device."""
+    is_one = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
+    return is_one or any(words in str(error) for words in NO_MEMORY)
+
+
 parent_says_it = False
 """True in a child of Lightning's launcher: its parent meets the same error mostly, and ends this process with itself; one sentence
 is enough then."""
 PARENTS_SECONDS = 3.0
+
+
+def in_process_group() -> bool:
+    """Whether this process is a rank among others by now."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.distributed.is_available() and torch.distributed.is_initialized())
 
 
 class Verb(Protocol):
@@ -84,8 +95,8 @@ def exits_politely(verb: Verb) -> Verb:
             if parent_says_it:
                 time.sleep(PARENTS_SECONDS)
             print(f"error: {sentence}", file=sys.stderr, flush=True)
-            if parent_says_it:
-                os._exit(USER_ERROR)  # threads of a process group that others wait in would abort, with another code
+            if in_process_group():
+                os._exit(USER_ERROR)  # its threads, which others wait for, would abort, with another code
             return USER_ERROR
 
     return wrapped

@@ -1,5 +1,6 @@
 """FLOPs of a training step in closed form, and what devices can do at most."""
 
+import re
 import time
 
 import torch
@@ -8,10 +9,25 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 PEAKS = {
-    "H200": 989.4e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989.4e12, "A100": 312e12, "L40S": 362e12,
+    "B200": 2250e12, "H200": 989.4e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989.4e12, "A100": 312e12, "L40S": 362e12,
     "L4": 121e12, "A10G": 70e12, "A10": 125e12, "V100": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+    "T4": 65e12,
 }  # fmt: skip
-"""Dense bf16 (V100: fp16) FLOP/s by a part of the device's name, as the makers state them; first match holds."""
+"""Dense bf16 (V100, T4: fp16) FLOP/s by words of the device's name, as the makers state them; first match holds."""
+
+
+def listed_peak(name: str) -> float | None:
+    """Of a device by its name; None: not listed.
+
+    >>> listed_peak("NVIDIA A100-SXM4-80GB"), listed_peak("NVIDIA L40")
+    (312000000000000.0, None)
+    """
+    return next((peak for title, peak in PEAKS.items() if is_named(name, title)), None)
+
+
+def is_named(name: str, title: str) -> bool:
+    """Whether all words of a title stand in a device's name."""
+    return all(re.search(rf"\b{word}\b", name) for word in title.split())
 
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
@@ -126,8 +142,7 @@ def flops_per_sequence(
 def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     """Peak FLOP/s of a device: from the table on GPUs (None where it isn't listed), a measured matmul on CPUs."""
     if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-        return next((peak for part, peak in PEAKS.items() if part in name), None)
+        return listed_peak(torch.cuda.get_device_name(device))
     return _measured_matmul(dtype)
 
 

@@ -41,7 +41,8 @@ def _under_torchrun() -> bool:
 def _under_srun() -> bool:
     """Whether srun started this task. The shell of a batch script, or an interactive one, has SLURM's variables too, but is no task
     of many."""
-    return "SLURM_STEP_ID" in os.environ and os.environ.get("SLURM_JOB_NAME") not in (None, "bash", "interactive")
+    is_interactive = os.environ.get("SLURM_JOB_NAME") in (None, "bash", "interactive")  # so salloc names its jobs
+    return "SLURM_STEP_ID" in os.environ and (not is_interactive or os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1")
 
 
 def die_with_parent() -> None:
@@ -51,8 +52,8 @@ def die_with_parent() -> None:
 
 
 def leave() -> None:
-    """End this process at once, with 0: the first process alone tells the shell that the run stopped, and does so last. A task that
-    ended with 75 before it would have srun end it (--kill-on-bad-exit)."""
+    """End this process at once, with 0: the first process alone tells the shell that the run stopped, and takes longer to end. A task
+    that ended with 75 before it would have srun end it (--kill-on-bad-exit)."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(0)
@@ -75,10 +76,13 @@ def trainer_settings(config: Config, launch: "Launch") -> dict[str, Any]:
 def num_shares(config: Config) -> int:
     """Shares of the global batch: one for each device, or for those together that share each matrix."""
     _, per_node, num_nodes = devices(config)
-    sharing = {"tp": per_node * num_nodes, "fsdp_tp": per_node}.get(config.strategy, 1)
-    if config.tensor_parallel_size is not None and config.strategy in ("tp", "fsdp_tp"):
-        sharing = config.tensor_parallel_size
-    return max(per_node * num_nodes // sharing, 1)
+    return max(per_node * num_nodes // tensor_parallel_size(config, config.strategy, per_node, num_nodes), 1)
+
+
+def tensor_parallel_size(config: Config, strategy: str, per_node: int, num_nodes: int) -> int:
+    """Devices that share each matrix: as asked for, or all (tp), or those of a node (fsdp_tp)."""
+    default = {"tp": per_node * num_nodes, "fsdp_tp": per_node}.get(strategy)
+    return 1 if default is None else config.tensor_parallel_size or default
 
 
 def devices(config: Config) -> tuple[str, int, int]:
@@ -100,8 +104,11 @@ def devices(config: Config) -> tuple[str, int, int]:
             raise UserError(
                 f"srun --ntasks {tasks}: {num_nodes} nodes can't have as many each; give srun --ntasks-per-node"
             )
-        for flag, given, started in (("devices", asked, local), ("num_nodes", config.num_nodes, num_nodes)):
-            if given not in (None, 1, started):
+        for flag, given, default, started in (
+            ("devices", asked, None, local),
+            ("num_nodes", config.num_nodes, 1, num_nodes),
+        ):
+            if given not in (default, started):
                 raise UserError(f"--{flag} {given}: srun started {local} tasks on each of {num_nodes} nodes; give --{flag} {started}, or "
                                 f"leave it out")  # fmt: skip
         asked = local

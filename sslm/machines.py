@@ -22,8 +22,6 @@ class Kind(NamedTuple):
     title: str
     memory: float
     """GiB, as the driver tells it."""
-    peak: float
-    """Dense bf16 FLOP/s as the maker states it (V100, T4: fp16)."""
     price: float
     """US dollars an hour, typically (see PRICED)."""
     has_bf16: bool = True
@@ -31,18 +29,18 @@ class Kind(NamedTuple):
 
 
 KINDS = {
-    "b200": Kind("B200", 178.4, 2250e12, 5.00, has_fp8=True),
-    "h200": Kind("H200", 139.8, 989.4e12, 3.50, has_fp8=True),
-    "h100": Kind("H100", 79.2, 989.4e12, 2.75, has_fp8=True),
-    "a100-80": Kind("A100 80GB", 79.2, 312e12, 1.80),
-    "a100-40": Kind("A100 40GB", 39.4, 312e12, 1.30),
-    "l40s": Kind("L40S", 44.4, 362e12, 1.00, has_fp8=True),
-    "l4": Kind("L4", 22.0, 121e12, 0.70, has_fp8=True),
-    "a10g": Kind("A10G", 22.0, 70e12, 0.75),
-    "v100": Kind("V100", 15.8, 125e12, 0.55, has_bf16=False),
-    "t4": Kind("T4", 14.6, 65e12, 0.40, has_bf16=False),
-    "rtx4090": Kind("RTX 4090", 23.5, 165e12, 0.50, has_fp8=True),
-    "rtx3090": Kind("RTX 3090", 23.6, 71e12, 0.25),
+    "b200": Kind("B200", 178.4, 5.00, has_fp8=True),
+    "h200": Kind("H200", 139.8, 3.50, has_fp8=True),
+    "h100": Kind("H100", 79.2, 2.75, has_fp8=True),
+    "a100-80": Kind("A100 80GB", 79.2, 1.80),
+    "a100-40": Kind("A100 40GB", 39.4, 1.30),
+    "l40s": Kind("L40S", 44.4, 1.00, has_fp8=True),
+    "l4": Kind("L4", 22.0, 0.70, has_fp8=True),
+    "a10g": Kind("A10G", 22.0, 0.75),
+    "v100": Kind("V100", 15.8, 0.55, has_bf16=False),
+    "t4": Kind("T4", 14.6, 0.40, has_bf16=False),
+    "rtx4090": Kind("RTX 4090", 23.5, 0.50, has_fp8=True),
+    "rtx3090": Kind("RTX 3090", 23.6, 0.25),
 }
 
 
@@ -66,7 +64,7 @@ class Machine:
     peak: float | None = None
     price: float | None = None
     precision: str = "bf16-mixed"
-    has_fp8: bool = True
+    has_fp8: bool = False
 
     @property
     def world(self) -> int:
@@ -92,8 +90,10 @@ def named(text: str) -> Machine:
         raise UserError(
             f"--plan_for {text}: there is no device {name}{nearest(name, [*KINDS, 'cpu'])}; known are {', '.join(KINDS)} and cpu"
         )
+    from sslm.flops import listed_peak
+
     kind = KINDS[name]
-    return Machine(kind.title, kind.memory * GIB, devices, num_nodes, True, kind.peak, kind.price,
+    return Machine(kind.title, kind.memory * GIB, devices, num_nodes, True, listed_peak(kind.title), kind.price,
                    "bf16-mixed" if kind.has_bf16 else "16-mixed", kind.has_fp8)  # fmt: skip
 
 
@@ -103,15 +103,15 @@ def here(accelerator: str, devices: int, num_nodes: int = 1) -> Machine:
         return cpu(devices, num_nodes)
     import torch
 
-    from sslm.flops import peak_flops
+    from sslm.flops import is_named, listed_peak
     from sslm.models.float8 import supports_float8
 
     properties = [torch.cuda.get_device_properties(number) for number in range(devices)]
     least, title = min(p.total_memory for p in properties), properties[0].name
-    kind = next((kind for kind in KINDS.values() if kind.title in title), None)
+    kind = next((kind for kind in KINDS.values() if is_named(title, kind.title)), None)
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
     return Machine(title.removeprefix("NVIDIA "), least, devices, num_nodes, True,
-                   peak_flops(torch.device("cuda", 0), torch.bfloat16), kind.price if kind else None,
+                   listed_peak(title), kind.price if kind else None,
                    "bf16-mixed" if has_bf16 else "16-mixed", supports_float8(torch.device("cuda", 0)))  # fmt: skip
 
 

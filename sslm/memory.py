@@ -94,14 +94,12 @@ def sizes(model: "PreTrainedModel", shards: int = 1, tensor_parallel: int = 1) -
 
 def holds_16_bits(launch: "Launch") -> bool:
     """Whether the weights are in 16 bits: bf16-true's, and with loss scaling DeepSpeed's."""
-    return launch.precision == "bf16-true" or (
-        launch.precision == "16-mixed" and launch.strategy.startswith("deepspeed")
-    )
+    return launch.precision == "bf16-true" or (launch.precision == "16-mixed" and launch.zero_stage > 0)
 
 
 def gathers_16_bits(launch: "Launch") -> bool:
     """Whether forward passes get weights that are in 16 bits already, whatever they are kept in."""
-    return holds_16_bits(launch) or (launch.strategy in FSDP_STRATEGIES and launch.precision in ("bf16-mixed", "fp8"))
+    return holds_16_bits(launch) or (launch.strategy in FSDP_STRATEGIES and launch.autocasts_to_bf16)
 
 
 def states(of: Sizes, launch: "Launch", config: Config, num_micro_batches: int) -> Memory:
@@ -111,12 +109,14 @@ def states(of: Sizes, launch: "Launch", config: Config, num_micro_batches: int) 
     whatever the weights are in (Rajbhandari et al. 2020, arXiv:1910.02054). fsdp shards all of it; but gradients that are reduced
     once a step are whole until then (`fsdp.reduce_gradients`). deepspeed_1 shards the optimizer, _2 gradients too, _3 weights too.
     """
-    stage = int(launch.strategy[-1]) if launch.strategy.startswith("deepspeed") else 0
+    stage = launch.zero_stage
     width, moments = 2 if holds_16_bits(launch) else 4, 12 if stage else 8
     is_sharded = launch.strategy in FSDP_STRATEGIES
     waits = config.fsdp.reduce_gradients == "step" and num_micro_batches > 1
     weights = width * (of.sharded if is_sharded or stage == 3 else of.whole)
-    gradients = width * (of.sharded if (is_sharded and not waits) or stage >= 2 else of.whole)
+    gradients = width * (of.sharded if is_sharded or stage >= 2 else of.whole)
+    if is_sharded and waits:
+        gradients = 4 * of.whole  # FSDP2 sums them in the type in which it reduces them
     optimizer = moments * (of.sharded if is_sharded or stage else of.whole)
     transient, unit = 0, max(of.root, of.block)
     if is_sharded:

@@ -15,6 +15,7 @@ import torch
 from sslm.config import FSDP_STRATEGIES, Config
 from sslm.data.recipe import Examples
 from sslm.errors import UserError
+from sslm.launch import tensor_parallel_size
 from sslm.machines import Machine, gib
 from sslm.memory import (
     ROOM,
@@ -106,15 +107,16 @@ class Needs:
 
         config, machine = self.config, self.machine
         precision = config.precision if config.precision != "auto" else machine.precision
+        if config.precision == "auto" and precision == "16-mixed" and strategy in (*FSDP_STRATEGIES, "tp"):
+            precision = "32"  # these have no loss scaling
         replicas = (config.fsdp.replicas or machine.num_nodes) if strategy == "hsdp" else 1
-        default = {"tp": machine.world, "fsdp_tp": machine.devices}.get(strategy, 1)
-        size = config.tensor_parallel_size or default if strategy in ("tp", "fsdp_tp") else 1
+        size = tensor_parallel_size(config, strategy, machine.devices, machine.num_nodes)
         kind = "gpu" if machine.is_gpu else "cpu"
         return Launch(kind, machine.devices, machine.num_nodes, strategy, precision, replicas, size)
 
     def share(self, launch: "Launch") -> int:
         """Sequences of the batch that each device works on (or the devices together that share each matrix)."""
-        return self.config.batch_size // max(launch.world // launch.tensor_parallel_size, 1)
+        return self.config.batch_size // launch.shares
 
     def check(self, launch: "Launch") -> None:
         """Raises:
@@ -123,10 +125,10 @@ class Needs:
         from sslm.strategies import check_strategy
 
         check_strategy(self.config, launch, self.model)
-        if launch.precision == "fp8" and not (self.machine.is_gpu and self.machine.has_fp8):
+        if launch.precision == "fp8" and not self.machine.has_fp8:
             raise UserError(f"--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not "
                             f"{self.machine.device}; give --precision bf16-mixed")  # fmt: skip
-        check_batch(self.config, max(launch.world // launch.tensor_parallel_size, 1))
+        check_batch(self.config, launch.shares)
 
     def memory(self, launch: "Launch", micro_batch_size: int, checkpointing: str | None = None) -> Memory:
         data_parallel = launch.world // launch.tensor_parallel_size
@@ -170,14 +172,18 @@ class Needs:
         """(strategy, why), for --strategy auto."""
         return choose_strategy(lambda name: self.memory(self.launch(name), 1).total, self.machine)
 
+    def chosen_size(self, launch: "Launch") -> int:
+        """Of micro-batches, as asked for; `auto`: the largest that fits with room for what isn't counted, or 1."""
+        asked = self.config.micro_batch_size
+        return (self.largest_micro_batch(launch) or 1) if asked == "auto" else asked or self.share(launch)
+
     def micro_batch_size(self, launch: "Launch") -> int:
-        """As asked for; `auto`: the largest that fits, or 1 where that does without the room that is left for what isn't counted.
+        """The chosen size, seen to fit.
 
         Raises:
             UserError: it can't fit: by how much, and what would.
         """
-        asked, share, has = self.config.micro_batch_size, self.share(launch), self.machine.memory
-        size = (self.largest_micro_batch(launch) or 1) if asked == "auto" else asked or share
+        size, has = self.chosen_size(launch), self.machine.memory
         memory = self.memory(launch, size)
         if memory.total > has:
             raise UserError(
@@ -200,16 +206,28 @@ class Needs:
                 self._reducing("micro_batch"), machine=replace(self.machine, num_nodes=self.machine.num_nodes * more)
             )
             launch = larger.launch("fsdp")
+            if not larger._can("fsdp"):
+                break
             if larger.memory(launch, 1, "full").total <= ROOM * self.machine.memory:
                 return (f"nothing would on {world} of them; {world * more} would do, with --strategy fsdp --micro_batch_size 1 "
                         f"--activation_checkpointing full --fsdp.reduce_gradients micro_batch")  # fmt: skip
-        return "nothing would, on any number of them: take a smaller model, or a shorter --seq_len"
+        return "nothing would, on any number of them: take a smaller model, a shorter --seq_len, or a larger --batch_size on more devices"
 
     def proposals(self, strategy: str) -> list["Proposal"]:
         """The strategy and others that may take less, each with the largest micro-batch that fits, and with no more recomputation
         and communication than that needs."""
-        names = [strategy] if self.machine.world == 1 else list(dict.fromkeys([strategy, *self._sharing()]))
-        return [self._proposal(name) for name in names]
+        sharing = ("ddp", "hsdp", "fsdp") if self.machine.world > 1 else ()
+        return [
+            self._proposal(name) for name in dict.fromkeys([strategy, *sharing]) if name == strategy or self._can(name)
+        ]
+
+    def _can(self, strategy: str) -> bool:
+        """Whether it would not be refused, memory aside."""
+        try:
+            self.check(self.launch(strategy))
+        except UserError:
+            return False
+        return True
 
     def _proposal(self, strategy: str) -> "Proposal":
         launch, seq_len = self.launch(strategy), self.config.seq_len
@@ -232,12 +250,6 @@ class Needs:
 
     def _reducing(self, when: Any) -> "Needs":
         return replace(self, config=replace(self.config, fsdp=replace(self.config.fsdp, reduce_gradients=when)))
-
-    def _sharing(self) -> list[str]:
-        from sslm.models.parallelize import blocks
-
-        sharded = ["hsdp", "fsdp"] if self.machine.num_nodes > 1 else ["fsdp"]
-        return ["ddp", *(sharded if blocks(self.model) else [])]
 
 
 class Proposal(NamedTuple):

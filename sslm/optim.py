@@ -14,6 +14,8 @@ from torch.optim.adamw import adamw
 
 from sslm.config import OptimConfig
 
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's states, as torch names them."""
 PIECE = 1 << 24
 """Elements of a bf16 weight that are updated at a time: each takes about 20 bytes of passing memory."""
 
@@ -116,7 +118,7 @@ class RoundingAdamW(torch.optim.AdamW):
         state, wide = self.state[parameter], torch.promote_types(parameter.dtype, torch.float32)
         if not state:
             state["step"] = torch.tensor(0.0)  # on the CPU: it is read here, and that must not wait for a GPU
-            for name in ("exp_avg", "exp_avg_sq"):
+            for name in MOMENTS:
                 state[name] = torch.zeros_like(parameter, dtype=wide, memory_format=torch.contiguous_format)
         done = int(state["step"])
         digest = hashlib.blake2b(f"{self.seed} {done} {index} {_part(parameter)}".encode(), digest_size=8).digest()
@@ -135,14 +137,14 @@ class RoundingAdamW(torch.optim.AdamW):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, which would round the moments to the weights' type."""
-        states, moments = state_dict["state"], ("exp_avg", "exp_avg_sq")
-        steps = {key: {k: v for k, v in state.items() if k not in moments} for key, state in states.items()}
+        states = state_dict["state"]
+        steps = {key: {k: v for k, v in state.items() if k not in MOMENTS} for key, state in states.items()}
         super().load_state_dict({**state_dict, "state": steps})
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
         parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         for parameter, key in zip(parameters, keys, strict=True):
             wide = torch.promote_types(parameter.dtype, torch.float32)
-            for name in moments if key in states else ():
+            for name in MOMENTS if key in states else ():
                 self.state[parameter][name] = states[key][name].to(device=parameter.device, dtype=wide)
 
 

@@ -99,7 +99,7 @@ def make_plan(
     else:
         config = replace(config, devices=machine.devices, num_nodes=machine.num_nodes)
     needs, launch, why = settle(config, model, data, machine)
-    return Plan(needs, data, launch, why, machine.price if price is None else price, price is not None, is_elsewhere)
+    return Plan(needs, data, launch, why, price, is_elsewhere)
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ class Plan:
     why: str
     """This strategy."""
     price: float | None = None
-    price_is_given: bool = False
+    """Dollars per device and hour, as given; None: the machine's typical."""
     is_elsewhere: bool = False
     """Not this machine."""
 
@@ -196,7 +196,7 @@ class Plan:
     # ---------------------------------------------------------------------------------------- memory
 
     def _memory(self) -> list[Table | str]:
-        size, launch, has = self._size, self.launch, self.needs.machine.memory
+        size, launch, has = self.needs.chosen_size(self.launch), self.launch, self.needs.machine.memory
         memory = self.needs.memory(launch, size)
         recomputed = self.config.activation_checkpointing
         how = f"{launch.strategy} ({self.why}), micro-batches of {size}, {launch.precision}" + (
@@ -207,19 +207,12 @@ class Plan:
             if number:
                 table.add_row(name, gib(number), f"{number / has:.0%}", _bar(number / has))
         verdict = "[green]fits[/green]" if memory.total <= has else "[red]does not fit[/red]"
-        if 0.9 * has < memory.total <= has:
+        if memory.total <= has and self.needs.is_narrow(launch, size):
             verdict = "[yellow]fits narrowly: a tenth should be left for what is not counted[/yellow]"
         table.add_row("[bold]in all[/bold]", f"[bold]{gib(memory.total)}[/bold]", f"{memory.total / has:.0%}", verdict)
         if memory.host:
             table.add_row("in the host", gib(memory.host), "", "for each device")
         return [f"[bold]Memory of each device[/bold]: {how}", table]
-
-    @property
-    def _size(self) -> int:
-        asked = self.config.micro_batch_size
-        if asked == "auto":
-            return self.needs.largest_micro_batch(self.launch) or 1
-        return asked or self.needs.share(self.launch)
 
     # ---------------------------------------------------------------------------------------- time, money, disk
 
@@ -234,11 +227,12 @@ class Plan:
             seconds = tokens / speed
             rows.append(("Time", f"{duration(seconds)} for {count(tokens)} tokens, at {count(speed)} tokens/s"))
             rows.append(("", f"[dim]an estimate: {why}[/dim]"))
-            if self.price is not None:
-                cost = seconds / 3600 * self.needs.machine.world * self.price
+            price = self.needs.machine.price if self.price is None else self.price
+            if price is not None:
+                cost = seconds / 3600 * self.needs.machine.world * price
                 typical = f"typical on demand in {PRICED}; give yours with --price_per_hour"
-                source = "as given" if self.price_is_given else typical
-                rows.append(("Cost", f"{_dollars(cost)}, at {_dollars(self.price)} per device and hour ({source})"))
+                source = typical if self.price is None else "as given"
+                rows.append(("Cost", f"{_dollars(cost)}, at {_dollars(price)} per device and hour ({source})"))
         size, keep, room = self.checkpoint_bytes(), self.config.checkpoint.keep_last, self.disk_room()
         kept = f"the last {keep} are kept, {gib((keep + 1) * size)} while one is written" if keep else "all are kept"
         free = "" if self.is_elsewhere else f"; {gib(room)} are free at {escape(str(self.config.run_folder))}"
@@ -249,10 +243,10 @@ class Plan:
         return _grid(rows)
 
     def _steps_done(self) -> int:
-        from sslm.checkpoints import found, read_state
+        from sslm.checkpoints import found, step_of
 
-        newest = found(RunFolder(self.config.run_folder).checkpoints)
-        return min(int(read_state(newest[0])["step"]), self.config.total_steps) if newest else 0
+        newest = next(iter(found(RunFolder(self.config.run_folder).checkpoints)), None)
+        return min(step_of(newest), self.config.total_steps)
 
     def checkpoint_bytes(self) -> int:
         """Weights and two moments in fp32."""

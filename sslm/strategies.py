@@ -41,6 +41,30 @@ class Launch:
     def world(self) -> int:
         return self.devices * self.num_nodes
 
+    @property
+    def shares(self) -> int:
+        """Of the global batch: one for each device, or for those together that share each matrix."""
+        return max(self.world // self.tensor_parallel_size, 1)
+
+    @property
+    def device_type(self) -> str:
+        """As torch calls it."""
+        return "cuda" if self.accelerator == "gpu" else "cpu"
+
+    @property
+    def zero_stage(self) -> int:
+        """DeepSpeed's; 0: another strategy."""
+        return int(self.strategy[-1]) if self.strategy.startswith("deepspeed") else 0
+
+    @property
+    def autocasts_to_bf16(self) -> bool:
+        return self.precision in ("bf16-mixed", "fp8")
+
+    @property
+    def holds_bf16(self) -> bool:
+        """Whether weights are in bf16 and nowhere else (DeepSpeed keeps fp32 copies)."""
+        return self.precision == "bf16-true" and not self.zero_stage
+
 
 def check_strategy(config: Config, launch: Launch, model: "PreTrainedModel") -> None:
     """Refuse what can't run, before any process is started.
@@ -53,7 +77,7 @@ def check_strategy(config: Config, launch: Launch, model: "PreTrainedModel") -> 
         raise UserError(
             f"--strategy single: runs on one device, got {world}; give --strategy ddp or fsdp, or --devices 1"
         )
-    if name.startswith("deepspeed"):
+    if launch.zero_stage:
         _check_deepspeed(config, launch)
     if launch.precision == "16-mixed" and name in (*FSDP_STRATEGIES, "tp"):
         raise UserError(
@@ -107,7 +131,7 @@ def _check_deepspeed(config: Config, launch: Launch) -> None:
     if config.deepspeed.config is not None:
         from sslm.zero import settings
 
-        settings(config, int(name[-1]), launch.precision, "cuda" if launch.accelerator == "gpu" else "cpu")
+        settings(config, launch)
 
 
 def without_effect(config: Config, strategy: str) -> list[str]:
@@ -130,14 +154,13 @@ def strategy_and_precision(config: Config, launch: Launch) -> tuple[Strategy, Pr
 
     Weights in bf16 and fp8 matmuls are no business of Lightning's: `parallelize` makes them.
     """
-    kind = "cuda" if launch.accelerator == "gpu" else "cpu"
-    name, precision = launch.strategy, launch.precision
-    if name.startswith("deepspeed"):
+    kind, name, precision = launch.device_type, launch.strategy, launch.precision
+    if launch.zero_stage:
         from sslm import zero
 
-        return zero.strategy_and_precision(config, int(name[-1]), precision, kind)
+        return zero.strategy_and_precision(config, launch)
     plugin = Precision()
-    if precision in ("bf16-mixed", "16-mixed", "fp8"):
+    if launch.autocasts_to_bf16 or precision == "16-mixed":
         plugin = MixedPrecision("16-mixed" if precision == "16-mixed" else "bf16-mixed", device=kind)
     if name == "single":
         return SingleDeviceStrategy(device="cuda:0" if kind == "cuda" else "cpu"), plugin

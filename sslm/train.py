@@ -25,7 +25,6 @@ from sslm.choices import (
     holds_for,
     open_data,
     pretrained_folder,
-    step_of,
 )
 from sslm.commandline import parse
 from sslm.config import Config
@@ -69,9 +68,11 @@ def main(arguments: list[str] | None = None) -> int:
     check_embedding(config, data, model)
     needs, on, why = choose_launch(config, model, data)
     if config.dry_run:
-        return show_plan(needs, data, on, why, arguments)
+        return show_plan(needs, data, on, why, arguments) if launch.is_first_process() else DONE
     describe(config, data, model)
     describe_launch(config, on, why)
+
+    from sslm.checkpoints import step_of
 
     with run.locked() if launch.is_first_process() else nullcontext():
         checkpoint = choose_checkpoint(config, run, data, model)
@@ -83,7 +84,7 @@ def main(arguments: list[str] | None = None) -> int:
         module = build_module(
             config, on, objective, recipe, model_config, data, micro_batch_size, fresh=checkpoint is None
         )
-        callbacks = build_callbacks(config, on, run, data, model_config, checkpoint)
+        callbacks = build_callbacks(config, needs, on, run, data, model_config, checkpoint)
         trainer = build_trainer(config, run, launch.trainer_settings(config, on), callbacks)
         return train(config, run, data, module, trainer, callbacks)
 
@@ -92,6 +93,7 @@ def train(
     config: Config, run: RunFolder, data: "DataModule", module: "Objective", trainer: "Trainer", callbacks: "Callbacks"
 ) -> int:
     """Fit, then export on rank 0 while the others wait; the exit code, which status.json has too."""
+    from sslm.checkpoints import step_of
     from sslm.clusters import watch_children
 
     first = step_of(callbacks.checkpoint.resume_from)
@@ -134,6 +136,7 @@ def show_plan(needs: "Needs", data: "DataModule", on: "Launch", why: str, argume
 
 def conclude(config: Config, run: RunFolder, data: "DataModule", callbacks: "Callbacks") -> None:
     """Leave a run that has stopped or is done: status, export, and what to do next."""
+    from sslm.checkpoints import step_of
     from sslm.export import export
 
     checkpoint, preemption = callbacks.checkpoint.newest, callbacks.preemption
@@ -152,6 +155,7 @@ def conclude(config: Config, run: RunFolder, data: "DataModule", callbacks: "Cal
 
 def already_done(config: Config, run: RunFolder, data: "DataModule", checkpoint: Path) -> int:
     """Nothing left to train; make the export if the run was killed before it had one."""
+    from sslm.checkpoints import step_of
     from sslm.export import export
 
     step = step_of(checkpoint)
@@ -197,8 +201,7 @@ def build_module(
         seed=config.seed,
         parallelize=functools.partial(
             parallelize, replicas=on.replicas, reshard_after_forward=config.fsdp.reshard_after_forward,
-            in_bf16=on.precision == "bf16-true" and not on.strategy.startswith("deepspeed"),
-            computes_in_bf16=on.precision in ("bf16-mixed", "fp8"), in_float8=on.precision == "fp8",
+            in_bf16=on.holds_bf16, computes_in_bf16=on.autocasts_to_bf16, in_float8=on.precision == "fp8",
             compile_blocks=config.compile,
             activation_checkpointing=config.activation_checkpointing,
         ),
@@ -218,6 +221,7 @@ class Callbacks(NamedTuple):
 
 def build_callbacks(
     config: Config,
+    needs: "Needs",
     on: "Launch",
     run: RunFolder,
     data: "DataModule",
@@ -233,7 +237,7 @@ def build_callbacks(
 
     total, batch_tokens = config.total_steps, config.batch_size * config.seq_len
     is_auto = config.micro_batch_size == "auto"
-    auto = [MicroBatch(run.micro_batch_sizes, holds_for(config, on))] if is_auto else []
+    auto = [MicroBatch(run.micro_batch_sizes, holds_for(config, needs, on))] if is_auto else []
     return Callbacks(
         Monitor(run.path, total_steps=total, batch_tokens=batch_tokens, model_config=model_config,
                 unigram_loss=data.unigram_loss),

@@ -26,22 +26,19 @@ from sslm import checkpoints
 from sslm.config import Config
 from sslm.errors import UserError
 from sslm.models.head import LanguageModel
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
+from sslm.optim import MOMENTS
+from sslm.strategies import Launch
 
 CHUNK_NUMEL = 100_000_000
 """Elements of weights that are read from a checkpoint at a time, by each rank."""
 
 
-def strategy_and_precision(
-    config: Config, stage: int, precision: str, device_type: str
-) -> "tuple[Zero, DeepSpeedPrecision]":
-    timeout = timedelta(seconds=config.start_timeout_seconds)
+def strategy_and_precision(config: Config, launch: Launch) -> "tuple[Zero, ZeroPrecision]":
     strategy = Zero(
-        config=settings(config, stage, precision, device_type), timeout=timeout, logging_level=logging.ERROR,
-        process_group_backend="nccl" if device_type == "cuda" else "gloo",
+        config=settings(config, launch), timeout=timedelta(seconds=config.start_timeout_seconds), logging_level=logging.ERROR,
+        process_group_backend="nccl" if launch.device_type == "cuda" else "gloo",
     )  # fmt: skip
-    return strategy, ZeroPrecision(precision, device_type)
+    return strategy, ZeroPrecision(launch)
 
 
 LIGHTNINGS: dict[str, Any] = {
@@ -60,14 +57,14 @@ INSTEAD = {
 """DeepSpeed's key -> our flag, of what belongs to a run whatever its strategy."""
 
 
-def settings(config: Config, stage: int, precision: str, device_type: str) -> dict[str, Any]:
+def settings(config: Config, launch: Launch) -> dict[str, Any]:
     """DeepSpeed's configuration; what the user's file has wins.
 
     Raises:
         UserError: the file can't be read, has keys that are flags of ours, or settings that DeepSpeed refuses.
     """
-    os.environ["DS_ACCELERATOR"] = device_type  # read when DeepSpeed is first imported
-    asked = config.deepspeed
+    os.environ["DS_ACCELERATOR"] = launch.device_type  # read when DeepSpeed is first imported
+    asked, stage = config.deepspeed, launch.zero_stage
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False}
     if asked.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}
@@ -80,9 +77,9 @@ def settings(config: Config, stage: int, precision: str, device_type: str) -> di
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,  # torch's AdamW steps in the host's memory as well
     }
-    if precision == "bf16-true":
+    if launch.precision == "bf16-true":
         ours |= {"bf16": {"enabled": True}, "communication_data_type": "fp32"}
-    if precision == "16-mixed":
+    if launch.precision == "16-mixed":
         ours |= {"fp16": {"enabled": True}, "communication_data_type": "fp32"}
     return ours if asked.config is None else merged(ours, read_settings(asked.config, stage))
 
@@ -141,13 +138,10 @@ def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
 class ZeroPrecision(DeepSpeedPrecision):
     """Leaves modules and batches as they are: DeepSpeed casts the weights itself, and nothing else is to be cast."""
 
-    def __init__(self, precision: str, device_type: str) -> None:
-        super().__init__(LIGHTNINGS[precision])
-        self.autocast = (
-            torch.autocast(device_type, torch.bfloat16, cache_enabled=False)
-            if precision in ("bf16-mixed", "fp8")
-            else None
-        )
+    def __init__(self, launch: Launch) -> None:
+        super().__init__(LIGHTNINGS[launch.precision])
+        in_bf16 = torch.autocast(launch.device_type, torch.bfloat16, cache_enabled=False)
+        self.autocast = in_bf16 if launch.autocasts_to_bf16 else None
 
     def convert_module(self, module: nn.Module) -> nn.Module:
         return module
@@ -307,7 +301,10 @@ def make_moments(zero: Any) -> None:
     stage_3 = getattr(zero, "fp32_partitioned_groups_flat", None)
     for flat in zero.single_partition_of_fp32_groups if stage_3 is None else stage_3:
         moments = {moment: torch.zeros_like(flat) for moment in MOMENTS}
-        zero.optimizer.state[flat] = {"step": torch.zeros(()), **moments}
+        zero.optimizer.state[flat] = {
+            "step": torch.zeros((), device=flat.device),
+            **moments,
+        }  # fused kernels read it there
     if stage_3 is None:
         zero._lazy_init_hp_params_optimizer_state()
 

@@ -17,7 +17,7 @@ ALLOWED = {
     "clusters": set(),
     "machines": {"flops", "models"},
     "memory": {"machines", "models", "strategies"},
-    "needs": {"data", "machines", "memory", "models", "strategies"},
+    "needs": {"data", "launch", "machines", "memory", "models", "strategies"},
     "speed": {"flops", "needs", "strategies"},
     "plan": {
         "checkpoints",
@@ -34,7 +34,7 @@ ALLOWED = {
     },
     "launch": {"strategies", "clusters", "models"},
     "strategies": {"models", "zero"},
-    "zero": {"models", "checkpoints"},
+    "zero": {"checkpoints", "models", "optim", "strategies"},
     "loggers": {"runs"},
     "objectives": {"objectives", "data", "models", "optim"},
     "callbacks": {"callbacks", "objectives", "data", "models", "checkpoints", "runs", "flops", "plots"},

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from sslm.commandline import parse
+from sslm.strategies import Launch
 from sslm.zero import settings
 from tests.processes import run_command
 from tests.test_train import losses_of, rows_of, val_of
@@ -175,7 +176,7 @@ def test_deepspeeds_own_settings_win_and_change_no_loss(single: Path, tiny: list
     file = tmp_path / "zero.json"
     file.write_text('{"zero_optimization": {"reduce_bucket_size": 1000, "stage": "auto"}, "train_batch_size": "auto"}')
     flags = ["--deepspeed.config", str(file), "--strategy", "deepspeed_2"]
-    made = settings(parse(flags), 2, "32", "cpu")
+    made = settings(parse(flags), Launch("cpu", 2, 1, "deepspeed_2", "32"))
     assert made["zero_optimization"] == {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 1000}
     assert "train_batch_size" not in made
     train(tmp_path / "run", tiny, *STRATEGIES["deepspeed_2"], "--deepspeed.config", str(file))

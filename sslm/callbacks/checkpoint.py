@@ -45,7 +45,7 @@ class Checkpoint(Callback):
     def _check_agreement(self, pl_module: Objective) -> None:
         """All ranks begin at the same step, or none does: a shared file system may show them different folders."""
         if pl_module.side_group is not None:
-            step = checkpoints.read_state(self.resume_from)["step"] if self.resume_from else 0
+            step = checkpoints.step_of(self.resume_from)
             steps = torch.tensor([step, -step])
             dist.all_reduce(steps, op=dist.ReduceOp.MAX, group=pl_module.side_group)
             if steps[0] != -steps[1]:

@@ -2,11 +2,13 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 
+from sslm.errors import is_out_of_memory
 from sslm.files import write_atomically
 from sslm.objectives.base import Objective
 
@@ -20,7 +22,7 @@ class MicroBatch(Callback):
     """
 
     def __init__(self, file: Path, holds_for: str) -> None:
-        self.file, self.holds_for = file, holds_for
+        self.file, self.holds_for, self.is_written = file, holds_for, False
 
     def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
         assert pl_module.micro_batch_size is not None
@@ -28,8 +30,23 @@ class MicroBatch(Callback):
         if pl_module.side_group is not None:
             dist.all_reduce(size, op=dist.ReduceOp.MIN, group=pl_module.side_group)
         pl_module.micro_batch_size = int(size)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Objective, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.is_written:
+            self._remember(trainer, pl_module.micro_batch_size)
+
+    def on_exception(self, trainer: Trainer, pl_module: Objective, exception: BaseException) -> None:
+        """Where it did not fit after all, the same command goes on with the next smaller size."""
+        size = pl_module.micro_batch_size
+        if is_out_of_memory(exception) and size is not None and size > 1:
+            self._remember(trainer, max(n for n in range(1, size) if size % n == 0))
+
+    def _remember(self, trainer: Trainer, size: int | None) -> None:
+        self.is_written = True
         if trainer.is_global_zero:
-            sizes = remembered_sizes(self.file) | {self.holds_for: pl_module.micro_batch_size}
+            sizes = remembered_sizes(self.file) | {self.holds_for: size}
             write_atomically(self.file, json.dumps(sizes, indent=1) + "\n")
 
 

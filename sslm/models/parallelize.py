@@ -38,7 +38,8 @@ def parallelize(
             arXiv:2304.11277).
         reshard_after_forward: give a block's weights back between its forward and its backward pass.
         in_bf16: hold the weights in bfloat16; buffers (rotary frequencies), reductions and the loss stay in fp32.
-        computes_in_bf16: gather fp32 weights as bfloat16, which autocast would make of them anyway.
+        computes_in_bf16: gather fp32 weights as bfloat16: those of matmuls autocast would cast anyway; embeddings and
+            norms, and so what runs between blocks, are in bfloat16 too then.
         in_float8: let the blocks' linear layers multiply in 8 bits.
         activation_checkpointing: none, selective, full, or budget:SHARE (see `recompute`).
     """

@@ -135,6 +135,7 @@ class Objective(LightningModule):
             model, data.max_scored if data is not None else None, label_smoothing=self.robust.label_smoothing,
             z_loss=self.robust.z_loss, embedding_noise=self.robust.embedding_noise, tried=tried,
         )  # fmt: skip
+        del tried  # it is as large as embeddings and head
         if self._parallelize is not None:
             self._parallelize(self.network, model, self.device_mesh)
         if not isinstance(given, PreTrainedModel):
@@ -165,13 +166,13 @@ class Objective(LightningModule):
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         optimizer: Any = self.optimizers()
         batch, agreed = self._agree(batch)
+        lr, weight = self.learning_rate, self.num_shares / agreed.all_scored
         for group in optimizer.param_groups:
-            group["lr"] = self.learning_rate
+            group["lr"] = lr
         loss_sums = torch.zeros(len(agreed.scored), dtype=torch.float32, device=self.device)
         for micro, sources, position, is_last in self._micro_batches(batch):
-            row_losses = self._losses(micro, position, is_last, self.num_shares / agreed.all_scored)
+            row_losses = self._losses(micro, position, is_last, weight)
             loss_sums.index_add_(0, sources, row_losses.float())
-        lr = self.learning_rate
         optimizer.step()
         optimizer.zero_grad()
         own = getattr(self.trainer.strategy, "grad_norm", None)
