@@ -198,7 +198,9 @@ def test_flops_agree_with_published_counts() -> None:
 DATA = [f"sslm.data.{name}" for name in ("order", "mixture", "windows", "packing", "remote")]
 
 
-@pytest.mark.parametrize("name", [*DATA, "sslm.flops", "sslm.models.masks", "sslm.optim"])
+@pytest.mark.parametrize(
+    "name", [*DATA, "sslm.flops", "sslm.machines", "sslm.memory", "sslm.models.masks", "sslm.optim", "sslm.plan"]
+)
 def test_docstrings_examples(name: str) -> None:
     found = doctest.testmod(
         importlib.import_module(name),
