@@ -385,7 +385,8 @@ print("SEEN " + json.dumps(max(watch.seen)))
 def test_a_real_run_grows_by_what_is_planned(text: Path, cache: Path, tmp_path: Path) -> None:
     script = tmp_path / "run.py"
     script.write_text(REAL_RUN)
-    env = {"PYTHONPATH": os.getcwd(), "MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc gives freed memory back: it is not ours
+    gives_back = {"MALLOC_MMAP_THRESHOLD_": "1000000"}  # glibc, what is freed: it is not the run's any more
+    env = {"PYTHONPATH": os.getcwd(), **gives_back}
     done = run_command([str(script), str(text), str(cache)], timeout=300, env=env)
     assert done.returncode == 0, done.stderr
     grown = json.loads(next(line for line in done.stdout.splitlines() if line.startswith("SEEN "))[5:])
