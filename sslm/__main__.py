@@ -10,12 +10,14 @@ VERBS = {
     "train": "pretrain a model (no arguments: a two-minute run on embedded English)",
     "prepare": "tokenise text into a corpus that `--data.train` takes",
     "plan": "tell beforehand what a run takes: memory, time, money, disk, on this machine or another",
+    "verify-resume": "kill a run at random steps, resume it, and compare it with one that was not",
     "export": "make a plain Hugging Face folder of a run's checkpoint",
+    "ckpt": "list, verify, compare, reshard or remove checkpoints",
 }
 
 
 def usage() -> str:
-    lines = [f"  {verb:<9}{what}" for verb, what in VERBS.items()]
+    lines = [f"  {verb:<15}{what}" for verb, what in VERBS.items()]
     return "\n".join([f"sslm {sslm.__version__}: self-supervised pretraining of language models", "",
                       "usage: sslm VERB [flags]", "", *lines, "", "`sslm VERB --help` explains a verb's flags."])  # fmt: skip
 
@@ -35,7 +37,7 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    code: int = import_module(f"sslm.{verb}").main(rest)
+    code: int = import_module(f"sslm.{verb.replace('-', '_')}").main(rest)
     return code
 
 

@@ -3,6 +3,7 @@ and before the run folder is touched.
 """
 
 import os
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +34,14 @@ def check_processes(config: Config) -> None:
         raise UserError(
             f"--data.num_workers {config.data.num_workers}: this machine has {os.cpu_count()} CPU cores; give at most {most}"
         )
+
+
+def check_upload(config: Config) -> None:
+    """Where checkpoints are to be uploaded can be written to; the first process tries."""
+    if config.checkpoint.upload is not None and launch.is_first_process():
+        from sslm.checkpoints.mirror import check
+
+        check(config.checkpoint.upload)
 
 
 def choose_launch(config: Config, model: "PreTrainedModel", data: "DataModule") -> "tuple[Needs, Launch, str]":
@@ -167,13 +176,17 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
     from sslm.checkpoints import step_of
     from sslm.export import find_checkpoint
 
+    if config.checkpoint.upload is not None:
+        bring_checkpoint(config, run)
     own = checkpoints.found(run.checkpoints)
     if config.resume == "never" and own:
         raise UserError(
             f"--resume never: {run.path} has checkpoints already; remove the folder, or give another --run_dir"
         )
-    if own:  # one process looks closely; the callback makes sure that the others took the same
-        checkpoint = checkpoints.newest_good(run.checkpoints, say) if launch.is_first_process() else own[0]
+    if own and launch.is_first_process():
+        checkpoint = checkpoints.newest_good(run.checkpoints, say)
+    elif own:  # a glance: the callback makes all go on from what the first one has verified
+        checkpoint = next((one for one in own if not checkpoints.damage_of(one, hashed=False)), None)
     elif config.resume not in ("auto", "never"):
         checkpoint = find_checkpoint(config.resume)
         RunFolder(checkpoint.parent.parent).check_config(config)
@@ -186,3 +199,33 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
             raise UserError(f"--resume {config.resume}: is at step {step_of(checkpoint)} already, this run ends at "
                             f"{config.total_steps}; give more --max_steps")  # fmt: skip
     return checkpoint
+
+
+def bring_checkpoint(config: Config, run: RunFolder) -> None:
+    """From where they are uploaded to, where it is newer than those here; one process brings it, the others wait for it.
+
+    Raises:
+        UserError: another run's are there.
+    """
+    from sslm.checkpoints.fetching import fetch, look
+    from sslm.checkpoints.folder import found, number_of
+    from sslm.runs import check_same_run
+
+    url = config.checkpoint.upload
+    assert url is not None
+    newest, config_yaml = look(url)
+    if newest is None:
+        return
+    if config.resume == "never":
+        raise UserError(
+            f"--resume never: {url} has checkpoints already; remove them, or give another --checkpoint.upload"
+        )
+    if config_yaml is not None:
+        check_same_run(url, config_yaml, config)
+    if launch.is_first_process():
+        if (brought := fetch(url, run.path, say)) is not None:
+            say(f"{brought.name} came from {url}")
+        return
+    end = time.monotonic() + config.start_timeout_seconds
+    while time.monotonic() < end and not any(number_of(one) >= newest for one in found(run.checkpoints)):
+        time.sleep(1)

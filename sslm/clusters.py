@@ -13,7 +13,7 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from sslm.errors import FAILED, USER_ERROR
+from sslm.errors import FAILED, STOPPED, USER_ERROR
 
 GRACE_SECONDS = 5.0
 """How long this process may take to end by itself when another has: it may have met the same error, and say it better."""
@@ -36,7 +36,7 @@ class Slurm(SLURMEnvironment):
     @property
     def main_port(self) -> int:
         job, restarts = (int(os.environ.get(name) or 0) for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
-        os.environ.setdefault("MASTER_PORT", str(20_000 + (7 * job + restarts) % 20_000))
+        os.environ.setdefault("MASTER_PORT", str(10_000 + (7 * job + restarts) % 20_000))
         return int(os.environ["MASTER_PORT"])
 
 
@@ -58,7 +58,7 @@ class Launcher(_SubprocessScriptLauncher):
             time.sleep(0.5)
         for process in self._failed():
             time.sleep(GRACE_SECONDS)
-            code = USER_ERROR if process.returncode == USER_ERROR else FAILED
+            code = process.returncode if process.returncode in (USER_ERROR, STOPPED) else FAILED
             ended = (
                 f"was ended by signal {-process.returncode}"
                 if process.returncode < 0

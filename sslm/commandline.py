@@ -311,13 +311,16 @@ def _check_values(config: Config) -> Config:
         "max_steps": config.max_steps, "max_tokens": config.max_tokens, "log_every": config.log_every,
         "val_every": config.val_every, "devices": config.devices, "num_nodes": config.num_nodes,
         "checkpoint.every_steps": config.checkpoint.every_steps, "checkpoint.every_minutes": config.checkpoint.every_minutes,
-        "checkpoint.keep_last": config.checkpoint.keep_last, "data.val_sequences": config.data.val_sequences,
+        "checkpoint.keep_last": config.checkpoint.keep_last, "checkpoint.keep_best": config.checkpoint.keep_best,
+        "checkpoint.keep_every_steps": config.checkpoint.keep_every_steps,
+        "data.val_sequences": config.data.val_sequences,
         "data.cache_gb": config.data.cache_gb, "data.block_shards": config.data.block_shards,
         "optim.lr": config.optim.lr, "optim.clip_norm": config.optim.clip_norm, "optim.eps": config.optim.eps,
+        "anomaly.spike_z": config.anomaly.spike_z, "anomaly.patience": config.anomaly.patience,
         "robust.epsilon": config.robust.epsilon, "robust.adversarial_steps": config.robust.adversarial_steps,
         "tensor_parallel_size": config.tensor_parallel_size, "fsdp.replicas": config.fsdp.replicas,
         "start_timeout_seconds": config.start_timeout_seconds,
-        "collective_timeout_seconds": config.collective_timeout_seconds,
+        "collective_timeout_seconds": config.collective_timeout_seconds, "watchdog_seconds": config.watchdog_seconds,
     }  # fmt: skip
     for name, value in positive.items():
         if isinstance(value, int | float) and not 0 < value < float("inf"):
@@ -348,13 +351,13 @@ def _check_values(config: Config) -> Config:
     for name, share in {"decay_fraction": optim.decay_fraction, "min_lr_ratio": optim.min_lr_ratio}.items():
         if not 0 <= share <= 1:
             raise UserError(f"--optim.{name} {share}: expected a share from 0 to 1")
-    for name, beta in {"beta1": optim.beta1, "beta2": optim.beta2}.items():
+    for name, beta in {"beta1": optim.beta1, "beta2": optim.beta2, "average_decay": optim.average_decay or 0}.items():
         if not 0 <= beta < 1:
             raise UserError(f"--optim.{name} {beta}: expected a number from 0 to below 1")
     if not 0 <= optim.weight_decay < float("inf"):
         raise UserError(f"--optim.weight_decay {optim.weight_decay}: expected a number of 0 or more")
-    if config.optim.warmup_steps < 0 or config.data.num_workers < 0:
-        raise UserError("--optim.warmup_steps and --data.num_workers can't be below 0")
+    if min(config.optim.warmup_steps, config.data.num_workers, config.anomaly.max_rewinds) < 0:
+        raise UserError("--optim.warmup_steps, --data.num_workers and --anomaly.max_rewinds can't be below 0")
     if config.stop_after is not None:
         parse_stop_after(config.stop_after)
     return config

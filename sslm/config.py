@@ -144,6 +144,8 @@ class OptimConfig:
     """Added to the root of the second moment."""
     clip_norm: float | None = 1.0
     """Largest norm of the whole gradient; null: no clipping."""
+    average_decay: float | None = None
+    """Keep an exponential moving average of the weights with this decay (0.999), which is validated and exported; null: none."""
 
 
 @dataclass(frozen=True)
@@ -202,6 +204,35 @@ class CheckpointConfig:
     """Save every so many minutes; null: never by time."""
     keep_last: int | None = 2
     """Keep this many newest checkpoints; null: all."""
+    keep_best: int | None = None
+    """Keep this many best ones too, and save at every validation; null: none."""
+    best_metric: str = "val/loss"
+    """What tells the best."""
+    best_is: Literal["lowest", "highest"] = "lowest"
+    """Which value of it."""
+    keep_every_steps: int | None = None
+    """Keep for good what is saved at multiples of so many steps; null: none."""
+    sync: bool = False
+    """Let training wait until a checkpoint is on the disk; default: only for the copy to the host's memory."""
+    upload: str | None = None
+    """Folder of this run elsewhere (s3://bucket/runs/mine, or a path), to which checkpoints are uploaded in the background, and from
+    where a machine without the run folder goes on."""
+
+
+@dataclass(frozen=True)
+class AnomalyConfig:
+    """What happens at a step whose loss or gradient norm is no number, or stands far above those of the last steps."""
+
+    action: Literal["rewind", "skip", "off"] = "rewind"
+    """skip: leave its update out and go on; rewind: when that happens several times in a row, also go back to the last checkpoint
+    before, and leave those examples out; off: neither, and don't look."""
+    spike_z: float | None = 12.0
+    """A spike is a loss, or a logarithm of the gradient norm, so many robust standard deviations above the median of the last 128 good
+    steps; null: only what is no number counts."""
+    patience: int = 3
+    """Go back after so many anomalous steps in a row."""
+    max_rewinds: int = 3
+    """End the run instead of going back more often than this."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +287,9 @@ class Config:
     """A process that the others don't meet in this time ends the run; the first may have a large checkpoint to verify before."""
     collective_timeout_seconds: float = 1800.0
     """So does a collective operation that takes longer than this."""
+    watchdog_seconds: float | None = 900.0
+    """Time without progress on any rank after which all stacks are written to the run folder and the run ends, for a scheduler to
+    start it again (the first two steps may take ten times as long); null: never."""
     dry_run: bool = False
     """Prepare, check and build everything, print the plan, and stop before training."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -274,6 +308,8 @@ class Config:
     """DeepSpeed's ZeRO."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     """When the run is saved."""
+    anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
+    """Losses and gradients out of the ordinary."""
 
     @property
     def total_steps(self) -> int:
@@ -305,6 +341,7 @@ MAY_CHANGE = frozenset(
         "deepspeed.config",
         "start_timeout_seconds",
         "collective_timeout_seconds",
+        "watchdog_seconds",
         "precision",
         "micro_batch_size",
         "max_steps",
@@ -322,9 +359,16 @@ MAY_CHANGE = frozenset(
         "data.cache_dir",
         "data.cache_gb",
         "data.on_bad_shard",
+        "anomaly.max_rewinds",
         "checkpoint.every_steps",
         "checkpoint.every_minutes",
         "checkpoint.keep_last",
+        "checkpoint.keep_best",
+        "checkpoint.best_metric",
+        "checkpoint.best_is",
+        "checkpoint.keep_every_steps",
+        "checkpoint.sync",
+        "checkpoint.upload",
     ]
 )
 """Keys that a resumed run may change. All others belong to the run and make another run when they differ."""
@@ -359,6 +403,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
     found = []
     for key in dict.fromkeys([*old, *new]):
         was, now, name = old.get(key), new.get(key), f"{prefix}{key}"
+        if isinstance(now, dict) and key not in old:  # a section that came after the run began
+            continue
         if isinstance(was, dict) or isinstance(now, dict):
             found += differences(was or {}, now or {}, f"{name}.")
         elif was != now and name not in MAY_CHANGE:

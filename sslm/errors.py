@@ -13,6 +13,8 @@ import time
 from collections.abc import Iterable
 from typing import Protocol
 
+from sslm.signals import Stopped
+
 DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
 """Exit codes. 75 (EX_TEMPFAIL): stopped on request, everything saved; the same command goes on."""
 
@@ -28,6 +30,10 @@ NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory")
 
 class UserError(ValueError):
     """The user's mistake; its text is one sentence for the user."""
+
+
+class RunFailed(RuntimeError):
+    """A run can't go on, which is not a mistake in what was typed; its text is one sentence for the user. Exit code 1."""
 
 
 def nearest(given: str, allowed: Iterable[str]) -> str:
@@ -88,15 +94,23 @@ def exits_politely(verb: Verb) -> Verb:
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
             return 130
+        except Stopped as stop:
+            print(
+                f"stopped by {stop} before a step was taken; run the same command to go on", file=sys.stderr, flush=True
+            )
+            if in_process_group():
+                os._exit(STOPPED)
+            return STOPPED
         except Exception as error:
-            sentence = sentence_of(error)
+            sentence = str(error) if isinstance(error, RunFailed) else sentence_of(error)
             if sentence is None:
                 raise
+            code = FAILED if isinstance(error, RunFailed) else USER_ERROR
             if parent_says_it:
                 time.sleep(PARENTS_SECONDS)
             print(f"error: {sentence}", file=sys.stderr, flush=True)
             if in_process_group():
-                os._exit(USER_ERROR)  # its threads, which others wait for, would abort, with another code
-            return USER_ERROR
+                os._exit(code)  # its threads, which others wait for, would abort, with another code
+            return code
 
     return wrapped

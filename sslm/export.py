@@ -24,12 +24,13 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sslm export", description=__doc__.split("\n")[0])
     parser.add_argument("run", help="run folder (its newest checkpoint is taken), or one checkpoint's folder")
     parser.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
+    parser.add_argument("--last", action="store_true", help="the last weights, where the run averages them")
     options = parser.parse_args(arguments)
     keep_libraries_quiet()
     checkpoint = find_checkpoint(options.run)
     if options.out.exists():
         raise UserError(f"--out {options.out}: already exists; remove it, or choose another folder")
-    export(checkpoint, options.out)
+    export(checkpoint, options.out, options.last)
     say(f"{checkpoint} -> {options.out}")
     return 0
 
@@ -54,21 +55,32 @@ def find_checkpoint(given: str | Path) -> Path:
     return newest
 
 
-def export(checkpoint: Path, out: Path) -> None:
-    """Write the folder `out`, replacing it: weights (safetensors, fp32), config, tokenizer, generation config, model card."""
+WEIGHTS, AVERAGES = "model.model.", "average.model."
+"""How their names begin in a checkpoint."""
+
+
+def export(checkpoint: Path, out: Path, last: bool = False) -> None:
+    """Write the folder `out`, replacing it: weights (safetensors, fp32), config, tokenizer, generation config, model card.
+
+    Args:
+        last: the last weights, also where there is an average of them (`--optim.average_decay`).
+    """
     import torch
     from transformers import AutoConfig
 
     from sslm import checkpoints
     from sslm.models.build import class_named, set_vocab_size
     from sslm.models.head import UNPADDED
+    from sslm.models.weights import tied_names
 
     config = AutoConfig.from_pretrained(checkpoint / "model")
     model_class = class_named(config.architectures[0])
     with torch.device("meta"):
         model = model_class(config)
-    tied = checkpoints.tied_names(model)
-    weights = checkpoints.read_weights(checkpoint, {k: v for k, v in model.state_dict().items() if k not in tied})
+    tied = tied_names(model)
+    shapes = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    is_averaged = any(name.startswith(AVERAGES) for name in checkpoints.shapes_in(checkpoint))
+    weights = checkpoints.read_weights(checkpoint, shapes, AVERAGES if is_averaged and not last else WEIGHTS)
     if (unpadded := config.__dict__.pop(UNPADDED, None)) is not None:
         set_vocab_size(config, unpadded)
         with torch.device("meta"):

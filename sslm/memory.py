@@ -106,7 +106,7 @@ def states(of: Sizes, launch: "Launch", config: Config, num_micro_batches: int) 
     """Weights, gradients, optimizer states and what sharding needs in passing; nothing of a batch.
 
     Bytes a parameter: weights and gradients 4 (in 16 bits: 2), AdamW's moments 8 in fp32; DeepSpeed steps on a copy in fp32 (4),
-    whatever the weights are in (Rajbhandari et al. 2020, arXiv:1910.02054). fsdp shards all of it; but gradients that are reduced
+    whatever the weights are in (Rajbhandari et al. 2020, arXiv:1910.02054); an average of the weights 4. fsdp shards all of it; but gradients that are reduced
     once a step are whole until then (`fsdp.reduce_gradients`). deepspeed_1 shards the optimizer, _2 gradients too, _3 weights too.
     """
     stage = launch.zero_stage
@@ -117,8 +117,10 @@ def states(of: Sizes, launch: "Launch", config: Config, num_micro_batches: int) 
     gradients = width * (of.sharded if is_sharded or stage >= 2 else of.whole)
     if is_sharded and waits:
         gradients = 4 * of.whole  # FSDP2 sums them in the type in which it reduces them
+    averages = 0 if config.optim.average_decay is None else 4
     optimizer = moments * (of.sharded if is_sharded or stage else of.whole)
-    transient, unit = 0, max(of.root, of.block)
+    optimizer += averages * (of.sharded if is_sharded else of.whole)
+    transient, unit = 0.0, max(of.root, of.block)
     if is_sharded:
         at_work = of.root + 2 * of.block if config.fsdp.reshard_after_forward else of.whole
         transient = (2 if gathers_16_bits(launch) else width) * at_work + 4 * (1 if waits else 2) * unit
@@ -127,11 +129,14 @@ def states(of: Sizes, launch: "Launch", config: Config, num_micro_batches: int) 
             ZERO_BUCKET if launch.accelerator == "gpu" else min(ZERO_BUCKET, of.whole)
         )  # CPUs: what is not used is not there
         transient = width * (bucket + (of.root + 2 * of.block if stage == 3 else 0))
-    host = 0
+    host = 0.0
     if stage and config.deepspeed.offload_optimizer:
         optimizer, host = 0, optimizer
     if stage == 3 and config.deepspeed.offload_parameters:
         weights, host = 0, host + weights
+    if not config.checkpoint.sync:  # what is written while training goes on, each device's share
+        copy = (12 + averages) * of.whole / launch.world
+        host, transient = (host, transient + copy) if launch.accelerator == "cpu" else (host + copy, transient)
     return Memory(weights, gradients, optimizer, transient=transient, host=host)
 
 

@@ -249,8 +249,8 @@ class Plan:
         return min(step_of(newest), self.config.total_steps)
 
     def checkpoint_bytes(self) -> int:
-        """Weights and two moments in fp32."""
-        return 12 * int(self.needs.model.num_parameters())
+        """Weights, two moments and perhaps an average, in fp32."""
+        return (12 if self.config.optim.average_decay is None else 16) * int(self.needs.model.num_parameters())
 
     def disk_room(self) -> int:
         folder = Path(self.config.run_folder).absolute()

@@ -8,6 +8,8 @@ export/                  a plain Hugging Face folder
 curves.png               loss, learning rate, throughput over tokens
 micro_batch_size.json    what `--micro_batch_size auto` found, for each kind of devices and strategy
 amendments.jsonl         what the data stream could not know beforehand (a shard that turned out to be bad)
+anomalies.jsonl          one object per step out of the ordinary, with the texts of its examples
+stacks/                  heartbeats of the running ranks; of one that stalled, where each thread was (heartbeats.py); stacks.former: before
 lock                     held by the running process; the lock dies with it
 """
 
@@ -25,7 +27,7 @@ import yaml
 from filelock import FileLock, Timeout
 
 from sslm.config import Config, differences, to_tree, to_yaml
-from sslm.errors import UserError
+from sslm.errors import RunFailed, UserError
 from sslm.files import write_atomically
 
 State = Literal["running", "done", "stopped", "failed"]
@@ -52,6 +54,10 @@ class RunFolder:
         return self.path / "amendments.jsonl"
 
     @property
+    def anomalies(self) -> Path:
+        return self.path / "anomalies.jsonl"
+
+    @property
     def micro_batch_sizes(self) -> Path:
         return self.path / "micro_batch_size.json"
 
@@ -60,23 +66,30 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def stacks(self) -> Path:
+        return self.path / "stacks"
+
+    @property
     def export(self) -> Path:
         return self.path / "export"
 
     @contextmanager
-    def locked(self) -> Iterator[None]:
+    def locked(self, patience_seconds: float = 0.0) -> Iterator[None]:
         """Hold the folder, however this process ends; a folder that nothing was written into is gone afterwards.
 
+        Args:
+            patience_seconds: how long to wait for who holds it.
+
         Raises:
-            UserError: another process trains here.
+            UserError, RunFailed (after waiting): another process trains here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / "lock")
         try:
-            lock.acquire(timeout=0)
+            lock.acquire(timeout=patience_seconds)
         except Timeout:
-            raise UserError(f"{self.path}: another process is training in this run folder; wait for it to end, or give "
-                            f"another --run_dir") from None  # fmt: skip
+            held = f"{self.path}: another process is training in this run folder; wait for it to end, or give another --run_dir"
+            raise (RunFailed if patience_seconds else UserError)(held) from None
         try:
             yield
         finally:
@@ -90,19 +103,8 @@ class RunFolder:
         Raises:
             UserError: keys differ that a resumed run may not change; it names them.
         """
-        if not self.config.is_file() or not any(self.checkpoints.glob("step-*")):
-            return
-        try:
-            old = yaml.safe_load(self.config.read_text())
-        except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
-            old = None
-        new = to_tree(config)
-        sections = [key for key, value in new.items() if isinstance(value, dict)]
-        if not isinstance(old, dict) or not all(isinstance(old.get(section, {}), dict) for section in sections):
-            raise UserError(f"{self.config}: damaged; remove it, or give another --run_dir")
-        if found := differences(old, new):
-            raise UserError(f"{self.path} belongs to a run with other settings: {'; '.join(found)}. Give the old values to go on with "
-                            f"it, or another --run_dir to start anew")  # fmt: skip
+        if self.config.is_file() and any(self.checkpoints.glob("step-*")):
+            check_same_run(str(self.path), self.config.read_bytes(), config)
 
     def write_config(self, config: Config) -> None:
         write_atomically(self.config, to_yaml(config))
@@ -121,12 +123,29 @@ class RunFolder:
         kept = [line for line in self._lines() if (row := _row(line)) and row["step"] <= step and step > 0]
         write_atomically(self.metrics, "".join(line + "\n" for line in kept))
 
+    def record_anomaly(self, entry: dict[str, Any]) -> None:
+        """Append to anomalies.jsonl, where it is not there yet: a run that goes back meets some again."""
+        lines = (
+            self.anomalies.read_text(encoding="utf-8", errors="replace").split("\n")
+            if self.anomalies.is_file()
+            else [""]
+        )
+        known = [json.loads(line) for line in lines[:-1]]
+        if not any(one["step"] == entry["step"] and one["positions"] == entry["positions"] for one in known):
+            lines[-1:] = [json.dumps(entry, ensure_ascii=False), ""]  # in place of a last line that was torn
+            write_atomically(self.anomalies, "\n".join(lines))
+
     def wandb_id(self) -> str:
         """The id of this run at W&B, made up once."""
+        known = self.known_wandb_id()
+        if known is None:
+            write_atomically(self.path / "wandb_id", known := os.urandom(4).hex())
+        return known
+
+    def known_wandb_id(self) -> str | None:
+        """That id; None: the run was never there."""
         file = self.path / "wandb_id"
-        if not file.is_file():
-            write_atomically(file, os.urandom(4).hex())
-        return file.read_text()
+        return file.read_text() if file.is_file() else None
 
     def _lines(self) -> list[str]:
         return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
@@ -136,6 +155,29 @@ class RunFolder:
         if not self.metrics.is_file():
             return []
         return [row for line in self._lines() if (row := _row(line))]
+
+
+def check_same_run(where: str, config_yaml: bytes, config: Config) -> None:
+    """Refuse to go on with a run that was begun with other settings.
+
+    Args:
+        where: the run's folder.
+        config_yaml: that run's.
+
+    Raises:
+        UserError: keys differ that a resumed run may not change; it names them.
+    """
+    try:
+        old = yaml.safe_load(config_yaml)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        old = None
+    new = to_tree(config)
+    sections = [key for key, value in new.items() if isinstance(value, dict)]
+    if not isinstance(old, dict) or not all(isinstance(old.get(section, {}), dict) for section in sections):
+        raise UserError(f"{where}/config.yaml: damaged; remove it, or give another --run_dir")
+    if found := differences(old, new):
+        raise UserError(f"{where} belongs to a run with other settings: {'; '.join(found)}. Give the old values to go on with "
+                        f"it, or another --run_dir to start anew")  # fmt: skip
 
 
 def _row(line: str) -> dict[str, Any] | None:

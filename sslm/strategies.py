@@ -120,6 +120,8 @@ def _check_deepspeed(config: Config, launch: Launch) -> None:
     name = launch.strategy
     if find_spec("deepspeed") is None:
         raise UserError(f"--strategy {name}: DeepSpeed is not installed; pip install 'sslm[deepspeed]'")
+    if config.optim.average_decay is not None:
+        raise UserError(f"--optim.average_decay: not under --strategy {name}; leave it out, or give --strategy fsdp")
     if launch.precision == "16-mixed" and launch.accelerator != "gpu":
         raise UserError(
             "--precision 16-mixed: DeepSpeed has it on GPUs alone; give --precision bf16-mixed, or --strategy ddp"

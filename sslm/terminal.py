@@ -6,14 +6,24 @@ Where stdout is not a terminal (a batch job's log) there is no bar; a plain line
 import logging
 import os
 import sys
+import threading
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
 
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
@@ -49,7 +59,6 @@ def keep_libraries_quiet() -> None:
         ".*`srun` command is available on your system but is not used.*",
         ".*It is recommended to use .*sync_dist=True.*",  # what is logged has been summed over ranks
         ".*smaller than the logging interval.*",
-        ".*torch.distributed is disabled, unavailable or uninitialized.*",  # one process is no mistake
         ".*`broadcast_buffers` is deprecated.*",  # its successor is missing in torch 2.11
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own
     ):
@@ -115,6 +124,32 @@ def preparation_progress(what: str) -> Iterator[Report]:
             bar.update(task, rates=rates(documents, tokens))
 
         yield show
+
+
+@contextmanager
+def transfer_progress(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar (or plain lines) that is told of more bytes by any thread."""
+    if is_watched():
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+                   TimeRemainingColumn())  # fmt: skip
+        with Progress(*columns, console=console(), transient=True) as bar:
+            task = bar.add_task(what, total=total_bytes)
+            yield lambda num_bytes: bar.advance(task, num_bytes)
+        return
+    start = last_line = time.monotonic()
+    done, lock = 0, threading.Lock()
+
+    def plain(num_bytes: int) -> None:
+        nonlocal done, last_line
+        with lock:
+            done += num_bytes
+            now = time.monotonic()
+            if now - last_line > SECONDS_BETWEEN_PLAIN_LINES:
+                last_line = now
+                left = duration((now - start) * max(total_bytes - done, 0) / max(done, 1))
+                say(f"{what}: {count(done)}B of {count(total_bytes)}B, {left} left")
+
+    yield plain
 
 
 class TrainingProgress:

@@ -7,6 +7,7 @@ parse -> objective -> data -> model -> launch -> trainer -> fit -> export. What 
 """
 
 import functools
+import os
 import sys
 from contextlib import nullcontext, suppress
 from pathlib import Path
@@ -17,6 +18,7 @@ from sslm.choices import (
     build_on_meta,
     check_embedding,
     check_processes,
+    check_upload,
     choose_checkpoint,
     choose_launch,
     choose_micro_batch_size,
@@ -31,6 +33,7 @@ from sslm.config import Config
 from sslm.errors import DONE, FAILED, STOPPED, USER_ERROR, exits_politely, sentence_of
 from sslm.report import describe, describe_launch, summarise
 from sslm.runs import RunFolder
+from sslm.signals import Stopped, stops_on_signals
 from sslm.terminal import say
 
 if TYPE_CHECKING:
@@ -41,6 +44,7 @@ if TYPE_CHECKING:
     from sslm.callbacks.monitor import Monitor
     from sslm.callbacks.preemption import Preemption
     from sslm.callbacks.validation import Validation
+    from sslm.checkpoints.mirror import Mirror
     from sslm.data.module import DataModule
     from sslm.data.recipe import Recipe
     from sslm.needs import Needs
@@ -49,6 +53,7 @@ if TYPE_CHECKING:
 
 
 @exits_politely
+@stops_on_signals
 def main(arguments: list[str] | None = None) -> int:
     config = parse(sys.argv[1:] if arguments is None else arguments)
     if launch.is_child():
@@ -60,6 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
     run = RunFolder(config.run_folder)
     run.check_config(config)
     check_processes(config)
+    check_upload(config)
 
     objective, recipe = choose_objective(config)
     data = open_data(config, recipe)
@@ -74,10 +80,13 @@ def main(arguments: list[str] | None = None) -> int:
 
     from sslm.checkpoints import step_of
 
-    with run.locked() if launch.is_first_process() else nullcontext():
+    # a job that is requeued after it lost a node may meet itself: its old first process, which has not noticed yet
+    patience = config.start_timeout_seconds if os.environ.get("SLURM_RESTART_COUNT") else 0.0
+    with run.locked(patience) if launch.is_first_process() else nullcontext():
         checkpoint = choose_checkpoint(config, run, data, model)
         if checkpoint is None and launch.is_first_process():
-            run.amendments.unlink(missing_ok=True)  # of a run that never had a checkpoint
+            for file in (run.amendments, run.anomalies):
+                file.unlink(missing_ok=True)  # of a run that never had a checkpoint
         if checkpoint is not None and step_of(checkpoint) >= config.total_steps:
             return already_done(config, run, data, checkpoint)
         micro_batch_size = choose_micro_batch_size(config, run, needs, on)
@@ -113,6 +122,10 @@ def train(
         if trainer.is_global_zero:
             conclude(config, run, data, callbacks)
         module.wait_for_all()
+    except Stopped as stop:
+        if trainer.is_global_zero:
+            run.write_status("stopped", exit_code=STOPPED, step=trainer.global_step, reason=str(stop))
+        raise
     except BaseException as error:
         failed(USER_ERROR if sentence_of(error) else FAILED, f"{type(error).__name__}: {error}")
         if type(error).__name__ == "DistStoreError":
@@ -197,7 +210,7 @@ def build_module(
         matched = initialise_embedding(model, data.tokenizer, file, config.model.embedding_project, config.seed)
         say(f"Embedding: {matched:,} of {data.vocab_size:,} entries begin with vectors of {file}")
     return objective(
-        model, recipe, optim=config.optim, robust=config.robust, total_steps=config.total_steps, micro_batch_size=micro_batch_size,
+        model, recipe, optim=config.optim, robust=config.robust, anomaly=config.anomaly, total_steps=config.total_steps, micro_batch_size=micro_batch_size,
         seed=config.seed,
         parallelize=functools.partial(
             parallelize, replicas=on.replicas, reshard_after_forward=config.fsdp.reshard_after_forward,
@@ -228,24 +241,38 @@ def build_callbacks(
     model_config: "PreTrainedConfig",
     resume_from: Path | None,
 ) -> Callbacks:
+    from sslm.callbacks.anomaly import Anomalies
     from sslm.callbacks.checkpoint import Checkpoint
     from sslm.callbacks.micro_batch import MicroBatch
     from sslm.callbacks.monitor import Monitor
     from sslm.callbacks.preemption import Preemption
     from sslm.callbacks.timeouts import Timeouts
     from sslm.callbacks.validation import Validation
+    from sslm.callbacks.watchdog import Watchdog
 
     total, batch_tokens = config.total_steps, config.batch_size * config.seq_len
+    checkpoint = Checkpoint(run.checkpoints, config.checkpoint, resume_from, total)
+    checkpoint.mirror = mirror_of(config, run, checkpoint)
     is_auto = config.micro_batch_size == "auto"
     auto = [MicroBatch(run.micro_batch_sizes, holds_for(config, needs, on))] if is_auto else []
+    watchdog = [Watchdog(run.path, config.watchdog_seconds)] if config.watchdog_seconds is not None else []
     return Callbacks(
         Monitor(run.path, total_steps=total, batch_tokens=batch_tokens, model_config=model_config,
                 unigram_loss=data.unigram_loss),
         Validation(config.val_every, total),
-        Checkpoint(run.checkpoints, config.checkpoint, resume_from, total),
-        Preemption(config.stop_after, launch.STARTED_AT),
-        (Timeouts(config.collective_timeout_seconds), *auto),
+        checkpoint,
+        Preemption(config.stop_after, launch.STARTED_AT, checkpoint.saving_seconds),
+        (Timeouts(config.collective_timeout_seconds), Anomalies(run, checkpoint), *auto, *watchdog),
     )  # fmt: skip
+
+
+def mirror_of(config: Config, run: RunFolder, checkpoint: "Checkpoint") -> "Mirror | None":
+    """What uploads the run's checkpoints, on the first process alone."""
+    if config.checkpoint.upload is None or not launch.is_first_process():
+        return None
+    from sslm.checkpoints.mirror import Mirror
+
+    return Mirror(config.checkpoint.upload, run.path, say, checkpoint.stays_there)
 
 
 def build_trainer(config: Config, run: RunFolder, settings: dict[str, Any], callbacks: Callbacks) -> "Trainer":

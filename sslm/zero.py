@@ -259,14 +259,14 @@ class ZeroStates:
                 keys = (f"model.{name}", *(f"optim.state.{name}.{moment}" for moment in MOMENTS))
                 tensors |= {key: torch.empty(shape) for key in keys}
             step = {f"optim.state.{names[0]}.step": torch.empty(())}
-            checkpoints.read(checkpoint, tensors | step, alone=True)
+            checkpoints.read(checkpoint, tensors | step)
             for name in names:
                 parameter = self.network.get_parameter(name)
                 self._set(parameter, tensors[f"model.{name}"], None)
                 for moment in MOMENTS:
                     self._set(parameter, tensors[f"optim.state.{name}.{moment}"], moment)
         buffers = self._buffers()
-        checkpoints.read(checkpoint, buffers, alone=True)
+        checkpoints.read(checkpoint, buffers)
         for name, value in buffers.items():
             self.network.get_buffer(name.removeprefix("model.")).copy_(value)
         for counter in self._steps():

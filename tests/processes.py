@@ -9,11 +9,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch.distributed as dist
 
 Finished = subprocess.CompletedProcess[str]
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(["tests.preloaded"])
 
 
 def run_command(arguments: list[str], *, timeout: float = 120, env: dict[str, str] | None = None) -> Finished:
@@ -43,10 +45,9 @@ def kill_group(process: "subprocess.Popen[str]") -> None:
 
 def run_ranks(function: Callable[..., Any], world: int, folder: Path, *arguments: Any, timeout: float = 60) -> None:
     """Call `function(rank, world, *arguments)` in `world` processes joined by gloo; all must return in time."""
-    context = multiprocessing.get_context("forkserver")
     rendezvous = folder / f"rendezvous-{time.monotonic_ns()}"
     processes = [
-        context.Process(target=_rank, args=(function, rank, world, rendezvous, arguments)) for rank in range(world)
+        FORKS.Process(target=_rank, args=(function, rank, world, rendezvous, arguments)) for rank in range(world)
     ]
     for process in processes:
         process.start()
@@ -68,3 +69,68 @@ def _rank(function: Callable[..., Any], rank: int, world: int, rendezvous: Path,
     function(rank, world, *arguments)
     dist.barrier()
     dist.destroy_process_group()
+
+
+class Ranks:
+    """`sslm train` on one process, or on several as torchrun starts them, forked from a server that has imported everything."""
+
+    started: ClassVar[list[Any]] = []
+
+    def __init__(self, arguments: list[str], log: Path, world: int = 1, env: dict[str, str] | None = None) -> None:
+        self.log, port = log, str(20_000 + time.monotonic_ns() // 1000 % 20_000)
+        self.processes = []
+        for rank in range(world):
+            torchrun = {"TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
+                        "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+            variables = {**(torchrun if world > 1 else {}), **(env or {})}
+            self.processes.append(FORKS.Process(target=_train, args=(arguments, f"{log}.{rank}", variables)))
+            self.processes[-1].start()
+        Ranks.started.append(self)
+
+    @classmethod
+    def end_all(cls) -> None:
+        """What a test that failed left running."""
+        while cls.started:
+            ranks = cls.started.pop()
+            ranks.signal(signal.SIGKILL)
+            for process in ranks.processes:
+                process.join()
+
+    def is_alive(self) -> bool:
+        return any(process.is_alive() for process in self.processes)
+
+    def signal(self, number: int, rank: int | None = None) -> None:
+        """To one rank, or to all."""
+        for process in self.processes if rank is None else [self.processes[rank]]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process.pid or 0, number)
+
+    def wait(self, timeout: float = 60) -> list[int | None]:
+        """Exit codes; what is still there after the time is killed, and the test fails."""
+        end = time.monotonic() + timeout
+        for process in self.processes:
+            process.join(max(end - time.monotonic(), 0))
+        late = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
+        self.signal(signal.SIGKILL)
+        for process in self.processes:
+            process.join()
+        codes = [process.exitcode for process in self.processes]
+        assert not late, f"ranks {late} took over {timeout} s\n{self.said()}"
+        return codes
+
+    def said(self) -> str:
+        return "".join(
+            Path(f"{self.log}.{rank}").read_text(errors="replace")
+            for rank in range(len(self.processes))
+            if Path(f"{self.log}.{rank}").is_file()
+        )
+
+
+def _train(arguments: list[str], log: str, env: dict[str, str]) -> None:
+    descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(descriptor, 1)
+    os.dup2(descriptor, 2)
+    os.environ.update(env)
+    from sslm.train import main
+
+    sys.exit(main(arguments))

@@ -7,10 +7,16 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
+from safetensors import SafetensorError
+from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import LlamaConfig
 
 from sslm import checkpoints
+from sslm.checkpoints.replicas import checksum
+from sslm.checkpoints.retention import surplus
+from sslm.config import CheckpointConfig
+from sslm.errors import RunFailed
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
 from sslm.models.parallelize import parallelize
@@ -43,15 +49,22 @@ def step(network: LanguageModel, optimizer: torch.optim.Optimizer) -> float:
     return loss.item()
 
 
-def save_files(folder: Path) -> None:
-    folder.mkdir()
+def save(folder: Path, tensors: Any, step: int, group: dist.ProcessGroup | None = None) -> Path:
+    return save_with(checkpoints.Saver(folder, group, lambda checkpoint: []), tensors, step)
+
+
+def save_with(saver: checkpoints.Saver, tensors: Any, step: int) -> Path:
+    saver.save(tensors, {"step": step, "position": step, "fingerprint": {}}, {"model/config.json": b"{}"})
+    saver.wait()
+    assert saver.newest is not None
+    return saver.newest
 
 
 def save_and_go_on(rank: int, world: int, folder: Path) -> None:
     network, optimizer = make(world)
     step(network, optimizer)
     group = dist.group.WORLD if world > 1 else None
-    checkpoints.save(folder, checkpoints.States(network, optimizer).tensors(), {"step": 1}, save_files, None, group)
+    save(folder, checkpoints.States(network, optimizer).tensors(), 1, group)
     losses = [step(network, optimizer) for _ in range(3)]
     if rank == 0:
         (folder / f"losses-{world}.json").write_text(json.dumps(losses))
@@ -63,16 +76,15 @@ def load_and_go_on(rank: int, world: int, folder: Path, losses: list[float]) -> 
     assert [step(network, optimizer) for _ in range(3)] == pytest.approx(losses, abs=1e-6)
 
 
-def fail_on_rank_0(rank: int, world: int, folder: Path) -> None:
-    network, optimizer = make(world)
-
-    def no_room(folder: Path) -> None:
-        raise OSError(28, "No space left on device")
-
-    with pytest.raises((OSError, RuntimeError), match="No space left" if rank == 0 else "rank 0 could not save"):
-        checkpoints.save(
-            folder, checkpoints.States(network, optimizer).tensors(), {"step": 2}, no_room, None, dist.group.WORLD
-        )
+def fail_on_rank_1(rank: int, world: int, folder: Path) -> None:
+    saver = checkpoints.Saver(folder, dist.group.WORLD, lambda checkpoint: [])
+    tensors = checkpoints.States(*make(world)).tensors()
+    save_with(saver, tensors, 1)
+    if rank == 1:
+        (folder / ".step-000002.tmp/shard-00001.safetensors").mkdir(parents=True)  # in the way of its file
+    with pytest.raises((OSError, SafetensorError, RuntimeError), match="irectory" if rank else "rank 1 could not save"):
+        save_with(saver, tensors, 2)
+    save_with(saver, tensors, 3)
 
 
 @pytest.mark.parametrize(
@@ -92,11 +104,98 @@ def test_any_number_of_ranks_goes_on_from_any_others(saved_by: int, loaded_by: i
 
 
 def test_no_rank_waits_for_one_that_could_not_save(tmp_path: Path) -> None:
-    run_ranks(fail_on_rank_0, 2, tmp_path, tmp_path / "checkpoints")
-    assert list((tmp_path / "checkpoints").iterdir()) == []
+    run_ranks(fail_on_rank_1, 2, tmp_path, tmp_path / "checkpoints")
+    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == [
+        "latest",
+        "step-000001",
+        "step-000003",
+    ]
 
 
 def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
     save_and_go_on(0, 1, tmp_path)
     kinds = {file.suffix for file in (tmp_path / "step-000001").rglob("*") if file.is_file()}
     assert kinds == {".json", ".safetensors"}
+
+
+def test_what_is_saved_is_of_the_moment_at_which_it_was_asked_for(tmp_path: Path) -> None:
+    tensors = {"weight": torch.arange(1000.0), "step": torch.tensor(3.0)}
+    saver = checkpoints.Saver(tmp_path, None, lambda checkpoint: [])
+    state = {"position": 0, "fingerprint": {}}
+    for step in (1, 2):
+        saver.save(tensors, {"step": step, **state}, {})
+        tensors["weight"] += 1  # training goes on
+    saver.wait()
+    for step in (1, 2):
+        read = {"weight": torch.empty(1000), "step": torch.empty(())}
+        checkpoints.read(tmp_path / checkpoints.name_of(step), read)
+        assert read["weight"].tolist() == (torch.arange(1000.0) + step - 1).tolist()
+        assert read["step"] == 3
+    assert saver.longest_seconds is not None
+
+
+def test_each_piece_is_written_by_one_of_those_that_hold_it_and_all_write_about_as_much(tmp_path: Path) -> None:
+    run_ranks(share_out, 3, tmp_path, tmp_path)
+    sizes = [(tmp_path / f"step-000001/shard-{rank:05d}.safetensors").stat().st_size for rank in range(3)]
+    assert max(sizes) < 1.2 * min(sizes)
+    read = {f"weight.{n}": torch.empty(100, 10) for n in range(9)}
+    checkpoints.read(tmp_path / "step-000001", read)
+    assert all((tensor == int(name[-1])).all() for name, tensor in read.items())
+
+
+def share_out(rank: int, world: int, folder: Path) -> None:
+    save(folder, {f"weight.{n}": torch.full((100, 10), float(n)) for n in range(9)}, 1, dist.group.WORLD)
+
+
+def test_torchs_own_reader_knows_the_layout(tmp_path: Path) -> None:
+    metadata = HuggingFaceStorageReader(str(save(tmp_path, {"weight": torch.ones(3, 4)}, 1))).read_metadata()
+    assert metadata.state_dict_metadata["weight"].size == (3, 4)  # type: ignore[union-attr]
+
+
+def test_best_and_nth_checkpoints_are_kept_beside_the_last(tmp_path: Path) -> None:
+    metrics = {100: 3.0, 200: 2.0, 300: None, 400: 2.5, 500: 2.6, 600: 9.0}
+    assert surplus(metrics, 600, CheckpointConfig(keep_last=1)) == [100, 200, 300, 400, 500]
+    assert surplus(metrics, 600, CheckpointConfig(keep_last=2, keep_best=2)) == [100, 300]
+    assert surplus(metrics, 600, CheckpointConfig(keep_last=1, keep_best=1, best_is="highest")) == [
+        100,
+        200,
+        300,
+        400,
+        500,
+    ]
+    assert surplus(metrics, 600, CheckpointConfig(keep_last=1, keep_every_steps=300)) == [100, 200, 400, 500]
+    assert surplus(metrics, 400, CheckpointConfig(keep_last=1)) == [100, 200, 300]
+    assert surplus(metrics, 600, CheckpointConfig(keep_last=None)) == []
+
+
+@pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "model/../../x", "a\\b"])
+def test_a_manifest_that_leads_out_of_its_folder_is_damage(name: str, tmp_path: Path) -> None:
+    checkpoint = save(tmp_path, {"weight": torch.ones(3)}, 1)
+    manifest = json.loads((checkpoint / "manifest.json").read_text())
+    (checkpoint / "manifest.json").write_text(json.dumps(manifest | {name: {"bytes": 0, "sha256": ""}}))
+    assert checkpoints.damage_of(checkpoint) == "no sound manifest.json"
+
+
+def flip_a_bit(rank: int, world: int, folder: Path) -> None:
+    tensors = {"weight": torch.arange(1000.0), "bias": torch.ones(10, dtype=torch.bfloat16), "step": torch.tensor(1.0)}
+    saver = checkpoints.Saver(folder, dist.group.WORLD, lambda checkpoint: [])
+    save_with(saver, tensors, 1)
+    if rank == 1:
+        tensors["weight"].view(torch.int32)[777] ^= 1 << 3
+    with pytest.raises(RunFailed, match=r"drifted apart: weight differs on rank 1 of 0, 1, 2"):
+        saver.save(tensors, {"step": 2}, {})
+
+
+def test_a_flipped_bit_in_one_replica_is_found_before_a_checkpoint_is_written(tmp_path: Path) -> None:
+    run_ranks(flip_a_bit, 3, tmp_path, tmp_path / "checkpoints")
+    assert [path.name for path in checkpoints.found(tmp_path / "checkpoints")] == ["step-000001"]
+
+
+def test_every_bit_counts_in_a_checksum() -> None:
+    values = torch.randn(257, generator=torch.Generator().manual_seed(0))
+    for bit in range(32):
+        for place in (0, 100, 256):
+            changed = values.clone()
+            changed.view(torch.int32)[place] ^= 1 << bit if bit < 31 else -(1 << 31)
+            assert checksum(changed) != checksum(values)
+    assert checksum(values[[1, 0, *range(2, 257)]]) != checksum(values)

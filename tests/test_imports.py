@@ -4,7 +4,16 @@ import ast
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent / "sslm"
-LEAVES = {"sslm", "sslm.errors", "sslm.config", "sslm.files", "sslm.terminal"}
+LEAVES = {
+    "sslm",
+    "sslm.config",
+    "sslm.errors",
+    "sslm.files",
+    "sslm.gather",
+    "sslm.heartbeats",
+    "sslm.signals",
+    "sslm.terminal",
+}
 ALLOWED = {
     "data": {"data"},
     "models": {"models"},
@@ -12,7 +21,9 @@ ALLOWED = {
     "flops": set(),
     "plots": set(),
     "runs": set(),
-    "checkpoints": {"models"},
+    "anomalies": set(),
+    "average": set(),
+    "checkpoints": {"checkpoints", "data", "models"},
     "commandline": set(),
     "clusters": set(),
     "machines": {"flops", "models"},
@@ -36,8 +47,9 @@ ALLOWED = {
     "strategies": {"models", "zero"},
     "zero": {"checkpoints", "models", "optim", "strategies"},
     "loggers": {"runs"},
-    "objectives": {"objectives", "data", "models", "optim"},
-    "callbacks": {"callbacks", "objectives", "data", "models", "checkpoints", "runs", "flops", "plots"},
+    "objectives": {"objectives", "anomalies", "average", "data", "models", "optim"},
+    "callbacks": {"callbacks", "anomalies", "objectives", "data", "models", "checkpoints", "runs", "flops", "plots"},
+    "ckpt": {"ckpt", "checkpoints", "runs"},
     "prepare": {"data"},
     "export": {"checkpoints", "models", "runs"},
     "choices": {
@@ -55,6 +67,9 @@ ALLOWED = {
         "strategies",
     },
     "report": {"data", "export", "models", "runs", "strategies"},
+    "comparison": {"checkpoints", "runs"},
+    "trials": {"runs"},
+    "verify_resume": {"checkpoints", "choices", "commandline", "comparison", "launch", "runs", "trials"},
     "train": {
         "choices",
         "report",

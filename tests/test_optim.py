@@ -124,7 +124,9 @@ def go_on_from_a_checkpoint(rank: int, world: int, folder: Path) -> None:
     step(network, optimizer)
     step(network, optimizer)
     group = dist.group.WORLD if world > 1 else None
-    checkpoints.save(folder, checkpoints.States(network, optimizer).tensors(), {"step": 2}, Path.mkdir, None, group)
+    saver = checkpoints.Saver(folder, group, lambda checkpoint: [])
+    saver.save(checkpoints.States(network, optimizer).tensors(), {"step": 2}, {})
+    saver.wait()
     step(network, optimizer)
     again, of_again = make(world)
     before = [p.detach().clone() for p in again.parameters()]

@@ -284,7 +284,7 @@ def test_mistakes_are_told_at_once(http: HttpServer, tmp_path: Path, monkeypatch
         with pytest.raises(UserError, match=said):
             open_remote_corpus(url, tmp_path, None)
     monkeypatch.setitem(__import__("sys").modules, "gcsfs", None)
-    with pytest.raises(UserError, match="pip install gcsfs"):
+    with pytest.raises(UserError, match=r"gcsfs is needed.*pip install 'sslm\[gs\]'"):
         open_remote_corpus("gs://bucket/corpus", tmp_path, None)
     assert time.monotonic() - began < 5
 

@@ -1,1 +1,1 @@
-"""One idea per file: what a person sees, when to validate, when to save, when to stop."""
+"""One idea per file: what a person sees, when to validate, save, stop, go back, and give up."""

@@ -66,6 +66,17 @@ class Monitor(Callback):
         self._drawn_at = pl_module.batch_ended_at = time.perf_counter()
         self._start_interval(trainer)
 
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Objective) -> None:
+        """Lightning's epochs after the first: the run may have gone back."""
+        if trainer.current_epoch == 0:
+            return
+        if trainer.is_global_zero:
+            self._close()
+            self.run.drop_metrics_after(trainer.global_step)
+            self.bar = TrainingProgress(self.total_steps, trainer.global_step)
+        pl_module.batch_ended_at = time.perf_counter()
+        self._start_interval(trainer)
+
     def _start_interval(self, trainer: Trainer) -> None:
         self._interval_step, self._busy, self._data_wait = trainer.global_step, 0.0, 0.0
 
@@ -82,6 +93,21 @@ class Monitor(Callback):
             if trainer.is_global_zero:
                 self._log_step(trainer, outputs, loss_sums)
             self._start_interval(trainer)
+        elif trainer.is_global_zero and (remarkable := self._remarkable(trainer, outputs)):
+            step = {"step": trainer.global_step, "tokens": trainer.global_step * self.batch_tokens, "lr": outputs["lr"]}
+            self._write(step | remarkable)
+
+    def _remarkable(self, trainer: Trainer, outputs: dict[str, Any]) -> dict[str, Any]:
+        """What is to be said of a step even where it is not a logged one: that it is out of the ordinary, or that examples which would
+        have stood there were skipped."""
+        row: dict[str, Any] = {}
+        if (anomaly := outputs["anomaly"]) is not None:
+            row |= {"train/loss": anomaly.loss, "grad_norm": anomaly.grad_norm, "anomaly": anomaly.kind}
+        if (data := getattr(trainer, "datamodule", None)) is not None:
+            end = trainer.global_step * data.batch_size
+            if skipped := data.train_stream.skipped_at(end - data.batch_size, end):
+                row["skipped_positions"] = skipped
+        return row
 
     def _log_step(self, trainer: Trainer, outputs: dict[str, Any], loss_sums: list[float]) -> None:
         loss = sum(loss_sums) / max(sum(outputs["scored"]), 1)
@@ -97,6 +123,7 @@ class Monitor(Callback):
             "mfu": round(mfu, 4) if (mfu := self._mfu(speed)) is not None else None,
             "data_wait": round(self._data_wait / seconds, 4),
             "batch_digest": f"{outputs['digest']:016x}",
+            **self._remarkable(trainer, outputs),
             **self._per_source(trainer, outputs["scored"], loss_sums),
         }
         self._write(row)

@@ -2,7 +2,9 @@
 
 from typing import Any
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, Trainer
+
+from sslm.objectives.base import Objective
 
 
 class Validation(Callback):
@@ -14,13 +16,15 @@ class Validation(Callback):
     def __init__(self, every: int, total_steps: int) -> None:
         self.every, self.total_steps = every, total_steps
 
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Objective) -> None:
         if trainer.global_step == 0:
             validate(trainer)
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: Objective, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
+        if pl_module.must_rewind:
+            return
         if trainer.global_step % self.every == 0 or trainer.global_step >= self.total_steps:
             validate(trainer)
 

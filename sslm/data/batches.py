@@ -4,7 +4,7 @@ Rank r of w takes positions step·batch_size + r·share … + share, in order. A
 nothing but the step's number: restoring it is saying where to start.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -121,23 +121,50 @@ class Loader:
     """Batches of steps first … end, made here or by loader processes.
 
     Processes send arrays in few bytes: what a batch costs them is mostly the way from one process to the other.
+
+    Args:
+        first: asked at each iteration: a run that went back begins another one there.
+        end: a trainer that goes on after it, into another epoch, gets as many steps again.
     """
 
-    def __init__(self, steps: TrainSteps | ValSteps, first: int, end: int, num_workers: int = 0) -> None:
-        self.steps, self.range = steps, range(first, end)
+    def __init__(
+        self, steps: TrainSteps | ValSteps, first: int | Callable[[], int], end: int, num_workers: int = 0
+    ) -> None:
+        self.steps, self.first, self.end, self.num_workers = steps, first, end, num_workers
         np.empty(GLIBC_LARGEST_THRESHOLD, np.uint8)  # freed at once
-        self.workers: DataLoader[Batch] | None = None
-        if num_workers:
-            largest = max(steps.stream.vocab_size, steps.vocabulary.size if steps.vocabulary else 0)
-            kind = np.dtype(np.int16 if largest <= 1 << 15 else np.int32)
-            self.workers = DataLoader(_Narrow(steps, kind), batch_size=None, sampler=self.range, num_workers=num_workers, collate_fn=_as_it_is,
-                                      persistent_workers=True)  # fmt: skip
+        self._started = self._start
+        self.workers = self._new_workers()
+
+    @property
+    def range(self) -> range:
+        first = self.first() if callable(self.first) else self.first
+        return range(first, self.end if first < self.end else first + self.end)
+
+    @property
+    def _start(self) -> tuple[int, int]:
+        """What loader processes are told when they are started: another one needs others."""
+        return self.range.start, len(self.steps.stream.amendments)
+
+    def _new_workers(self) -> "DataLoader[Batch] | None":
+        if not self.num_workers:
+            return None
+        vocabulary = self.steps.vocabulary
+        largest = max(self.steps.stream.vocab_size, vocabulary.size if vocabulary else 0)
+        kind = np.dtype(np.int16 if largest <= 1 << 15 else np.int32)
+        return DataLoader(_Narrow(self.steps, kind), batch_size=None, sampler=self.range, num_workers=self.num_workers, collate_fn=_as_it_is,
+                          persistent_workers=True)  # fmt: skip
 
     def __len__(self) -> int:
         return len(self.range)
 
     def __iter__(self) -> Iterator[Batch]:
-        for batch in self.workers or map(self.steps.__getitem__, self.range):
+        if self._started != self._start:
+            self._started, self.workers = self._start, self._new_workers()
+        return self._batches(self.workers or map(self.steps.__getitem__, self.range))
+
+    @staticmethod
+    def _batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
             if "error" in batch:
                 raise batch["error"]
             yield with_tensors(batch)

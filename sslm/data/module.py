@@ -3,7 +3,7 @@
 import functools
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from sslm.data import tokenizer as tokenizers
 from sslm.data.assembly import cache_folder, open_streams
 from sslm.data.batches import Batch, Loader, TrainSteps, ValSteps, finished, with_tensors
 from sslm.data.recipe import IGNORED, Recipe
-from sslm.data.stream import Amendment, Places, Stream
+from sslm.data.stream import Amendment, Places, Skip, Stream, amendment_of
 from sslm.data.tokenizer import Tokenizer
 from sslm.data.verification import Verifier
 from sslm.data.vocabulary import Needs, Vocabulary, extended
@@ -196,7 +196,7 @@ class DataModule(LightningDataModule):
         self.first_step = step
         file = self.amendments_file
         written = file.read_text().splitlines() if file is not None and file.is_file() else []
-        for one in dict.fromkeys(Amendment(**known) for known in [*amendments, *map(json.loads, written)]):
+        for one in dict.fromkeys(amendment_of(known) for known in [*amendments, *map(json.loads, written)]):
             if one not in self.train_stream.amendments:
                 self.train_stream.amend(one)
 
@@ -208,17 +208,37 @@ class DataModule(LightningDataModule):
             write: append to the run's file, on the disk before this returns.
         """
         position = step * self.batch_size
-        known = {(one.source, one.file) for one in self.train_stream.amendments if one.from_position <= position}
+        before = [one for one in self.train_stream.amendments if isinstance(one, Amendment)]
+        known = {(one.source, one.file) for one in before if one.from_position <= position}
         found = [Amendment(position, *shard, reason) for shard, reason in sorted(shards.items()) if shard not in known]
-        if write and self.amendments_file is not None:
-            with open(self.amendments_file, "a") as stream:
-                stream.writelines(json.dumps(asdict(one)) + "\n" for one in found)
-                stream.flush()
-                os.fsync(stream.fileno())
+        self._write_down(found if write else [])
         for one in found:
             self.train_stream.amend(one)
         self._train_steps.forget()
         return found
+
+    def skip(self, step: int, num_steps: int, reason: str, write: bool) -> None:
+        """Leave the examples of some optimizer steps out, from step `step` on.
+
+        Args:
+            reason: another one for each: what is written down twice counts once.
+            write: append to the run's file, on the disk before this returns.
+        """
+        skip = Skip(step * self.batch_size, num_steps * self.batch_size, reason)
+        self._write_down([skip] if write else [])
+        self.train_stream.amend(skip)
+        self._train_steps.forget()
+
+    def _write_down(self, amendments: Sequence[Amendment | Skip]) -> None:
+        if amendments and self.amendments_file is not None:
+            with open(self.amendments_file, "a") as stream:
+                stream.writelines(json.dumps(asdict(one)) + "\n" for one in amendments)
+                stream.flush()
+                os.fsync(stream.fileno())
+
+    def begins_stage(self, step: int) -> bool:
+        """Whether the mixture's weights change in optimizer step `step`."""
+        return self.train_stream.begins_stage(step * self.batch_size, (step + 1) * self.batch_size)
 
     # -------------------------------------------------------------------------------------------- loaders
 
@@ -227,13 +247,16 @@ class DataModule(LightningDataModule):
         self._train_steps = TrainSteps(self.train_stream, self.recipe, self.batch_size, self.seed, rank, world,
                                        substitute=self.data.on_bad_shard == "substitute", vocabulary=self.vocabulary)  # fmt: skip
         end = self.total_steps or self.trainer.max_steps  # type: ignore[union-attr]
-        return Loader(self._train_steps, self.first_step, end, self.data.num_workers)
+        return Loader(self._train_steps, self._next_step, end, self.data.num_workers)
+
+    def _next_step(self) -> int:
+        return self.first_step if self.trainer is None else self.trainer.global_step
 
     def val_dataloader(self) -> Loader:
         rank, world = self._rank_and_world()
         steps = ValSteps(self.val_stream, self.val_places, self.recipe, self.batch_size, self.seed, rank, world,
                          vocabulary=self.vocabulary)  # fmt: skip
-        return Loader(steps, 0, steps.num_steps, self.data.num_workers)
+        return Loader(steps, lambda: 0, steps.num_steps, self.data.num_workers)
 
     def val_rows(self, num: int) -> dict[str, Tensor]:
         """The tensors of the first held-out sequences, the same on all ranks."""

@@ -21,13 +21,11 @@ from pathlib import Path
 from typing import IO, Any
 
 from sslm.data.cache import Cache, claimed
-from sslm.data.server import Server, Stopped, shown
+from sslm.data.server import DOWNLOADS, Server, Stopped, shown
 from sslm.data.shards import BadShard, Corpus, open_corpus
 from sslm.errors import UserError
 from sslm.files import write_atomically
 
-DOWNLOADS = 3
-"""Whole downloads with a wrong checksum before a file counts as bad."""
 NUM_THREADS = 4
 """That bring files ahead."""
 
@@ -118,22 +116,13 @@ def _download(server: Server, file: File, stream: IO[bytes]) -> None:
     """
     name, num_bytes, sha256 = file
     where = f"{shown(server.url)}/{name}"
-    for _ in range(DOWNLOADS):
-        stream.seek(0)
-        found_bytes, digest = 0, hashlib.sha256()
-        try:
-            for chunk in server.chunks(name, num_bytes):
-                found_bytes += len(chunk)
-                digest.update(chunk)
-                if found_bytes <= num_bytes:
-                    stream.write(chunk)
-        except FileNotFoundError:
-            raise BadShard(name, f"{where}: missing; copy the whole corpus there again") from None
-        if found_bytes == num_bytes and (not sha256 or digest.hexdigest() == sha256):
-            return
-    wrong = f"{found_bytes} bytes, not {num_bytes}" if found_bytes != num_bytes else "not the bytes its checksum is of"
-    raise BadShard(name, f"{where}: {wrong}, in {DOWNLOADS} downloads; it is damaged, or the corpus was replaced "
-                         f"while in use: copy the whole corpus there again")  # fmt: skip
+    try:
+        wrong = server.download(name, num_bytes, sha256, stream)
+    except FileNotFoundError:
+        raise BadShard(name, f"{where}: missing; copy the whole corpus there again") from None
+    if wrong:
+        raise BadShard(name, f"{where}: {wrong}, in {DOWNLOADS} downloads; it is damaged, or the corpus was replaced "
+                             f"while in use: copy the whole corpus there again")  # fmt: skip
 
 
 class RemoteFiles:

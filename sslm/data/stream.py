@@ -82,6 +82,21 @@ class Amendment:
     kind: str = "bad_shard"
 
 
+@dataclass(frozen=True)
+class Skip:
+    """From a position on, examples are those of so many positions later."""
+
+    from_position: int
+    num_positions: int
+    reason: str
+    kind: str = "skip"
+
+
+def amendment_of(known: dict[str, Any]) -> Amendment | Skip:
+    """As a checkpoint or amendments.jsonl has it."""
+    return Skip(**known) if known["kind"] == "skip" else Amendment(**known)
+
+
 class Stream:
     """Args:
     sources: what is mixed, or the one source there is.
@@ -97,7 +112,7 @@ class Stream:
     ) -> None:  # fmt: skip
         self.sources, self.mixture, self.window_len = tuple(sources), mixture, window_len
         self.vocab_size, self.with_documents = vocab_size, with_documents
-        self.amendments: list[Amendment] = []
+        self.amendments: list[Amendment | Skip] = []
         self._is_packed = isinstance(self.sources[0].windows, Packed)
         self._is_remote = any(source.corpus.is_remote for source in self.sources)
         self._stride = self.sources[0].windows.stride
@@ -121,7 +136,7 @@ class Stream:
 
     def places(self, positions: Ints) -> Places:
         """[n] positions -> where their examples stand."""
-        sources, numbers = self.mixture.at(positions)
+        sources, numbers = self.mixture.at(self.unskipped(positions))
         epochs, regions, windows = np.empty_like(positions), np.empty_like(positions), np.empty_like(positions)
         if len(self.sources) == 1:
             epochs, regions, windows = self.sources[0].order.at(numbers)
@@ -130,30 +145,53 @@ class Stream:
                 here = sources == i
                 epochs[here], regions[here], windows[here] = self.sources[i].order.at(numbers[here])
         places = Places(positions, sources, epochs, regions, windows)
-        for number in range(len(self.amendments)):
-            self._amend(places, number)
+        for number, amendment in enumerate(self.amendments):
+            if isinstance(amendment, Amendment):
+                self._amend(places, number, amendment)
         return places
 
-    def amend(self, amendment: Amendment) -> None:
+    def unskipped(self, positions: Ints) -> Ints:
+        """[n] positions of the run -> those at which their examples would stand if none were skipped.
+
+        Each skip was found in a run that knew the former ones, so the last one is undone first. Noise, dropout and bad shards go
+        by the run's positions.
+        """
+        for amendment in reversed(self.amendments):
+            if isinstance(amendment, Skip):
+                positions = positions + amendment.num_positions * (positions >= amendment.from_position)
+        return positions
+
+    def skipped_at(self, first: int, end: int) -> int:
+        """Positions whose examples were skipped at the run's positions first … end − 1."""
+        skips = [one for one in self.amendments if isinstance(one, Skip) and first <= one.from_position < end]
+        return sum(skip.num_positions for skip in skips)
+
+    def begins_stage(self, first: int, end: int) -> bool:
+        """Whether other weights begin to hold at one of the run's positions first … end − 1."""
+        before, last = self.unskipped(np.array([first - 1, end - 1])).tolist()
+        return any(before < stage.position <= last for stage in self.mixture.stages[1:])
+
+    def amend(self, amendment: Amendment | Skip) -> None:
         """Take an amendment into account from its position on.
 
         Raises:
             UserError: the source has no sound shard left.
         """
         self.amendments.append(amendment)
+        if isinstance(amendment, Skip):
+            return
         for source in self.sources:
             if source.name == amendment.source and not self._sound(source, self.amendments):
                 raise UserError(f"{source.name or 'the corpus'}: every shard is bad ({amendment.reason})")
 
-    def _sound(self, source: StreamSource, amendments: Sequence[Amendment]) -> list[int]:
-        bad = {amendment.file for amendment in amendments if amendment.source == source.name}
+    def _sound(self, source: StreamSource, amendments: Sequence[Amendment | Skip]) -> list[int]:
+        bad = {one.file for one in amendments if isinstance(one, Amendment) and one.source == source.name}
         return [
             i for i, region in enumerate(source.regions) if region.shard.file not in bad and source.order.num_windows[i]
         ]
 
-    def _amend(self, places: Places, number: int) -> None:
+    def _amend(self, places: Places, number: int, amendment: Amendment) -> None:
         """Apply one amendment as if no later one were known: what was read before those were found stays as it was read."""
-        amendment = self.amendments[number]
         for i, source in enumerate(self.sources):
             bad = [n for n, region in enumerate(source.regions) if region.shard.file == amendment.file]
             if source.name != amendment.source or not bad:
@@ -169,6 +207,7 @@ class Stream:
         """Let remote sources bring what positions first … last need, and the block of shards after it."""
         if not self._is_remote:
             return
+        first, last = self.unskipped(np.array([first, last])).tolist()
         spans = zip(self.mixture.counts(first), self.mixture.counts(last), strict=True)
         for source, before, (begin, end) in zip(self.sources, self._first_shard.tolist(), spans, strict=True):
             if source.corpus.is_remote:
@@ -179,8 +218,8 @@ class Stream:
                 source.corpus.read_ahead([source.regions[number].shard for number in needed])
 
     def seen(self, position: int) -> dict[str, tuple[int, float]]:
-        """Per source: its examples before a position, and in epochs."""
-        counts = self.mixture.counts(position)
+        """Per source: its examples before a position, with those that were skipped, and in epochs."""
+        counts = self.mixture.counts(int(self.unskipped(np.array(position - 1))) + 1)
         return {s.name: (n, n / max(s.num_windows, 1)) for s, n in zip(self.sources, counts, strict=True)}
 
     def fingerprint(self) -> dict[str, Any]:

@@ -6,6 +6,7 @@ is that of the mean over all scored tokens of the global batch. Before each micr
 first position), so dropout is a function of the position and there is no random state to save.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -22,14 +23,18 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sslm.config import OptimConfig, RobustConfig
+from sslm.anomalies import Anomaly, Detector
+from sslm.average import Average
+from sslm.config import AnomalyConfig, OptimConfig, RobustConfig
 from sslm.data.module import data_parallel
 from sslm.data.order import key64
 from sslm.data.recipe import IGNORED, Recipe
+from sslm.gather import gather_json
 from sslm.models.build import on_meta
 from sslm.models.deferred import materialise, stand_in
 from sslm.models.head import LanguageModel
 from sslm.models.masks import check_documents
+from sslm.models.weights import weights_of
 from sslm.objectives.adversarial import adversarial_losses
 from sslm.objectives.samples import NUM_SAMPLES, filled_in, written
 from sslm.objectives.token_loss import TokenLoss
@@ -47,6 +52,7 @@ class Objective(LightningModule):
         recipe: the objective's settings; default: its defaults.
         optim: optimizer and schedule.
         robust: label smoothing, z-loss, noise on embeddings, adversarial training; default: none of it.
+        anomaly: what happens at steps out of the ordinary; default: nothing (to go back takes the callback `Anomalies` too).
         total_steps: optimizer steps in the whole run, which the schedule spans; default: the trainer's max_steps.
         micro_batch_size: sequences per forward pass; default: this device's whole share.
         seed: of initial weights and dropout.
@@ -89,6 +95,7 @@ class Objective(LightningModule):
         *,
         optim: OptimConfig | None = None,
         robust: RobustConfig | None = None,
+        anomaly: AnomalyConfig | None = None,
         total_steps: int | None = None,
         micro_batch_size: int | None = None,
         seed: int = 0,
@@ -102,18 +109,32 @@ class Objective(LightningModule):
         if self.optim.lr is None:
             self.optim = replace(self.optim, lr=self.default_lr)
         self.robust = robust or RobustConfig()
+        self.anomaly = anomaly or AnomalyConfig(action="off")
         self.total_steps = total_steps
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.network: LanguageModel = None  # type: ignore[assignment]  # built in configure_model
         self.validation = TokenLoss(num_sources=1)
         self.right = {name: MeanMetric(nan_strategy="ignore") for name in self.shares}  # "disable" drops weights
-        self.stop_requested = self.save_requested = False
-        """Set on any rank by who wants the run to stop, or a checkpoint; all ranks learn of it with the next step."""
+        self.stop_requested = self.save_requested = self.save_failed = False
+        """Set on any rank by who wants the run to stop, or a checkpoint, or could not save; all ranks learn of it with the next
+        step."""
+        self.validated_at: int | None = None
+        """The step of the last validation."""
+        self.is_updating = False
+        """Whether weights and optimizer states are between two steps' values."""
         self._given = [model]  # in a list: not a submodule before it is wrapped
         self._parallelize = parallelize
         self.reduce_gradients = reduce_gradients
         self._grad_norm = torch.zeros(())
+        self._at_hand = 0, torch.zeros(())
+        """The step's number, and this share's part of its mean loss."""
+        self.detector = Detector(self.anomaly.spike_z)
+        self.last_anomaly: Anomaly | None = None
+        """What is out of the ordinary with the last step; its update was withheld (but for DeepSpeed's)."""
+        self.anomalous_streak = 0
+        """Last steps in a row whose update was withheld: the weights are those before them."""
+        self._average: Average | None = None
         self.side_group: dist.ProcessGroup | None = None
         """All ranks, on the CPU (gloo); None with one process."""
         self.batch_ended_at = 0.0
@@ -173,11 +194,24 @@ class Objective(LightningModule):
         for micro, sources, position, is_last in self._micro_batches(batch):
             row_losses = self._losses(micro, position, is_last, weight)
             loss_sums.index_add_(0, sources, row_losses.float())
+        self._at_hand = self.global_step, loss_sums.double().sum() / agreed.all_scored
+        self.is_updating = True
         optimizer.step()
+        self.is_updating = False
         optimizer.zero_grad()
         own = getattr(self.trainer.strategy, "grad_norm", None)
         grad_norm = self._grad_norm if own is None else own()
-        outputs = {"loss_sums": loss_sums, "lr": lr, "grad_norm": grad_norm, **agreed._asdict()}
+        if own is not None:
+            self._judge(grad_norm)
+        if self.average is not None and self.last_anomaly is None:
+            self.average.update()
+        outputs = {
+            "loss_sums": loss_sums,
+            "lr": lr,
+            "grad_norm": grad_norm,
+            "anomaly": self.last_anomaly,
+            **agreed._asdict(),
+        }
         if self.global_step % self.trainer.log_every_n_steps == 0:
             if self.trainer.world_size > 1:
                 dist.all_reduce(loss_sums)
@@ -225,16 +259,17 @@ class Objective(LightningModule):
                 counts * _as_int64(batch["digest"]),
                 int(self.stop_requested),
                 int(self.save_requested),
+                int(self.save_failed),
                 int(bool(bad)),
             ]
         )
         if self.side_group is not None:
             dist.all_reduce(mine, group=self.side_group)
-        *scored, digest, stop, save, any_bad = mine.tolist()
+        *scored, digest, stop, save, save_failed, any_bad = mine.tolist()
         if any_bad:
             return self._agree(self._substitute(bad))
         self.save_requested = False
-        return batch, Agreed(scored, digest % (1 << 64), stop > 0, save > 0)
+        return batch, Agreed(scored, digest % (1 << 64), stop > 0, save > 0, save_failed > 0)
 
     def _substitute(self, bad: list[str] | None) -> dict[str, Any]:
         """Amend the stream from this step on, on all ranks alike; this step's batch, made anew.
@@ -242,10 +277,7 @@ class Objective(LightningModule):
         Args:
             bad: (source, file, reason) of the shard that this rank met, if it did.
         """
-        data, found = self.trainer.datamodule, [bad]
-        if self.side_group is not None:
-            found = [None] * self.trainer.world_size
-            dist.all_gather_object(found, bad, group=self.side_group)
+        data, found = self.trainer.datamodule, gather_json(bad, self.side_group)
         shards = {(source, file): reason for source, file, reason in filter(None, reversed(found))}
         amendments = data.amend(shards, self.global_step, write=self.trainer.is_global_zero)
         self.wait_for_all()  # rank 0 has written them down
@@ -279,15 +311,92 @@ class Objective(LightningModule):
         return nullcontext()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradient, and keep its norm before that. (DeepSpeed's engine does both itself.)"""
+        """Clip the gradient, and keep its norm before that; drop it where the step is out of the ordinary. (DeepSpeed's engine clips
+        and steps in one go.)"""
         if hasattr(self.trainer.strategy, "grad_norm"):
             return
         scaler = getattr(self.trainer.precision_plugin, "scaler", None)
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)  # Lightning leaves this to fused optimizers, which would do it after clipping
         self._grad_norm = clip_gradient(self.network.parameters(), self.optim.clip_norm or float("inf"))
+        self._judge(self._grad_norm)
+        if self.last_anomaly is not None:
+            optimizer.zero_grad()  # what has no gradient is left as it is, its moments and count of steps too
+
+    # -------------------------------------------------------------------------------------------- anomalies
+
+    def _judge(self, grad_norm: Tensor) -> None:
+        """Look for what is out of the ordinary with this step; all ranks see the same numbers. The host waits for the device here."""
+        self.last_anomaly = None
+        if self.anomaly.action == "off":
+            return
+        step, mean_loss = self._at_hand
+        loss, norm = self._global(mean_loss, grad_norm)
+        data, strategy = getattr(self.trainer, "datamodule", None), self.trainer.strategy
+        if data is not None and data.begins_stage(step):
+            self.detector.forget()
+        own = getattr(strategy, "loss_scaler", None)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None) if own is None else own()
+        if (
+            scaler is None or math.isfinite(norm) or not math.isfinite(loss)
+        ):  # else the loss scale is about to be lowered
+            self.last_anomaly = self.detector.judge(loss, norm)
+        counts = self.last_anomaly is not None and (self._withholds or not self.last_anomaly.is_finite)
+        self.anomalous_streak = self.anomalous_streak + 1 if counts else 0
+
+    def _global(self, loss: Tensor, grad_norm: Tensor) -> tuple[float, float]:
+        """This share's part of the mean loss -> that of the global batch; and the first rank's norm of the gradient."""
+        mine = torch.stack([loss if self._leads else torch.zeros_like(loss), grad_norm.to(loss)]).cpu()
+        if self.side_group is None:
+            return float(mine[0]), float(mine[1])
+        theirs = [torch.empty_like(mine) for _ in range(self.trainer.world_size)]
+        dist.all_gather(theirs, mine, group=self.side_group)
+        return sum(float(one[0]) for one in theirs), float(theirs[0][1])
+
+    @property
+    def _withholds(self) -> bool:
+        """Whether an update can be left out: DeepSpeed tells the norm when it is too late."""
+        return not hasattr(self.trainer.strategy, "grad_norm")
+
+    @property
+    def must_rewind(self) -> bool:
+        """Whether the run is to go back before the last steps."""
+        return self.anomaly.action == "rewind" and self.anomalous_streak >= (
+            self.anomaly.patience if self._withholds else 1
+        )
+
+    def anomaly_state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, to find the same anomalies later on."""
+        return self.detector.state()
+
+    def load_anomaly_state(self, state: dict[str, Any]) -> None:
+        self.detector.load(state)
+        self.anomalous_streak, self.last_anomaly = 0, None
 
     # -------------------------------------------------------------------------------------------- validation
+
+    @property
+    def average(self) -> Average | None:
+        """Of the weights, from when it is first asked for; None: not wanted."""
+        if self._average is None and self.optim.average_decay is not None:
+            self._average = Average(weights_of(self.network), self.optim.average_decay)
+        return self._average
+
+    def on_validation_start(self) -> None:
+        if self.average is not None:
+            self.average.put_in()
+            self._forget_gathered()
+
+    def on_validation_end(self) -> None:
+        if self.average is not None:
+            self.average.take_out()
+            self._forget_gathered()
+
+    def _forget_gathered(self) -> None:
+        """FSDP keeps the outermost weights together from one forward pass to the next."""
+        for module in self.network.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         for micro, sources, _, _ in self._micro_batches(batch):
@@ -310,6 +419,7 @@ class Objective(LightningModule):
         return {"perplexity": loss.exp()}
 
     def on_validation_epoch_end(self) -> None:
+        self.validated_at = self.trainer.global_step
         losses, scored = self.validation.compute()
         self.validation.reset()
         loss = losses.nansum() / scored.sum()
@@ -352,6 +462,7 @@ class Agreed(NamedTuple):
     """Of the global batch."""
     stop: bool
     save: bool
+    save_failed: bool
 
     @property
     def all_scored(self) -> int:

@@ -1,0 +1,113 @@
+"""Which steps are out of the ordinary: their loss or gradient norm is no number, or stands far above those of the last steps.
+
+Pure: what is found depends on the numbers given and on nothing else, and the detector's state is plain JSON, so that a run
+that goes on from a checkpoint finds what an uninterrupted one would have found.
+"""
+
+import math
+from collections import deque
+from statistics import median
+from typing import Any, NamedTuple
+
+WINDOW = 128
+"""Good steps that a step is compared with."""
+FEWEST = 32
+"""With fewer there are no spikes."""
+MAD_TO_SIGMA = 1.4826
+"""A normal distribution's standard deviation over its median absolute deviation (Hampel 1974)."""
+LEAST_LOSS_SPREAD, LEAST_NORM_SPREAD = 0.01, 0.4
+"""Floors of the standard deviation, of the loss [as a share of it] and of the gradient norm's logarithm. Norms have heavy tails: single
+ones of 15 times the median (of which the others make 0.06), after which nothing was amiss, were met in healthy runs."""
+SMALLEST_NORM = 1e-30
+
+
+class Anomaly(NamedTuple):
+    """A step that is out of the ordinary."""
+
+    kind: str
+    """In words: `loss is nan`, `grad norm spike, z 23.1`."""
+    loss: float
+    """Mean over the global batch's targets."""
+    grad_norm: float
+    is_finite: bool
+
+
+class Detector:
+    """Remembers good steps, and judges others by them.
+
+    A spike is a loss, or a logarithm of the gradient norm, whose robust z-score (distance from the window's median, in standard
+    deviations made from its median absolute deviation) is above `spike_z`. What lies below is no anomaly.
+
+    Args:
+        spike_z: None: only what is no number is an anomaly.
+
+    >>> detector = Detector(spike_z=8.0)
+    >>> [detector.judge(loss=3.0 + step % 2 / 10, grad_norm=1.0) for step in range(40)] == [None] * 40
+    True
+    >>> detector.judge(loss=3.4, grad_norm=1.0) is None
+    True
+    >>> detector.judge(loss=4.5, grad_norm=1.0).kind
+    'loss spike, z 9.4'
+    >>> detector.judge(loss=3.0, grad_norm=float("inf")).kind
+    'grad norm is inf'
+    """
+
+    def __init__(self, spike_z: float | None) -> None:
+        self.spike_z = spike_z
+        self.losses: deque[float] = deque(maxlen=WINDOW)
+        self.norms: deque[float] = deque(maxlen=WINDOW)
+        """Natural logarithms."""
+
+    def judge(self, loss: float, grad_norm: float) -> Anomaly | None:
+        """What is wrong with a step. One with which nothing is wrong is remembered."""
+        kind = self._kind(loss, grad_norm)
+        if kind is not None:
+            return Anomaly(kind, loss, grad_norm, math.isfinite(loss) and math.isfinite(grad_norm))
+        self.losses.append(loss)
+        self.norms.append(_log(grad_norm))
+        return None
+
+    def forget(self) -> None:
+        """The steps to come are of another kind than those before (another mixture)."""
+        self.losses.clear()
+        self.norms.clear()
+
+    def _kind(self, loss: float, grad_norm: float) -> str | None:
+        for name, value in (("loss", loss), ("grad norm", grad_norm)):
+            if not math.isfinite(value):
+                return f"{name} is {value}"
+        if self.spike_z is None or len(self.losses) < FEWEST:
+            return None
+        for name, score in zip(("loss", "grad norm"), self.scores(loss, grad_norm), strict=True):
+            if score > self.spike_z:
+                return f"{name} spike, z {score:.1f}"
+        return None
+
+    def scores(self, loss: float, grad_norm: float) -> tuple[float, float]:
+        """Robust z-scores of loss and gradient norm."""
+        return (
+            robust_z(loss, self.losses, LEAST_LOSS_SPREAD * abs(median(self.losses))),
+            robust_z(_log(grad_norm), self.norms, LEAST_NORM_SPREAD),
+        )
+
+    # -------------------------------------------------------------------------------------------- state
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps."""
+        return {"losses": list(self.losses), "log_grad_norms": list(self.norms)}
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.forget()
+        self.losses.extend(state.get("losses", []))
+        self.norms.extend(state.get("log_grad_norms", []))
+
+
+def robust_z(value: float, known: "deque[float]", least_spread: float) -> float:
+    """Distance of a value from the median of the known ones, in robust standard deviations of at least `least_spread`."""
+    middle = median(known)
+    spread = MAD_TO_SIGMA * median(abs(other - middle) for other in known)
+    return (value - middle) / max(spread, least_spread, 1e-12)
+
+
+def _log(grad_norm: float) -> float:
+    return math.log(max(grad_norm, SMALLEST_NORM))

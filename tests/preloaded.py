@@ -1,0 +1,7 @@
+"""What the server that test processes are forked from has imported: they start in a moment. Nothing here may start a thread."""
+
+import sslm.callbacks.anomaly
+import sslm.checkpoints.mirror
+import sslm.objectives.causal_lm
+import sslm.plots
+import sslm.train  # noqa: F401
