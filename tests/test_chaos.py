@@ -110,7 +110,9 @@ def kill_at(moment: str, ranks: Ranks, run: Path, mirror: Path, chance: random.R
         time.sleep(0.0002)
     time.sleep(chance.random() * 0.002)
     ranks.signal(signal.SIGKILL)
-    return all(code == 0 for code in ranks.wait())
+    codes = set(ranks.wait())
+    assert codes <= {0, -signal.SIGKILL}, ranks.said()
+    return codes == {0}
 
 
 def metrics_size(run: Path) -> int:

@@ -52,6 +52,7 @@ def row_of(name: str, printed: str) -> list[str]:
 # ------------------------------------------------------------------------------------------------ the whole
 
 
+@pytest.mark.slow
 def test_killed_and_resumed_with_other_micro_batches_does_not_differ(verify: Verify, tmp_path: Path) -> None:
     done = verify("--steps", "8", "--kills", "2", "--also", "--micro_batch_size 1", "--model.attention_dropout", "0.1",
                   "--keep", str(tmp_path / "kept"))  # fmt: skip

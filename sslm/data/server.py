@@ -13,6 +13,7 @@ import functools
 import hashlib
 import itertools
 import logging
+import os
 import random
 import re
 import threading
@@ -22,6 +23,7 @@ from pathlib import Path
 from typing import IO, Any, TypeVar
 
 from sslm.errors import UserError, sentence_of
+from sslm.files import fsync
 
 PATIENCE_SECONDS = 180.0
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
@@ -128,10 +130,24 @@ class Server:
 
     def put(self, file: str, source: Path) -> None:
         """Write a file whole, in place of what was there."""
-        self._patiently(file, "written", lambda filesystem, path: filesystem.put_file(str(source), path))
+        self._write_whole(file, lambda filesystem, path: filesystem.put_file(str(source), path))
 
     def write(self, file: str, data: bytes) -> None:
-        self._patiently(file, "written", lambda filesystem, path: filesystem.pipe_file(path, data))
+        self._write_whole(file, lambda filesystem, path: filesystem.pipe_file(path, data))
+
+    def _write_whole(self, file: str, write: Callable[[Any, str], object]) -> None:
+        """A store of objects replaces one as a whole; a file of a file system is written beside, and renamed."""
+
+        def act(filesystem: Any, path: str) -> None:
+            if "file" not in filesystem.protocol:
+                write(filesystem, path)
+                return
+            part = Path(f"{path}.part")
+            write(filesystem, str(part))
+            fsync(part)
+            os.replace(part, path)
+
+        self._patiently(file, "written", act)
 
     def remove(self, file: str) -> None:
         """Remove a file, if it is there."""
