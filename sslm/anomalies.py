@@ -9,6 +9,8 @@ from collections import deque
 from statistics import median
 from typing import Any, NamedTuple
 
+from sslm.config import AnomalyConfig
+
 WINDOW = 128
 """Good steps that a step is compared with."""
 FEWEST = 32
@@ -30,6 +32,52 @@ class Anomaly(NamedTuple):
     """Mean over the global batch's targets."""
     grad_norm: float
     is_finite: bool
+
+
+class Judge:
+    """Judges a run's steps one after the other, and counts those in a row that are out of the ordinary.
+
+    Args:
+        settings: what is one, and what happens then.
+    """
+
+    def __init__(self, settings: AnomalyConfig) -> None:
+        self.settings, self.detector = settings, Detector(settings.spike_z)
+        self.last: Anomaly | None = None
+        """What is out of the ordinary with the last step."""
+        self.streak = 0
+        """Last steps in a row with which the run can't go on: where updates are withheld, the weights are those before them."""
+        self._patience = settings.patience
+
+    @property
+    def is_on(self) -> bool:
+        return self.settings.action != "off"
+
+    def look_at(self, loss: float, grad_norm: float, is_withheld: bool, is_scale_at_fault: bool = False) -> None:
+        """Judge a step.
+
+        Args:
+            loss: mean over the global batch's targets.
+            is_withheld: whether an update out of the ordinary is left out. Where it can't be, only what is no number matters, at once.
+            is_scale_at_fault: a gradient of fp16 has overflowed, so its loss is about to be scaled less: the step is none to judge.
+        """
+        self.last = None if is_scale_at_fault else self.detector.judge(loss, grad_norm)
+        self._patience = self.settings.patience if is_withheld else 1
+        counts = self.last is not None and (is_withheld or not self.last.is_finite)
+        self.streak = self.streak + 1 if counts else 0
+
+    @property
+    def must_rewind(self) -> bool:
+        """Whether the run is to go back before the last steps."""
+        return self.settings.action == "rewind" and self.streak >= self._patience
+
+    def state(self) -> dict[str, Any]:
+        """What a checkpoint keeps, to find the same anomalies later on."""
+        return self.detector.state()
+
+    def load(self, state: dict[str, Any]) -> None:
+        self.detector.load(state)
+        self.streak, self.last = 0, None
 
 
 class Detector:

@@ -79,7 +79,7 @@ class Checkpoint(Callback):
         states_of(trainer, pl_module).load(checkpoint)
         if (scaler := loss_scaler(trainer)) is not None and "loss_scale" in state:
             scaler.load_state_dict(scaler.state_dict() | state["loss_scale"])
-        pl_module.load_anomaly_state(state.get("anomaly", {}))
+        pl_module.judge.load(state.get("anomaly", {}))
         trainer.datamodule.restore(state["step"], state["amendments"])
         _set_step(trainer, state["step"])
 
@@ -101,13 +101,13 @@ class Checkpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
-        if pl_module.must_rewind:
+        if pl_module.judge.must_rewind:
             return
         if outputs["save_failed"]:
             self.saver.wait()
         is_last = outputs["stop"] or trainer.global_step >= self.total_steps
         is_due = self._is_due(trainer.global_step, outputs["save"], pl_module)
-        if is_due and pl_module.anomalous_streak:  # the weights may be what is wrong: later, then
+        if is_due and pl_module.judge.streak:  # the weights may be what is wrong: later, then
             pl_module.save_requested, is_due = True, False
         if is_last or is_due:
             self.save(trainer, pl_module)
@@ -132,7 +132,7 @@ class Checkpoint(Callback):
         state = {
             "sslm": sslm.__version__, "objective": type(pl_module).__name__, "step": step,
             "position": step * data.batch_size, "amendments": data.amendments, "fingerprint": data.fingerprint(),
-            "anomaly": pl_module.anomaly_state(),
+            "anomaly": pl_module.judge.state(),
         }  # fmt: skip
         if (scaler := loss_scaler(trainer)) is not None:
             state["loss_scale"] = {key: scaler.state_dict()[key] for key in ("scale", "_growth_tracker")}
@@ -145,7 +145,7 @@ class Checkpoint(Callback):
     def _step(self, trainer: Trainer, pl_module: Objective) -> int:
         """Where the state as it is now goes on: at the first of the last steps whose updates were withheld, which come again then."""
         step = trainer.global_step
-        return step if step >= self.total_steps else step - pl_module.anomalous_streak
+        return step if step >= self.total_steps else step - pl_module.judge.streak
 
     def _when_written(self, checkpoint: Path) -> list[Path]:
         """Bring it elsewhere; those that are not to be kept. Called on rank 0, in the saver's thread."""

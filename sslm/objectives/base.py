@@ -23,7 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torchmetrics import MeanMetric
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sslm.anomalies import Anomaly, Detector
+from sslm.anomalies import Judge
 from sslm.average import Average
 from sslm.config import AnomalyConfig, OptimConfig, RobustConfig
 from sslm.data.module import data_parallel
@@ -109,7 +109,7 @@ class Objective(LightningModule):
         if self.optim.lr is None:
             self.optim = replace(self.optim, lr=self.default_lr)
         self.robust = robust or RobustConfig()
-        self.anomaly = anomaly or AnomalyConfig(action="off")
+        self.judge = Judge(anomaly or AnomalyConfig(action="off"))
         self.total_steps = total_steps
         self.micro_batch_size = micro_batch_size
         self.seed = seed
@@ -129,11 +129,6 @@ class Objective(LightningModule):
         self._grad_norm = torch.zeros(())
         self._at_hand = 0, torch.zeros(())
         """The step's number, and this share's part of its mean loss."""
-        self.detector = Detector(self.anomaly.spike_z)
-        self.last_anomaly: Anomaly | None = None
-        """What is out of the ordinary with the last step; its update was withheld (but for DeepSpeed's)."""
-        self.anomalous_streak = 0
-        """Last steps in a row whose update was withheld: the weights are those before them."""
         self._average: Average | None = None
         self.side_group: dist.ProcessGroup | None = None
         """All ranks, on the CPU (gloo); None with one process."""
@@ -203,13 +198,13 @@ class Objective(LightningModule):
         grad_norm = self._grad_norm if own is None else own()
         if own is not None:
             self._judge(grad_norm)
-        if self.average is not None and self.last_anomaly is None:
+        if self.average is not None and self.judge.last is None:
             self.average.update()
         outputs = {
             "loss_sums": loss_sums,
             "lr": lr,
             "grad_norm": grad_norm,
-            "anomaly": self.last_anomaly,
+            "anomaly": self.judge.last,
             **agreed._asdict(),
         }
         if self.global_step % self.trainer.log_every_n_steps == 0:
@@ -320,29 +315,25 @@ class Objective(LightningModule):
             scaler.unscale_(optimizer)  # Lightning leaves this to fused optimizers, which would do it after clipping
         self._grad_norm = clip_gradient(self.network.parameters(), self.optim.clip_norm or float("inf"))
         self._judge(self._grad_norm)
-        if self.last_anomaly is not None:
+        if self.judge.last is not None:
             optimizer.zero_grad()  # what has no gradient is left as it is, its moments and count of steps too
 
     # -------------------------------------------------------------------------------------------- anomalies
 
     def _judge(self, grad_norm: Tensor) -> None:
         """Look for what is out of the ordinary with this step; all ranks see the same numbers. The host waits for the device here."""
-        self.last_anomaly = None
-        if self.anomaly.action == "off":
+        if not self.judge.is_on:
             return
         step, mean_loss = self._at_hand
         loss, norm = self._global(mean_loss, grad_norm)
         data, strategy = getattr(self.trainer, "datamodule", None), self.trainer.strategy
         if data is not None and data.begins_stage(step):
-            self.detector.forget()
+            self.judge.detector.forget()
         own = getattr(strategy, "loss_scaler", None)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None) if own is None else own()
-        if (
-            scaler is None or math.isfinite(norm) or not math.isfinite(loss)
-        ):  # else the loss scale is about to be lowered
-            self.last_anomaly = self.detector.judge(loss, norm)
-        counts = self.last_anomaly is not None and (self._withholds or not self.last_anomaly.is_finite)
-        self.anomalous_streak = self.anomalous_streak + 1 if counts else 0
+        overflowed = scaler is not None and not math.isfinite(norm) and math.isfinite(loss)
+        is_withheld = not hasattr(strategy, "grad_norm")  # DeepSpeed tells the norm when it is too late
+        self.judge.look_at(loss, norm, is_withheld, is_scale_at_fault=overflowed)
 
     def _global(self, loss: Tensor, grad_norm: Tensor) -> tuple[float, float]:
         """This share's part of the mean loss -> that of the global batch; and the first rank's norm of the gradient."""
@@ -352,26 +343,6 @@ class Objective(LightningModule):
         theirs = [torch.empty_like(mine) for _ in range(self.trainer.world_size)]
         dist.all_gather(theirs, mine, group=self.side_group)
         return sum(float(one[0]) for one in theirs), float(theirs[0][1])
-
-    @property
-    def _withholds(self) -> bool:
-        """Whether an update can be left out: DeepSpeed tells the norm when it is too late."""
-        return not hasattr(self.trainer.strategy, "grad_norm")
-
-    @property
-    def must_rewind(self) -> bool:
-        """Whether the run is to go back before the last steps."""
-        return self.anomaly.action == "rewind" and self.anomalous_streak >= (
-            self.anomaly.patience if self._withholds else 1
-        )
-
-    def anomaly_state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, to find the same anomalies later on."""
-        return self.detector.state()
-
-    def load_anomaly_state(self, state: dict[str, Any]) -> None:
-        self.detector.load(state)
-        self.anomalous_streak, self.last_anomaly = 0, None
 
     # -------------------------------------------------------------------------------------------- validation
 
