@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 
 from sslm import checkpoints
 from sslm.runs import RunFolder
@@ -80,7 +79,9 @@ def compare(straight: RunFolder, other: RunFolder, tolerance: float = 0.0) -> Co
             step = checkpoints.step_of(ours)
             return Compared(first or Difference(step, f"checkpoint {checkpoint}", "whole", f"damaged ({damage})"))
     apart = tensors_apart(ours, theirs)
-    parameters = sum(math.prod(shape) for name, shape in shapes_of(ours).items() if name.startswith("model."))
+    parameters = sum(
+        math.prod(shape) for name, shape in checkpoints.shapes_in(ours).items() if name.startswith("model.")
+    )
     return Compared(first or state_difference(ours, theirs), first_too_far(apart, tolerance),
                     max(apart, key=lambda one: one.by, default=None), parameters)  # fmt: skip
 
@@ -164,7 +165,7 @@ def state_difference(straight: Path, other: Path) -> Difference | None:
 
 def tensors_apart(straight: Path, other: Path) -> list[Apart]:
     """Each tensor of either checkpoint; of one at a time both are in memory."""
-    ours, theirs = shapes_of(straight), shapes_of(other)
+    ours, theirs = checkpoints.shapes_in(straight), checkpoints.shapes_in(other)
     return [
         _apart(straight, other, name, ours.get(name), theirs.get(name)) for name in sorted(ours.keys() | theirs.keys())
     ]
@@ -175,12 +176,6 @@ def first_too_far(apart: Sequence[Apart], tolerance: float) -> Apart | None:
     for one in apart:
         largest[one.kind] = max(largest.get(one.kind, 0.0), one.size)
     return next((one for one in apart if one.is_too_far(largest[one.kind], tolerance)), None)
-
-
-def shapes_of(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """Name of each tensor -> the shape of all of it."""
-    tensors = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
-    return {name: tuple(tensor.size) for name, tensor in tensors.items()}  # type: ignore[union-attr]
 
 
 def _apart(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
+from torch.distributed.distributed_c10d import _get_default_store
 
 import sslm
 from sslm import checkpoints
@@ -28,7 +29,7 @@ from sslm.terminal import say
 if TYPE_CHECKING:
     from sslm.checkpoints.mirror import Mirror
 
-RESCUE_SECONDS = 15.0
+RESCUE_SECONDS = 30.0
 """How long a rank that met an error waits for the others to have met one too, so that what they have can be saved."""
 
 UPLOAD_SECONDS = 15.0
@@ -221,10 +222,16 @@ class Checkpoint(Callback):
                 say(f"Saved at step {checkpoints.step_of(self.newest)}, before this error")
 
     def _all_are_sound(self, pl_module: Objective) -> bool:
+        """Whether all ranks come here in time, each with sound weights. They count themselves in torch's store: a collective would
+        wait for a rank that is still in training."""
         is_sound = not pl_module.is_updating and all(bool(p.isfinite().all()) for p in local_weights(pl_module))
-        if self.saver.group is not None:
-            dist.monitored_barrier(self.saver.group, timeout=timedelta(seconds=RESCUE_SECONDS))
-        return all(gather_json(is_sound, self.saver.group))
+        if self.saver.group is None or not is_sound:
+            return is_sound
+        store, end = _get_default_store(), time.monotonic() + RESCUE_SECONDS
+        store.add("sslm/sound", 1)
+        while (is_late := store.add("sslm/sound", 0) < dist.get_world_size()) and time.monotonic() < end:
+            time.sleep(0.1)
+        return not is_late
 
 
 def states_of(trainer: Trainer, pl_module: Objective) -> Any:
