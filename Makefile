@@ -9,10 +9,10 @@ train: .venv/installed
 	$(BIN)/python -m sslm.train $(ARGS)
 
 test: .venv/installed-dev
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
 
 test-slow: .venv/installed-dev
-	$(BIN)/python -m pytest -m slow
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations 25
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

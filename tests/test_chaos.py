@@ -17,6 +17,7 @@ import pytest
 from safetensors.torch import load_file
 
 from sslm import checkpoints
+from sslm.checkpoints.folder import write_manifest
 from sslm.runs import RunFolder
 from tests.conftest import TINY
 from tests.processes import Ranks
@@ -286,6 +287,21 @@ def test_two_ranks_take_the_checkpoint_that_the_first_has_verified(
     assert "going on from step 10" in ranks.said()
 
 
+def test_a_checkpoint_of_a_newer_version_is_refused_in_a_sentence(
+    stopped: Path, command: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(stopped, run)
+    checkpoint = run / "checkpoints/step-000011"
+    state = json.loads((checkpoint / "state.json").read_text())
+    (checkpoint / "state.json").write_text(json.dumps(state | {"format": 99}))
+    write_manifest(checkpoint, {})
+    ranks = Ranks([*command, "--run_dir", str(run)], tmp_path / "log")
+    assert ranks.wait() == [2]
+    assert "written by a newer sslm (format 99); upgrade to go on from it" in ranks.said()
+    assert checkpoint.is_dir()  # not set aside: it is sound
+
+
 class Malice:
     """What unpickling would run."""
 
@@ -315,9 +331,7 @@ def test_nothing_in_a_checkpoint_is_run(stopped: Path, command: list[str], tmp_p
     (checkpoint / "model/config.json").write_text(json.dumps(config))
     (checkpoint / "model/evil.py").write_text(f"import os\nos.system('touch {mark}')\nclass Evil: pass\n")
     shutil.copy(checkpoint / "state.json", tmp_path)
-    files = [file for file in checkpoint.rglob("*") if file.is_file() and file.name != "manifest.json"]
-    entries = {str(f.relative_to(checkpoint)): checkpoints.folder.entry_of(f) for f in files}
-    (checkpoint / "manifest.json").write_text(json.dumps(entries))  # as one who means harm would
+    write_manifest(checkpoint, {})  # as one who means harm would
     Ranks([*command, "--run_dir", str(run), "--stop_after", "1steps"], tmp_path / "log").wait()
     from sslm import ckpt, export
 

@@ -123,6 +123,7 @@ def seal(part: Path, final: Path, known: Manifest) -> None:
 
 def write_manifest(folder: Path, known: Manifest) -> None:
     """Of all files in a folder, which are on the disk afterwards."""
+    (folder / "manifest.json").unlink(missing_ok=True)
     files = {str(f.relative_to(folder)): f for f in sorted(folder.rglob("*")) if f.is_file()}
     manifest = {name: known.get(name) or entry_of(file) for name, file in files.items()}
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
