@@ -172,7 +172,6 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
     A run goes on from its own newest; --resume PATH says where a run begins that has none.
     """
     from sslm import checkpoints
-    from sslm.callbacks.checkpoint import check_data
     from sslm.checkpoints import step_of
     from sslm.export import find_checkpoint
 
@@ -199,6 +198,25 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
             raise UserError(f"--resume {config.resume}: is at step {step_of(checkpoint)} already, this run ends at "
                             f"{config.total_steps}; give more --max_steps")  # fmt: skip
     return checkpoint
+
+
+def check_data(checkpoint: Path, data: "DataModule") -> None:
+    """Refuse to go on with other data.
+
+    Raises:
+        UserError: what differs.
+    """
+    from sslm.checkpoints import read_state
+    from sslm.data.fingerprint import changes
+
+    state = read_state(checkpoint)
+    if state["position"] != state["step"] * data.batch_size:
+        raise UserError(
+            f"{checkpoint}: was made with --batch_size {state['position'] // state['step']}, now {data.batch_size}"
+        )
+    if changed := changes(state["fingerprint"], data.fingerprint()):
+        raise UserError(f"the data has changed since {checkpoint}: {'; '.join(changed[:4])}{' …' if changed[4:] else ''}; bring back what was "
+                        f"there, or start anew with another --run_dir")  # fmt: skip
 
 
 def bring_checkpoint(config: Config, run: RunFolder) -> None:

@@ -271,7 +271,7 @@ class Config:
     max_tokens: int | None = None
     """End after so many tokens; the earlier of the two ends the run."""
     stop_after: str | None = None
-    """Save and stop (exit code 75) after a time (3h50m) or a number of this command's steps (200steps)."""
+    """Stop with everything saved (exit code 75) within a time (3h50m), or after a number of this command's steps (200steps)."""
     log_every: int = 10
     """Optimizer steps between rows of metrics."""
     val_every: int = 100

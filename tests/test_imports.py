@@ -67,9 +67,7 @@ ALLOWED = {
         "strategies",
     },
     "report": {"data", "export", "models", "runs", "strategies"},
-    "comparison": {"checkpoints", "runs"},
-    "trials": {"runs"},
-    "verify_resume": {"checkpoints", "choices", "commandline", "comparison", "launch", "runs", "trials"},
+    "verify_resume": {"checkpoints", "choices", "commandline", "launch", "runs", "verify_resume"},
     "train": {
         "choices",
         "report",

@@ -19,7 +19,7 @@ from sslm.checkpoints.folder import number_of
 from sslm.checkpoints.retention import surplus
 from sslm.config import CheckpointConfig
 from sslm.data.module import DataModule
-from sslm.errors import RunFailed, UserError
+from sslm.errors import RunFailed
 from sslm.gather import gather_json
 from sslm.heartbeats import beat
 from sslm.objectives.base import Objective
@@ -274,41 +274,6 @@ def loss_scaler(trainer: Trainer) -> Any:
     """What scales the loss in fp16 (torch's GradScaler, or DeepSpeed's in its clothes); None: nothing does."""
     own = getattr(trainer.strategy, "loss_scaler", None)
     return getattr(trainer.precision_plugin, "scaler", None) if own is None else own()
-
-
-def check_data(checkpoint: Path, data: DataModule) -> None:
-    """Refuse to go on with other data.
-
-    Raises:
-        UserError: what differs.
-    """
-    state = checkpoints.read_state(checkpoint)
-    if state["position"] != state["step"] * data.batch_size:
-        raise UserError(
-            f"{checkpoint}: was made with --batch_size {state['position'] // state['step']}, now {data.batch_size}"
-        )
-    if changed := data_changes(state["fingerprint"], data.fingerprint()):
-        raise UserError(f"the data has changed since {checkpoint}: {'; '.join(changed[:4])}{' …' if changed[4:] else ''}; bring back what was "
-                        f"there, or start anew with another --run_dir")  # fmt: skip
-
-
-def data_changes(was: Any, now: Any, name: str = "") -> list[str]:
-    """What differs between two fingerprints, in words."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        found = []
-        for key in dict.fromkeys([*was, *now]):
-            where = f"{name}.{key}" if name else str(key)
-            if key not in now:
-                found.append(f"{where} is gone")
-            elif key not in was:
-                found.append(f"{where} is new")
-            else:
-                found += data_changes(was[key], now[key], where)
-        return found
-    if was == now:
-        return []
-    is_long = isinstance(was, list) or len(str(was)) > 30
-    return [f"{name} is another one" if is_long else f"{name} was {was}, is {now}"]
 
 
 def _set_step(trainer: Trainer, step: int) -> None:

@@ -36,10 +36,10 @@ from sslm.config import Config, differences, to_tree
 from sslm.errors import DONE, FAILED, USER_ERROR, UserError, exits_politely
 from sslm.runs import RunFolder
 from sslm.terminal import console, duration, say
-from sslm.trials import Trial, progress
+from sslm.verify_resume.trials import Trial, progress
 
 if TYPE_CHECKING:
-    from sslm.comparison import Compared
+    from sslm.verify_resume.comparison import Compared
 
 SETS = {
     "run_dir": None, "max_steps": None, "max_tokens": "null", "stop_after": "null", "resume": "auto", "log_every": "1",
@@ -207,7 +207,7 @@ def carry_out(trials: Sequence[Trial], steps: int, kills: int, config: Config) -
 
 def report(trials: Sequence[Trial], configs: Sequence[Config], also: Sequence[str], steps: int) -> bool:
     """Print a row for each run and what can't be told in one; whether all ended well and none differs."""
-    from sslm.comparison import compare
+    from sslm.verify_resume.comparison import compare
 
     straight, plain = trials[0], configs[0]
     drawn = drawn_in(straight.run, plain) if not straight.failure else []
@@ -305,7 +305,3 @@ def not_zero(model_config: Mapping[str, Any]) -> list[str]:
         ):
             found.append(f"{name} {value:g}")
     return found
-
-
-if __name__ == "__main__":
-    sys.exit(main())
