@@ -10,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from sslm.train import main
+from tests.processes import Ranks
 
 settings.register_profile("sslm", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("sslm")
@@ -106,6 +107,7 @@ def nothing_left_behind() -> Iterator[None]:
     """No test leaves a process or a thread running."""
     before = set(threading.enumerate())
     yield
+    assert not Ranks.end_all()
     assert not multiprocessing.active_children()
     left = {t for t in threading.enumerate() if t.is_alive() and not t.daemon} - before
     assert not left, f"threads left running: {left}"

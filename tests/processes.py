@@ -88,13 +88,15 @@ class Ranks:
         Ranks.started.append(self)
 
     @classmethod
-    def end_all(cls) -> None:
-        """What a test that failed left running."""
-        while cls.started:
-            ranks = cls.started.pop()
+    def end_all(cls) -> int:
+        """End what a test left running, as one that failed does; how many there were."""
+        alive = [ranks for ranks in cls.started if ranks.is_alive()]
+        for ranks in alive:
             ranks.signal(signal.SIGKILL)
             for process in ranks.processes:
                 process.join()
+        cls.started.clear()
+        return len(alive)
 
     def is_alive(self) -> bool:
         return any(process.is_alive() for process in self.processes)

@@ -27,12 +27,6 @@ EVERY = 2
 STEPS = 40
 
 
-@pytest.fixture(autouse=True)
-def no_rank_is_left() -> Iterator[None]:
-    yield
-    Ranks.end_all()
-
-
 @pytest.fixture(scope="module")
 def command(text: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     """A run with all that could be lost: dropout, several micro-batches, a packed mixture in its second stage, averages."""

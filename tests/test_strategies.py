@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from sslm.commandline import parse
 from sslm.strategies import Launch
 from sslm.zero import settings
-from tests.processes import run_command
+from tests.processes import Ranks, run_command
 from tests.test_train import losses_of, rows_of, val_of
 
 STRATEGIES = {
@@ -43,9 +43,11 @@ FAMILIES = {
 
 
 def train(run: Path, tiny: list[str], *flags: str) -> int:
-    done = run_command(["-m", "sslm.train", *tiny, "--run_dir", str(run), *flags], timeout=150)
-    assert done.returncode in (0, 75), done.stderr
-    return done.returncode
+    world = int(flags[flags.index("--devices") + 1]) if "--devices" in flags else 1
+    ranks = Ranks([*tiny, "--run_dir", str(run), *flags], run.with_name(f"{run.name}.log"), world)
+    code = ranks.wait(150)[0]
+    assert code in (0, 75), ranks.said()
+    return code
 
 
 @pytest.fixture(scope="module")
