@@ -2,6 +2,7 @@
 
 import sslm.callbacks.anomaly
 import sslm.checkpoints.mirror
+import sslm.data.remote
 import sslm.objectives.causal_lm
 import sslm.plots
 import sslm.train  # noqa: F401

@@ -2,7 +2,6 @@
 
 import contextlib
 import json
-import multiprocessing
 import os
 import random
 import re
@@ -24,6 +23,7 @@ from sslm.checkpoints.folder import part_of, seal
 from sslm.checkpoints.mirror import Mirror, check
 from sslm.data import server
 from sslm.errors import UserError
+from tests.processes import FORKS
 from tests.servers import S3Server, s3_environment, s3_server
 
 SCHEMES = ["path", "file", "memory", "s3"]
@@ -267,15 +267,10 @@ def upload_there(url: str, run: Path, step: int, environment: dict[str, str]) ->
     upload(url, run, run / "checkpoints" / name_of(step))
 
 
-multiprocessing.set_forkserver_preload(["tests.test_mirror"])
-
-
 @contextlib.contextmanager
 def uploading(url: Any, run: Path, step: int) -> Iterator[Any]:
     """A process that uploads a checkpoint; afterwards it was killed, or has done so."""
-    process = multiprocessing.get_context("forkserver").Process(
-        target=upload_there, args=(str(url), run, step, dict(os.environ))
-    )
+    process = FORKS.Process(target=upload_there, args=(str(url), run, step, dict(os.environ)))
     process.start()
     try:
         yield process

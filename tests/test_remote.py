@@ -508,7 +508,6 @@ def read_only_one(files: RemoteFiles, shard: Shard, dtype: str, expected: int) -
 def processes(method: str, *calls: tuple[Any, ...], wait: float = 60) -> Iterator[list[Any]]:
     """Run (function, *arguments) in a process each; all must end well, unless killed meanwhile."""
     context = multiprocessing.get_context(method)
-    multiprocessing.set_forkserver_preload(["tests.test_remote"])
     running = [context.Process(target=function, args=arguments) for function, *arguments in calls]  # type: ignore[attr-defined]
     for process in running:
         process.start()
