@@ -15,6 +15,7 @@ from torch import Tensor
 from sslm.checkpoints.folder import FORMAT, Manifest, entry_of, name_of, part_of, remove, seal, sweep
 from sslm.checkpoints.replicas import check_replicas
 from sslm.checkpoints.tensors import Piece, Tensors, holders_of, pieces_of, write_shard
+from sslm.errors import UserError, sentence_of
 from sslm.files import fsync
 from sslm.gather import gather_json
 from sslm.heartbeats import beat
@@ -160,9 +161,15 @@ class Saver:
             act()
         except BaseException as error:
             failure = error
-        told = gather_json([failure is not None, then], self.group)
+        said = None if failure is None else sentence_of(failure) or ""
+        told = gather_json([said, then], self.group)
         if failure is not None:
             raise failure
-        if failed := [rank for rank, (has_failed, _) in enumerate(told) if has_failed]:
-            raise RuntimeError(f"rank {failed[0]} could not save the checkpoint; its own message says why")
+        for rank, (why, _) in enumerate(told):
+            if why is not None:  # a full disk is told of alike by all
+                raise (
+                    UserError(why)
+                    if why
+                    else RuntimeError(f"rank {rank} could not save the checkpoint; its own message says why")
+                )
         return [value for _, value in told]
