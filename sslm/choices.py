@@ -191,13 +191,23 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
         RunFolder(checkpoint.parent.parent).check_config(config)
     else:
         checkpoint = None
-    if checkpoint is not None:
+    if checkpoint is not None and (launch.is_first_process() or not own):  # own ones may be set aside at this moment
         check_data(checkpoint, data)
         checkpoints.check_weights(checkpoint, model)
         if not own and step_of(checkpoint) >= config.total_steps:
             raise UserError(f"--resume {config.resume}: is at step {step_of(checkpoint)} already, this run ends at "
                             f"{config.total_steps}; give more --max_steps")  # fmt: skip
     return checkpoint
+
+
+def reaches_the_end(checkpoint: Path | None, config: Config) -> bool:
+    """Whether nothing is left to train. One that the first process is setting aside at this moment does not."""
+    from sslm.checkpoints import step_of
+
+    try:
+        return checkpoint is not None and step_of(checkpoint) >= config.total_steps
+    except OSError:
+        return False
 
 
 def check_data(checkpoint: Path, data: "DataModule") -> None:

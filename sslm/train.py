@@ -27,6 +27,7 @@ from sslm.choices import (
     holds_for,
     open_data,
     pretrained_folder,
+    reaches_the_end,
 )
 from sslm.commandline import parse
 from sslm.config import Config
@@ -78,8 +79,6 @@ def main(arguments: list[str] | None = None) -> int:
     describe(config, data, model)
     describe_launch(config, on, why)
 
-    from sslm.checkpoints import step_of
-
     # a job that is requeued after it lost a node may meet itself: its old first process, which has not noticed yet
     patience = config.start_timeout_seconds if os.environ.get("SLURM_RESTART_COUNT") else 0.0
     with run.locked(patience) if launch.is_first_process() else nullcontext():
@@ -87,7 +86,7 @@ def main(arguments: list[str] | None = None) -> int:
         if checkpoint is None and launch.is_first_process():
             for file in (run.amendments, run.anomalies):
                 file.unlink(missing_ok=True)  # of a run that never had a checkpoint
-        if checkpoint is not None and step_of(checkpoint) >= config.total_steps:
+        if checkpoint is not None and reaches_the_end(checkpoint, config):
             return already_done(config, run, data, checkpoint)
         micro_batch_size = choose_micro_batch_size(config, run, needs, on)
         module = build_module(
@@ -105,8 +104,6 @@ def train(
     from sslm.checkpoints import step_of
     from sslm.clusters import watch_children
 
-    first = step_of(callbacks.checkpoint.resume_from)
-
     def failed(code: int, reason: str) -> None:
         if trainer.is_global_zero:
             with suppress(OSError):  # the disk may be full
@@ -114,6 +111,7 @@ def train(
 
     watch_children(trainer, failed)
     if trainer.is_global_zero:
+        first = step_of(callbacks.checkpoint.resume_from)
         run.write_config(config)
         run.write_status("running", step=first)
         say(f"Run folder: {run.path}" + (f"; going on from step {first}" if first else ""))

@@ -29,7 +29,7 @@ from sslm.terminal import say
 if TYPE_CHECKING:
     from sslm.checkpoints.mirror import Mirror
 
-RESCUE_SECONDS = 30.0
+RESCUE_SECONDS = 10.0
 """How long a rank that met an error waits for the others to have met one too, so that what they have can be saved."""
 
 UPLOAD_SECONDS = 15.0
