@@ -10,6 +10,7 @@ import functools
 import os
 import sys
 import time
+import traceback
 from collections.abc import Iterable
 from typing import Protocol
 
@@ -103,6 +104,10 @@ def exits_politely(verb: Verb) -> Verb:
             return STOPPED
         except Exception as error:
             sentence = str(error) if isinstance(error, RunFailed) else sentence_of(error)
+            if sentence is None and in_process_group():  # a thread that waits for another rank must not keep this one
+                traceback.print_exc()
+                sys.stderr.flush()
+                os._exit(FAILED)
             if sentence is None:
                 raise
             code = FAILED if isinstance(error, RunFailed) else USER_ERROR

@@ -125,6 +125,10 @@ def train(
             run.write_status("stopped", exit_code=STOPPED, step=trainer.global_step, reason=str(stop))
         raise
     except BaseException as error:
+        if isinstance(error, SystemExit) and isinstance(
+            error.__context__, KeyboardInterrupt
+        ):  # Lightning makes 1 of it
+            raise KeyboardInterrupt from None
         failed(USER_ERROR if sentence_of(error) else FAILED, f"{type(error).__name__}: {error}")
         if type(error).__name__ == "DistStoreError":
             raise RuntimeError(
