@@ -88,7 +88,7 @@ class Checkpoint(Callback):
         group = None
         if trainer.world_size > 1:  # the slowest disk may take its time: Timeouts is for training's own collectives
             group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-        self.saver = checkpoints.Saver(self.folder, group, self._when_written)
+        self.saver = checkpoints.Saver(self.folder, group, self._when_written, pl_module.side_group)
         self.saved_at = time.monotonic()
 
     # -------------------------------------------------------------------------------------------- while it runs

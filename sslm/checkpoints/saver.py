@@ -27,12 +27,15 @@ class Saver:
     Args:
         folder: where checkpoints are kept.
         group: a CPU process group of all ranks that nothing else uses; None: there is one process.
+        training_group: of the same ranks, for what training waits for; its time limit holds there. None: `group`.
         when_written: called on rank 0 with each checkpoint, when it has its name: it returns those that may go.
     """
 
     def __init__(
-        self, folder: Path, group: dist.ProcessGroup | None, when_written: Callable[[Path], Iterable[Path]]
-    ) -> None:
+        self, folder: Path, group: dist.ProcessGroup | None, when_written: Callable[[Path], Iterable[Path]],
+        training_group: dist.ProcessGroup | None = None,
+    ) -> None:  # fmt: skip
+        self.training_group = training_group or group
         self.folder, self.group, self.when_written = folder, group, when_written
         self.rank = 0 if group is None else dist.get_rank(group)
         self.longest_seconds: float | None = None
@@ -96,8 +99,8 @@ class Saver:
     def _to_write(self, pieces: list[Piece]) -> list[Piece]:
         """Of the pieces that this rank holds those that it writes."""
         if self._holders is None:
-            self._holders, self._mine = holders_of(pieces, self.group)
-        check_replicas(pieces, self._holders, self.group)
+            self._holders, self._mine = holders_of(pieces, self.training_group)
+        check_replicas(pieces, self._holders, self.training_group)
         return [piece for piece in pieces if piece.place in self._mine]
 
     def _copied(self, pieces: list[Piece]) -> list[Piece]:
