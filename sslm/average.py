@@ -4,7 +4,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
+
+from sslm.optim import local_part
 
 
 class Average:
@@ -19,12 +20,12 @@ class Average:
         self.decay = decay
         self.tensors = {name: weight.detach().to(torch.float32, copy=True) for name, weight in weights.items()}
         """Name -> average, distributed as the weight is."""
-        self._weights = [_local(weight) for weight in weights.values()]
+        self._weights = [local_part(weight) for weight in weights.values()]
         self._set_aside: list[Tensor] = []
 
     @torch.no_grad()
     def update(self) -> None:
-        averages = [_local(tensor) for tensor in self.tensors.values()]
+        averages = [local_part(tensor) for tensor in self.tensors.values()]
         torch._foreach_lerp_(averages, [weight.float() for weight in self._weights], 1 - self.decay)
 
     @torch.no_grad()
@@ -32,14 +33,10 @@ class Average:
         """Let the model have the averages, until `take_out`."""
         self._set_aside = [weight.clone() for weight in self._weights]
         for weight, average in zip(self._weights, self.tensors.values(), strict=True):
-            weight.copy_(_local(average))
+            weight.copy_(local_part(average))
 
     @torch.no_grad()
     def take_out(self) -> None:
         for weight, before in zip(self._weights, self._set_aside, strict=True):
             weight.copy_(before)
         self._set_aside = []
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()

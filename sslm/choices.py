@@ -184,6 +184,8 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
         )
     if own and launch.is_first_process():
         checkpoint = checkpoints.newest_good(run.checkpoints, say)
+        if checkpoint is not None:
+            run.restore_wandb_id(checkpoints.read_state(checkpoint).get("wandb_id"))
     elif own:  # a glance: the callback makes all go on from what the first one has verified
         checkpoint = next((one for one in own if not checkpoints.damage_of(one, hashed=False)), None)
     elif config.resume not in ("auto", "never"):

@@ -16,7 +16,7 @@ from typing import Protocol
 
 from sslm.signals import Stopped
 
-DONE, FAILED, USER_ERROR, STOPPED = 0, 1, 2, 75
+DONE, FAILED, USER_ERROR, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes. 75 (EX_TEMPFAIL): stopped on request, everything saved; the same command goes on."""
 
 
@@ -94,7 +94,7 @@ def exits_politely(verb: Verb) -> Verb:
             return verb(arguments)
         except KeyboardInterrupt:
             print("interrupted", file=sys.stderr)
-            return 130
+            return INTERRUPTED
         except Stopped as stop:
             print(
                 f"stopped by {stop} before a step was taken; run the same command to go on", file=sys.stderr, flush=True
@@ -106,6 +106,7 @@ def exits_politely(verb: Verb) -> Verb:
             sentence = str(error) if isinstance(error, RunFailed) else sentence_of(error)
             if sentence is None and in_process_group():  # a thread that waits for another rank must not keep this one
                 traceback.print_exc()
+                sys.stdout.flush()
                 sys.stderr.flush()
                 os._exit(FAILED)
             if sentence is None:

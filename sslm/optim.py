@@ -161,7 +161,7 @@ def rounded_to_bf16(values: Tensor, generator: torch.Generator) -> Tensor:
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """This device's part of a tensor, cut along its first dimension; views."""
-    here = _local(tensor)
+    here = local_part(tensor)
     here = here if here.ndim else here[None]
     pieces: tuple[Tensor, ...] = torch.split(here, max(PIECE * len(here) // max(here.numel(), 1), 1))
     return pieces
@@ -188,7 +188,7 @@ def clip_gradient(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
     shared: dict[tuple[DeviceMesh | None, tuple[int, ...]], list[Tensor]] = {}
     for gradient in map(_summed, gradients):
         mesh = gradient.device_mesh if isinstance(gradient, DTensor) else None
-        shared.setdefault((mesh, _sharded_dims(gradient)), []).append(_local(gradient))
+        shared.setdefault((mesh, _sharded_dims(gradient)), []).append(local_part(gradient))
     total = torch.zeros((), dtype=wide, device=gradients[0].device)
     for (mesh, dims), tensors in shared.items():
         squares = torch.stack(torch._foreach_norm(tensors, 2, dtype=wide)).square().sum()
@@ -198,11 +198,11 @@ def clip_gradient(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
         total += squares
     norm = total.sqrt()
     if math.isfinite(max_norm):
-        torch._foreach_mul_([_local(g) for g in gradients], (max_norm / (norm + 1e-6)).clamp(max=1.0))
+        torch._foreach_mul_([local_part(g) for g in gradients], (max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 
-def _local(tensor: Tensor) -> Tensor:
+def local_part(tensor: Tensor) -> Tensor:
     """This device's part."""
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()
 

@@ -15,6 +15,7 @@ lock                     held by the running process; the lock dies with it
 
 import json
 import os
+import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -141,6 +142,11 @@ class RunFolder:
         if known is None:
             write_atomically(self.path / "wandb_id", known := os.urandom(4).hex())
         return known
+
+    def restore_wandb_id(self, known: object) -> None:
+        """Go on at W&B in the run that a checkpoint names, where this folder does not say which it is."""
+        if self.known_wandb_id() is None and isinstance(known, str) and re.fullmatch(r"\w{1,64}", known):
+            write_atomically(self.path / "wandb_id", known)
 
     def known_wandb_id(self) -> str | None:
         """That id; None: the run was never there."""

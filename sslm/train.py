@@ -31,7 +31,7 @@ from sslm.choices import (
 )
 from sslm.commandline import parse
 from sslm.config import Config
-from sslm.errors import DONE, FAILED, STOPPED, USER_ERROR, exits_politely, sentence_of
+from sslm.errors import DONE, FAILED, INTERRUPTED, STOPPED, USER_ERROR, exits_politely, sentence_of
 from sslm.report import describe, describe_launch, summarise
 from sslm.runs import RunFolder
 from sslm.signals import Stopped, stops_on_signals
@@ -128,6 +128,7 @@ def train(
         if isinstance(error, SystemExit) and isinstance(
             error.__context__, KeyboardInterrupt
         ):  # Lightning makes 1 of it
+            failed(INTERRUPTED, "interrupted")
             raise KeyboardInterrupt from None
         failed(USER_ERROR if sentence_of(error) else FAILED, f"{type(error).__name__}: {error}")
         if type(error).__name__ == "DistStoreError":

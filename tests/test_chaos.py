@@ -232,7 +232,7 @@ def truncate(file: Path) -> None:
 
 def flip(file: Path) -> None:
     data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
+    data[0 if file.suffix == ".json" else len(data) // 2] ^= 1
     file.write_bytes(data)
 
 
@@ -261,8 +261,6 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     damage(run / "checkpoints/step-000011" / name)
     ranks = Ranks([*command, "--run_dir", str(run)], tmp_path / "log")
     assert ranks.wait(90) == [0]
-    if (name, damage) == (NAMES[2], flip) and "going on from step 11" in ranks.said():
-        pytest.skip("the bit made the manifest say the same in other letters")
     assert ranks.said().count("is damaged (") == 1
     assert "set aside as step-000011.corrupt" in ranks.said()
     assert "going on from step 10" in ranks.said()
@@ -443,20 +441,13 @@ def test_an_error_saves_what_was_trained_since_the_last_checkpoint(
     command: list[str], straight: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    env = {"SSLM_TEST": "1"}
-    ranks = Ranks(
-        [*command, "--run_dir", str(run), "--checkpoint.every_steps", "1000", "--logger", "csv"],
-        tmp_path / "log",
-        env=env,
-    )
+    flags = ["--checkpoint.every_steps", "1000", "--logger", "csv"]
+    ranks = Ranks([*command, "--run_dir", str(run), *flags], tmp_path / "log")
     wait_for_step(run, ranks, 4)
     shutil.rmtree(run / "csv")  # its logger falls over this when it next writes
     (run / "csv").write_text("in the way")
-    code = ranks.wait(60)
-    said = ranks.said()
-    if code == [0]:
-        pytest.skip("the logger did not mind")
-    assert "before this error" in said
+    assert ranks.wait(60) != [0]
+    assert "before this error" in ranks.said()
     assert checkpoints.step_of(checkpoints.found(run / "checkpoints")[0]) >= 4
     (run / "csv").unlink()
     assert Ranks([*command, "--run_dir", str(run), "--checkpoint.every_steps", str(EVERY)], tmp_path / "log").wait(

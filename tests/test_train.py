@@ -377,3 +377,13 @@ def test_second_process_in_the_same_run_folder_is_refused(
         done = run_command(["-c", code])
     assert "another process is training" in done.stderr
     assert not (tmp_path / "run").exists()
+
+
+def test_the_id_at_wandb_comes_back_with_the_checkpoint(train_tiny: TrainTiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "wandb_id").write_text("1a2b3c4d")
+    assert train_tiny(run, "--stop_after", "2steps") == 75
+    (run / "wandb_id").unlink()
+    assert train_tiny(run) == 0
+    assert (run / "wandb_id").read_text() == "1a2b3c4d"

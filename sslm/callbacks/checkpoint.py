@@ -8,7 +8,6 @@ from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from torch.distributed.distributed_c10d import _get_default_store
@@ -23,6 +22,7 @@ from sslm.errors import RunFailed
 from sslm.gather import gather_json
 from sslm.heartbeats import beat
 from sslm.objectives.base import Objective
+from sslm.optim import local_part
 from sslm.runs import RunFolder
 from sslm.terminal import say
 
@@ -47,9 +47,7 @@ class Checkpoint(Callback):
 
     saver: checkpoints.Saver
 
-    def __init__(
-        self, folder: Path, when: CheckpointConfig, resume_from: Path | None, total_steps: int
-    ) -> None:  # fmt: skip
+    def __init__(self, folder: Path, when: CheckpointConfig, resume_from: Path | None, total_steps: int) -> None:
         self.folder, self.when, self.resume_from, self.total_steps = folder, when, resume_from, total_steps
         self.mirror: Mirror | None = None
         """Brings them elsewhere; None: nothing does."""
@@ -71,7 +69,9 @@ class Checkpoint(Callback):
         """What the first rank has verified holds for all; others may have found a newer one that is damaged."""
         starts = gather_json(None if self.resume_from is None else str(self.resume_from), pl_module.side_group)
         if any((start is None) != (starts[0] is None) for start in starts):
-            raise RuntimeError(f"some ranks found checkpoints in {self.folder}, others did not; run again")
+            raise RunFailed(
+                f"some ranks found checkpoints in {self.folder}, others did not; run the same command again"
+            )
         self.newest = self.resume_from = None if starts[0] is None else Path(starts[0])
 
     def load(self, trainer: Trainer, pl_module: Objective, checkpoint: Path) -> None:
@@ -178,9 +178,8 @@ class Checkpoint(Callback):
         self.finish()
         if self.mirror is not None and not self.mirror.wait(0):
             say(f"Uploading to {self.when.upload} …")
-            is_short_of_time = (
-                trainer.global_step < self.total_steps and "SLURM_JOB_ID" in os.environ
-            )  # its disk is shared
+            # a SLURM job that stopped may end at any moment, and what it has lies on a disk that its next turn sees
+            is_short_of_time = trainer.global_step < self.total_steps and "SLURM_JOB_ID" in os.environ
             end = time.monotonic() + (UPLOAD_SECONDS if is_short_of_time else float("inf"))
             while not self.mirror.wait(5) and time.monotonic() < end:
                 beat("uploading")
@@ -224,7 +223,8 @@ class Checkpoint(Callback):
     def _all_are_sound(self, pl_module: Objective) -> bool:
         """Whether all ranks come here in time, each with sound weights. They count themselves in torch's store: a collective would
         wait for a rank that is still in training."""
-        is_sound = not pl_module.is_updating and all(bool(p.isfinite().all()) for p in local_weights(pl_module))
+        weights = [local_part(parameter) for parameter in pl_module.network.parameters()]
+        is_sound = not pl_module.is_updating and all(bool(weight.isfinite().all()) for weight in weights)
         if self.saver.group is None or not is_sound:
             return is_sound
         store, end = _get_default_store(), time.monotonic() + RESCUE_SECONDS
@@ -241,10 +241,6 @@ def states_of(trainer: Trainer, pl_module: Objective) -> Any:
         return own(pl_module.network)
     average = pl_module.average
     return checkpoints.States(pl_module.network, trainer.optimizers[0], None if average is None else average.tensors)
-
-
-def local_weights(pl_module: Objective) -> list[torch.Tensor]:
-    return [getattr(p, "_local_tensor", p).detach() for p in pl_module.network.parameters()]
 
 
 def model_files(pl_module: Objective, data: DataModule) -> dict[str, bytes]:

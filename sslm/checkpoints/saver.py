@@ -169,10 +169,8 @@ class Saver:
         if failure is not None:
             raise failure
         for rank, (why, _) in enumerate(told):
-            if why is not None:  # a full disk is told of alike by all
-                raise (
-                    UserError(why)
-                    if why
-                    else RuntimeError(f"rank {rank} could not save the checkpoint; its own message says why")
-                )
+            if why:  # a full disk is told of alike by all
+                raise UserError(why)
+            if why is not None:
+                raise RuntimeError(f"rank {rank} could not save the checkpoint; its own message says why")
         return [value for _, value in told]

@@ -89,10 +89,8 @@ def read(checkpoint: Path, tensors: Tensors) -> None:
         UserError: it lacks one, or has another shape.
     """
     try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings(
-                "ignore", ".*torch.distributed is disabled, unavailable or uninitialized.*"
-            )  # on purpose
+        with warnings.catch_warnings():  # that each reads by itself is on purpose
+            warnings.filterwarnings("ignore", ".*torch.distributed is disabled, unavailable or uninitialized.*")
             dcp_load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
     except CheckpointException as error:
         why = next(iter(error.failures.values()))[0]

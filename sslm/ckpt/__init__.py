@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sslm.errors import DONE, FAILED, UserError, exits_politely
-from sslm.terminal import keep_libraries_quiet, say
+from sslm.terminal import keep_libraries_quiet, say, transfer_progress
 
 
 @exits_politely
@@ -62,11 +62,10 @@ def _ls(options: argparse.Namespace) -> int:
 
 def _verify(options: argparse.Namespace) -> int:
     from sslm.ckpt.folder import checkpoints_in
-    from sslm.ckpt.show import bytes_progress
     from sslm.ckpt.verify import bytes_of, verify
 
     paths = [path for given in options.paths for path in checkpoints_in(given)]
-    with bytes_progress("Verifying", sum(map(bytes_of, paths))) as done:
+    with transfer_progress("Verifying", sum(map(bytes_of, paths))) as done:
         verdicts = []
         for path in paths:
             verdicts.append(verify(path, done))

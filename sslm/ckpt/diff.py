@@ -13,10 +13,10 @@ import torch
 from sslm.ckpt import show as looks
 from sslm.ckpt.chunks import BITS, Stored, index
 from sslm.ckpt.folder import files_of, shards_of, state_of
-from sslm.ckpt.show import bytes_progress, shown
+from sslm.ckpt.show import shown
 from sslm.errors import UserError
 from sslm.files import sha256_of
-from sslm.terminal import say
+from sslm.terminal import say, transfer_progress
 
 MOST_ROWS = 20
 MISSING = object()
@@ -60,7 +60,7 @@ def compare(a: Path, b: Path) -> Differences:
     of_a, of_b = index(a), index(b)
     both = [n for n in of_a if n in of_b and _kind(of_a[n]) == _kind(of_b[n])]
     values = []
-    with bytes_progress("Comparing", sum(of_a[name].num_bytes for name in both)) as done:
+    with transfer_progress("Comparing", sum(of_a[name].num_bytes for name in both)) as done:
         for name in both:
             found = differing_values(of_a[name], of_b[name], done)
             if found.num_different:

@@ -8,10 +8,10 @@ from pathlib import Path
 from sslm.checkpoints.folder import write_manifest
 from sslm.ckpt.chunks import Slab, Stored, index, write
 from sslm.ckpt.folder import manifest_of, shards_of, state_of
-from sslm.ckpt.show import bytes_progress
 from sslm.ckpt.verify import bytes_of, verify
 from sslm.errors import UserError
 from sslm.files import fsync
+from sslm.terminal import transfer_progress
 
 
 def reshard(checkpoint: Path, num_shards: int, out: Path) -> None:
@@ -20,7 +20,7 @@ def reshard(checkpoint: Path, num_shards: int, out: Path) -> None:
     Raises:
         UserError: the checkpoint is damaged, or holds too little for so many files.
     """
-    with bytes_progress("Verifying", bytes_of(checkpoint)) as done:
+    with transfer_progress("Verifying", bytes_of(checkpoint)) as done:
         verdict = verify(checkpoint, done)
     state_of(checkpoint)  # refused here, if it is of a newer format
     if verdict.damage:
@@ -32,7 +32,7 @@ def reshard(checkpoint: Path, num_shards: int, out: Path) -> None:
     try:
         _copy_others(checkpoint, part)
         total = sum((slab.end - slab.begin) * slab.of.row_bytes for slabs in shards for slab in slabs)
-        with bytes_progress("Writing", total) as done:
+        with transfer_progress("Writing", total) as done:
             for number, slabs in enumerate(shards):
                 for num_bytes in write(part / f"shard-{number:05d}.safetensors", slabs):
                     done(num_bytes)

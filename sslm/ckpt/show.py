@@ -1,14 +1,11 @@
 """How sizes, names and progress look."""
 
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 from rich.markup import escape
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from rich.table import Table
 
-from sslm.terminal import SECONDS_BETWEEN_PLAIN_LINES, console, is_watched, say
+from sslm.terminal import console, is_watched, say
 
 MARK_WIDTH = 12
 
@@ -49,25 +46,3 @@ def rows(titles: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[
             cell.rjust(n) if i in right else cell.ljust(n) for i, (cell, n) in enumerate(zip(row, widths, strict=True))
         ]
         say("  ".join(padded).rstrip())
-
-
-@contextmanager
-def bytes_progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A bar (or plain lines now and then): yields what to call with the bytes done since the last call."""
-    if is_watched():
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-                   TimeRemainingColumn())  # fmt: skip
-        with Progress(*columns, console=console(), transient=True) as bar:
-            task = bar.add_task(what, total=total)
-            yield lambda num_bytes: bar.advance(task, num_bytes)
-        return
-    last_line, done = time.monotonic(), 0
-
-    def plain(num_bytes: int) -> None:
-        nonlocal last_line, done
-        done += num_bytes
-        if time.monotonic() - last_line > SECONDS_BETWEEN_PLAIN_LINES:
-            last_line = time.monotonic()
-            say(f"{what}: {size(done)} of {size(total)}")
-
-    yield plain

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from sslm import checkpoints
+from sslm.ckpt.chunks import Stored, index
 from sslm.runs import RunFolder
 
 IN_ORDER = ("batch_digest", "lr", "train/loss", "grad_norm", "val/loss")
@@ -79,9 +80,7 @@ def compare(straight: RunFolder, other: RunFolder, tolerance: float = 0.0) -> Co
             step = checkpoints.step_of(ours)
             return Compared(first or Difference(step, f"checkpoint {checkpoint}", "whole", f"damaged ({damage})"))
     apart = tensors_apart(ours, theirs)
-    parameters = sum(
-        math.prod(shape) for name, shape in checkpoints.shapes_in(ours).items() if name.startswith("model.")
-    )
+    parameters = sum(math.prod(one.shape) for name, one in index(ours).items() if name.startswith("model."))
     return Compared(first or state_difference(ours, theirs), first_too_far(apart, tolerance),
                     max(apart, key=lambda one: one.by, default=None), parameters)  # fmt: skip
 
@@ -165,10 +164,8 @@ def state_difference(straight: Path, other: Path) -> Difference | None:
 
 def tensors_apart(straight: Path, other: Path) -> list[Apart]:
     """Each tensor of either checkpoint; of one at a time both are in memory."""
-    ours, theirs = checkpoints.shapes_in(straight), checkpoints.shapes_in(other)
-    return [
-        _apart(straight, other, name, ours.get(name), theirs.get(name)) for name in sorted(ours.keys() | theirs.keys())
-    ]
+    ours, theirs = index(straight), index(other)
+    return [_apart(name, ours.get(name), theirs.get(name)) for name in sorted(ours.keys() | theirs.keys())]
 
 
 def first_too_far(apart: Sequence[Apart], tolerance: float) -> Apart | None:
@@ -178,22 +175,13 @@ def first_too_far(apart: Sequence[Apart], tolerance: float) -> Apart | None:
     return next((one for one in apart if one.is_too_far(largest[one.kind], tolerance)), None)
 
 
-def _apart(
-    straight: Path, other: Path, name: str, shape: tuple[int, ...] | None, others: tuple[int, ...] | None
-) -> Apart:
+def _apart(name: str, ours: Stored | None, theirs: Stored | None) -> Apart:
     kind = name.rpartition(".")[2] if name.startswith("optim.") else name.partition(".")[0]
-    if shape is None or shape != others:
+    if ours is None or theirs is None or ours.shape != theirs.shape:
         return Apart(name, kind, False, math.inf, 0.0)
-    a, b = _tensor(straight, name, shape), _tensor(other, name, shape)
+    a, b = (one.rows(0, one.num_rows).float() for one in (ours, theirs))  # each number of the shorter types as it is
     size = float(a.abs().max()) if a.numel() else 0.0
     if torch.equal(a.view(torch.int32), b.view(torch.int32)):
         return Apart(name, kind, True, 0.0, size)
     by = float((a - b).abs().max())
     return Apart(name, kind, False, by if math.isfinite(by) else math.inf, size)
-
-
-def _tensor(checkpoint: Path, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-    """In fp32, which holds each number of the shorter types as it is."""
-    tensor = torch.empty(shape)
-    checkpoints.read(checkpoint, {name: tensor})
-    return tensor
