@@ -206,6 +206,8 @@ def _try_to_write(url: str, errors: list[BaseException]) -> None:
             server.write(file, b"sslm was here to see whether it may write\n")
             server.remove(file)
     except FileNotFoundError as error:
-        errors.append(UserError(f"{shown(url)}: there is no such bucket ({error}); create it, or give another one"))
+        errors.append(
+            UserError(f"{shown(url)}: there is no such bucket or folder ({error}); create it, or give another one")
+        )
     except BaseException as error:
         errors.append(error)
