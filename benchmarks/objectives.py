@@ -25,9 +25,9 @@ from text import documents
 from tokenizers import processors
 from transformers import DataCollatorForLanguageModeling
 
-from sslm.data.recipe import Examples, Recipe
-from sslm.data.tokenizer import Tokenizer, train_bpe
-from sslm.data.vocabulary import Needs, Vocabulary, extended, vocabulary_of
+from sslm.data.corpus.tokenizer import Tokenizer, train_bpe
+from sslm.data.stream.recipe import Examples, Recipe
+from sslm.data.stream.vocabulary import Needs, Vocabulary, extended, vocabulary_of
 from sslm.objectives.causal_lm import CausalLMRecipe
 from sslm.objectives.denoising import DenoisingRecipe
 from sslm.objectives.masked_lm import MaskedLMRecipe

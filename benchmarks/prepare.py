@@ -24,10 +24,10 @@ LIMIT_CHARS = 1 << 24
 
 
 def measured(side: str, text: str, tokenizer: str, separator: str | None) -> dict[str, Any]:
-    from sslm.data import tokenizer as tokenizers
-    from sslm.data.corpus import open_source
-    from sslm.data.preparation import prepare
-    from sslm.terminal import keep_libraries_quiet
+    from sslm.data.corpus import tokenizer as tokenizers
+    from sslm.data.corpus.documents import open_source
+    from sslm.data.corpus.prepare import prepare
+    from sslm.system.terminal import keep_libraries_quiet
 
     keep_libraries_quiet()
     source = open_source(text, text_field="text", document_separator=separator, hash_file=lambda file: "")
@@ -83,8 +83,8 @@ def main() -> None:
 
 
 def trained(given: argparse.Namespace, folder: Path) -> str:
-    from sslm.data import tokenizer as tokenizers
-    from sslm.data.corpus import open_source
+    from sslm.data.corpus import tokenizer as tokenizers
+    from sslm.data.corpus.documents import open_source
 
     size = tokenizers.bpe_size(given.tokenizer)
     if size is None:

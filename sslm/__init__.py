@@ -13,11 +13,11 @@ __version__ = "0.1.0"
 
 _PUBLIC = {
     "CausalLM": "sslm.objectives.causal_lm",
-    "Corpus": "sslm.data.shards",
+    "Corpus": "sslm.data.corpus.shards",
     "DataModule": "sslm.data.module",
     "Denoising": "sslm.objectives.denoising",
     "MaskedLM": "sslm.objectives.masked_lm",
-    "Monitor": "sslm.callbacks.monitor",
+    "Monitor": "sslm.training.callbacks.monitor",
     "SpanCorruption": "sslm.objectives.span_corruption",
     "TokenOrder": "sslm.objectives.token_order",
 }

@@ -1,25 +1,11 @@
-"""`sslm VERB …`: the same as `python -m sslm.VERB …`."""
+"""`sslm VERB …`, or `python -m sslm VERB …`."""
 
 import sys
 from importlib import import_module
 
 import sslm
-from sslm.errors import nearest
-
-VERBS = {
-    "train": "pretrain a model (no arguments: a two-minute run on embedded English)",
-    "prepare": "tokenise text into a corpus that `--data.train` takes",
-    "plan": "tell beforehand what a run takes: memory, time, money, disk, on this machine or another",
-    "verify-resume": "kill a run at random steps, resume it, and compare it with one that was not",
-    "export": "make a plain Hugging Face folder of a run's checkpoint",
-    "ckpt": "list, verify, compare, reshard or remove checkpoints",
-}
-
-
-def usage() -> str:
-    lines = [f"  {verb:<15}{what}" for verb, what in VERBS.items()]
-    return "\n".join([f"sslm {sslm.__version__}: self-supervised pretraining of language models", "",
-                      "usage: sslm VERB [flags]", "", *lines, "", "`sslm VERB --help` explains a verb's flags."])  # fmt: skip
+from sslm.cli import VERBS, usage
+from sslm.system.errors import nearest
 
 
 def main() -> int:
@@ -37,7 +23,8 @@ def main() -> int:
             file=sys.stderr,
         )
         return 2
-    code: int = import_module(f"sslm.{verb.replace('-', '_')}").main(rest)
+    module = "sslm.train" if verb == "train" else f"sslm.cli.{verb.replace('-', '_')}"
+    code: int = import_module(module).main(rest)
     return code
 
 

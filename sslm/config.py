@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import yaml
 
-from sslm.errors import UserError
+from sslm.system.errors import UserError
 
 Strategy = Literal[
     "auto", "single", "ddp", "fsdp", "hsdp", "tp", "fsdp_tp", "deepspeed_1", "deepspeed_2", "deepspeed_3"

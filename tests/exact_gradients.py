@@ -12,11 +12,11 @@ import torch
 from lightning.pytorch import Callback, Trainer
 
 from sslm.config import DataConfig, OptimConfig
+from sslm.data.corpus.tokenizer import special_ids
 from sslm.data.module import DataModule
-from sslm.data.tokenizer import special_ids
 from sslm.models.build import build, model_config
 from sslm.objectives import load_objective
-from sslm.objectives.base import Objective
+from sslm.training.module import Objective
 
 SMALL: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},

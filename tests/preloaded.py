@@ -3,11 +3,11 @@
 import torch._dynamo  # noqa: F401
 import transformers.models.llama.modeling_llama  # noqa: F401
 
-import sslm.callbacks.anomaly
-import sslm.callbacks.checkpoint
-import sslm.callbacks.watchdog
-import sslm.checkpoints.mirror
-import sslm.data.remote
+import sslm.data.corpus.remote
 import sslm.objectives.causal_lm
-import sslm.plots
-import sslm.train  # noqa: F401
+import sslm.runs.checkpoints.mirror
+import sslm.runs.curves
+import sslm.train
+import sslm.training.callbacks.checkpoint
+import sslm.training.callbacks.rewind
+import sslm.training.callbacks.watchdog  # noqa: F401

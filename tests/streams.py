@@ -5,18 +5,18 @@ from pathlib import Path
 
 import numpy as np
 
-from sslm.data.mixture import Mixture, Stage
-from sslm.data.order import Order
-from sslm.data.packing import pack
-from sslm.data.shards import Corpus
-from sslm.data.stream import Stream, StreamSource
-from sslm.data.windows import Cut, whole
-from sslm.data.writer import CorpusWriter
+from sslm.data.corpus.shards import Corpus
+from sslm.data.corpus.writer import CorpusWriter
+from sslm.data.stream.mixture import Mixture, Stage
+from sslm.data.stream.order import Order
+from sslm.data.stream.packing import pack
+from sslm.data.stream.stream import Stream, StreamSource
+from sslm.data.stream.windows import Cut, whole
 
 
 def make_corpus(folder: Path, shards: Sequence[Sequence[int]], first: int = 0) -> Corpus:
     """Per shard the lengths of its documents; tokens count up from `first` through all shards."""
-    from sslm.data.shards import open_corpus
+    from sslm.data.corpus.shards import open_corpus
 
     folder.mkdir(parents=True)
     with CorpusWriter(folder, 1 << 17) as writer:

@@ -23,16 +23,16 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from sslm import checkpoints
-from sslm.anomalies import FEWEST, Detector
+from sslm.cli.prepare import main as prepare
 from sslm.config import DataConfig
-from sslm.data.batches import TrainSteps, finished, with_tensors
+from sslm.data.corpus.shards import Corpus
 from sslm.data.module import DataModule
-from sslm.data.shards import Corpus
-from sslm.data.stream import Amendment, Skip
+from sslm.data.stream.amendments import Amendment, Skip
+from sslm.data.stream.batches import TrainSteps, finished, with_tensors
 from sslm.objectives.causal_lm import CausalLMRecipe
-from sslm.prepare import main as prepare
+from sslm.runs import checkpoints
 from sslm.train import main
+from sslm.training.anomalies import FEWEST, Detector
 from tests.conftest import SMALL_RUN, TINY, TrainTiny
 from tests.processes import kill_group, run_command, start_command
 from tests.streams import make_corpus, make_stream

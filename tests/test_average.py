@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslm.average import Average
-from sslm.export import main as export
+from sslm.cli.export import main as export
+from sslm.training.average import Average
 from tests.conftest import TrainTiny
 from tests.processes import Ranks
 from tests.test_train import losses_of, val_of

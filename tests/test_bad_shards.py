@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from sslm.data.shards import BadShard, open_corpus
-from sslm.prepare import main as prepare
+from sslm.cli.prepare import main as prepare
+from sslm.data.corpus.shards import BadShard, open_corpus
 from sslm.train import main
 from tests.conftest import TINY
 from tests.processes import run_command

@@ -13,8 +13,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from sslm.data.recipe import Examples
-from sslm.data.vocabulary import Needs, Vocabulary, extended, vocabulary_of
+from sslm.data.stream.recipe import Examples
+from sslm.data.stream.vocabulary import Needs, Vocabulary, extended, vocabulary_of
 from sslm.objectives.span_corruption import SpanCorruptionRecipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"

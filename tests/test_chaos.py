@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from sslm import checkpoints
-from sslm.checkpoints.folder import write_manifest
-from sslm.runs import RunFolder
+from sslm.runs import checkpoints
+from sslm.runs.checkpoints.transaction import write_manifest
+from sslm.runs.folder import RunFolder
 from tests.conftest import TINY
 from tests.processes import Ranks
 from tests.test_train import losses_of, rows_of, val_of
@@ -326,7 +326,7 @@ def test_nothing_in_a_checkpoint_is_run(stopped: Path, command: list[str], tmp_p
     shutil.copy(checkpoint / "state.json", tmp_path)
     write_manifest(checkpoint, {})  # as one who means harm would
     Ranks([*command, "--run_dir", str(run), "--stop_after", "1steps"], tmp_path / "log").wait()
-    from sslm import ckpt, export
+    from sslm.cli import ckpt, export
 
     export.main([str(checkpoint), "--out", str(tmp_path / "export")])
     ckpt.main(["verify", str(run)])

@@ -12,15 +12,15 @@ from torch.distributed.checkpoint.hf_storage import HuggingFaceStorageReader
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from transformers import LlamaConfig
 
-from sslm import checkpoints
-from sslm.checkpoints.replicas import checksum
-from sslm.checkpoints.retention import surplus
 from sslm.config import CheckpointConfig
-from sslm.errors import RunFailed
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
-from sslm.models.parallelize import parallelize
-from sslm.terminal import keep_libraries_quiet
+from sslm.parallel.parallelize import parallelize
+from sslm.runs import checkpoints
+from sslm.runs.checkpoints.replicas import checksum
+from sslm.runs.checkpoints.retention import surplus
+from sslm.system.errors import RunFailed
+from sslm.system.terminal import keep_libraries_quiet
 from tests.processes import run_ranks
 
 CONFIG: dict[str, Any] = {

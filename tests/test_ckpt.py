@@ -19,13 +19,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from sslm import __main__ as front
-from sslm import checkpoints, train
-from sslm.ckpt import chunks, main
-from sslm.ckpt.chunks import Stored, index
-from sslm.ckpt.reshard import divided
-from sslm.errors import UserError
-from sslm.files import sha256_of
-from sslm.runs import RunFolder
+from sslm import train
+from sslm.cli.ckpt import main
+from sslm.cli.ckpt.reshard import divided
+from sslm.runs import checkpoints
+from sslm.runs.checkpoints import shards as chunks
+from sslm.runs.checkpoints.shards import Stored, index
+from sslm.runs.folder import RunFolder
+from sslm.system.errors import UserError
+from sslm.system.files import sha256_of
 from tests.processes import run_command, run_ranks
 
 Captured = pytest.CaptureFixture[str]
@@ -397,8 +399,8 @@ def test_a_tensor_larger_than_the_memory_that_is_taken(tmp_path: Path) -> None:
     a = made(tmp_path / "a", {"large": torch.arange(1 << 26).view(-1, 1024)})  # 537 MB
     script = """
 import resource, sys
-from sslm.ckpt import main
-import sslm.ckpt.diff, sslm.ckpt.reshard
+from sslm.cli.ckpt import main
+import sslm.cli.ckpt.diff, sslm.cli.ckpt.reshard
 before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 assert main(["reshard", sys.argv[1], "--shards", "2", "--out", sys.argv[2]]) == 0
 assert main(["diff", sys.argv[1], sys.argv[2]]) == 0

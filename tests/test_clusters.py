@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sslm.clusters import Slurm
-from sslm.commandline import parse
-from sslm.errors import UserError
-from sslm.launch import is_first_process, num_shares
+from sslm.cli.parse import parse
+from sslm.parallel.launch import num_shares
+from sslm.parallel.launchers import Slurm
+from sslm.system.errors import UserError
+from sslm.system.ranks import is_first_process
 from tests.processes import kill_group, run_command, start_command
 
 LONE_FAILURE = """
@@ -21,7 +22,7 @@ from pathlib import Path
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy
-from sslm.clusters import watch_children
+from sslm.parallel.launchers import watch_children
 
 class Fails(LightningModule):
     def __init__(self):

@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from sslm.commandline import _flags, parse, typed
+from sslm.cli.parse import _flags, parse
 from sslm.config import Config, differences, parse_stop_after, to_tree, to_yaml
 from sslm.models.build import model_config, on_meta
 from sslm.objectives import load_objective
+from sslm.system.typed import typed
 
 CONFIGS = sorted(Path(__file__).parent.parent.joinpath("configs").glob("*.yaml"))
 

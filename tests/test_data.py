@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sslm.data.corpus import Piece, Source, _split, _whole, open_source
-from sslm.data.embedded import EMBEDDED
-from sslm.data.tokenizer import END_OF_TEXT, identity, load, train_bpe
-from sslm.files import write_atomically
+from sslm.data.corpus.documents import Piece, Source, _split, _whole, open_source
+from sslm.data.corpus.embedded import EMBEDDED
+from sslm.data.corpus.tokenizer import END_OF_TEXT, identity, load, train_bpe
+from sslm.system.files import write_atomically
 from tests.processes import run_command
 
 
@@ -95,7 +95,7 @@ def test_splitting_does_not_depend_on_how_the_file_was_read(text: str, cuts: lis
 def test_long_documents_are_cut_where_tokens_are_not(monkeypatch: pytest.MonkeyPatch, text: Path) -> None:
     whole = text.read_text()
     tokenizer = train_bpe([(whole, True)], 400)
-    monkeypatch.setattr("sslm.data.corpus.PIECE_CHARS", 1000)
+    monkeypatch.setattr("sslm.data.corpus.documents.PIECE_CHARS", 1000)
     pieces = [piece for piece, _ in _whole(iter([whole]))]
     assert len(pieces) > 50
     assert "".join(pieces) == whole
@@ -114,7 +114,7 @@ def test_embedded_corpus_is_two_megabytes_of_english_in_documents() -> None:
 
 
 def test_bpe_is_identical_each_time(text: Path, tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from sslm.data.tokenizer import *; print(identity(train_bpe([(Path(sys.argv[1]).read_text(), True)], 600)))"
+    code = "import sys; from pathlib import Path; from sslm.data.corpus.tokenizer import *; print(identity(train_bpe([(Path(sys.argv[1]).read_text(), True)], 600)))"
     hashes = {run_command(["-c", code, str(text)], env={"PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")}
     assert len(hashes) == 1
     assert len(hashes.pop().strip()) == 64

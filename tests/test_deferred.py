@@ -15,10 +15,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import local_torch_dtype
 
+from sslm.models.blocks import blocks
 from sslm.models.build import build, model_config, on_meta
-from sslm.models.deferred import Entangled, in_turn, materialise, stand_in, units, without_weights
 from sslm.models.head import LanguageModel, first_of_head
-from sslm.models.parallelize import blocks
+from sslm.parallel.materialise import Entangled, in_turn, materialise, stand_in, units, without_weights
 from tests.processes import run_ranks
 
 CAUSAL, MASKED, SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM"

@@ -16,10 +16,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from sslm.data.recipe import IGNORED, Arrays, Examples
-from sslm.data.vocabulary import Needs, Vocabulary, extended, vocabulary_of
-from sslm.errors import UserError
+from sslm.data.stream.recipe import IGNORED, Arrays, Examples
+from sslm.data.stream.vocabulary import Needs, Vocabulary, extended, vocabulary_of
 from sslm.objectives.denoising import DenoisingRecipe
+from sslm.system.errors import UserError
 
 Row = list[int]
 

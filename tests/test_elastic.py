@@ -7,7 +7,7 @@ from pydoc_data.topics import topics
 import pytest
 
 from sslm.config import DataConfig, SourceConfig
-from sslm.data.embedded import EMBEDDED
+from sslm.data.corpus.embedded import EMBEDDED
 from sslm.data.module import DataModule
 from sslm.objectives.causal_lm import CausalLMRecipe
 from tests.conftest import TINY

@@ -8,7 +8,7 @@ from typing import Literal
 
 import pytest
 
-from sslm.commandline import _fits, parse
+from sslm.cli.parse import fits, parse
 from sslm.train import main
 
 
@@ -111,9 +111,9 @@ def test_micro_batch_size_is_a_number_or_auto() -> None:
 
 
 def test_items_of_lists_may_be_any_part_of_a_union() -> None:
-    assert all(_fits(value, int | Literal["auto"] | None) for value in (3, "auto", None))
-    assert not any(_fits(value, int | Literal["auto"] | None) for value in (True, 0.5, "text", [3]))
-    assert all(_fits(value, str | float) for value in (3, 0.5, "text"))
+    assert all(fits(value, int | Literal["auto"] | None) for value in (3, "auto", None))
+    assert not any(fits(value, int | Literal["auto"] | None) for value in (True, 0.5, "text", [3]))
+    assert all(fits(value, str | float) for value in (3, 0.5, "text"))
 
 
 def test_yaml_key_that_does_not_exist(refuse, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
@@ -152,7 +152,7 @@ def test_bad_files(refuse, tmp_path: Path, cache: Path, name: str, content: byte
 
 
 def test_corpus_prepared_with_another_tokenizer(refuse, tmp_path: Path, text: Path) -> None:  # type: ignore[no-untyped-def]
-    from sslm.prepare import main as prepare
+    from sslm.cli.prepare import main as prepare
 
     assert prepare([str(text), "--out", str(tmp_path / "corpus"), "--tokenizer", "bpe:400"]) == 0
     refuse(["--data.train", str(tmp_path / "corpus")], "another tokenizer than bpe:512")
@@ -166,7 +166,7 @@ def test_corpus_prepared_with_another_tokenizer(refuse, tmp_path: Path, text: Pa
 def test_full_disk_is_said_in_a_sentence() -> None:
     import errno
 
-    from sslm.errors import sentence_of
+    from sslm.system.errors import sentence_of
 
     assert "the disk is full" in str(sentence_of(OSError(errno.ENOSPC, "No space left on device", "/x")))
     assert sentence_of(RuntimeError("a bug")) is None
@@ -237,7 +237,7 @@ def test_pretrained_weights_of_other_shapes(
 
 
 def test_tokenizer_exchanged_in_a_prepared_corpus(refuse, tmp_path: Path, text: Path) -> None:  # type: ignore[no-untyped-def]
-    from sslm.prepare import main as prepare
+    from sslm.cli.prepare import main as prepare
 
     for size in (400, 512):
         assert prepare([str(text), "--out", str(tmp_path / f"{size}"), "--tokenizer", f"bpe:{size}"]) == 0

@@ -12,9 +12,9 @@ from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig
 from transformers.pytorch_utils import Conv1D
 
+from sslm.models.blocks import blocks
 from sslm.models.build import build
-from sslm.models.float8 import supports_float8, use_float8
-from sslm.models.parallelize import blocks
+from sslm.parallel.float8 import supports_float8, use_float8
 from tests.processes import run_ranks
 
 FORWARD_ERROR, BACKWARD_ERROR = 0.055, 0.075

@@ -19,13 +19,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sslm.data import foreign, foreign_files
-from sslm.data import megatron as megatron_files
+from sslm.data import foreign
+from sslm.data.corpus.prepare import prepare
+from sslm.data.corpus.shards import Corpus, Shard
+from sslm.data.corpus.tokenizer import train_bpe
 from sslm.data.foreign import check_vocabulary, open_foreign, recognise
-from sslm.data.preparation import prepare
-from sslm.data.shards import Corpus, Shard
-from sslm.data.tokenizer import train_bpe
-from sslm.errors import UserError, sentence_of
+from sslm.data.foreign import files as foreign_files
+from sslm.data.foreign import megatron as megatron_files
+from sslm.system.errors import UserError, sentence_of
 from tests.test_data import no_report, source_of
 
 Documents = list[list[int]]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from sslm.data.foreign import open_foreign
-from sslm.errors import sentence_of
+from sslm.system.errors import sentence_of
 from tests.processes import run_command
 from tests.test_train import losses_of
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, BertConfig, PreTrainedModel, T5GemmaConfig
 
-from sslm.data.recipe import IGNORED
+from sslm.data.stream.recipe import IGNORED
 from sslm.models.build import build
 from sslm.models.head import UNPADDED, LanguageModel, decoder_inputs, first_of_head, scored_places
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from sslm.errors import sentence_of
+from sslm.system.errors import sentence_of
 from sslm.train import main
 from tests.conftest import TrainTiny
 from tests.processes import run_command

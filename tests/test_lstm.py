@@ -12,11 +12,12 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from sslm.errors import UserError
+from sslm.models.blocks import blocks
 from sslm.models.build import build, check_causal, check_runs, model_config, on_meta
 from sslm.models.head import LanguageModel
 from sslm.models.lstm import Documents, LstmConfig, LstmForCausalLM, VariationalDropout
-from sslm.models.parallelize import blocks, parallelize
+from sslm.parallel.parallelize import parallelize
+from sslm.system.errors import UserError
 from sslm.train import main
 from tests.conftest import SMALL_RUN, TINY
 from tests.processes import run_command, run_ranks

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from sslm.data.noise import uniform, words, words_at
-from sslm.data.recipe import IGNORED, Examples
-from sslm.data.vocabulary import Needs, Vocabulary, extended, vocabulary_of
-from sslm.errors import UserError
+from sslm.data.stream.noise import uniform, words, words_at
+from sslm.data.stream.recipe import IGNORED, Examples
+from sslm.data.stream.vocabulary import Needs, Vocabulary, extended, vocabulary_of
 from sslm.objectives.masked_lm import GEOMETRIC, MaskedLMRecipe
+from sslm.system.errors import UserError
 
 UNITS = ("token", "word", "ngram", "span")
 

@@ -11,11 +11,11 @@ from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from sslm.errors import UserError
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
 from sslm.models.masks import check_documents, positions_within
-from sslm.models.parallelize import parallelize
+from sslm.parallel.parallelize import parallelize
+from sslm.system.errors import UserError
 
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0, "bos_token_id": 1,
          "eos_token_id": 2}  # fmt: skip

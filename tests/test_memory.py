@@ -15,17 +15,18 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import BartConfig, BertConfig, GPT2Config, LlamaConfig, ModernBertConfig, PreTrainedConfig, T5Config
 
 from sslm.config import Config, OptimConfig
-from sslm.errors import UserError
-from sslm.machines import Machine, free_memory, named
-from sslm.memory import Memory, choose_strategy, largest_micro_batch, of_batch, sizes, states
-from sslm.models.activations import Activations, Kept, by_formula, measure
 from sslm.models.build import build, on_meta
 from sslm.models.head import LanguageModel
 from sslm.models.lstm import LstmConfig
-from sslm.models.parallelize import parallelize
-from sslm.needs import Needs
-from sslm.optim import build_optimizer
-from sslm.strategies import Launch
+from sslm.parallel.launch import Launch
+from sslm.parallel.parallelize import parallelize
+from sslm.parallel.planning.activation_memory import Activations, Kept, by_formula, measure
+from sslm.parallel.planning.budget import Needs
+from sslm.parallel.planning.host_memory import free_memory
+from sslm.parallel.planning.machines import Machine, named
+from sslm.parallel.planning.memory import Memory, choose_strategy, largest_micro_batch, of_batch, sizes, states
+from sslm.system.errors import UserError
+from sslm.training.optim import build_optimizer
 from tests.processes import run_command, run_ranks
 
 CAUSAL, MASKED, SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM"
@@ -347,7 +348,7 @@ def test_free_memory_is_what_the_kernel_and_every_group_leave(tmp_path: Path) ->
 REAL_RUN = """
 import json, sys
 from lightning.pytorch import Callback, Trainer
-from sslm import CausalLM, DataModule
+from sslm.sslm import CausalLM, DataModule
 from sslm.config import DataConfig
 from sslm.objectives.causal_lm import CausalLMRecipe
 from transformers import LlamaConfig

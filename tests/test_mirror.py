@@ -16,13 +16,14 @@ from typing import Any
 
 import pytest
 
-from sslm.checkpoints import damage_of, found, name_of, remove
-from sslm.checkpoints import mirror as mirrors
-from sslm.checkpoints.fetching import fetch
-from sslm.checkpoints.folder import part_of, seal
-from sslm.checkpoints.mirror import Mirror, check
-from sslm.data import server
-from sslm.errors import UserError
+from sslm.runs.checkpoints import damage_of, found, name_of, remove
+from sslm.runs.checkpoints import mirror as mirrors
+from sslm.runs.checkpoints.fetch import fetch
+from sslm.runs.checkpoints.folder import part_of
+from sslm.runs.checkpoints.mirror import Mirror, check
+from sslm.runs.checkpoints.transaction import seal
+from sslm.system import remote_folder
+from sslm.system.errors import UserError
 from tests.processes import FORKS
 from tests.servers import S3Server, s3_environment, s3_server
 
@@ -32,7 +33,7 @@ SCHEMES = ["path", "file", "memory", "s3"]
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again soon."""
-    monkeypatch.setattr(server, "LONGEST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(remote_folder, "LONGEST_WAIT_SECONDS", 0.2)
 
 
 @pytest.fixture
@@ -122,7 +123,7 @@ def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
 
 
 def test_what_comes_back_is_what_went_there(url: str, run: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "RANGE_BYTES", 3000)
+    monkeypatch.setattr(remote_folder, "RANGE_BYTES", 3000)
     checkpoint = save(run, 100, num_bytes=10_000)
     beside = {"config.yaml": "seed: 1\n", "wandb_id": "f00d", "anomalies.jsonl": "{}\n", "amendments.jsonl": "{}\nto"}
     for name, text in beside.items():
@@ -211,7 +212,7 @@ def test_checkpoints_that_are_gone_here_go_there(url: str, run: Path) -> None:
     for checkpoint in old[:2]:
         remove(checkpoint)
     upload(url, run, save(run, 400), keeps=lambda step: step == 200)
-    with contextlib.closing(server.Server(url if "://" in url else f"file://{url}")) as files:
+    with contextlib.closing(remote_folder.Server(url if "://" in url else f"file://{url}")) as files:
         assert {file.split("/")[1] for file in files.files("checkpoints")} == {
             "step-000200", "step-000300", "step-000400", "latest"
         }  # fmt: skip
@@ -352,8 +353,10 @@ def test_a_server_may_be_away_for_a_while(seconds: float, s3: S3Server, tmp_path
 def test_a_server_that_stays_away_is_told_of_once_and_the_next_checkpoint_tries_again(
     s3: S3Server, run: Path, fresh: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "PATIENCE_SECONDS", 0.3)
-    monkeypatch.setattr(server.Server, "_options", lambda *_: {"config_kwargs": {"retries": {"max_attempts": 0}}})
+    monkeypatch.setattr(remote_folder, "PATIENCE_SECONDS", 0.3)
+    monkeypatch.setattr(
+        remote_folder.Server, "_options", lambda *_: {"config_kwargs": {"retries": {"max_attempts": 0}}}
+    )
     said: list[str] = []
     with opened("s3://bucket/run", run, said.append) as mirror:
         s3.stop()
@@ -480,7 +483,7 @@ def test_a_full_disk_is_told_as_such_and_leaves_nothing(there: Path, run: Path, 
 
 def test_a_place_that_can_be_written_to_is_left_as_it_was(url: str) -> None:
     check(url)
-    with contextlib.closing(server.Server(url if "://" in url else f"file://{url}")) as files:
+    with contextlib.closing(remote_folder.Server(url if "://" in url else f"file://{url}")) as files:
         assert not files.files("")
 
 

@@ -9,8 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sslm.config import SourceConfig
-from sslm.data.mixture import MOST_PARTS, Mixture, Stage, parse_weights, source_names, whole_weights
-from sslm.errors import UserError
+from sslm.data.stream.mixture import MOST_PARTS, Mixture, Stage, parse_weights, source_names, whole_weights
+from sslm.system.errors import UserError
 
 WEIGHTS = st.integers(1, 5).flatmap(
     lambda n: st.lists(st.lists(st.integers(0, 40), min_size=n, max_size=n).filter(any), min_size=1, max_size=4)

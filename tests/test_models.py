@@ -7,15 +7,16 @@ import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, XLNetConfig
 
-from sslm import flops
 from sslm.config import OptimConfig
-from sslm.data.tokenizer import special_ids
-from sslm.errors import UserError
+from sslm.data.corpus.tokenizer import special_ids
+from sslm.models import flops
+from sslm.models.blocks import blocks
 from sslm.models.build import build, check_causal, model_config, on_meta
 from sslm.models.head import LanguageModel, sample
-from sslm.models.parallelize import blocks, parallelize
 from sslm.objectives.causal_lm import CausalLM
-from sslm.optim import learning_rate, parameter_groups
+from sslm.parallel.parallelize import parallelize
+from sslm.system.errors import UserError
+from sslm.training.optim import learning_rate, parameter_groups
 
 AUTO = "AutoModelForCausalLM"
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -195,11 +196,21 @@ def test_flops_agree_with_published_counts() -> None:
     assert per_token(tiny_llama, 2048) == pytest.approx(7.31e9, rel=0.005)
 
 
-DATA = [f"sslm.data.{name}" for name in ("order", "mixture", "windows", "packing", "remote")]
+DATA = [f"sslm.data.stream.{name}" for name in ("order", "mixture", "windows", "packing")]
 
 
 @pytest.mark.parametrize(
-    "name", [*DATA, "sslm.flops", "sslm.machines", "sslm.memory", "sslm.models.masks", "sslm.optim", "sslm.plan"]
+    "name",
+    [
+        *DATA,
+        "sslm.data.corpus.remote",
+        "sslm.models.flops",
+        "sslm.parallel.planning.machines",
+        "sslm.parallel.planning.memory",
+        "sslm.models.masks",
+        "sslm.training.optim",
+        "sslm.cli.plan",
+    ],
 )
 def test_docstrings_examples(name: str) -> None:
     found = doctest.testmod(

@@ -126,9 +126,9 @@ def held_out(case: Case, run: Path, small_run: list[str]) -> tuple[float, dict[s
     """Of the run's first held-out batch: our network's mean loss with the exported weights, and the arrays."""
     import transformers
 
-    from sslm.choices import choose_objective, open_data
-    from sslm.commandline import parse
+    from sslm.cli.parse import parse
     from sslm.models.head import LanguageModel
+    from sslm.objectives.choose import choose_objective, open_data
 
     config = parse(command(case, run, small_run))
     _, recipe = choose_objective(config)
@@ -233,7 +233,7 @@ def test_a_model_goes_on_with_the_corpus_it_was_made_on_and_gets_the_tokens_it_l
 ) -> None:
     from transformers import AutoTokenizer
 
-    from sslm.prepare import main as prepare
+    from sslm.cli.prepare import main as prepare
 
     corpus = str(tmp_path / "corpus")
     assert prepare([str(text), "--out", corpus, "--tokenizer", "bpe:500"]) == 0

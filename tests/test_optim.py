@@ -14,12 +14,13 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import LlamaConfig
 
-from sslm import checkpoints, optim
 from sslm.config import OptimConfig
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
-from sslm.optim import RoundingAdamW, build_optimizer, clip_gradient, parameter_groups, rounded_to_bf16
-from sslm.terminal import keep_libraries_quiet
+from sslm.runs import checkpoints
+from sslm.system.terminal import keep_libraries_quiet
+from sslm.training import optim
+from sslm.training.optim import RoundingAdamW, build_optimizer, clip_gradient, parameter_groups, rounded_to_bf16
 from tests.processes import run_ranks
 
 

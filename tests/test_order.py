@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sslm.data.order import Order, permute
+from sslm.data.stream.order import Order, permute
 
 
 @given(size=st.integers(1, 3000), key=st.integers(0, 99))

@@ -8,11 +8,11 @@ import pytest
 import torch
 from transformers import T5Config
 
-from sslm import flops
-from sslm.__main__ import VERBS
-from sslm.machines import KINDS, named
+from sslm.cli import VERBS
+from sslm.cli.plan import main
+from sslm.models import flops
 from sslm.models.build import on_meta
-from sslm.plan import main
+from sslm.parallel.planning.machines import KINDS, named
 from tests.processes import run_command
 
 ROOT = Path(__file__).parent.parent

@@ -15,14 +15,15 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from sslm.data import encoding, preparation
-from sslm.data.corpus import Piece, Source, open_source
-from sslm.data.encoding import HELD_OUT_EVERY, is_held_out
-from sslm.data.preparation import prepare
-from sslm.data.shards import Corpus, open_corpus
-from sslm.data.tokenizer import train_bpe
-from sslm.data.writer import CorpusWriter
-from sslm.prepare import main as prepare_main
+from sslm.cli.prepare import main as prepare_main
+from sslm.data.corpus import encode
+from sslm.data.corpus import prepare as preparation
+from sslm.data.corpus.documents import Piece, Source, open_source
+from sslm.data.corpus.encode import HELD_OUT_EVERY, is_held_out
+from sslm.data.corpus.prepare import prepare
+from sslm.data.corpus.shards import Corpus, open_corpus
+from sslm.data.corpus.tokenizer import train_bpe
+from sslm.data.corpus.writer import CorpusWriter
 from tests.processes import kill_group, run_command, start_command
 
 SEPARATOR = "\n-----\n"
@@ -59,7 +60,7 @@ def all_tokens(corpus: Corpus, split: str = "train") -> list[int]:
 @pytest.fixture
 def small_steps(monkeypatch: pytest.MonkeyPatch) -> None:
     """Small batches, and an entry in the journal after each."""
-    monkeypatch.setattr(encoding, "BATCH_CHARS", 20_000)
+    monkeypatch.setattr(encode, "BATCH_CHARS", 20_000)
     monkeypatch.setattr(preparation, "SECONDS_BETWEEN_ENTRIES", 0.0)
 
 
@@ -131,7 +132,16 @@ def test_corpus_is_the_same_for_any_number_of_threads(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
     tokenizer.save_pretrained(tmp_path / "t")
-    command = ["-m", "sslm.prepare", str(text), "--document_separator", SEPARATOR, "--tokenizer", str(tmp_path / "t")]
+    command = [
+        "-m",
+        "sslm",
+        "prepare",
+        str(text),
+        "--document_separator",
+        SEPARATOR,
+        "--tokenizer",
+        str(tmp_path / "t"),
+    ]
     done = run_command([*command, "--out", str(tmp_path / "c")], env={"RAYON_NUM_THREADS": threads})
     assert done.returncode == 0, done.stderr
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
@@ -147,7 +157,7 @@ def test_shards_end_at_their_size_whatever_the_batches(
 ) -> None:
     whole = prepare(source_of(documents), tokenizer, tmp_path / "whole", no_report)
     cut = prepare(source_of(documents), tokenizer, tmp_path / "cut", no_report, shard_tokens=5000)
-    monkeypatch.setattr(encoding, "BATCH_CHARS", 3000)
+    monkeypatch.setattr(encode, "BATCH_CHARS", 3000)
     small = prepare(source_of(documents), tokenizer, tmp_path / "small", no_report, shard_tokens=5000)
     for split in ("train", "val"):
         sizes = [shard.num_tokens for shard in cut.shards if shard.split == split]
@@ -325,8 +335,8 @@ def test_remains_of_another_corpus_are_not_gone_on_from(
 
 VERB = """
 import os, signal, sys
-from sslm import prepare, terminal
-from sslm.data import encoding, preparation
+from sslm.cli import prepare; from sslm.system import terminal
+from sslm.data.corpus import encode as encoding, prepare as preparation
 encoding.BATCH_CHARS, preparation.SECONDS_BETWEEN_ENTRIES, terminal.SECONDS_BETWEEN_PLAIN_LINES = 20_000, 0.0, -1.0
 number, batches, *arguments = sys.argv[1:]
 real, written = preparation.Journal.write, 0
@@ -376,8 +386,8 @@ def test_killed_or_stopped_verb_goes_on(
 KILLED = """
 import sys
 from pathlib import Path
-from sslm.data import encoding, preparation
-from sslm.data.corpus import open_source
+from sslm.data.corpus import encode as encoding, prepare as preparation
+from sslm.data.corpus.documents import open_source
 encoding.BATCH_CHARS, preparation.SECONDS_BETWEEN_ENTRIES = 20_000, 0.0
 text, out = sys.argv[1:]
 source = open_source(text, text_field="text", document_separator="-----")
@@ -408,7 +418,7 @@ def test_twenty_kills_at_random_moments_lose_and_double_nothing(documents: list[
 
 def test_processes_that_start_at_once_prepare_once(text: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from sslm.data import preparation as p; from sslm.data.corpus import open_source\n"
+        "import sys; from pathlib import Path; from sslm.data.corpus import prepare as p; from sslm.data.corpus.documents import open_source\n"
         "p._make, real = (lambda *a: (print('made'), real(*a))[1]), p._make\n"
         "s = open_source(sys.argv[1], text_field='text', document_separator=None)\n"
         "print(p.prepare_cached(s, 'bpe:300', Path(sys.argv[2])).num_tokens)"
@@ -454,7 +464,7 @@ def test_prepare_verb_makes_what_training_takes(tmp_path: Path, text: Path, caps
 MEMORY = """
 import resource, sys
 from pathlib import Path
-from sslm.data import corpus, preparation, tokenizer
+from sslm.data.corpus import documents as corpus, prepare as preparation, tokenizer
 kind, size, known, out = sys.argv[1:]
 preparation.SECONDS_BETWEEN_ENTRIES = 0.5
 text = Path(known, "text.txt").read_text()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sslm.commandline import parse
+from sslm.cli.parse import parse
 from sslm.objectives import OBJECTIVES
 from sslm.train import main
 from tests.test_train import losses_of

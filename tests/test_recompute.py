@@ -13,10 +13,10 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import CheckpointPolicy
 from transformers import BertConfig, LlamaConfig, PreTrainedModel, T5Config
 
-from sslm.errors import UserError
+from sslm.models.blocks import blocks
 from sslm.models.build import build
-from sslm.models.parallelize import blocks
-from sslm.models.recompute import check_recompute, keep, recompute
+from sslm.parallel.recompute import check_recompute, keep, recompute
+from sslm.system.errors import UserError
 
 KINDS: dict[str, Any] = {
     "llama": lambda p: (LlamaConfig(

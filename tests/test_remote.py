@@ -19,12 +19,13 @@ import numpy as np
 import pytest
 from filelock import FileLock
 
-from sslm.data import remote, server
-from sslm.data.cache import claimed
-from sslm.data.remote import RemoteFiles, is_remote, open_remote_corpus
-from sslm.data.shards import BadShard, Corpus, Shard, open_corpus
-from sslm.data.writer import CorpusWriter
-from sslm.errors import UserError
+from sslm.data.corpus import remote
+from sslm.data.corpus.remote import RemoteFiles, is_remote, open_remote_corpus
+from sslm.data.corpus.shards import BadShard, Corpus, Shard, open_corpus
+from sslm.data.corpus.writer import CorpusWriter
+from sslm.system import remote_folder
+from sslm.system.cache import claimed
+from sslm.system.errors import UserError
 from tests.servers import HttpServer, S3Server, s3_environment, s3_server
 
 NUM_SHARDS, SHARD_TOKENS = 8, 10_000
@@ -50,7 +51,7 @@ def write_corpus(folder: Path, seed: int, num_shards: int = NUM_SHARDS, shard_to
 @pytest.fixture(autouse=True)
 def brisk(monkeypatch: pytest.MonkeyPatch) -> None:
     """Try again soon."""
-    monkeypatch.setattr(server, "LONGEST_WAIT_SECONDS", 0.2)
+    monkeypatch.setattr(remote_folder, "LONGEST_WAIT_SECONDS", 0.2)
 
 
 @pytest.fixture(scope="module")
@@ -151,7 +152,7 @@ def test_what_is_a_url() -> None:
 def test_a_server_without_ranges_will_do(
     http: HttpServer, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "RANGE_BYTES", 3000)
+    monkeypatch.setattr(remote_folder, "RANGE_BYTES", 3000)
     http.faults = ["norange"] * 1000
     with opened(f"{http.url}/corpus", tmp_path) as corpus:
         assert_equal(corpus, prepared)
@@ -195,7 +196,7 @@ def test_opening_survives_503_too(http: HttpServer, prepared: Path, tmp_path: Pa
 def test_what_arrived_before_a_cut_is_not_asked_for_again(
     http: HttpServer, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "RANGE_BYTES", SHARD_BYTES // 10)
+    monkeypatch.setattr(remote_folder, "RANGE_BYTES", SHARD_BYTES // 10)
     with opened(f"{http.url}/corpus", tmp_path) as corpus:
         http.requests.clear()
         shard = corpus.shards[0]
@@ -207,7 +208,7 @@ def test_what_arrived_before_a_cut_is_not_asked_for_again(
 def test_a_connection_over_which_nothing_comes_is_dropped(
     http: HttpServer, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "STALLED_SECONDS", 0.2)
+    monkeypatch.setattr(remote_folder, "STALLED_SECONDS", 0.2)
     with opened(f"{http.url}/corpus", tmp_path) as corpus:
         http.faults = ["stall"]
         corpus.tokens(corpus.shards[0])
@@ -226,7 +227,7 @@ def test_a_server_may_be_away_for_a_while(seconds: int, http: HttpServer, prepar
 
 
 def test_patience_ends_with_a_sentence(http: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "PATIENCE_SECONDS", 0.5)
+    monkeypatch.setattr(remote_folder, "PATIENCE_SECONDS", 0.5)
     with opened(f"{http.url}/corpus", tmp_path) as corpus:
         http.faults = [503] * 100
         with pytest.raises(UserError, match=r"train-00000\.bin.*could not be read for.*503"):

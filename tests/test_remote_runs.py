@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sslm.prepare import main as prepare
+from sslm.cli.prepare import main as prepare
 from sslm.train import main
 from tests.conftest import TINY
 from tests.processes import run_command, start_command

@@ -12,7 +12,7 @@ from transformers import AutoConfig
 from sslm.config import RobustConfig
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
-from sslm.objectives.adversarial import adversarial_losses, projected
+from sslm.training.adversarial import adversarial_losses, projected
 from tests.conftest import TrainTiny
 from tests.processes import run_command
 from tests.test_head import BOTH, GATED, both, masked

@@ -12,10 +12,10 @@ from numpy.typing import NDArray
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from sslm.data.recipe import IGNORED, Arrays, Examples
-from sslm.data.vocabulary import Vocabulary, extended, vocabulary_of
-from sslm.errors import UserError
+from sslm.data.stream.recipe import IGNORED, Arrays, Examples
+from sslm.data.stream.vocabulary import Vocabulary, extended, vocabulary_of
 from sslm.objectives.span_corruption import SpanCorruptionRecipe
+from sslm.system.errors import UserError
 
 T5 = SpanCorruptionRecipe()
 PAD, END, SIZE = 0, 1, 2000

@@ -9,9 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslm.commandline import parse
-from sslm.strategies import Launch
-from sslm.zero import settings
+from sslm.cli.parse import parse
+from sslm.parallel.deepspeed import settings
+from sslm.parallel.launch import Launch
 from tests.processes import Ranks, run_command
 from tests.test_train import losses_of, rows_of, val_of
 

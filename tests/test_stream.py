@@ -9,16 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslm.config import DataConfig
-from sslm.data import batches, packing
-from sslm.data.batches import Loader, TrainSteps, ValSteps, finished, with_tensors
+from sslm.data.corpus.shards import Corpus, Shard
 from sslm.data.module import DataModule
-from sslm.data.packing import best_fit, pieces_of
-from sslm.data.recipe import Examples
-from sslm.data.shards import Corpus, Shard
-from sslm.data.stream import Amendment, Stream
-from sslm.data.windows import split
-from sslm.errors import UserError
+from sslm.data.stream import batches, packing
+from sslm.data.stream.amendments import Amendment
+from sslm.data.stream.batches import Loader, TrainSteps, ValSteps, finished, with_tensors
+from sslm.data.stream.packing import best_fit, pieces_of
+from sslm.data.stream.recipe import Examples
+from sslm.data.stream.stream import Stream
+from sslm.data.stream.windows import split
 from sslm.objectives.causal_lm import CausalLMRecipe
+from sslm.system.errors import UserError
 from tests.streams import make_corpus, make_stream
 
 DOCUMENTS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=12), min_size=1, max_size=4)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from sslm.data.recipe import IGNORED, Arrays, Examples
-from sslm.data.vocabulary import Vocabulary
-from sslm.errors import UserError
+from sslm.data.stream.recipe import IGNORED, Arrays, Examples
+from sslm.data.stream.vocabulary import Vocabulary
 from sslm.objectives.token_order import LAYOUTS, TokenOrderRecipe
+from sslm.system.errors import UserError
 
 PAD, END, CLS, SEP, MASK = range(5)
 FIRST, SIZE = 10, 2000

@@ -10,11 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from sslm import checkpoints
 from sslm.config import DataConfig
 from sslm.data.module import DataModule
 from sslm.objectives.causal_lm import CausalLMRecipe
-from sslm.runs import RunFolder
+from sslm.runs import checkpoints
+from sslm.runs.folder import RunFolder
 from sslm.train import main
 from tests.conftest import SMALL_RUN, TINY, TrainTiny
 from tests.processes import run_command
@@ -119,7 +119,7 @@ def test_export_gives_the_reported_loss_in_transformers_without_sslm(
 
 
 def test_export_verb_makes_a_folder_of_any_checkpoint(finished: Path, tmp_path: Path) -> None:
-    from sslm.export import main as export
+    from sslm.cli.export import main as export
 
     assert export([str(finished), "--out", str(tmp_path / "newest")]) == 0
     assert export([str(finished / "checkpoints/step-000004"), "--out", str(tmp_path / "older")]) == 0
@@ -372,7 +372,7 @@ def test_run_continues_from_another_runs_weights(
 def test_second_process_in_the_same_run_folder_is_refused(
     train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    code = f"from sslm.runs import RunFolder; from pathlib import Path\nwith RunFolder(Path({str(tmp_path / 'run')!r})).locked(): pass"
+    code = f"from sslm.runs.folder import RunFolder; from pathlib import Path\nwith RunFolder(Path({str(tmp_path / 'run')!r})).locked(): pass"
     with RunFolder(tmp_path / "run").locked():
         done = run_command(["-c", code])
     assert "another process is training" in done.stderr

@@ -20,10 +20,17 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sslm.data.tokenizer import train_bpe
-from sslm.errors import UserError
+from sslm.data.corpus.tokenizer import train_bpe
 from sslm.models.build import build, on_meta
-from sslm.models.vectors import check_vectors, dimension_of, initialise_embedding, load_vectors, projection, words_of
+from sslm.models.word_vectors import (
+    check_vectors,
+    dimension_of,
+    initialise_embedding,
+    load_vectors,
+    projection,
+    words_of,
+)
+from sslm.system.errors import UserError
 
 EXAMPLE = "the 3 4\nThe 0 1\nRome 1 0\n"
 WORDPIECE = {"[UNK]": 0, "the": 1, "##the": 2, "##ing": 3, "we": 4}

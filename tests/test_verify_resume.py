@@ -12,12 +12,12 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from sslm import checkpoints
-from sslm.commandline import parse
-from sslm.files import sha256_of
-from sslm.runs import RunFolder
-from sslm.verify_resume import ROUNDING, SHORT_ROUNDING, default_also, main, tolerance_for
-from sslm.verify_resume.comparison import compare, first_difference
+from sslm.cli.parse import parse
+from sslm.cli.verify_resume import ROUNDING, SHORT_ROUNDING, default_also, main, tolerance_for
+from sslm.cli.verify_resume.comparison import compare, first_difference
+from sslm.runs import checkpoints
+from sslm.runs.folder import RunFolder
+from sslm.system.files import sha256_of
 from tests.conftest import SMALL_LLAMA, TrainTiny
 from tests.processes import Finished, run_command
 from tests.test_train import rows_of

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from sslm import heartbeats
-from sslm.heartbeats import Heartbeat, Patience, first_to_stop, own, silent, told
+from sslm.system import heartbeats
+from sslm.system.heartbeats import Heartbeat, Patience, first_to_stop, own, silent, told
 from tests.conftest import TrainTiny
 from tests.processes import Finished, kill_group, start_command
 from tests.test_clusters import ranks_of, wait_for_step

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any
 
 from sslm.config import DataConfig
-from sslm.data.assembly import open_streams
-from sslm.data.batches import Loader, TrainSteps
-from sslm.data.recipe import Arrays, Examples, Recipe
+from sslm.data.stream.batches import Loader, TrainSteps
+from sslm.data.stream.recipe import Arrays, Examples, Recipe
+from sslm.data.stream.streams import open_streams
 
 from . import SEED, Share
 
@@ -29,7 +29,7 @@ class NextToken(Recipe):
 
 
 def prepare(text: Path, tokenizer: Path, out: Path, seq_len: int) -> None:
-    from sslm.prepare import main
+    from sslm.cli.prepare import main
 
     if main([str(text), "--out", str(out), "--tokenizer", str(tokenizer)]):
         raise RuntimeError("sslm prepare failed")

@@ -14,16 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslm.config import DataConfig
-from sslm.data import preparation
-from sslm.data import tokenizer as tokenizers
-from sslm.data.assembly import cache_folder, open_streams
-from sslm.data.batches import Batch, Loader, TrainSteps, ValSteps, finished, with_tensors
-from sslm.data.recipe import IGNORED, Recipe
-from sslm.data.stream import Amendment, Places, Skip, Stream, amendment_of
-from sslm.data.tokenizer import Tokenizer
-from sslm.data.verification import Verifier
-from sslm.data.vocabulary import Needs, Vocabulary, extended
-from sslm.errors import UserError
+from sslm.data.corpus import prepare
+from sslm.data.corpus import tokenizer as tokenizers
+from sslm.data.corpus.tokenizer import Tokenizer
+from sslm.data.stream.amendments import Amendment, Skip, amendment_of
+from sslm.data.stream.batches import Batch, Loader, TrainSteps, ValSteps, finished, with_tensors
+from sslm.data.stream.recipe import IGNORED, Recipe
+from sslm.data.stream.stream import Places, Stream
+from sslm.data.stream.streams import cache_folder, open_streams
+from sslm.data.stream.verify import Verifier
+from sslm.data.stream.vocabulary import Needs, Vocabulary, extended
+from sslm.system.errors import UserError
 
 UNIGRAM_TOKENS, UNIGRAM_ROWS = 1 << 19, 64
 
@@ -288,7 +289,7 @@ class DataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         if self._verifier is None and trainer.local_rank == 0:
-            self._verifier = Verifier(self.train_stream.sources, preparation.remembering_hash(cache_folder(self.data)))
+            self._verifier = Verifier(self.train_stream.sources, prepare.remembering_hash(cache_folder(self.data)))
         if self._verifier is not None and (bad := self._verifier.found()) is not None:
             if self.data.on_bad_shard == "fail":
                 raise bad

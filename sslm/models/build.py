@@ -14,10 +14,10 @@ from transformers.initialization import no_init_weights
 from transformers.modeling_utils import local_torch_dtype
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from sslm.errors import UserError, nearest
 from sslm.models import lstm  # makes transformers know it
 from sslm.models.head import UNPADDED
 from sslm.models.masks import no_packed_rows, probe_tokens
+from sslm.system.errors import UserError, nearest
 
 VOCABULARY_MULTIPLE = 64
 HALVES = ("encoder", "decoder")

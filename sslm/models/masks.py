@@ -21,7 +21,7 @@ from torch import Tensor
 from transformers import PreTrainedModel, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 
-from sslm.errors import UserError
+from sslm.system.errors import UserError
 
 IMPLEMENTATIONS = ("sdpa", "eager")
 """Attention that takes an explicit mask; transformers chooses eager where an architecture's attention is not SDPA's."""

@@ -2,8 +2,9 @@
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
 
 from sslm.models.head import LanguageModel
 
@@ -20,3 +21,8 @@ def weights_of(network: LanguageModel) -> dict[str, Any]:
 def tied_names(model: nn.Module) -> set[str]:
     """Names of weights that are other weights' second name."""
     return set(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def local_part(tensor: Tensor) -> Tensor:
+    """This device's part."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor.detach()

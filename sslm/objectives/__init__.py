@@ -6,10 +6,10 @@ The classes are Lightning modules, and importing Lightning takes seconds: they a
 from importlib import import_module
 from typing import TYPE_CHECKING
 
-from sslm.errors import UserError, nearest
+from sslm.system.errors import UserError, nearest
 
 if TYPE_CHECKING:
-    from sslm.objectives.base import Objective
+    from sslm.training.module import Objective
 
 OBJECTIVES = {
     "causal_lm": "CausalLM",

@@ -22,12 +22,12 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sslm.data.recipe import IGNORED, Arrays, Examples, Recipe
-from sslm.data.vocabulary import Vocabulary
+from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.stream.vocabulary import Vocabulary
 from sslm.models.build import check_causal
 from sslm.models.head import sample
-from sslm.objectives.base import Objective
-from sslm.objectives.samples import NUM_SAMPLES, on_one_line
+from sslm.training.module import Objective
+from sslm.training.samples import NUM_SAMPLES, on_one_line
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 12, 40
 

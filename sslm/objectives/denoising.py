@@ -37,12 +37,12 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from sslm.data import noise
-from sslm.data.recipe import IGNORED, Arrays, Examples, Recipe
-from sslm.data.vocabulary import Needs, Vocabulary
-from sslm.errors import UserError
-from sslm.objectives.base import Objective
+from sslm.data.stream import noise
+from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.stream.vocabulary import Needs, Vocabulary
 from sslm.objectives.wrapping import PADDING, around, documents_of, wrapped, wrapped_documents
+from sslm.system.errors import UserError
+from sslm.training.module import Objective
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]

@@ -28,12 +28,12 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslm.data import noise
-from sslm.data.recipe import IGNORED, Arrays, Examples, Recipe
-from sslm.data.vocabulary import Needs, Vocabulary
-from sslm.errors import UserError
-from sslm.objectives.base import Objective
+from sslm.data.stream import noise
+from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.stream.vocabulary import Needs, Vocabulary
 from sslm.objectives.wrapping import around, documents_of, wrapped, wrapped_documents
+from sslm.system.errors import UserError
+from sslm.training.module import Objective
 
 UNITS = ("token", "word", "ngram", "span")
 LONGEST = {"ngram": 3, "span": 10}

@@ -24,11 +24,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sslm.data import noise
-from sslm.data.recipe import IGNORED, Arrays, Examples, Recipe
-from sslm.data.vocabulary import Needs, Vocabulary
-from sslm.errors import UserError
-from sslm.objectives.base import Objective
+from sslm.data.stream import noise
+from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.stream.vocabulary import Needs, Vocabulary
+from sslm.system.errors import UserError
+from sslm.training.module import Objective
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]

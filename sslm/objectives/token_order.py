@@ -44,14 +44,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sslm.data import noise
-from sslm.data.recipe import IGNORED, Arrays, Examples, Recipe
-from sslm.data.vocabulary import Needs, Vocabulary
-from sslm.errors import UserError
+from sslm.data.stream import noise
+from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.stream.vocabulary import Needs, Vocabulary
 from sslm.models.build import auto_class_of, check_causal
-from sslm.objectives.base import Objective
 from sslm.objectives.masked_lm import MaskedLM
 from sslm.objectives.wrapping import PADDING, around, documents_of, wrapped, wrapped_documents
+from sslm.system.errors import UserError
+from sslm.training.module import Objective
 
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]

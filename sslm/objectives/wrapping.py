@@ -3,8 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
-from sslm.data.recipe import Examples
-from sslm.data.vocabulary import Vocabulary
+from sslm.data.stream.recipe import Examples
+from sslm.data.stream.vocabulary import Vocabulary
 
 Ints = NDArray[np.int64]
 

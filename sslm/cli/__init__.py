@@ -1,0 +1,18 @@
+"""What can be typed: one file or folder for each verb, with a `main(arguments) -> exit code`."""
+
+import sslm
+
+VERBS = {
+    "train": "pretrain a model (no arguments: a two-minute run on embedded English)",
+    "prepare": "tokenise text into a corpus that `--data.train` takes",
+    "plan": "tell beforehand what a run takes: memory, time, money, disk, on this machine or another",
+    "verify-resume": "kill a run at random steps, resume it, and compare it with one that was not",
+    "export": "make a plain Hugging Face folder of a run's checkpoint",
+    "ckpt": "list, verify, compare, reshard or remove checkpoints",
+}
+
+
+def usage() -> str:
+    lines = [f"  {verb:<15}{what}" for verb, what in VERBS.items()]
+    return "\n".join([f"sslm {sslm.__version__}: self-supervised pretraining of language models", "",
+                      "usage: sslm VERB [flags]", "", *lines, "", "`sslm VERB --help` explains a verb's flags."])  # fmt: skip

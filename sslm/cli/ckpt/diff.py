@@ -1,0 +1,142 @@
+"""sslm ckpt diff: what differs between two checkpoints, whatever files their tensors lie in. Bit by bit: a NaN equals itself."""
+
+import json
+import math
+import reprlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from sslm.runs.checkpoints.folder import files_of, shards_of, state_of
+from sslm.runs.checkpoints.shards import BITS, Stored, index
+from sslm.system import tables as looks
+from sslm.system.errors import UserError
+from sslm.system.files import sha256_of
+from sslm.system.tables import shown
+from sslm.system.terminal import say, transfer_progress
+
+MOST_ROWS = 20
+MISSING = object()
+"""Stands for an entry that isn't there."""
+
+
+class Values(NamedTuple):
+    """How a tensor's values differ."""
+
+    name: str
+    largest: float
+    """Largest absolute difference; NaN where a NaN stands against a number."""
+    num_different: int
+    num_elements: int
+
+
+@dataclass(frozen=True)
+class Differences:
+    state: list[str]
+    files: list[str]
+    tensors: list[str]
+    """Those that one of them lacks, and those of other shapes or dtypes."""
+    values: list[Values]
+    """Largest first; scalars (an optimizer's counters) last."""
+    num_tensors: int
+    """In both, alike in shape and dtype."""
+
+    @property
+    def any(self) -> bool:
+        return bool(self.state or self.files or self.tensors or self.values)
+
+
+def compare(a: Path, b: Path) -> Differences:
+    """Raises:
+    UserError: one of them can't be read.
+    """
+    try:
+        state = _differing_keys(state_of(a), state_of(b))
+    except RecursionError:
+        raise UserError(f"{a}, {b}: no sound state.json (nested too deep)") from None
+    of_a, of_b = index(a), index(b)
+    both = [n for n in of_a if n in of_b and _kind(of_a[n]) == _kind(of_b[n])]
+    values = []
+    with transfer_progress("Comparing", sum(of_a[name].num_bytes for name in both)) as done:
+        for name in both:
+            found = differing_values(of_a[name], of_b[name], done)
+            if found.num_different:
+                values.append(found)
+    values.sort(key=lambda one: (of_a[one.name].shape == (), not math.isnan(one.largest), -one.largest, one.name))
+    return Differences(state, _differing_files(a, b), _differing_tensors(of_a, of_b), values, len(both))
+
+
+def differing_values(a: Stored, b: Stored, done: Callable[[int], None]) -> Values:
+    """Compare two tensors of one shape and dtype, block by block; `done` is told of bytes."""
+    largest, num_different = [torch.zeros((), dtype=torch.float64)], 0
+    for begin, end in a.blocks():
+        x, y = a.rows(begin, end), b.rows(begin, end)
+        as_bits = BITS[x.element_size()]
+        different = x.view(as_bits) != y.view(as_bits)
+        if num := int(different.sum()):
+            wide = torch.complex128 if x.is_complex() else torch.float64
+            was, now = (values.view(as_bits)[different].view(x.dtype).to(wide) for values in (x, y))
+            largest.append((was - now).abs().max())
+            num_different += num
+        done(x.nbytes)
+    return Values(a.name, torch.stack(largest).max().item(), num_different, math.prod(a.shape))
+
+
+def show(found: Differences) -> None:
+    for line in [*found.state, *found.files, *found.tensors]:
+        say(shown(line))
+    if found.values:
+        say(f"{len(found.values)} of {found.num_tensors} tensors differ in value:")
+        cells = [
+            (f"{v.largest:.3g}", f"{v.num_different} of {v.num_elements}", v.name) for v in found.values[:MOST_ROWS]
+        ]
+        looks.rows(("max |a - b|", "elements", "tensor"), cells, right=(0, 1), wide=(2,))
+        if len(found.values) > MOST_ROWS:
+            say(f"… and {len(found.values) - MOST_ROWS} more")
+    if not found.any:
+        say(f"identical ({found.num_tensors} tensors)")
+
+
+def _kind(tensor: Stored) -> str:
+    return f"{tensor.dtype} {list(tensor.shape)}"
+
+
+def _differing_tensors(a: dict[str, Stored], b: dict[str, Stored]) -> list[str]:
+    lines = [f"only in A: {name} {_kind(tensor)}" for name, tensor in a.items() if name not in b]
+    lines += [f"only in B: {name} {_kind(tensor)}" for name, tensor in b.items() if name not in a]
+    kinds = [(name, _kind(a[name]), _kind(b[name])) for name in a if name in b]
+    return lines + [f"{name}: {was} | {now}" for name, was, now in kinds if was != now]
+
+
+def _differing_keys(a: Any, b: Any, name: str = "") -> list[str]:
+    """A line for each entry of state.json that differs, with the keys that lead to it."""
+    if isinstance(a, dict) and isinstance(b, dict):
+        return [
+            line
+            for key in dict.fromkeys([*a, *b])
+            for line in _differing_keys(a.get(key, MISSING), b.get(key, MISSING), f"{name}.{key}" if name else key)
+        ]
+    if MISSING not in (a, b) and json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True):  # a NaN equals itself
+        return []
+    return [f"state.json: {name}: {_short(a)} | {_short(b)}"]
+
+
+def _short(value: Any) -> str:
+    return "nothing" if value is MISSING else reprlib.repr(value)
+
+
+def _differing_files(a: Path, b: Path) -> list[str]:
+    """Lines for the files beside state.json and the shards: the model's config, its tokenizer."""
+    of_a, of_b = _files_beside(a), _files_beside(b)
+    lines = [f"only in A: {name}" for name in of_a if name not in of_b]
+    lines += [f"only in B: {name}" for name in of_b if name not in of_a]
+    return lines + [f"{n}: differs" for n in of_a if n in of_b and sha256_of(of_a[n]) != sha256_of(of_b[n])]
+
+
+def _files_beside(checkpoint: Path) -> dict[str, Path]:
+    others = [f for f in files_of(checkpoint) if f not in shards_of(checkpoint)]
+    names = {str(file.relative_to(checkpoint)): file for file in others}
+    return {name: file for name, file in names.items() if name not in ("state.json", "manifest.json")}

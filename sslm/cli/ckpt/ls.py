@@ -1,0 +1,182 @@
+"""sslm ckpt ls: what lies in a run's folder of checkpoints. Quick: nothing is checksummed."""
+
+import math
+import re
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sslm.runs.checkpoints.folder import files_of, manifest_of, shards_of, state_of
+from sslm.runs.find import LEFT_OVER, checkpoints_in, folder_of, is_checkpoint
+from sslm.system import tables as looks
+from sslm.system.errors import UserError
+from sslm.system.terminal import count
+
+MOST = 1 << 63
+"""Larger numbers count nothing."""
+
+
+@dataclass
+class Entry:
+    """A line of the list; None: unknown."""
+
+    path: Path
+    num_bytes: int
+    num_shards: int
+    step: int | None = None
+    position: int | None = None
+    """Examples consumed."""
+    tokens: int | None = None
+    version: str | None = None
+    metric: tuple[str, float] | None = None
+    marks: list[str] = field(default_factory=list)
+
+
+def listed(given: str | Path) -> list[Entry]:
+    """Entries by step: checkpoints, those set aside, and what killed processes left.
+
+    Args:
+        given: run folder, folder of checkpoints, or a checkpoint.
+
+    Raises:
+        UserError: it is none of these.
+    """
+    if is_checkpoint(Path(given)):
+        paths, folder = checkpoints_in(given), Path(given).parent
+    else:
+        folder = folder_of(given)
+        paths = [
+            one for one in folder.iterdir() if one.is_dir() and (is_checkpoint(one) or LEFT_OVER.fullmatch(one.name))
+        ]
+    settings = _settings(folder.parent / "config.yaml")
+    entries = []
+    for path in sorted(paths, key=_order):
+        with suppress(FileNotFoundError):  # the run is training, and has removed it just now
+            entries.append(_entry(path, settings))
+    _mark(entries, folder, settings)
+    return entries
+
+
+def show(entries: list[Entry]) -> None:
+    titles = ("name", "step", "tokens", "size", "files", "metric", "sslm", "")
+    cells = [
+        (
+            entry.path.name,
+            "-" if entry.step is None else str(entry.step),
+            _progress(entry),
+            looks.size(entry.num_bytes),
+            str(entry.num_shards),
+            f"{entry.metric[0]} {entry.metric[1]:.4f}" if entry.metric else "-",
+            entry.version or "-",
+            ", ".join(entry.marks),
+        )
+        for entry in entries
+    ]
+    looks.rows(titles, cells, right=range(1, 5), wide=(5, 7))
+
+
+def _progress(entry: Entry) -> str:
+    """Tokens; where they are unknown, examples."""
+    if entry.tokens is not None:
+        return count(entry.tokens)
+    return "-" if entry.position is None else f"{count(entry.position)} examples"
+
+
+def _order(path: Path) -> tuple[int, str]:
+    digits = re.search(r"step-(\d+)", path.name)
+    return (int(digits[1][:18]) if digits else 0, path.name)
+
+
+def _entry(path: Path, settings: dict[str, Any]) -> Entry:
+    entry = Entry(path, sum(file.stat().st_size for file in files_of(path)), len(shards_of(path)))
+    if not is_checkpoint(path):
+        entry.marks.append("half-written" if path.suffix == ".tmp" else "half-removed")
+        return entry
+    try:
+        state = state_of(path)
+    except UserError as error:
+        entry.marks.append(str(error).removeprefix(f"{path}: "))
+        return entry
+    entry.step, entry.position = (_whole(state.get(key)) for key in ("step", "position"))
+    seq_len = _whole(settings.get("seq_len"))
+    if entry.position is not None and seq_len is not None:
+        entry.tokens = entry.position * seq_len
+    entry.version = state["sslm"] if isinstance(state.get("sslm"), str) else None
+    entry.metric = _metric(state.get("metrics"), _best(settings)[0])
+    if path.suffix == ".corrupt":
+        entry.marks.append("corrupt, set aside")
+    elif damage := _missing(path):
+        entry.marks.append(damage)
+    return entry
+
+
+def _missing(checkpoint: Path) -> str:
+    """What is seen to be wrong with files without reading them."""
+    try:
+        manifest = manifest_of(checkpoint)
+    except UserError as error:
+        return str(error).removeprefix(f"{checkpoint}: ")
+    for name, was in manifest.items():
+        file = checkpoint / name
+        if not file.is_file():
+            return f"{name} is missing"
+        if file.stat().st_size != was.num_bytes:
+            return f"{name} has another size"
+    return ""
+
+
+def _metric(metrics: Any, best: str) -> tuple[str, float] | None:
+    """The metric that tells the best, or else the first."""
+    if not isinstance(metrics, dict):
+        return None
+    numbers = {name: float(v) for name, v in metrics.items() if type(v) is float or (type(v) is int and abs(v) < MOST)}
+    name = best if best in numbers else next(iter(numbers), None)
+    return None if name is None else (name, numbers[name])
+
+
+def _mark(entries: list[Entry], folder: Path, settings: dict[str, Any]) -> None:
+    """Say which is the latest, and the best."""
+    latest = folder / "latest"
+    name = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else None
+    for entry in entries:
+        if entry.path.name == name:
+            entry.marks.insert(0, "latest")
+    metric, highest = _best(settings)
+    measured = [
+        (entry.metric[1], entry)
+        for entry in entries
+        if entry.metric
+        and entry.metric[0] == metric
+        and not math.isnan(entry.metric[1])
+        and entry.path in _sound(entries)
+    ]
+    if measured:
+        best = (max if highest else min)(measured, key=lambda one: one[0])[1]
+        best.marks.insert(0, "best")
+
+
+def _sound(entries: list[Entry]) -> list[Path]:
+    return [entry.path for entry in entries if not set(entry.marks) - {"latest"}]
+
+
+def _settings(config: Path) -> dict[str, Any]:
+    """The run's settings, as far as they can be read."""
+    try:
+        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        return {}
+    return settings if isinstance(settings, dict) else {}
+
+
+def _best(settings: dict[str, Any]) -> tuple[str, bool]:
+    """The metric that tells the best of the run's checkpoints, and whether its highest value does."""
+    chosen = settings.get("checkpoint")
+    chosen = chosen if isinstance(chosen, dict) else {}
+    return str(chosen.get("best_metric", "val/loss")), chosen.get("best_is") == "highest"
+
+
+def _whole(number: Any) -> int | None:
+    return number if type(number) is int and 0 <= number < MOST else None

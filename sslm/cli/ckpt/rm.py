@@ -1,0 +1,89 @@
+"""sslm ckpt rm: remove checkpoints of a run. One loses its name before its files: what has its name is whole, at any moment."""
+
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from sslm.cli.ckpt import ls
+from sslm.runs import checkpoints
+from sslm.runs.folder import RunFolder
+from sslm.system.errors import UserError, nearest
+from sslm.system.files import write_atomically
+from sslm.system.tables import shown, size
+from sslm.system.terminal import say
+
+MOST_DIGITS = 18
+
+
+def rm(given: str, steps: Sequence[str], keep_last: int | None, force: bool) -> None:
+    """Remove checkpoints by step or name, or all but the `keep_last` newest.
+
+    Raises:
+        UserError: there is none of that name, it is the newest good one and not `force`, or the run is training.
+    """
+    run = RunFolder(Path(given))
+    if not run.checkpoints.is_dir():
+        raise UserError(f"{given}: not a run folder with checkpoints; give the folder that config.yaml is in")
+    with _not_training(run):
+        there = {entry.path.name: entry for entry in ls.listed(run.checkpoints)}
+        names = (
+            [path.name for path in checkpoints.found(run.checkpoints)][keep_last:]
+            if keep_last
+            else _names(steps, there)
+        )
+        kept = [path for path in checkpoints.found(run.checkpoints) if path.name not in names]
+        good = next((path for path in checkpoints.found(run.checkpoints) if not checkpoints.damage_of(path)), None)
+        if good is not None and good not in kept and not force:
+            raise UserError(f"{good.name} is the newest good checkpoint of {given}: without it the run "
+                            f"{'loses work' if kept else 'begins anew'}; give --force to remove it all the same")  # fmt: skip
+        _keep_latest_true(run.checkpoints, kept, good)
+        for name in names:
+            _remove(there[name].path)
+            say(f"{shown(name)} removed ({size(there[name].num_bytes)})")
+    if not names:
+        say(f"nothing to remove: there are {len(there)}")
+
+
+@contextmanager
+def _not_training(run: RunFolder) -> Iterator[None]:
+    holding = run.locked()
+    try:
+        holding.__enter__()
+    except UserError:
+        raise UserError(f"{run.path}: this run is training; remove its checkpoints when it has ended") from None
+    try:
+        yield
+    finally:
+        holding.__exit__(None, None, None)
+
+
+def _names(steps: Sequence[str], there: dict[str, ls.Entry]) -> list[str]:
+    """Steps or names -> names, each once."""
+    names = [checkpoints.name_of(int(s)) if s.isdecimal() and len(s) <= MOST_DIGITS else s for s in steps]
+    for step, name in zip(steps, names, strict=True):
+        if name not in there:
+            raise UserError(
+                f"there is no checkpoint {shown(step)}{nearest(name, there)}; there are: {', '.join(map(shown, there)) or 'none'}"
+            )
+    return list(dict.fromkeys(names))
+
+
+def _keep_latest_true(folder: Path, kept: list[Path], good: Path | None) -> None:
+    """Let `latest` name one that stays, the newest good one if any does; nothing is removed yet."""
+    latest = folder / "latest"
+    name = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else None
+    if name in [path.name for path in kept]:
+        return
+    best = good if good in kept else next((path for path in kept if not checkpoints.damage_of(path)), None)
+    if best is not None:
+        write_atomically(latest, best.name + "\n")
+    else:
+        latest.unlink(missing_ok=True)
+
+
+def _remove(path: Path) -> None:
+    if path.name.startswith("."):  # left over: it never had a name, or has lost it
+        shutil.rmtree(path)
+    else:
+        checkpoints.remove(path)

@@ -1,0 +1,340 @@
+"""What a run would take and give: memory, time, money, disk; and what to type so that it fits.
+
+sslm plan [--plan_for h100:8] [--price_per_hour 2.5] [any flags of train]
+
+Nothing is trained, and nothing written but the cache of prepared corpora. Without --plan_for the plan is for this machine.
+"""
+
+import shlex
+import shutil
+import sys
+from collections.abc import Collection
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.markup import escape
+from rich.table import Table
+
+from sslm.cli.parse import parse
+from sslm.config import Config
+from sslm.parallel.launch import devices
+from sslm.parallel.planning.budget import Needs, Proposal, settle
+from sslm.parallel.planning.expected_speed import expected_speed
+from sslm.parallel.planning.machines import PRICED, Machine, here, named
+from sslm.runs.folder import RunFolder
+from sslm.system import terminal
+from sslm.system.errors import DONE, UserError, exits_politely
+from sslm.system.terminal import console, count, duration, gib, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sslm.data.module import DataModule
+    from sslm.parallel.launch import Launch
+
+MAX_EPOCHS = 4.0
+"""Of a run's only source; those of a mixture say it themselves (`max_epochs`)."""
+
+
+@exits_politely
+def main(arguments: list[str] | None = None) -> int:
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    own, rest = take_own(given)
+    config = parse(rest)
+    machine = named(own["plan_for"]) if "plan_for" in own else None
+    price = _price(own["price_per_hour"]) if "price_per_hour" in own else None
+    terminal.keep_libraries_quiet()
+
+    from sslm.objectives.choose import build_on_meta, choose_model, choose_objective, open_data
+
+    objective, recipe = choose_objective(config)
+    data = open_data(config, recipe)
+    model = build_on_meta(config, objective, choose_model(config, objective, data))
+    make_plan(config, data, model, machine, price).show(rest)
+    return DONE
+
+
+def take_own(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
+    """Split this verb's flags from those of train."""
+    own, rest, stream = {}, [], iter(arguments)
+    for argument in stream:
+        name, equals, value = argument.removeprefix("--").partition("=")
+        if argument.startswith("--") and name in ("plan_for", "price_per_hour"):
+            own[name] = value if equals else next(stream, "")
+            if not own[name] or own[name].startswith("--"):
+                raise UserError(
+                    f"--{name} needs a value, such as {'h100:8' if name == 'plan_for' else '2.5 (dollars per device)'}"
+                )
+        else:
+            rest.append(argument)
+    if {"-h", "--help"} & set(rest):
+        print(__doc__)
+    return own, rest
+
+
+def _price(text: str) -> float:
+    try:
+        price = float(text)
+    except ValueError:
+        price = -1.0
+    if not 0 <= price < float("inf"):
+        raise UserError(f"--price_per_hour {text}: expected dollars per device and hour, such as 2.5")
+    return price
+
+
+def make_plan(
+    config: Config, data: "DataModule", model: "PreTrainedModel", machine: Machine | None, price: float | None = None
+) -> "Plan":
+    """Args:
+    machine: None: this one.
+    price: dollars per device and hour; None: the machine's typical one.
+
+    Raises:
+        UserError: the model can't be trained so, or a batch can't be shared so.
+    """
+    is_elsewhere = machine is not None
+    if machine is None:
+        machine = here(*devices(config))
+    else:
+        config = replace(config, devices=machine.devices, num_nodes=machine.num_nodes)
+    needs, launch, why = settle(config, model, data, machine)
+    return Plan(needs, data, launch, why, price, is_elsewhere)
+
+
+@dataclass(frozen=True)
+class Plan:
+    needs: Needs
+    data: "DataModule"
+    launch: "Launch"
+    why: str
+    """This strategy."""
+    price: float | None = None
+    """Dollars per device and hour, as given; None: the machine's typical."""
+    is_elsewhere: bool = False
+    """Not this machine."""
+
+    @property
+    def config(self) -> Config:
+        return self.needs.config
+
+    def show(self, arguments: list[str]) -> None:
+        """Print it; `arguments` are what was typed.
+
+        Raises:
+            UserError: it can't fit.
+        """
+        say()
+        for part in self.told(arguments):
+            console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+            say()
+        self.check()
+
+    def check(self) -> None:
+        """Raises:
+        UserError: it can't fit into memory, or not one checkpoint onto the disk.
+        """
+        self.needs.micro_batch_size(self.launch)
+        room, needed = self.disk_room(), self.checkpoint_bytes()
+        if room < needed and not self.is_elsewhere:
+            raise UserError(f"{self.config.run_folder}: a checkpoint takes {gib(needed)} and the disk has {gib(room)} left; free some room, "
+                            f"or give another --run_dir")  # fmt: skip
+
+    def told(self, arguments: list[str]) -> list[Table | str]:
+        return [self._title(), self._run(), *self._memory(), self._cost(), *self._proposals(arguments)]
+
+    # ---------------------------------------------------------------------------------------- what is trained
+
+    def _title(self) -> str:
+        machine = self.needs.machine
+        nodes = f"{machine.num_nodes} nodes of " if machine.num_nodes > 1 else ""
+        return f"[bold]Plan for {nodes}{machine.devices} x {machine.device}[/bold] ({gib(machine.memory)} each)"
+
+    def _run(self) -> Table:
+        from sslm.models.flops import matmul_parameters, of_experts, share_of_experts
+
+        config, model, data = self.config, self.needs.model, self.data
+        total = model.num_parameters()
+        embedding = sum({id(p): p.numel() for e in (model.get_input_embeddings(), model.get_output_embeddings()) if e is not None
+                         for p in e.parameters()}.values())  # fmt: skip
+        idle = sum(p.numel() for p in of_experts(model)) * (1 - share_of_experts(model))
+        active = f", {count(total - idle)} active" if idle else ""
+        steps, tokens = config.total_steps, config.batch_size * config.seq_len
+        sources = self.data.train_stream.sources
+        documents = sum(source.corpus.num_documents for source in sources)
+        of = f"{documents:,} documents, " if documents else ""
+        tokenizer = f"{data.vocab_size:,} entries" + (
+            "" if data.tokenizer is not None else " (ids without a tokenizer)"
+        )
+        epochs = steps * config.batch_size / max(data.train_stream.num_windows, 1)
+        rows = [
+            ("Model", f"{config.objective.name}, {model.config.model_type}: {count(total)} parameters ({count(embedding)} of embeddings"
+                      f"{active}; {count(matmul_parameters(model))} multiply each token)"),
+            ("Text", f"{of}{count(sum(source.corpus.num_tokens for source in sources))} tokens; vocabulary of {tokenizer}, "
+                     f"the model's of {model.config.vocab_size:,}"),
+            ("Run", f"{steps:,} steps of {config.batch_size} x {config.seq_len:,} = {count(tokens)} tokens: {count(steps * tokens)} tokens"
+                    + ("" if data.mixes else f", {epochs:,.2f} epochs")),
+            *self._epochs(),
+        ]  # fmt: skip
+        return _grid(rows)
+
+    def _epochs(self) -> list[tuple[str, str]]:
+        """Of each source of a mixture; and a warning where one is read too often."""
+        most = [source.max_epochs for source in self.config.data.sources or []] or [MAX_EPOCHS]
+        seen = self.data.train_stream.seen(self.config.total_steps * self.config.batch_size).items()
+        rows = []
+        for (name, (examples, epochs)), at_most in zip(seen, most, strict=True):
+            if self.data.mixes:
+                rows.append(
+                    ("", f"{escape(name)}: {count(examples * self.config.seq_len)} tokens, {epochs:.2f} epochs")
+                )
+            if epochs > at_most:
+                rows.append(("[yellow]Warning[/yellow]", f"{escape(name) or 'the text'} will be read {epochs:,.1f} times, more than {at_most:g}; bring more text"
+                                                         f"{', lower its weight' if self.data.mixes else ''}, or train for fewer tokens"))  # fmt: skip
+        return rows
+
+    # ---------------------------------------------------------------------------------------- memory
+
+    def _memory(self) -> list[Table | str]:
+        size, launch, has = self.needs.chosen_size(self.launch), self.launch, self.needs.machine.memory
+        memory = self.needs.memory(launch, size)
+        recomputed = self.config.activation_checkpointing
+        how = f"{launch.strategy} ({self.why}), micro-batches of {size}, {launch.precision}" + (
+            f", {recomputed} recomputed" if recomputed != "none" else ""
+        )
+        table = _table(right=(1, 2))
+        for name, number in memory.parts.items():
+            if number:
+                table.add_row(name, gib(number), f"{number / has:.0%}", _bar(number / has))
+        verdict = "[green]fits[/green]" if memory.total <= has else "[red]does not fit[/red]"
+        if memory.total <= has and self.needs.is_narrow(launch, size):
+            verdict = "[yellow]fits narrowly: a tenth should be left for what is not counted[/yellow]"
+        table.add_row("[bold]in all[/bold]", f"[bold]{gib(memory.total)}[/bold]", f"{memory.total / has:.0%}", verdict)
+        if memory.host:
+            table.add_row("in the host", gib(memory.host), "", "for each device")
+        return [f"[bold]Memory of each device[/bold]: {how}", table]
+
+    # ---------------------------------------------------------------------------------------- time, money, disk
+
+    def _cost(self) -> Table:
+        steps = self.config.total_steps - self._steps_done()
+        tokens = steps * self.config.batch_size * self.config.seq_len
+        rows = []
+        speed, why = expected_speed(self.needs, self.launch)
+        if speed is None:
+            rows.append(("Time", f"unknown: {why}"))
+        else:
+            seconds = tokens / speed
+            rows.append(("Time", f"{duration(seconds)} for {count(tokens)} tokens, at {count(speed)} tokens/s"))
+            rows.append(("", f"[dim]an estimate: {why}[/dim]"))
+            price = self.needs.machine.price if self.price is None else self.price
+            if price is not None:
+                cost = seconds / 3600 * self.needs.machine.world * price
+                typical = f"typical on demand in {PRICED}; give yours with --price_per_hour"
+                source = typical if self.price is None else "as given"
+                rows.append(("Cost", f"{_dollars(cost)}, at {_dollars(price)} per device and hour ({source})"))
+        size, keep, room = self.checkpoint_bytes(), self.config.checkpoint.keep_last, self.disk_room()
+        kept = f"the last {keep} are kept, {gib((keep + 1) * size)} while one is written" if keep else "all are kept"
+        free = "" if self.is_elsewhere else f"; {gib(room)} are free at {escape(str(self.config.run_folder))}"
+        rows.append(("Disk", f"{gib(size)} for a checkpoint; {kept}{free}"))
+        if not self.is_elsewhere and room < ((keep or 1) + 1) * size:
+            rows.append(("[yellow]Warning[/yellow]", "the disk will be full before that; free some room, lower --checkpoint.keep_last, or give "
+                                                     "another --run_dir"))  # fmt: skip
+        return _grid(rows)
+
+    def _steps_done(self) -> int:
+        from sslm.runs.checkpoints import found, step_of
+
+        newest = next(iter(found(RunFolder(self.config.run_folder).checkpoints)), None)
+        return min(step_of(newest), self.config.total_steps)
+
+    def checkpoint_bytes(self) -> int:
+        """Weights, two moments and perhaps an average, in fp32."""
+        return (12 if self.config.optim.average_decay is None else 16) * int(self.needs.model.num_parameters())
+
+    def disk_room(self) -> int:
+        folder = Path(self.config.run_folder).absolute()
+        there = next(path for path in (folder, *folder.parents) if path.exists())
+        return shutil.disk_usage(there).free
+
+    # ---------------------------------------------------------------------------------------- what would do
+
+    def _proposals(self, arguments: list[str]) -> list[Table | str]:
+        found = self.needs.proposals(self.launch.strategy)
+        fitting = [proposal for proposal in found if proposal.fits]
+        if not fitting:
+            return ["[bold]Nothing fits[/bold] on these devices."]
+        table = _table(right=(1, 3))
+        table.add_row(*(f"[dim]{title}[/dim]" for title in ("strategy", "micro-batch", "recomputation", "memory", "")))
+        for one in found:
+            notes = [] if one.fits else ["[red]does not fit[/red]"]
+            notes += ["[green]proposed[/green]"] if one is fitting[0] else []
+            notes += ["gradients reduced with each micro-batch"] if one.reduce_gradients == "micro_batch" else []
+            memory, size = gib(one.memory.total), str(one.micro_batch_size)
+            table.add_row(one.strategy, size, one.activation_checkpointing, memory, ", ".join(notes))
+        return [
+            "[bold]What fits[/bold], with a tenth of the memory left over, and the largest micro-batch each",
+            table,
+            f"[bold]To type[/bold]\n  {escape(shlex.join(self._command(arguments, fitting[0])))}",
+        ]
+
+    def _command(self, arguments: list[str], proposal: Proposal) -> list[str]:
+        """What was typed, with what differs from it."""
+        machine, asked = self.needs.machine, parse(arguments)
+        kept = {"strategy": self.launch.strategy, "micro_batch_size": proposal.micro_batch_size}
+        auto: Any = {name: value for name, value in kept.items() if getattr(asked, name) == "auto"}  # it finds the same
+        changed = proposal.flags(replace(asked, **auto))
+        if asked.micro_batch_size is None and proposal.micro_batch_size == self.needs.share(
+            self.needs.launch(proposal.strategy)
+        ):
+            changed.pop("micro_batch_size")  # all of it is the default
+        if self.is_elsewhere:
+            size: dict[str, Any] = {"devices": machine.devices, "num_nodes": machine.num_nodes}
+            size |= {} if machine.is_gpu else {"accelerator": "cpu"}
+            changed |= {name: value for name, value in size.items() if getattr(asked, name) != value}
+        start = ["srun"] if machine.num_nodes > 1 else []
+        new = [text for name, value in changed.items() for text in (f"--{name}", str(value))]
+        return [*start, "python", "-m", "sslm.train", *_without(arguments, {*changed, "dry_run"}), *new]
+
+
+def _without(arguments: list[str], names: Collection[str]) -> list[str]:
+    """Flags but for some.
+
+    >>> _without(["--strategy", "ddp", "--seed", "1", "--devices=2"], {"strategy", "devices"})
+    ['--seed', '1']
+    """
+    rest, stream = [], list(arguments)
+    while stream:
+        argument = stream.pop(0)
+        name, equals, _ = argument.removeprefix("--").partition("=")
+        if name not in names:
+            rest.append(argument)
+        elif not equals and stream and not stream[0].startswith("--"):
+            stream.pop(0)
+    return rest
+
+
+def _grid(rows: list[tuple[str, str]]) -> Table:
+    table = _table(right=())
+    for title, text in rows:
+        table.add_row(f"[bold]{title}[/bold]", text)
+    return table
+
+
+def _table(right: tuple[int, ...]) -> Table:
+    table = Table.grid(padding=(0, 2, 0, 0), pad_edge=True)
+    for number in range(5):
+        table.add_column(justify="right" if number in right else "left", no_wrap=number in right)
+    return table
+
+
+def _dollars(amount: float) -> str:
+    """
+    >>> _dollars(2.5), _dollars(1411.69)
+    ('$2.50', '$1,412')
+    """
+    return f"${amount:,.2f}" if amount < 100 else f"${amount:,.0f}"
+
+
+def _bar(share: float, width: int = 32) -> str:
+    return "█" * max(min(round(share * width), width), 0) or "▏"

@@ -1,0 +1,98 @@
+"""Tokenise text into a corpus that `--data.train` takes.
+
+sslm prepare IN --out DIR
+
+Killed, stopped by a signal or out of time, the same command goes on from where it was.
+"""
+
+import argparse
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from sslm.system.errors import DONE, STOPPED, UserError, exits_politely
+from sslm.system.terminal import count, keep_libraries_quiet, preparation_progress, say
+
+LEAST_SHARD_TOKENS = 256
+"""Smaller shards would be a file or two for every few sentences."""
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
+
+
+@exits_politely
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="sslm prepare", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "input",
+        help="file, glob, folder or dataset, as --data.train takes them; 'embedded': this Python's own documentation",
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
+    parser.add_argument(
+        "--tokenizer",
+        default="bpe:32000",
+        help="folder, hub name, or bpe:SIZE to train one (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--text_field", default="text", help="field that holds the text, in .jsonl, .parquet and datasets"
+    )
+    parser.add_argument(
+        "--document_separator",
+        help="regular expression between the documents of a .txt; default: a file is one",
+    )
+    parser.add_argument(
+        "--shard_tokens",
+        help="tokens per shard file, 2 or 4 bytes each; fewer for a corpus to be read over a network (default: 134217728)",
+    )
+    options = parser.parse_args(arguments)
+    keep_libraries_quiet()
+
+    from sslm.data.corpus import documents, tokenizer
+    from sslm.data.corpus.embedded import EMBEDDED
+    from sslm.data.corpus.prepare import prepare
+    from sslm.data.corpus.writer import SHARD_TOKENS
+
+    shard_tokens = SHARD_TOKENS if options.shard_tokens is None else _shard_tokens(options.shard_tokens)
+    given = None if options.input == EMBEDDED else options.input
+    if options.out.exists():
+        raise UserError(f"--out {options.out}: already exists; remove it, or choose another folder")
+    source = documents.open_source(given, text_field=options.text_field, document_separator=options.document_separator)
+    known = options.tokenizer if tokenizer.bpe_size(options.tokenizer) else tokenizer.load(options.tokenizer)
+    start = time.monotonic()
+    num_documents = num_tokens = 0  # of this process: an earlier one may have begun
+    with _signals_interrupt(), preparation_progress(f"Preparing {source.name}") as show:
+
+        def report(documents: int, tokens: int, share: float | None = None) -> None:
+            nonlocal num_documents, num_tokens
+            num_documents, num_tokens = documents, tokens
+            show(documents, tokens, share)
+
+        try:
+            prepared = prepare(source, known, options.out, report, shard_tokens)
+        except KeyboardInterrupt:
+            say(f"{options.out}: stopped; run the same command again to go on")
+            return STOPPED
+    seconds = time.monotonic() - start
+    say(f"{options.out}: {count(prepared.num_documents)} documents, {count(prepared.num_tokens)} tokens "
+        f"({prepared.bytes_per_token:.2f} bytes each), vocabulary {prepared.vocab_size}, in {seconds:.1f} s: "
+        f"{count(num_documents / seconds)} documents/s, {count(num_tokens / seconds)} tokens/s")  # fmt: skip
+    say(f"Train on it: python -m sslm.train --data.train {options.out}")
+    return DONE
+
+
+def _shard_tokens(given: str) -> int:
+    if not given.isdecimal() or int(given) < LEAST_SHARD_TOKENS:
+        raise UserError(f"--shard_tokens {given}: expected a whole number of tokens, at least {LEAST_SHARD_TOKENS}, such as "
+                        f"16777216")  # fmt: skip
+    return int(given)
+
+
+@contextmanager
+def _signals_interrupt() -> Iterator[None]:
+    """Let the signals by which batch systems announce the end do what Ctrl-C does."""
+    handlers = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)

@@ -1,0 +1,286 @@
+"""sslm train: objective -> data -> model -> launch -> trainer -> fit -> export.
+
+What can be wrong with what was asked is found out before another process is started and before the run folder is touched.
+"""
+
+import functools
+import os
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sslm.config import Config
+from sslm.objectives.choose import build_on_meta, check_embedding, choose_model, choose_objective, open_data
+from sslm.parallel import strategies
+from sslm.parallel.planning.budget import check_processes, choose_launch
+from sslm.parallel.planning.micro_batch import choose_micro_batch_size, holds_for
+from sslm.runs.checkpoints.mirror import check_upload
+from sslm.runs.folder import RunFolder, pretrained_folder
+from sslm.runs.resume import choose_checkpoint, reaches_the_end
+from sslm.system import errors, ranks, terminal
+from sslm.system.errors import DONE, FAILED, INTERRUPTED, STOPPED, USER_ERROR, sentence_of
+from sslm.system.signals import Stopped
+from sslm.system.terminal import say
+from sslm.training.report import describe, describe_launch, summarise
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Callback, Trainer
+    from transformers import PreTrainedConfig
+
+    from sslm.data.module import DataModule
+    from sslm.data.stream.recipe import Recipe
+    from sslm.parallel.launch import Launch
+    from sslm.parallel.planning.budget import Needs
+    from sslm.runs.checkpoints.mirror import Mirror
+    from sslm.training.callbacks.checkpoint import Checkpoint
+    from sslm.training.callbacks.monitor import Monitor
+    from sslm.training.callbacks.preemption import Preemption
+    from sslm.training.callbacks.validation import Validation
+    from sslm.training.module import Objective
+
+
+def run(config: Config, arguments: list[str]) -> int:
+    """Train as the settings say, or show the plan (--dry_run); `arguments` are what was typed. Returns the exit code."""
+    if ranks.is_child():
+        ranks.die_with_parent()
+        errors.parent_says_it = True
+    if not ranks.is_first_process():
+        terminal.mute()
+    terminal.keep_libraries_quiet()
+    folder = RunFolder(config.run_folder)
+    folder.check_config(config)
+    check_processes(config)
+    check_upload(config)
+
+    objective, recipe = choose_objective(config)
+    data = open_data(config, recipe)
+    model_config = choose_model(config, objective, data)
+    model = build_on_meta(config, objective, model_config)
+    check_embedding(config, data, model)
+    needs, on, why = choose_launch(config, model, data)
+    if config.dry_run:
+        return show_plan(needs, data, on, why, arguments) if ranks.is_first_process() else DONE
+    describe(config, data, model)
+    describe_launch(config, on, why)
+
+    # a job that is requeued after it lost a node may meet itself: its old first process, which has not noticed yet
+    patience = config.start_timeout_seconds if os.environ.get("SLURM_RESTART_COUNT") else 0.0
+    with folder.locked(patience) if ranks.is_first_process() else nullcontext():
+        checkpoint = choose_checkpoint(config, folder, data, model)
+        if checkpoint is None and ranks.is_first_process():
+            for file in (folder.amendments, folder.anomalies):
+                file.unlink(missing_ok=True)  # of a run that never had a checkpoint
+        if checkpoint is not None and reaches_the_end(checkpoint, config):
+            return already_done(config, folder, data, checkpoint)
+        micro_batch_size = choose_micro_batch_size(config, folder, needs, on)
+        module = build_module(
+            config, on, objective, recipe, model_config, data, micro_batch_size, fresh=checkpoint is None
+        )
+        callbacks = build_callbacks(config, needs, on, folder, data, model_config, checkpoint)
+        trainer = build_trainer(config, folder, strategies.trainer_settings(config, on), callbacks)
+        return train(config, folder, data, module, trainer, callbacks)
+
+
+def train(
+    config: Config, run: RunFolder, data: "DataModule", module: "Objective", trainer: "Trainer", callbacks: "Callbacks"
+) -> int:
+    """Fit, then export on rank 0 while the others wait; the exit code, which status.json has too."""
+    from sslm.parallel.launchers import watch_children
+    from sslm.runs.checkpoints import step_of
+
+    def failed(code: int, reason: str) -> None:
+        if trainer.is_global_zero:
+            with suppress(OSError):  # the disk may be full
+                run.write_status("failed", exit_code=code, step=trainer.global_step, reason=reason)
+
+    watch_children(trainer, failed)
+    if trainer.is_global_zero:
+        first = step_of(callbacks.checkpoint.resume_from)
+        run.write_config(config)
+        run.write_status("running", step=first)
+        say(f"Run folder: {run.path}" + (f"; going on from step {first}" if first else ""))
+    try:
+        trainer.fit(module, datamodule=data)
+        if trainer.is_global_zero:
+            conclude(config, run, data, callbacks)
+        module.wait_for_all()
+    except Stopped as stop:
+        if trainer.is_global_zero:
+            run.write_status("stopped", exit_code=STOPPED, step=trainer.global_step, reason=str(stop))
+        raise
+    except BaseException as error:
+        if isinstance(error, SystemExit) and isinstance(
+            error.__context__, KeyboardInterrupt
+        ):  # Lightning makes 1 of it
+            failed(INTERRUPTED, "interrupted")
+            raise KeyboardInterrupt from None
+        failed(USER_ERROR if sentence_of(error) else FAILED, f"{type(error).__name__}: {error}")
+        if type(error).__name__ == "DistStoreError":
+            raise RuntimeError(
+                f"not all processes came within {config.start_timeout_seconds:g} s (--start_timeout_seconds)"
+            ) from error
+        raise
+    if callbacks.preemption.stopped and not ranks.is_first_process():
+        ranks.leave()
+    return STOPPED if callbacks.preemption.stopped else DONE
+
+
+def show_plan(needs: "Needs", data: "DataModule", on: "Launch", why: str, arguments: list[str]) -> int:
+    """What --dry_run is for; `sslm plan` shows the same."""
+    from sslm.cli.plan import Plan
+
+    Plan(needs, data, on, why).show(arguments)
+    say("Dry run: all of this is in order; leave --dry_run out to train.")
+    return DONE
+
+
+def conclude(config: Config, run: RunFolder, data: "DataModule", callbacks: "Callbacks") -> None:
+    """Leave a run that has stopped or is done: status, export, and what to do next."""
+    from sslm.runs.checkpoints import step_of
+    from sslm.runs.export import export
+
+    checkpoint, preemption = callbacks.checkpoint.newest, callbacks.preemption
+    assert checkpoint is not None
+    step = step_of(checkpoint)
+    if preemption.stopped:
+        run.write_status("stopped", exit_code=STOPPED, step=step, reason=preemption.reason)
+        say(
+            f"Stopped at step {step} of {config.total_steps} ({preemption.reason}), all saved. Run the same command to go on."
+        )
+        return
+    export(checkpoint, run.export)
+    run.write_status("done", exit_code=DONE, step=step, reason="all steps are done")
+    summarise(config, run, data)
+
+
+def already_done(config: Config, run: RunFolder, data: "DataModule", checkpoint: Path) -> int:
+    """Nothing left to train; make the export if the run was killed before it had one."""
+    from sslm.runs.checkpoints import step_of
+    from sslm.runs.export import export
+
+    step = step_of(checkpoint)
+    if ranks.is_first_process():
+        if not (run.export / "config.json").is_file():
+            export(checkpoint, run.export)
+        run.write_status("done", exit_code=DONE, step=step, reason="all steps are done")
+        summarise(config, run, data)
+        say(f"This run is done: {step} of {config.total_steps} steps. To train longer: --max_steps {2 * step}; to start anew: "
+            f"--run_dir with another folder.")  # fmt: skip
+    return DONE
+
+
+# ------------------------------------------------------------------------------------------------ building
+
+
+def build_module(
+    config: Config,
+    on: "Launch",
+    objective: "type[Objective]",
+    recipe: "Recipe",
+    model_config: "PreTrainedConfig",
+    data: "DataModule",
+    micro_batch_size: int | None,
+    fresh: bool,
+) -> "Objective":
+    """The Lightning module. Weights and word vectors are read only for a run that begins: later its checkpoint has them."""
+    from sslm.models import build
+    from sslm.models.word_vectors import initialise_embedding
+    from sslm.parallel.parallelize import parallelize
+
+    model: Any = model_config
+    pretrained = pretrained_folder(config)
+    if pretrained is not None and fresh:
+        model, new = build.load_pretrained(pretrained, model_config, objective.auto_class, config.seed)
+        say(f"Weights from {config.model.pretrained}; new: {', '.join(new) or 'none'}")
+    if (file := config.model.embedding_init) is not None and fresh:
+        model = build.build(model_config, objective.auto_class, config.seed)
+        matched = initialise_embedding(model, data.tokenizer, file, config.model.embedding_project, config.seed)
+        say(f"Embedding: {matched:,} of {data.vocab_size:,} entries begin with vectors of {file}")
+    return objective(
+        model, recipe, optim=config.optim, robust=config.robust, anomaly=config.anomaly, total_steps=config.total_steps, micro_batch_size=micro_batch_size,
+        seed=config.seed,
+        parallelize=functools.partial(
+            parallelize, replicas=on.replicas, reshard_after_forward=config.fsdp.reshard_after_forward,
+            in_bf16=on.holds_bf16, computes_in_bf16=on.autocasts_to_bf16, in_float8=on.precision == "fp8",
+            compile_blocks=config.compile,
+            activation_checkpointing=config.activation_checkpointing,
+        ),
+        reduce_gradients=config.fsdp.reduce_gradients,
+    )  # fmt: skip
+
+
+class Callbacks(NamedTuple):
+    """In the order in which they act: a step's rows are written before it is validated, and that before it is saved."""
+
+    monitor: "Monitor"
+    validation: "Validation"
+    checkpoint: "Checkpoint"
+    preemption: "Preemption"
+    others: "tuple[Callback, ...]"
+
+
+def build_callbacks(
+    config: Config,
+    needs: "Needs",
+    on: "Launch",
+    run: RunFolder,
+    data: "DataModule",
+    model_config: "PreTrainedConfig",
+    resume_from: Path | None,
+) -> Callbacks:
+    from sslm.training.callbacks.checkpoint import Checkpoint
+    from sslm.training.callbacks.micro_batch import MicroBatch
+    from sslm.training.callbacks.monitor import Monitor
+    from sslm.training.callbacks.preemption import Preemption
+    from sslm.training.callbacks.rewind import Anomalies
+    from sslm.training.callbacks.timeouts import Timeouts
+    from sslm.training.callbacks.validation import Validation
+    from sslm.training.callbacks.watchdog import Watchdog
+
+    total, batch_tokens = config.total_steps, config.batch_size * config.seq_len
+    checkpoint = Checkpoint(run.checkpoints, config.checkpoint, resume_from, total)
+    checkpoint.mirror = mirror_of(config, run, checkpoint)
+    is_auto = config.micro_batch_size == "auto"
+    auto = [MicroBatch(run.micro_batch_sizes, holds_for(config, needs, on))] if is_auto else []
+    watchdog = [Watchdog(run.path, config.watchdog_seconds)] if config.watchdog_seconds is not None else []
+    return Callbacks(
+        Monitor(run.path, total_steps=total, batch_tokens=batch_tokens, model_config=model_config,
+                unigram_loss=data.unigram_loss),
+        Validation(config.val_every, total),
+        checkpoint,
+        Preemption(config.stop_after, ranks.STARTED_AT, checkpoint.saving_seconds),
+        (Timeouts(config.collective_timeout_seconds), Anomalies(run, checkpoint), *auto, *watchdog),
+    )  # fmt: skip
+
+
+def mirror_of(config: Config, run: RunFolder, checkpoint: "Checkpoint") -> "Mirror | None":
+    """What uploads the run's checkpoints, on the first process alone."""
+    if config.checkpoint.upload is None or not ranks.is_first_process():
+        return None
+    from sslm.runs.checkpoints.mirror import Mirror
+
+    return Mirror(config.checkpoint.upload, run.path, say, checkpoint.stays_there)
+
+
+def build_trainer(config: Config, run: RunFolder, settings: dict[str, Any], callbacks: Callbacks) -> "Trainer":
+    from lightning.pytorch import Trainer
+
+    from sslm.runs.trackers import build_logger
+
+    return Trainer(
+        **settings,
+        max_steps=config.total_steps,
+        max_epochs=-1,
+        callbacks=[*callbacks[:-1], *callbacks.others],
+        logger=build_logger(config.logger, run),
+        log_every_n_steps=config.log_every,
+        default_root_dir=run.path,
+        check_val_every_n_epoch=None,
+        val_check_interval=config.total_steps + 1,  # never: our callback validates
+        num_sanity_val_steps=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        inference_mode=False,
+    )

@@ -1,0 +1,133 @@
+"""Pieces of text -> ids, on all cores, in order, in flat memory.
+
+The tokenizer's own threads do the work, without Python's lock. They have two batches at a time or more, so that the cores
+have work while one batch is handed over, becomes an array, or waits for its last and longest text. What a batch holds
+depends on the text alone.
+"""
+
+import ctypes
+import os
+import sys
+from array import array
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+from sslm.data.corpus.documents import Piece
+from sslm.data.corpus.shards import Split
+from sslm.data.corpus.tokenizer import Tokenizer, end_of_document
+
+BATCH_CHARS = 1 << 20
+TEXT_CHARS = 256
+"""What a text costs beside its characters, in characters: a million tiny documents are not one batch."""
+
+HELD_OUT_EVERY = 100
+"""One document in so many is held out, chosen by its number; of the first so many none, so that small corpora (split by a
+contiguous tail when read, see stream.py) keep their text in one piece."""
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Consecutive pieces of text."""
+
+    pieces: list[Piece]
+    first_document: int
+    """Number of the document that the first piece belongs to."""
+
+
+@dataclass
+class Ids:
+    """What a batch gives to one split."""
+
+    ids: "array[int]" = field(default_factory=lambda: array("I"))
+    ends: "array[int]" = field(default_factory=lambda: array("q"))
+    """Offsets in `ids` just after a document's last."""
+    num_bytes: int = 0
+    """Of the text, UTF-8."""
+
+
+def is_held_out(document: int) -> bool:
+    """Whether document number `document` is held out: about one in HELD_OUT_EVERY, spread as if at random."""
+    mixed = (document * 0x9E3779B97F4A7C15 + 0xD1B54A32D192ED03) & (1 << 64) - 1
+    mixed = (mixed ^ mixed >> 32) * 0xD6E8FEB86659FD93 & (1 << 64) - 1
+    return document >= HELD_OUT_EVERY and (mixed >> 32) % HELD_OUT_EVERY == 0
+
+
+def without_empty(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Drop documents without any text; an empty last piece still ends its document."""
+    open_document = False
+    for text, ends in pieces:
+        if open_document or (text and not text.isspace()):
+            yield text, ends
+            open_document = not ends
+
+
+def batches(pieces: Iterable[Piece], first_document: int) -> Iterator[Batch]:
+    batch: list[Piece] = []
+    size, document = 0, first_document
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece[0]) + TEXT_CHARS
+        document += piece[1]
+        if size >= BATCH_CHARS:
+            yield Batch(batch, first_document)
+            batch, size, first_document = [], 0, document
+    if batch:
+        yield Batch(batch, first_document)
+
+
+def encode(batches: Iterable[Batch], tokenizer: Tokenizer) -> Generator[tuple[Batch, dict[Split, Ids]]]:
+    """Each batch with its ids, in order. Reading `batches` and using what comes out overlap with the tokenizer's work."""
+    encode_texts, at_once = _encoder(tokenizer)
+    end = end_of_document(tokenizer)
+    running: deque[tuple[Batch, Future[dict[Split, Ids]]]] = deque()
+    pool = ThreadPoolExecutor(max_workers=at_once)
+    try:
+        for batch in batches:
+            running.append((batch, pool.submit(_ids, batch, encode_texts, end)))
+            if len(running) > at_once:
+                batch, future = running.popleft()
+                yield batch, future.result()
+        for batch, future in running:
+            yield batch, future.result()
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def give_back_memory() -> None:
+    """Return freed memory to the system: glibc's heaps (one per thread) keep it, and grow over hours where others have holes."""
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
+
+
+Encode = Callable[[list[str]], Iterable[list[int]]]
+
+
+def _encoder(tokenizer: Tokenizer) -> tuple[Encode, int]:
+    """(texts -> their ids, how many threads may call it at once)"""
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:  # a tokenizer written in Python
+        return lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"], 1
+    backend.no_truncation()
+    backend.no_padding()
+    at_once = 2 + (os.cpu_count() or 1) // 4  # a batch of long documents is a few pieces only
+    return lambda texts: (e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)), at_once
+
+
+def _ids(batch: Batch, encode_texts: Encode, end: int) -> dict[Split, Ids]:
+    """A batch's ids per split, each document closed by `end`."""
+    document = batch.first_document
+    found: dict[Split, Ids] = {"train": Ids(), "val": Ids()}
+    encodings = encode_texts([text for text, _ in batch.pieces])
+    for (text, is_end), encoding in zip(batch.pieces, encodings, strict=True):
+        part = found["val" if is_held_out(document) else "train"]
+        part.ids.fromlist(encoding)
+        part.num_bytes += len(text.encode())
+        if is_end:
+            part.ids.append(end)
+            part.ends.append(len(part.ids))
+            document += 1
+    return found

@@ -1,0 +1,195 @@
+"""Documents -> prepared corpus: made once, atomically, and from where it was when it is killed.
+
+While a corpus is made it lies in `.NAME.tmp`, beside a journal. A kill, a signal or a crash leaves both, and the same
+preparation goes on from the last entry: the corpus is the same, byte for byte, however often it was interrupted and
+however many threads the tokenizer has. A mistake of the user's or a full disk leaves nothing.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+import sslm
+from sslm.data.corpus import tokenizer as tokenizers
+from sslm.data.corpus.documents import Source
+from sslm.data.corpus.encode import batches, encode, give_back_memory, without_empty
+from sslm.data.corpus.journal import Journal
+from sslm.data.corpus.shards import FORMAT, Corpus, is_corpus, open_corpus
+from sslm.data.corpus.tokenizer import Tokenizer
+from sslm.data.corpus.writer import SHARD_TOKENS, CorpusWriter
+from sslm.system.errors import UserError, sentence_of
+from sslm.system.files import fsync, one_maker, sha256_of, write_atomically
+from sslm.system.terminal import Report, count, say
+
+SECONDS_BETWEEN_ENTRIES = 5.0
+
+
+def prepare(
+    source: Source, tokenizer: str | Tokenizer, out: Path, report: Report, shard_tokens: int = SHARD_TOKENS
+) -> Corpus:
+    """Tokenise `source` into the folder `out`, which appears whole or not at all.
+
+    Args:
+        tokenizer: a tokenizer, or `bpe:SIZE` to train one on the source first.
+        shard_tokens: tokens per shard.
+
+    Raises:
+        UserError: there is something at `out` already, the source has no text, or it is bad.
+    """
+    with one_maker(out):
+        if out.exists():
+            raise UserError(f"{out}: already exists; remove it, or choose another folder")
+        return _make(source, tokenizer, out, report, shard_tokens)
+
+
+def prepare_cached(
+    source: Source,
+    tokenizer: str | Tokenizer,
+    cache_dir: Path,
+    progress: Callable[[], AbstractContextManager[Report]] | None = None,
+) -> Corpus:
+    """The prepared corpus from the cache, made first if it is not there whole. Any number of processes may call at once."""
+    key = _identity(source, tokenizer)[:20]
+    folder = cache_dir / "corpora" / key
+    if is_corpus(folder):
+        with suppress(UserError):
+            return open_corpus(folder)
+    with one_maker(folder):
+        if is_corpus(folder):
+            with suppress(UserError):  # damaged: make it again
+                return open_corpus(folder)
+        shutil.rmtree(folder, ignore_errors=True)
+        with progress() if progress else nullcontext(_silent) as report:
+            return _make(source, tokenizer, folder, report, SHARD_TOKENS)
+
+
+def _identity(source: Source, tokenizer: str | Tokenizer) -> str:
+    who = tokenizer if isinstance(tokenizer, str) else tokenizers.identity(tokenizer)
+    return hashlib.sha256(json.dumps([FORMAT, source.record, who], sort_keys=True).encode()).hexdigest()
+
+
+def _make(source: Source, tokenizer: str | Tokenizer, out: Path, report: Report, shard_tokens: int) -> Corpus:
+    part = out.parent / f".{out.name}.tmp"
+    how = [_identity(source, tokenizer), shard_tokens, sslm.__version__]
+    identity = hashlib.sha256(json.dumps(how).encode()).hexdigest()
+    name = tokenizer if isinstance(tokenizer, str) else str(tokenizer.name_or_path)
+    try:
+        begun = _begun(part, identity, shard_tokens) or _begin(part, identity, shard_tokens, source, tokenizer)
+        journal, known, writer = begun
+        with writer:
+            if journal.pieces:
+                say(f"{source.name}: going on from {_how_far(journal, source)}")
+            _tokenise(source, known, writer, journal, part, report)
+            if not writer.finish(name, journal.tokenizer_sha256, source.record):
+                raise UserError(f"{source.name}: there is no text in it")
+        os.rename(part / "corpus", out)
+        fsync(out.parent)
+    except Exception as error:
+        if sentence_of(error):  # trying again would end here again; after anything else it may go on
+            shutil.rmtree(part, ignore_errors=True)
+        raise
+    shutil.rmtree(part, ignore_errors=True)
+    return open_corpus(out)
+
+
+Begun = tuple[Journal, Tokenizer, CorpusWriter]
+
+
+def _begin(part: Path, identity: str, shard_tokens: int, source: Source, tokenizer: str | Tokenizer) -> Begun:
+    """Start anew: the tokenizer, trained if need be, and a journal without entries."""
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    if isinstance(tokenizer, str):
+        size = tokenizers.bpe_size(tokenizer)
+        tokenizer = tokenizers.train_bpe(source.pieces(), size) if size else tokenizers.load(tokenizer)
+    folder = part / "corpus"
+    tokenizer.save_pretrained(folder / "tokenizer")
+    for path in (*folder.rglob("*"), folder, part):
+        fsync(path)
+    tokenizer = tokenizers.load(folder / "tokenizer")  # what is used later is used now
+    journal = Journal(identity, tokenizers.identity(tokenizer))
+    journal.write(part)
+    return journal, tokenizer, CorpusWriter(folder, len(tokenizer), shard_tokens)
+
+
+def _begun(part: Path, identity: str, shard_tokens: int) -> Begun | None:
+    """What an interrupted preparation of the same corpus left, if it is sound."""
+    try:
+        journal = Journal.read(part)
+        if journal.identity != identity:
+            return None
+        folder = part / "corpus"
+        tokenizer = tokenizers.load((folder / "tokenizer").resolve(strict=True))
+        if tokenizers.identity(tokenizer) != journal.tokenizer_sha256:
+            return None
+        writer = CorpusWriter(folder, len(tokenizer), shard_tokens)
+        try:
+            writer.resume(journal.shards)
+        except BaseException:
+            writer.__exit__()
+            raise
+        return journal, tokenizer, writer
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def _how_far(journal: Journal, source: Source) -> str:
+    if source.num_bytes:
+        return f"{_share(journal, source):.0%}"
+    return f"{count(journal.documents)} documents"
+
+
+def _share(journal: Journal, source: Source) -> float | None:
+    return min(journal.num_bytes / source.num_bytes, 1.0) if source.num_bytes else None
+
+
+def _tokenise(
+    source: Source, tokenizer: Tokenizer, writer: CorpusWriter, journal: Journal, part: Path, report: Report
+) -> None:
+    documents, tokens = journal.documents, journal.tokens
+    pieces = islice(without_empty(source.pieces()), journal.pieces, None)
+    last_entry = time.monotonic()
+    with closing(encode(batches(pieces, journal.documents), tokenizer)) as encoded:
+        for batch, splits in encoded:
+            for split, found in splits.items():
+                writer.add(
+                    split, np.frombuffer(found.ids, np.uint32), np.frombuffer(found.ends, np.int64), found.num_bytes
+                )
+                journal.tokens += len(found.ids)
+                journal.documents += len(found.ends)
+                journal.num_bytes += found.num_bytes
+            journal.pieces += len(batch.pieces)
+            if time.monotonic() - last_entry > SECONDS_BETWEEN_ENTRIES:
+                journal.shards = writer.sync()
+                journal.write(part)
+                give_back_memory()
+                last_entry = time.monotonic()
+            report(journal.documents - documents, journal.tokens - tokens, _share(journal, source))
+
+
+def remembering_hash(cache_dir: Path) -> Callable[[Path], str]:
+    """SHA-256 of files, remembered by path, size and time of change: large inputs are hashed once."""
+
+    def sha256(file: Path) -> str:
+        stat = file.stat()
+        key = hashlib.sha256(f"{file.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
+        memo = cache_dir / "hashes" / key
+        if memo.is_file() and len(known := memo.read_text()) == 64:
+            return known
+        memo.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(memo, digest := sha256_of(file))
+        return digest
+
+    return sha256
+
+
+def _silent(documents: int, tokens: int, share: float | None = None) -> None:
+    pass

@@ -1,0 +1,237 @@
+"""A prepared corpus that lies elsewhere: s3://, gs://, http(s)://, hf:// and whatever else fsspec reads as a folder.
+
+Shards are brought whole into a cache on this machine (cache.py), once for all of its processes, verified on the way, and
+mapped from there. The index and the tokenizer lie beside them, in a folder named after the URL and the index's contents:
+a corpus that was prepared again at the same URL gets a folder of its own.
+
+    corpus = open_remote_corpus("s3://bucket/fineweb", Path("~/.cache/sslm").expanduser(), limit_bytes=200 << 30)
+
+`s3://` takes endpoint and keys from the usual AWS variables.
+"""
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import threading
+from collections import deque
+from collections.abc import Iterable
+from pathlib import Path
+from typing import IO, Any
+
+from sslm.data.corpus.shards import BadShard, Corpus, open_corpus
+from sslm.system.cache import Cache, claimed
+from sslm.system.errors import UserError
+from sslm.system.files import write_atomically
+from sslm.system.remote_folder import DOWNLOADS, Server, Stopped, shown
+
+NUM_THREADS = 4
+"""That bring files ahead."""
+
+CLOSE_SECONDS = 5.0
+
+File = tuple[str, int, str]
+"""(name, bytes, sha256; empty where nobody vouches for it)"""
+
+
+def is_remote(given: str) -> bool:
+    """Whether this has a URL's scheme, and so is no path.
+
+    >>> is_remote("s3://bucket/corpus"), is_remote("data/corpus")
+    (True, False)
+    """
+    return re.match(r"[a-z][a-z0-9+.-]*://", given) is not None
+
+
+def open_remote_corpus(url: str, cache_dir: Path, limit_bytes: int | None) -> Corpus:
+    """Bring index and tokenizer here, and open the corpus; shards come when they are asked for.
+
+    Args:
+        url: of the corpus's folder.
+        cache_dir: the cache is its subfolder `remote`, for all corpora.
+        limit_bytes: most bytes of shards there (None: no limit); index and tokenizer are not counted.
+
+    Raises:
+        UserError: no corpus there, not permitted, a server that stays away, a damaged index, a limit too small.
+    """
+    if not url.partition("://")[2].strip("/"):
+        raise UserError(f"{url}: no address; give the URL of a corpus's folder, such as s3://bucket/corpus")
+    url = url.rstrip("/")
+    cache = Cache(cache_dir / "remote", limit_bytes)
+    cache.remove_leftovers()
+    with contextlib.closing(Server(url)) as server:
+        try:
+            index = b"".join(server.chunks("index.json"))
+        except FileNotFoundError:
+            raise UserError(f"{shown(url)}: no index.json there, so it is no prepared corpus; make one with: "
+                            f"sslm prepare TEXT --out DIR, and copy that folder there") from None  # fmt: skip
+        tokenizer = _tokenizer_files(url, index)
+        name = hashlib.sha256(url.encode() + b"\0" + index).hexdigest()[:20]
+        folder = cache.folder / name
+        with claimed(folder, seconds=-1):
+            if not (folder / "index.json").is_file():
+                _write_folder(folder, server, index, tokenizer)
+    files = RemoteFiles(url, name, cache)
+    corpus = open_corpus(folder, files)
+    for shard in corpus.shards:
+        _check_name(url, shard.file)
+        files.check_room({shard.file: corpus.token_file(shard)[1]})
+    return corpus
+
+
+def _tokenizer_files(url: str, index: bytes) -> list[File]:
+    try:
+        listed = json.loads(index)["tokenizer_files"]
+        files = [(name, int(file["bytes"]), str(file["sha256"])) for name, file in listed.items()]
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{shown(url)}/index.json: not the index of a corpus as this sslm prepares it "
+                        f"({type(error).__name__}: {error}); prepare it again") from None  # fmt: skip
+    for name, *_ in files:
+        _check_name(url, name)
+    return files
+
+
+def _check_name(url: str, name: str) -> None:
+    if not re.fullmatch(r"\w[\w.+-]*", name):
+        raise UserError(f"{shown(url)}/index.json: names a file {name!r}, which is no plain name; prepare it again")
+
+
+def _write_folder(folder: Path, server: Server, index: bytes, tokenizer: list[File]) -> None:
+    """The index comes last: it says that the rest is there."""
+    (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
+    for name, num_bytes, sha256 in tokenizer:
+        with open(folder / "tokenizer" / name, "wb") as stream:
+            _download(server, (f"tokenizer/{name}", num_bytes, sha256), stream)
+            stream.flush()
+            os.fsync(stream.fileno())
+    write_atomically(folder / "index.json", index.decode())
+
+
+def _download(server: Server, file: File, stream: IO[bytes]) -> None:
+    """Write a file's bytes, from the stream's beginning.
+
+    Raises:
+        BadShard: missing there, or never what it should be.
+    """
+    name, num_bytes, sha256 = file
+    where = f"{shown(server.url)}/{name}"
+    try:
+        wrong = server.download(name, num_bytes, sha256, stream)
+    except FileNotFoundError:
+        raise BadShard(name, f"{where}: missing; copy the whole corpus there again") from None
+    if wrong:
+        raise BadShard(name, f"{where}: {wrong}, in {DOWNLOADS} downloads; it is damaged, or the corpus was replaced "
+                             f"while in use: copy the whole corpus there again")  # fmt: skip
+
+
+class RemoteFiles:
+    """Shards at a URL, brought into a cache on this machine when asked for, or before.
+
+    Can be pickled into other processes and used after a fork: connections and threads belong to one process and begin
+    anew in another. Over S3 and HTTP fsspec runs one thread in a process that has opened a corpus or fetched a file;
+    `read_ahead` starts up to `num_threads`, which end when all is here. All are daemons.
+    """
+
+    is_remote = True
+
+    def __init__(self, url: str, corpus: str, cache: Cache, num_threads: int = NUM_THREADS) -> None:
+        self.url, self.corpus, self.cache, self.num_threads = url, corpus, cache, num_threads
+        self._by_process: dict[int, _Here] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_by_process": {}}
+
+    @property
+    def _here(self) -> "_Here":
+        process = os.getpid()
+        return self._by_process.get(process) or self._by_process.setdefault(process, _Here(self.url))
+
+    def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
+        """The path of a file in the cache, where it is until others need its room: open it at once, or fetch it again.
+
+        Waits for another thread or process that is bringing it.
+
+        Raises:
+            BadShard: missing there, or of another size or checksum in `DOWNLOADS` downloads.
+            UserError: not permitted, a server that stayed away, a cache too small.
+            OSError: the disk is full.
+        """
+        path = self.cache.path(self.corpus, file)
+        if not self.cache.has(path, num_bytes):
+            here = self._here
+            self.check_room({**here.window, file: num_bytes})
+            self._bring(here, (file, num_bytes, sha256), wait=True)
+        return path
+
+    def read_ahead(self, files: Iterable[File]) -> None:
+        """Bring these files in the background, in this order, in place of what is still to be brought of former calls.
+
+        They make no room for other files of this corpus that this process brings, until the next call. What goes wrong
+        is for `fetch` to meet.
+
+        Raises:
+            UserError: the cache can't hold them together.
+        """
+        files, here = list(files), self._here
+        window = {file: num_bytes for file, num_bytes, _ in files}
+        self.check_room(window)
+        with here.lock:
+            here.window = window
+            here.queue = deque(f for f in files if not self.cache.has(self.cache.path(self.corpus, f[0]), f[1]))
+            for _ in range(min(len(here.queue), self.num_threads - len(here.threads))):
+                thread = threading.Thread(target=self._work, args=(here,), name="sslm-read-ahead", daemon=True)
+                here.threads.add(thread)
+                thread.start()
+
+    def check_room(self, together: dict[str, int]) -> None:
+        """Raises UserError where the cache may not hold these files, {file: bytes}, together."""
+        limit, needed = self.cache.limit_bytes, sum(together.values())
+        if limit is not None and needed > limit:
+            raise UserError(f"--data.cache_gb {limit / 1e9:g}: is too small, {shown(self.url)} needs {needed} bytes here at once; give at "
+                            f"least {-(-needed // 10**7) / 100:g}, or a smaller --data.block_shards")  # fmt: skip
+
+    def close(self) -> None:
+        """End this process's threads and connections; the next `fetch` begins new ones.
+
+        A thread in the middle of a request ends with it, which may be after this returns where the server stalls.
+        """
+        here = self._by_process.pop(os.getpid(), None)
+        if here is not None:
+            with here.lock:
+                here.queue.clear()
+                threads = list(here.threads)
+            here.server.close()
+            for thread in threads:
+                thread.join(timeout=CLOSE_SECONDS)
+
+    def _bring(self, here: "_Here", file: File, wait: bool) -> None:
+        def keep() -> set[Path]:
+            if here.server.is_closed or not (wait or file[0] in here.window):
+                raise Stopped
+            return {self.cache.path(self.corpus, name) for name in here.window}
+
+        path = self.cache.path(self.corpus, file[0])
+        self.cache.bring(path, file[1], lambda stream: _download(here.server, file, stream), keep, wait)
+
+    def _work(self, here: "_Here") -> None:
+        while True:
+            with here.lock:
+                if not here.queue:
+                    here.threads.discard(threading.current_thread())
+                    return
+                file = here.queue.popleft()
+            with contextlib.suppress(Exception):  # fetch will meet it
+                self._bring(here, file, wait=False)
+
+
+class _Here:
+    """What belongs to one process."""
+
+    def __init__(self, url: str) -> None:
+        self.server = Server(url)
+        self.lock = threading.Lock()
+        self.window: dict[str, int] = {}
+        """{file: bytes} of the last read_ahead."""
+        self.queue: deque[File] = deque()
+        self.threads: set[threading.Thread] = set()

@@ -1,0 +1,146 @@
+"""Tokenizers: loaded from a folder or the hub, or a byte-level BPE trained on the corpus itself.
+
+Byte-level BPE: Sennrich et al. 2016 (arXiv:1508.07909) over bytes, as in GPT-2. Training is deterministic.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import re
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sslm.data.corpus.documents import Piece
+from sslm.system.errors import UserError
+
+if TYPE_CHECKING:  # importing transformers takes seconds, and reading a prepared corpus needs none of it
+    from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+    Tokenizer = PreTrainedTokenizerBase
+else:
+    Tokenizer = Any
+
+END_OF_TEXT = "<|endoftext|>"
+USUAL_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
+TRAINING_CHARS = 1 << 28
+"""A tokenizer is trained on at most this much of a corpus, from its beginning: more text changes few merges."""
+
+LONG_RUN = re.compile(r"\S{400}")
+"""Training takes quadratic time in a word's length, and a line of base64 is one word: longer runs are trained on in parts."""
+
+
+def bpe_size(given: str) -> int | None:
+    """`bpe:32000` -> 32000; None for anything that is no order to train one."""
+    kind, _, size = given.partition(":")
+    if kind != "bpe":
+        return None
+    if not size.isdecimal() or int(size) < 257:
+        raise UserError(f"--data.tokenizer {given}: expected bpe:SIZE with a size of at least 257, such as bpe:32000")
+    return int(size)
+
+
+def train_bpe(pieces: Iterable[Piece], size: int) -> "PreTrainedTokenizerFast":
+    """Train a byte-level BPE of at most `size` entries, the end-of-text token included."""
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Backend(models.BPE())
+    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    backend.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=size, special_tokens=[END_OF_TEXT], show_progress=False,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )  # fmt: skip
+    backend.train_from_iterator(_first(pieces, TRAINING_CHARS), trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
+
+
+def _first(pieces: Iterable[Piece], chars: int) -> Iterator[str]:
+    for text, _ in pieces:
+        yield LONG_RUN.sub(r"\g<0> ", text)
+        chars -= len(text)
+        if chars <= 0:
+            return
+
+
+def load(given: str | os.PathLike[str]) -> Tokenizer:
+    """A tokenizer from a folder, a tokenizer.json, or the hub.
+
+    Raises:
+        UserError: there is none.
+    """
+    from transformers import AutoTokenizer
+
+    given = str(given)
+    folder = Path(given)
+    if not folder.exists() and given.startswith((".", "/", "~")):
+        raise UserError(f"--data.tokenizer {given}: there is no such folder")
+    try:
+        tokenizer: Tokenizer = _load_file(given) if folder.is_file() else AutoTokenizer.from_pretrained(given)
+    except Exception as error:  # missing files, no network, broken JSON: all are about what was given
+        raise UserError(f"--data.tokenizer {given}: no tokenizer could be loaded from it; expected a folder, a hub name or "
+                        f"bpe:SIZE ({' '.join(str(error).split())[:160]})") from None  # fmt: skip
+    end_of_document(tokenizer)
+    return tokenizer
+
+
+def _load_file(file: str) -> "PreTrainedTokenizerFast":
+    """A bare tokenizer.json does not say which of its tokens ends a text: one of the usual names does."""
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=file)
+    known = tokenizer.get_vocab()
+    tokenizer.eos_token = next((end for end in USUAL_ENDS if end in known), None)
+    for kind in ("mask", "pad", "cls", "sep", "unk"):
+        name = next((name for name in (f"[{kind.upper()}]", f"<{kind}>") if name in known), None)
+        if name is not None:
+            setattr(tokenizer, f"{kind}_token", name)
+    return tokenizer
+
+
+def end_of_document(tokenizer: Tokenizer) -> int:
+    """The id that ends a document: end-of-text, or the separator where there is none."""
+    for candidate in (tokenizer.eos_token_id, tokenizer.sep_token_id):
+        if candidate is not None:
+            return int(candidate)
+    raise UserError("this tokenizer has neither an end-of-text nor a separator token to end documents with; add one: "
+                    "tokenizer.add_special_tokens({'eos_token': '</s>'})")  # fmt: skip
+
+
+SPECIAL = ("bos", "eos", "pad", "cls", "sep", "mask")
+
+
+def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
+    """Ids for a model's config. A padding id that is another token's too is left out: its embedding would not be trained."""
+    ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id", None) for kind in SPECIAL}
+    if ids["eos_token_id"] is None:
+        ids["eos_token_id"] = ids["sep_token_id"]  # as `end_of_document`
+    if ids["pad_token_id"] in (ids["bos_token_id"], ids["eos_token_id"]):
+        ids["pad_token_id"] = None
+    return ids
+
+
+def identity(tokenizer: Tokenizer, without_from: int | None = None) -> str:
+    """Hash of what decides which ids a text gets: equal for equal tokenizers, wherever they were loaded from.
+
+    Args:
+        without_from: leave out tokens that were added with this id or a higher one.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    what = json.dumps(tokenizer.get_vocab()) if backend is None else backend.to_str()
+    return _identity(what, backend is not None, end_of_document(tokenizer), without_from)
+
+
+@functools.lru_cache(maxsize=2)  # a tenth of a second for a usual vocabulary, and asked for again and again
+def _identity(serialised: str, is_backend: bool, end: int, without_from: int | None) -> str:
+    what = json.loads(serialised)
+    if is_backend:  # padding and truncation decide no ids
+        what = {key: what[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        if without_from is not None:
+            what["added_tokens"] = [token for token in what["added_tokens"] if token["id"] < without_from]
+    elif without_from is not None:
+        what = {token: n for token, n in what.items() if n < without_from}
+    return hashlib.sha256(json.dumps([what, end], sort_keys=True).encode()).hexdigest()

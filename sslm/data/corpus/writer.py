@@ -1,0 +1,150 @@
+"""Writing a prepared corpus (shards.py says how it lies on disk)."""
+
+import hashlib
+import os
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslm.data.corpus.shards import Corpus, Shard, Split, ends_file, write_index
+
+SHARD_TOKENS = 1 << 27
+"""Tokens per shard (256 MB in uint16)."""
+
+
+class CorpusWriter:
+    """Writes a corpus into a folder: `add` tokens and ends, then `finish`. As a context it closes its files.
+
+    Every shard of a split but the last has exactly `shard_tokens` tokens, however the tokens were added. What `sync`
+    returns takes a writer of the same folder back to that point (`resume`).
+    """
+
+    def __init__(self, folder: Path, vocab_size: int, shard_tokens: int = SHARD_TOKENS) -> None:
+        self.folder = folder
+        self.vocab_size = vocab_size
+        self.shard_tokens = shard_tokens
+        self.dtype = np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
+        self.finished: list[Shard] = []
+        self._open: dict[Split, _ShardWriter] = {}
+
+    def __enter__(self) -> "CorpusWriter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for shard in self._open.values():
+            shard.close_files()
+
+    def add(self, split: Split, ids: NDArray[Any], ends: NDArray[np.int64], num_bytes: int) -> None:
+        """Append tokens; `ends` are offsets within `ids` just after documents that end there.
+
+        Where they span shards, each shard's share of `num_bytes` is that of its tokens.
+        """
+        while len(ids) or len(ends):  # an empty document has an end and no ids
+            shard = self._open.get(split) or self._begin(split)
+            fits = min(self.shard_tokens - shard.num_tokens, len(ids))
+            ended = int(np.searchsorted(ends, fits, side="right"))
+            bytes_of_it = num_bytes * fits // max(len(ids), 1)
+            shard.add(ids[:fits], ends[:ended], bytes_of_it)
+            ids, ends, num_bytes = ids[fits:], ends[ended:] - fits, num_bytes - bytes_of_it
+            if shard.num_tokens == self.shard_tokens:
+                self.finished.append(self._open.pop(split).close())
+
+    def _begin(self, split: Split) -> "_ShardWriter":
+        number = sum(done.split == split for done in self.finished)
+        shard = self._open[split] = _ShardWriter(self.folder, f"{split}-{number:05d}.bin", split, self.dtype)
+        return shard
+
+    def sync(self) -> dict[str, Any]:
+        """Wait until all that was added is on the disk; the state (plain JSON) that `resume` takes."""
+        shards = self._open.values()
+        return {"finished": [asdict(shard) for shard in self.finished], "open": [shard.sync() for shard in shards]}
+
+    def resume(self, state: dict[str, Any]) -> None:
+        """Go back to where `sync` returned `state`; what was written since is cut off.
+
+        Raises:
+            ValueError, OSError: the files don't hold what they held then.
+        """
+        self.finished = [Shard(**shard) for shard in state["finished"]]
+        itemsize = self.dtype.itemsize
+        for done in self.finished:
+            for file, size in ((done.file, done.num_tokens * itemsize), (ends_file(done.file), done.num_documents * 8)):
+                if (self.folder / file).stat().st_size != size:
+                    raise ValueError(f"{file}: not {size} bytes")
+        for known in state["open"]:
+            shard = _ShardWriter(self.folder, known["file"], known["split"], self.dtype, mode="r+b")
+            self._open[shard.split] = shard
+            shard.resume(**{key: known[key] for key in ("num_tokens", "num_documents", "num_bytes")})
+
+    def finish(self, tokenizer: str, tokenizer_sha256: str, source: list[dict[str, Any]]) -> int:
+        """Close the shards and write the index, which makes the folder a corpus; how many tokens it has."""
+        self.finished += [shard.close() for shard in self._open.values()]
+        self._open.clear()
+        shards = sorted(self.finished, key=lambda shard: shard.split)  # within a split they are in order
+        write_index(
+            self.folder,
+            Corpus(self.folder, self.dtype.name, self.vocab_size, tokenizer, tokenizer_sha256, tuple(shards), source),
+        )
+        return sum(shard.num_tokens for shard in shards)
+
+
+class _ShardWriter:
+    def __init__(self, folder: Path, file: str, split: Split, dtype: np.dtype[Any], mode: str = "wb") -> None:
+        self.file, self.split, self.dtype = file, split, dtype
+        self.num_tokens = self.num_documents = self.num_bytes = 0
+        self.hash, self.ends_hash = hashlib.sha256(), hashlib.sha256()
+        self.tokens: BinaryIO = open(folder / file, mode)  # type: ignore[assignment]  # noqa: SIM115 - closed in close
+        try:
+            self.ends: BinaryIO = open(folder / ends_file(file), mode)  # type: ignore[assignment]  # noqa: SIM115
+        except OSError:
+            self.tokens.close()
+            raise
+
+    def add(self, ids: NDArray[Any], ends: NDArray[np.int64], num_bytes: int) -> None:
+        raw = ids.astype(self.dtype).tobytes()
+        self.tokens.write(raw)
+        self.hash.update(raw)
+        raw = (ends + self.num_tokens).astype(np.int64).tobytes()
+        self.ends.write(raw)
+        self.ends_hash.update(raw)
+        self.num_tokens += len(ids)
+        self.num_documents += len(ends)
+        self.num_bytes += num_bytes
+
+    def sync(self) -> dict[str, Any]:
+        for stream in (self.tokens, self.ends):
+            stream.flush()
+            os.fsync(stream.fileno())
+        return {"file": self.file, "split": self.split, "num_tokens": self.num_tokens,
+                "num_documents": self.num_documents, "num_bytes": self.num_bytes}  # fmt: skip
+
+    def resume(self, num_tokens: int, num_documents: int, num_bytes: int) -> None:
+        _keep(self.tokens, num_tokens * self.dtype.itemsize, self.hash)
+        _keep(self.ends, num_documents * 8, self.ends_hash)
+        self.num_tokens, self.num_documents, self.num_bytes = num_tokens, num_documents, num_bytes
+
+    def close(self) -> Shard:
+        self.sync()
+        self.close_files()
+        return Shard(self.file, self.split, self.num_tokens, self.num_documents, self.num_bytes, self.hash.hexdigest(),
+                     self.ends_hash.hexdigest())  # fmt: skip
+
+    def close_files(self) -> None:
+        self.tokens.close()
+        self.ends.close()
+
+
+def _keep(stream: BinaryIO, size: int, digest: Any) -> None:
+    """Hash a file's first `size` bytes, and drop the rest."""
+    left = size
+    while left:
+        chunk = stream.read(min(left, 1 << 22))
+        if not chunk:
+            raise ValueError(f"{stream.name}: shorter than {size} bytes")
+        digest.update(chunk)
+        left -= len(chunk)
+    stream.truncate(size)
+    stream.seek(size)

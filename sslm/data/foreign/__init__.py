@@ -1,0 +1,276 @@
+"""Corpora of token ids that other tools made, read as they are: what is in a folder says which tool it was.
+
+Ids of 16 or 32 bits are memory-mapped where they lie. They are read once from end to end, to find the largest id and where
+documents end; what was found is kept in the cache, so that the next start reads nothing but sizes and times of change.
+Whatever can't be mapped (other types, Parquet, Megatron's sequences out of order) is copied into the cache as a corpus, and so
+are files of less than a million ids each: windows don't cross shards, so a shard per small file would lose most of them.
+
+Of a folder, files whose name has the word val or validation in it, and those in a folder of that name, are held out; those
+named test are left out. Which kinds there are is in recognise.py, how their files lie in a file for each kind.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, nullcontext, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslm.data.corpus.shards import FORMAT, SAMPLED, Corpus, Shard, Split, is_corpus, open_corpus, write_index
+from sslm.data.corpus.writer import CorpusWriter
+from sslm.data.foreign import files, llm_c, megatron, nanogpt, npy, parquet
+from sslm.data.foreign.files import TokenFile
+from sslm.data.foreign.recognise import find
+from sslm.system.errors import UserError
+from sslm.system.files import fsync, one_maker
+from sslm.system.terminal import Report
+
+MAPPED_TOKENS = 1 << 20
+"""Several files are mapped if they have this many ids on average, else joined in the cache."""
+LARGEST_ID = (1 << 32) - 1
+
+
+def recognise(given: str | Path, text_field: str = "text") -> str | None:
+    """Which kind of token files are there: megatron, llm.c, nanogpt, npy or parquet; None: no ids as far as names tell.
+
+    Args:
+        given: file, folder, glob, or what Megatron calls a prefix. Only names and the first bytes of files are looked at.
+        text_field: a Parquet file whose column of this name holds text is text, whatever else is in it.
+    """
+    return next(iter(find(given, text_field)), None)
+
+
+def open_foreign(
+    given: str | Path,
+    cache_dir: Path,
+    *,
+    end_id: int | None = None,
+    text_field: str = "text",
+    progress: Callable[[], AbstractContextManager[Report]] | None = None,
+) -> Corpus:
+    """The token files of `given` as a corpus without a tokenizer. Any number of processes may call at once.
+
+    Args:
+        given: as `recognise` takes it.
+        cache_dir: what was found out about the files is kept there, and copies of those that can't be mapped.
+        end_id: id that ends a document, for files that don't tell documents apart.
+        text_field: column of ids in Parquet, if it has one of that name; else one of the usual names.
+        progress: made and told of progress when the files have to be read.
+
+    Raises:
+        UserError: no ids there, several kinds of files, damaged ones, or numbers that are no ids.
+    """
+    if end_id is not None and not 0 <= end_id <= LARGEST_ID:
+        raise UserError(f"end-of-document id {end_id}: expected an id, from 0 to {LARGEST_ID}")
+    kind, found = _one_kind(str(given), text_field)
+    how = {"ids": kind, "end_id": end_id, "column": text_field if kind == "parquet" else None}
+    folder = cache_dir / "corpora" / _key(how, kind, found)
+    if (corpus := _opened(folder)) is None:
+        with one_maker(folder):
+            if (corpus := _opened(folder)) is None:
+                opened = _Opened(found, functools.partial(_open, kind=kind, end_id=end_id, text_field=text_field))
+                source = {**how, "files": len(found), "bytes": sum(path.stat().st_size for path, _ in found)}
+                with progress() if progress else nullcontext(_silent) as report:
+                    _make(str(given), folder, opened, source, report)
+                corpus = open_corpus(folder)
+    return corpus
+
+
+def check_vocabulary(corpus: Corpus, given: str, tokenizer: str, num_entries: int) -> None:
+    """See that a tokenizer knows every id of a corpus.
+
+    Raises:
+        UserError: `corpus`, found at `given`, has ids that `tokenizer` with its `num_entries` does not know.
+    """
+    if corpus.vocab_size > num_entries:
+        raise UserError(f"{given}: its largest id is {corpus.vocab_size - 1}, and {tokenizer} has {num_entries} entries; give the "
+                        f"tokenizer that made these ids: --data.tokenizer NAME")  # fmt: skip
+
+
+def _one_kind(given: str, text_field: str) -> tuple[str, list[tuple[Path, Split]]]:
+    """The only kind of files there, and those files.
+
+    Raises:
+        UserError: there is none, or several.
+    """
+    found = find(given, text_field)
+    if not found:
+        raise UserError(f"{given}: no token ids there; expected .bin (nanoGPT, llm.c), .bin with .idx (Megatron), .npy, or "
+                        f".parquet with a column of lists named {', '.join(parquet.IDS_COLUMNS)}")  # fmt: skip
+    if len(found) > 1:
+        first, second = [(kind, paths[0][0]) for kind, paths in found.items()][:2]
+        raise UserError(f"{given}: holds files of two kinds, {first[0]} ({first[1].name}) and {second[0]} ({second[1].name}); name "
+                        f"those meant by a pattern, such as '{first[1].with_name('*' + first[1].suffix)}'")  # fmt: skip
+    [(kind, paths)] = found.items()
+    wanted = [(path, split) for path, split in paths if split is not None]
+    if not wanted:
+        raise UserError(f"{given}: its files are named test, and those are left out; name the files themselves")
+    return kind, wanted
+
+
+def _key(how: dict[str, Any], kind: str, found: list[tuple[Path, Split]]) -> str:
+    """Name in the cache: of paths, sizes and times of change."""
+    key = hashlib.sha256(json.dumps([FORMAT, how]).encode())
+    for path, split in found:
+        for part in (path, path.with_suffix(".bin")) if kind == "megatron" else (path,):
+            with suppress(FileNotFoundError):  # said when it is opened
+                stat = part.stat()
+                key.update(json.dumps([os.path.abspath(part), split, stat.st_size, stat.st_mtime_ns]).encode())
+    return key.hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """Files that are opened, and so checked, each time they are gone through: there may be a million."""
+
+    found: list[tuple[Path, Split]]
+    open: Callable[[Path], TokenFile]
+
+    def __iter__(self) -> Iterator[tuple[TokenFile, Split]]:
+        return ((self.open(path), split) for path, split in self.found)
+
+
+def _open(path: Path, kind: str, end_id: int | None, text_field: str) -> TokenFile:
+    match kind:
+        case "megatron":
+            return megatron.open_megatron(path)
+        case "llm.c":
+            return llm_c.open_llm_c(path, end_id)
+        case "nanogpt":
+            return nanogpt.open_nanogpt(path, end_id)
+        case "npy":
+            return npy.open_npy(path, end_id)
+        case _:
+            return parquet.open_parquet(path, text_field)
+
+
+# ------------------------------------------------------------------------------------------------ as a corpus
+
+
+def _opened(folder: Path) -> Corpus | None:
+    if is_corpus(folder):
+        with suppress(UserError):  # damaged: make it again
+            return open_corpus(folder)
+    return None
+
+
+def _make(given: str, folder: Path, opened: _Opened, source: dict[str, Any], report: Report) -> None:
+    part = folder.with_name(f".{folder.name}.tmp")
+    for left in (part, folder):  # by a killed maker; damaged
+        shutil.rmtree(left, ignore_errors=True)
+    part.mkdir()
+    try:
+        if dtype := _mapped_dtype(opened):
+            _map(given, part, dtype, opened, source, report)
+        else:
+            _copy(given, part, opened, source, report)
+        os.rename(part, folder)
+        fsync(folder.parent)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def _mapped_dtype(opened: _Opened) -> str | None:
+    """The type all files can be mapped as; None where they must be copied."""
+    sizes: dict[Split, list[int]] = {}
+    dtypes: set[str] = set()
+    for file, split in opened:
+        if file.piece is None or (dtype := file.piece.mapped_dtype) is None:
+            return None
+        dtypes.add(dtype)
+        sizes.setdefault(split, []).append(file.piece.num_tokens)
+    is_large = all(len(each) == 1 or sum(each) >= MAPPED_TOKENS * len(each) for each in sizes.values())
+    return dtypes.pop() if len(dtypes) == 1 and is_large else None
+
+
+class _Tally:
+    """Checks ids as they are read, and counts."""
+
+    def __init__(self, report: Report) -> None:
+        self.report = report
+        self.largest, self.num_documents, self.num_tokens = -1, 0, 0
+
+    def read(self, file: TokenFile) -> Iterator[files.Chunk]:
+        first = 0
+        for ids, ends in file.chunks():
+            if len(ids):
+                self._check(ids, file.path, first)
+            first += len(ids)
+            self.num_documents += len(ends)
+            self.num_tokens += len(ids)
+            self.report(self.num_documents, self.num_tokens)
+            yield ids, ends
+
+    def _check(self, ids: Any, path: Path, first: int) -> None:
+        low, high = 0 if ids.dtype.kind == "u" else int(ids.min()), int(ids.max())
+        if low < 0 or high > LARGEST_ID:
+            where = first + int(np.argmin(ids) if low < 0 else np.argmax(ids))
+            raise UserError(f"{path}: has the number {low if low < 0 else high} at place {where}, which is no token id; ids go from "
+                            f"0 to {LARGEST_ID}")  # fmt: skip
+        self.largest = max(self.largest, high)
+
+    def vocab_size(self, given: str) -> int:
+        if self.largest < 0:
+            raise UserError(f"{given}: there are no token ids in it, its files are empty")
+        return self.largest + 1
+
+
+def _map(given: str, part: Path, dtype: str, opened: _Opened, source: dict[str, Any], report: Report) -> None:
+    """Write an index whose shards are the files given, and the ends of their documents."""
+    tally = _Tally(report)
+    shards = []
+    for number, (file, split) in enumerate(opened):
+        before = tally.num_documents
+        ends_file, ends_sha256 = f"{number:05d}.ends", hashlib.sha256()
+        start = 0
+        with open(part / ends_file, "wb") as stream:
+            for ids, ends in tally.read(file):
+                raw = (ends + start).astype(np.int64).tobytes()
+                stream.write(raw)
+                ends_sha256.update(raw)
+                start += len(ids)
+            stream.flush()
+            os.fsync(stream.fileno())
+        if start:  # a file without ids can't be mapped
+            identity = _sampled_sha256(file.path, ends_sha256.hexdigest())
+            shards.append(Shard(str(file.path.absolute()), split, start, tally.num_documents - before, 0, identity,
+                                ends_sha256.hexdigest(), file.piece.offset if file.piece else 0, ends_file))  # fmt: skip
+    write_index(part, Corpus(part, dtype, tally.vocab_size(given), "", "", tuple(shards), [source]))
+
+
+def _copy(given: str, part: Path, opened: _Opened, source: dict[str, Any], report: Report) -> None:
+    """Write a corpus: once through for the largest id, which decides its type, and once to copy."""
+    tally = _Tally(report)
+    for file, _ in opened:
+        for _ in tally.read(file):
+            pass
+    with CorpusWriter(part, tally.vocab_size(given)) as writer:
+        tally = _Tally(report)
+        for file, split in opened:
+            for ids, ends in tally.read(file):
+                writer.add(split, ids, ends, 0)
+        writer.finish("", "", [source])
+
+
+def _sampled_sha256(path: Path, *more: str) -> str:
+    """Tells files apart without reading all of a large one: hash of its size, its first and last megabyte, 64 pieces of 64 kB
+    evenly spread, and `more`. Marked as no checksum: a bit that flipped between the pieces leaves it as it is."""
+    size = path.stat().st_size
+    found = hashlib.sha256(json.dumps([size, *more]).encode())
+    pieces = [(i * max(size - (1 << 16), 0) // 63, 1 << 16) for i in range(64)]
+    with open(path, "rb") as stream:
+        for start, length in [(0, 1 << 20), (max(size - (1 << 20), 0), 1 << 20), *pieces]:
+            stream.seek(start)
+            found.update(stream.read(length))
+    return SAMPLED + found.hexdigest()
+
+
+def _silent(documents: int, tokens: int, share: float | None = None) -> None:
+    pass

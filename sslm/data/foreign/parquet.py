@@ -1,0 +1,92 @@
+"""Parquet columns of lists of ids: a row is a document."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sslm.data.foreign.files import CHUNK_TOKENS, Chunk, TokenFile
+from sslm.system.errors import UserError
+
+IDS_COLUMNS = ("input_ids", "tokens", "ids")
+"""Columns of a Parquet file that are taken for ids, if the user names none."""
+
+
+def ids_column(schema: Any, text_field: str) -> str | None:
+    """The column that holds lists of numbers: the one the user named, if it is there, or the first of the usual ones."""
+    wanted = (text_field,) if text_field in schema.names else IDS_COLUMNS
+    return next(
+        (name for name in wanted if name in schema.names and _is_list_of_numbers(schema.field(name).type)), None
+    )
+
+
+def _is_list_of_numbers(kind: Any) -> bool:
+    import pyarrow.types as types
+
+    is_list = types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind)
+    return bool(is_list) and bool(types.is_integer(kind.value_type) or types.is_floating(kind.value_type))
+
+
+def open_parquet(path: Path, text_field: str) -> TokenFile:
+    import pyarrow.types as types
+
+    with parquet_file(path) as table:
+        schema = table.schema_arrow
+    column = ids_column(schema, text_field)
+    if column is None:
+        names = ", ".join(dict.fromkeys([text_field, *IDS_COLUMNS]))
+        raise UserError(f"{path}: has no column of lists of ids named {names}; it has {', '.join(schema.names) or 'none'}; "
+                        f"choose one with --data.text_field")  # fmt: skip
+    kind = schema.field(column).type
+    if not types.is_integer(kind.value_type):
+        raise UserError(f"{path}: column {column!r} holds {kind}, not lists of whole numbers; "
+                        f"choose another with --data.text_field")  # fmt: skip
+    return TokenFile(path, lambda: _parquet_chunks(path, column))
+
+
+def parquet_file(path: Path) -> Any:
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowInvalid, OSError) as error:
+        if getattr(error, "errno", None):
+            raise
+        raise UserError(
+            f"{path}: not a Parquet file, or a damaged one ({' '.join(str(error).split())[:160]})"
+        ) from None
+
+
+def _parquet_chunks(path: Path, column: str) -> Iterator[Chunk]:
+    import pyarrow
+    import pyarrow.compute
+
+    row = 0
+    with parquet_file(path) as table:
+        try:
+            for batch in table.iter_batches(batch_size=_rows_at_once(table, column), columns=[column]):
+                lists = batch.column(0)
+                ids = lists.flatten()
+                if lists.null_count or ids.null_count:
+                    raise UserError(f"{path}: column {column!r} has null in rows {row} to {row + len(lists)}; "
+                                    f"drop these rows, or fill in their ids")  # fmt: skip
+                lengths = pyarrow.compute.list_value_length(lists).to_numpy(zero_copy_only=False)
+                yield ids.to_numpy(zero_copy_only=False), np.cumsum(lengths, dtype=np.int64)
+                row += len(lists)
+        except (pyarrow.ArrowInvalid, OSError) as error:
+            if getattr(error, "errno", None):
+                raise
+            raise UserError(
+                f"{path}: can't be read, it may be damaged ({' '.join(str(error).split())[:160]})"
+            ) from None
+
+
+def _rows_at_once(table: Any, column: str) -> int:
+    """Rows with about CHUNK_TOKENS ids between them."""
+    groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
+    if not groups:
+        return 1
+    number = next(i for i in range(groups[0].num_columns) if groups[0].column(i).path_in_schema.split(".")[0] == column)
+    num_values = sum(group.column(number).num_values for group in groups)
+    return int(min(max(CHUNK_TOKENS * table.metadata.num_rows // max(num_values, 1), 1), 1 << 16))

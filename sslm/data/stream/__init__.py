@@ -1,0 +1,1 @@
+"""Shards of tokens to batches: a pure function of (corpus, seed, objective, position)."""

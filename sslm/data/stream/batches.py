@@ -1,0 +1,229 @@
+"""Item number `step` of a loader is this rank's share of optimizer step `step`.
+
+Rank r of w takes positions step·batch_size + r·share … + share, in order. A loader has a length, starts at any step, and reads
+nothing but the step's number: restoring it is saying where to start.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, get_worker_info
+
+from sslm.data.corpus.shards import BadShard
+from sslm.data.stream.order import key64, mix64
+from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.stream.stream import Places, Stream
+from sslm.data.stream.vocabulary import Vocabulary
+from sslm.system.errors import UserError
+
+GLIBC_LARGEST_THRESHOLD = (32 << 20) - (1 << 16)
+"""Until a process has freed a block of about this size, glibc gives every larger array back to the system, which zeroes it again each
+time: a batch of 256 rows then takes twice as long (mallopt(3), M_MMAP_THRESHOLD)."""
+PLACES_AT_ONCE, ROWS_AT_ONCE = 4096, 256
+"""Positions that are looked up, and rows that are read, together: many cost little more than one."""
+
+Batch = dict[str, Any]
+"""tensors: {name: [share, …]}; positions, sources: [share]; amendments: how many were known; bad: a shard that could not be
+read, where it is to be replaced. Before a step `finished` adds scored: [sources], and digest."""
+
+
+class TrainSteps(Dataset[Batch]):
+    """step -> this rank's share of the step's batch; its arrays are views, of inputs and targets often of the same tokens.
+
+    Args:
+        vocabulary: what the recipe gets of the tokenizer.
+        substitute: a batch that meets a bad shard says so instead of raising.
+    """
+
+    def __init__(
+        self, stream: Stream, recipe: Recipe, batch_size: int, seed: int, rank: int = 0, world: int = 1,
+        substitute: bool = False, vocabulary: Vocabulary | None = None,
+    ) -> None:  # fmt: skip
+        self.stream, self.recipe, self.seed, self.substitute = stream, recipe, seed, substitute
+        self.vocabulary = vocabulary
+        self.batch_size, self.share, self.rank = batch_size, batch_size // world, rank
+        self._places, self._places_from = Places(*[np.empty(0, np.int64)] * 5), 0
+        self._examples: Examples | None = None
+        self._examples_from = 0
+
+    def __getitem__(self, step: int) -> Batch:
+        row = (step - self._examples_from) * self.share
+        if self._examples is None or not 0 <= row < len(self._examples.positions):
+            try:
+                self._read(step, 1 if get_worker_info() else max(ROWS_AT_ONCE // self.share, 1))
+            except BadShard as bad:
+                if not self.substitute:
+                    raise
+                return {
+                    "tensors": {},
+                    "bad": [bad.source, bad.file, str(bad)],
+                    "amendments": len(self.stream.amendments),
+                }
+            row = 0
+        assert self._examples is not None
+        examples = self._examples.rows(slice(row, row + self.share))
+        return {"tensors": self.recipe.make_batch(examples, self.vocabulary, self.seed), "positions": examples.positions,
+                "sources": examples.sources, "amendments": len(self.stream.amendments)}  # fmt: skip
+
+    def _read(self, step: int, num_steps: int) -> None:
+        """Read what some steps need in one go; where a shard is bad, what the first alone needs."""
+        self.stream.read_ahead(step * self.batch_size, (step + num_steps) * self.batch_size - 1)
+        try:
+            self._examples, self._examples_from = self.stream.read(self._places_of(step, num_steps)), step
+        except BadShard:
+            if num_steps == 1:
+                raise
+            self._read(step, 1)
+
+    def _places_of(self, step: int, num_steps: int) -> Places:
+        row, end = ((n - self._places_from) * self.share for n in (step, step + num_steps))
+        if not 0 <= row < end <= len(self._places.positions):
+            steps = step + np.arange(max(PLACES_AT_ONCE // self.share, num_steps))
+            first = steps[:, None] * self.batch_size + self.rank * self.share
+            self._places, self._places_from = self.stream.places((first + np.arange(self.share)).ravel()), step
+            row, end = 0, num_steps * self.share
+        return self._places.rows(slice(row, end))
+
+    def forget(self) -> None:
+        """Look positions up and read them anew: the stream was amended."""
+        self._places, self._examples = self._places.rows(slice(0)), None
+
+
+class ValSteps(Dataset[Batch]):
+    """step -> this rank's share of a validation batch: the same windows at every validation and on any number of ranks.
+
+    Args:
+        places: the windows to validate on. Rows beyond the last are not scored.
+    """
+
+    def __init__(
+        self, stream: Stream, places: Places, recipe: Recipe, batch_size: int, seed: int, rank: int = 0, world: int = 1,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:  # fmt: skip
+        self.stream, self.places, self.recipe, self.rank, self.vocabulary = stream, places, recipe, rank, vocabulary
+        self.seed = key64(seed, "val")
+        self.batch_size, self.share = batch_size, batch_size // world
+        self.num_steps = -(-len(places.positions) // batch_size)
+
+    def __getitem__(self, step: int) -> Batch:
+        rows = step * self.batch_size + self.rank * self.share + np.arange(self.share)
+        last = len(self.places.positions) - 1
+        examples = self.stream.read(self.places.rows(np.minimum(rows, last))).rows(slice(None))
+        arrays = self.recipe.make_batch(examples, self.vocabulary, self.seed)
+        arrays["labels"] = np.where((rows <= last)[:, None], arrays["labels"], IGNORED)
+        return {"tensors": arrays, "positions": rows, "sources": examples.sources}
+
+
+class Loader:
+    """Batches of steps first … end, made here or by loader processes.
+
+    Processes send arrays in few bytes: what a batch costs them is mostly the way from one process to the other.
+
+    Args:
+        first: asked at each iteration: a run that went back begins another one there.
+        end: a trainer that goes on after it, into another epoch, gets as many steps again.
+    """
+
+    def __init__(
+        self, steps: TrainSteps | ValSteps, first: int | Callable[[], int], end: int, num_workers: int = 0
+    ) -> None:
+        self.steps, self.first, self.end, self.num_workers = steps, first, end, num_workers
+        np.empty(GLIBC_LARGEST_THRESHOLD, np.uint8)  # freed at once
+        self._started = self._start
+        self.workers = self._new_workers()
+
+    @property
+    def range(self) -> range:
+        first = self.first() if callable(self.first) else self.first
+        return range(first, self.end if first < self.end else first + self.end)
+
+    @property
+    def _start(self) -> tuple[int, int]:
+        """What loader processes are told when they are started: another one needs others."""
+        return self.range.start, len(self.steps.stream.amendments)
+
+    def _new_workers(self) -> "DataLoader[Batch] | None":
+        if not self.num_workers:
+            return None
+        vocabulary = self.steps.vocabulary
+        largest = max(self.steps.stream.vocab_size, vocabulary.size if vocabulary else 0)
+        kind = np.dtype(np.int16 if largest <= 1 << 15 else np.int32)
+        return DataLoader(_Narrow(self.steps, kind), batch_size=None, sampler=self.range, num_workers=self.num_workers, collate_fn=_as_it_is,
+                          persistent_workers=True)  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.range)
+
+    def __iter__(self) -> Iterator[Batch]:
+        if self._started != self._start:
+            self._started, self.workers = self._start, self._new_workers()
+        return self._batches(self.workers or map(self.steps.__getitem__, self.range))
+
+    @staticmethod
+    def _batches(batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if "error" in batch:
+                raise batch["error"]
+            yield with_tensors(batch)
+
+
+def _as_it_is(batch: Any) -> Any:
+    """Arrays stay arrays: a tensor would go through shared memory, which takes longer than a pipe for a batch's size."""
+    return batch
+
+
+class _Narrow(Dataset[Batch]):
+    def __init__(self, steps: TrainSteps | ValSteps, kind: np.dtype[Any]) -> None:
+        self.steps, self.kind = steps, kind
+
+    def __getitem__(self, step: int) -> Batch:
+        try:
+            batch = self.steps[step]
+        except UserError as error:  # torch would raise something else in its place
+            return {"error": error}
+        return {**batch, "tensors": {name: _narrowed(array, self.kind) for name, array in batch["tensors"].items()}}
+
+
+def _narrowed(array: NDArray[Any], kind: np.dtype[Any]) -> NDArray[Any]:
+    return array.astype(kind) if array.dtype == np.int64 else array
+
+
+def with_tensors(batch: Batch) -> Batch:
+    """Arrays -> tensors, whole numbers of 64 bits."""
+    return {**batch, "tensors": {name: torch.from_numpy(_widened(array)) for name, array in batch["tensors"].items()}}
+
+
+def _widened(array: NDArray[Any]) -> NDArray[Any]:
+    return array.astype(np.int64) if array.dtype.kind == "i" and array.itemsize < 8 else array
+
+
+def finished(batch: Batch, num_sources: int, with_digest: bool = False) -> Batch:
+    """What a step takes: `sources` as a tensor, `first_position`, `scored` targets per source, `digest` (0: not asked for).
+
+    A batch with a bad shard stays without tensors; `bad` says which.
+    """
+    if "bad" in batch:
+        return {"tensors": {}, "bad": batch["bad"], "scored": [0] * num_sources, "digest": 0}
+    arrays = {name: tensor.numpy() for name, tensor in batch["tensors"].items()}
+    per_row = np.count_nonzero(arrays["labels"].reshape(len(batch["positions"]), -1) >= 0, axis=1)
+    scored = np.bincount(batch["sources"], per_row, num_sources).astype(np.int64)
+    return {
+        "tensors": batch["tensors"],
+        "sources": torch.from_numpy(batch["sources"]),
+        "first_position": int(batch["positions"][0]),
+        "scored": scored.tolist(),
+        "digest": digest(arrays, batch["positions"]) if with_digest else 0,
+    }
+
+
+def digest(arrays: Arrays, positions: NDArray[np.int64]) -> int:
+    """Hash of inputs and targets keyed by position, summed over rows mod 2^64: equal however a batch is shared out."""
+    rows = mix64(positions.astype(np.uint64))
+    for name in sorted(arrays):
+        array = arrays[name].reshape(len(positions), -1).astype(np.uint64)
+        columns = mix64(np.arange(array.shape[1], dtype=np.uint64) + np.uint64(key64(name))) | np.uint64(1)
+        rows = mix64(rows + (array * columns).sum(1, dtype=np.uint64))
+    return int(rows.sum(dtype=np.uint64))

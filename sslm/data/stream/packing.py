@@ -1,0 +1,188 @@
+"""Best-fit packing: windows that hold documents whole where they fit (Ding et al. 2024, arXiv:2404.10830).
+
+Documents longer than a window are cut into pieces, each but the last a window long; then pieces go, the longest first, each
+into the window with the least room that still takes it. The tokens stay where they are: a plan lists, per window, which
+stretches of the shard it is made of. It is made once, shard by shard and a few million documents at a time (so in bounded
+memory), and memory-mapped:
+
+    packing/WINDOW_LEN-KEY/
+      plan.json        windows and pieces per region
+      00000.first      int64 [windows + 1]: each window's first piece
+      00000.starts     int64 [pieces]: where in the shard a piece starts
+      00000.lengths    int64 [pieces]
+"""
+
+import errno
+import hashlib
+import json
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslm.data.corpus.shards import Corpus
+from sslm.data.stream.windows import Region
+from sslm.system.files import fsync, made_once
+
+DOCUMENTS_AT_ONCE = 1 << 21
+MOST_OPEN = 100
+"""Regions whose plans are mapped at once: each map holds a file descriptor."""
+
+Ints = NDArray[np.int64]
+
+
+def best_fit(lengths: Ints, capacity: int) -> Ints:
+    """Best-fit decreasing: [n] lengths of at most `capacity` -> [n] the bin of each, numbered from 0.
+
+    >>> best_fit(np.array([2, 5, 3, 4]), capacity=6)
+    array([1, 0, 2, 1])
+    """
+    bins = np.empty(len(lengths), np.int64)
+    longest_first = np.argsort(-lengths, kind="stable")
+    sizes, counts = np.unique(lengths, return_counts=True)
+    with_room: dict[int, list[Ints]] = {}
+    """room -> bins that have so much left."""
+    num_bins = done = 0
+    for size, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        items, done = longest_first[done : done + count], done + count
+        while len(items):
+            room = min((room for room in with_room if room >= size), default=capacity)
+            each = room // size
+            needed = -(-len(items) // each)
+            if room in with_room and room != capacity:
+                open_bins = np.concatenate(with_room.pop(room))
+                taken, left = open_bins[:needed], open_bins[needed:]
+                if len(left):
+                    with_room[room] = [left]
+            else:
+                taken = np.arange(num_bins, num_bins + needed)
+                num_bins += needed
+            filled, items = items[: each * len(taken)], items[each * len(taken) :]
+            bins[filled] = np.repeat(taken, each)[: len(filled)]
+            in_last = len(filled) - each * (len(taken) - 1)
+            for some, inside in ((taken[:-1], each), (taken[-1:], in_last)):
+                if len(some) and (rest := room - inside * size):
+                    with_room.setdefault(rest, []).append(some)
+    return bins
+
+
+def pieces_of(documents: Ints, ends: Ints, window_len: int, stride: int) -> tuple[Ints, Ints]:
+    """Documents [start, end) -> (starts, lengths) of their pieces, of at most a window each.
+
+    A long document's pieces start every `stride` tokens, as windows do; the last one is what is left.
+
+    >>> pieces_of(np.array([0, 12]), np.array([12, 15]), window_len=5, stride=4)
+    (array([ 0,  4,  8, 12]), array([5, 5, 4, 3]))
+    """
+    lengths = ends - documents
+    documents, lengths = documents[lengths > 0], lengths[lengths > 0]
+    overlap = window_len - stride
+    pieces = np.maximum(-(-(lengths - overlap) // stride), 1)
+    first = np.cumsum(pieces) - pieces
+    within = (np.arange(pieces.sum()) - np.repeat(first, pieces)) * stride
+    return np.repeat(documents, pieces) + within, np.minimum(np.repeat(lengths, pieces) - within, window_len)
+
+
+class Packed:
+    """Windows of a packing plan, memory-mapped."""
+
+    def __init__(self, plan: Path, window_len: int, stride: int) -> None:
+        self.plan, self.window_len, self.stride = plan, window_len, stride
+        self._regions = [RegionPlan(**sizes) for sizes in json.loads((plan / "plan.json").read_text())]
+        self.num_windows = tuple(region.windows for region in self._regions)
+        self.fill = sum(region.tokens for region in self._regions) / max(sum(self.num_windows) * window_len, 1)
+        """Share of the windows' places that hold a token."""
+        self._tables: dict[int, tuple[Ints, Ints, Ints]] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tables": {}}  # mapped anew in another process
+
+    def pieces(self, region: int, window: int) -> list[tuple[int, int]]:
+        """(start in the shard, length) of what a window is made of, in order."""
+        first, starts, lengths = self._table(region)
+        here = slice(first[window], first[window + 1])
+        return list(zip(starts[here].tolist(), lengths[here].tolist(), strict=True))
+
+    def _table(self, region: int) -> tuple[Ints, Ints, Ints]:
+        if region not in self._tables:
+            while len(self._tables) >= MOST_OPEN:
+                self._tables.pop(next(iter(self._tables)))
+            first, starts, lengths = (
+                np.memmap(file, np.int64, "r").view(np.ndarray) for file in _files(self.plan / f"{region:05d}")
+            )
+            self._tables[region] = first, starts, lengths
+        return self._tables[region]
+
+
+@dataclass(frozen=True)
+class RegionPlan:
+    """Sizes of one region's part of a plan."""
+
+    windows: int
+    pieces: int
+    tokens: int
+
+
+def pack(corpus: Corpus, regions: list[Region], window_len: int, stride: int, cache_dir: Path,
+         tell: Callable[[str], None] = lambda text: None) -> Packed:  # fmt: skip
+    """The plan for these windows: beside the shards, or in the cache where nothing can be written there; made if missing."""
+    what = [corpus.sha256, window_len, stride, [[region.shard.file, region.start, region.end] for region in regions]]
+    name = f"{window_len}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
+    for folder in (corpus.folder / "packing", cache_dir / "packing"):
+        if (folder / name / "plan.json").is_file():
+            return Packed(folder / name, window_len, stride)
+    tell(f"Packing documents into windows of {window_len} tokens")
+    try:
+        return _make(corpus.folder / "packing" / name, corpus, regions, window_len, stride)
+    except OSError as error:
+        if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+            raise
+        return _make(cache_dir / "packing" / name, corpus, regions, window_len, stride)
+
+
+def _make(out: Path, corpus: Corpus, regions: list[Region], window_len: int, stride: int) -> Packed:
+    with made_once(out) as part:
+        if part is not None:
+            sizes = []
+            for number, region in enumerate(regions):
+                sizes.append(_write_region(part / f"{number:05d}", corpus, region, window_len, stride))
+            (part / "plan.json").write_text(json.dumps([size.__dict__ for size in sizes]) + "\n")
+            fsync(part / "plan.json")
+    return Packed(out, window_len, stride)
+
+
+def _write_region(part: Path, corpus: Corpus, region: Region, window_len: int, stride: int) -> RegionPlan:
+    """Pack one region, some documents at a time."""
+    ends = corpus.document_ends(region.shard)
+    low, high = (int(i) for i in np.searchsorted(ends, [region.start + 1, region.end]))
+    windows = pieces = tokens = 0
+    begin = region.start
+    with ExitStack() as stack:
+        files = [stack.enter_context(open(file, "wb")) for file in _files(part)]
+        for at in range(low, high + 1, DOCUMENTS_AT_ONCE):
+            some = np.asarray(ends[at : min(at + DOCUMENTS_AT_ONCE, high)])
+            if (
+                at + DOCUMENTS_AT_ONCE > high
+            ):  # the last document is cut by the region's end, or goes on in the next shard
+                some = np.append(some, region.end)
+            starts, lengths = pieces_of(np.concatenate([[begin], some[:-1]]), some, window_len, stride)
+            begin = int(some[-1])
+            bins = best_fit(lengths, window_len)
+            by_bin = np.argsort(bins, kind="stable")
+            num_bins = int(bins.max()) + 1 if len(bins) else 0
+            first = pieces + np.searchsorted(bins[by_bin], np.arange(num_bins))
+            for file, column in zip(files, (first, starts[by_bin], lengths[by_bin]), strict=True):
+                file.write(column.astype(np.int64).tobytes())
+            windows, pieces, tokens = windows + num_bins, pieces + len(bins), tokens + int(lengths.sum())
+        files[0].write(np.array([pieces], np.int64).tobytes())
+    for written in _files(part):
+        fsync(written)
+    return RegionPlan(windows, pieces, tokens)
+
+
+def _files(region: Path) -> list[Path]:
+    return [region.with_suffix(suffix) for suffix in (".first", ".starts", ".lengths")]

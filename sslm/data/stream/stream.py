@@ -1,0 +1,319 @@
+"""The stream: examples at any positions, of one source or a mixture, as a pure function.
+
+position -> mixture -> (source, its example number) -> order -> (epoch, shard, window) -> tokens. Nothing here knows of
+ranks, workers or batches; state is nothing but what is given: sources, seed, and amendments (what could not be known
+beforehand, such as a shard that turned out to be bad).
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslm.data.corpus.shards import BadShard, Corpus
+from sslm.data.stream.amendments import Amendment, Skip
+from sslm.data.stream.mixture import Mixture
+from sslm.data.stream.order import Order
+from sslm.data.stream.packing import Packed
+from sslm.data.stream.recipe import Examples
+from sslm.data.stream.windows import Cut, Region
+from sslm.system.errors import UserError
+
+MOST_OPEN = 200
+"""Shards that are mapped at once: each map holds a file descriptor, and processes have few."""
+
+Ints = NDArray[np.int64]
+Read = tuple[NDArray[Any], Ints | None, NDArray[np.bool_] | None]
+"""(tokens as narrow as on the disk, rows' lengths, marks where documents begin)."""
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """The windows of one corpus and their order."""
+
+    name: str
+    corpus: Corpus
+    regions: Sequence[Region]
+    windows: Cut | Packed
+    order: Order
+
+    @property
+    def num_windows(self) -> int:
+        return self.order.epoch_len
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides which tokens stand in which window, and when."""
+        return {
+            "tokenizer": self.corpus.tokenizer_sha256,
+            "shards": {r.shard.file: [r.shard.sha256[:24], r.start, r.end] for r in self.regions},
+            "block_shards": self.order.block_shards,
+            "packing": "best_fit" if isinstance(self.windows, Packed) else "cut",
+            "num_windows": self.num_windows,
+        }
+
+
+class Places(NamedTuple):
+    """Where examples stand: arrays of [n]."""
+
+    positions: Ints
+    sources: Ints
+    epochs: Ints
+    regions: Ints
+    windows: Ints
+
+    def rows(self, some: slice | Ints) -> "Places":
+        positions, sources, epochs, regions, windows = self
+        return Places(positions[some], sources[some], epochs[some], regions[some], windows[some])
+
+    @staticmethod
+    def joined(parts: Sequence["Places"]) -> "Places":
+        return Places(*(np.concatenate(columns) for columns in zip(*parts, strict=True)))
+
+
+class Stream:
+    """Args:
+    sources: what is mixed, or the one source there is.
+    mixture: which source stands where.
+    window_len: tokens per window.
+    vocab_size: ids from here on are damage.
+    with_documents: say of each token which document it belongs to.
+    """
+
+    def __init__(
+        self, sources: Sequence[StreamSource], mixture: Mixture, window_len: int, vocab_size: int,
+        with_documents: bool = False,
+    ) -> None:  # fmt: skip
+        self.sources, self.mixture, self.window_len = tuple(sources), mixture, window_len
+        self.vocab_size, self.with_documents = vocab_size, with_documents
+        self.amendments: list[Amendment | Skip] = []
+        self._is_packed = isinstance(self.sources[0].windows, Packed)
+        self._is_remote = any(source.corpus.is_remote for source in self.sources)
+        self._stride = self.sources[0].windows.stride
+        self._dtype = np.result_type(*(source.corpus.dtype for source in self.sources))
+        # regions of all sources, numbered through
+        counts = np.array([len(source.regions) for source in self.sources], np.int64)
+        self._first_shard = np.cumsum(counts) - counts
+        self._source_of = np.repeat(np.arange(len(counts)), counts).tolist()
+        self._region_starts = np.array([r.start for source in self.sources for r in source.regions], np.int64)
+        self._open: dict[int, _OpenShard] = {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": {}}  # files are mapped anew in another process
+
+    @property
+    def num_windows(self) -> int:
+        """Windows of all sources."""
+        return sum(source.num_windows for source in self.sources)
+
+    # ------------------------------------------------------------------------------------ position -> place
+
+    def places(self, positions: Ints) -> Places:
+        """[n] positions -> where their examples stand."""
+        sources, numbers = self.mixture.at(self.unskipped(positions))
+        epochs, regions, windows = np.empty_like(positions), np.empty_like(positions), np.empty_like(positions)
+        if len(self.sources) == 1:
+            epochs, regions, windows = self.sources[0].order.at(numbers)
+        else:
+            for i in np.unique(sources):
+                here = sources == i
+                epochs[here], regions[here], windows[here] = self.sources[i].order.at(numbers[here])
+        places = Places(positions, sources, epochs, regions, windows)
+        for number, amendment in enumerate(self.amendments):
+            if isinstance(amendment, Amendment):
+                self._amend(places, number, amendment)
+        return places
+
+    def unskipped(self, positions: Ints) -> Ints:
+        """[n] positions of the run -> those at which their examples would stand if none were skipped.
+
+        Each skip was found in a run that knew the former ones, so the last one is undone first. Noise, dropout and bad shards go
+        by the run's positions.
+        """
+        for amendment in reversed(self.amendments):
+            if isinstance(amendment, Skip):
+                positions = positions + amendment.num_positions * (positions >= amendment.from_position)
+        return positions
+
+    def skipped_at(self, first: int, end: int) -> int:
+        """Positions whose examples were skipped at the run's positions first … end − 1."""
+        skips = [one for one in self.amendments if isinstance(one, Skip) and first <= one.from_position < end]
+        return sum(skip.num_positions for skip in skips)
+
+    def begins_stage(self, first: int, end: int) -> bool:
+        """Whether other weights begin to hold at one of the run's positions first … end − 1."""
+        before, last = self.unskipped(np.array([first - 1, end - 1])).tolist()
+        return any(before < stage.position <= last for stage in self.mixture.stages[1:])
+
+    def amend(self, amendment: Amendment | Skip) -> None:
+        """Take an amendment into account from its position on.
+
+        Raises:
+            UserError: the source has no sound shard left.
+        """
+        self.amendments.append(amendment)
+        if isinstance(amendment, Skip):
+            return
+        for source in self.sources:
+            if source.name == amendment.source and not self._sound(source, self.amendments):
+                raise UserError(f"{source.name or 'the corpus'}: every shard is bad ({amendment.reason})")
+
+    def _sound(self, source: StreamSource, amendments: Sequence[Amendment | Skip]) -> list[int]:
+        bad = {one.file for one in amendments if isinstance(one, Amendment) and one.source == source.name}
+        return [
+            i for i, region in enumerate(source.regions) if region.shard.file not in bad and source.order.num_windows[i]
+        ]
+
+    def _amend(self, places: Places, number: int, amendment: Amendment) -> None:
+        """Apply one amendment as if no later one were known: what was read before those were found stays as it was read."""
+        for i, source in enumerate(self.sources):
+            bad = [n for n, region in enumerate(source.regions) if region.shard.file == amendment.file]
+            if source.name != amendment.source or not bad:
+                continue
+            rows = np.isin(places.regions, bad) & (places.sources == i) & (places.positions >= amendment.from_position)
+            if rows.any():
+                sound = self._sound(source, self.amendments[: number + 1])
+                instead = next((n for n in sound if n > bad[-1]), sound[0])
+                places.regions[rows] = instead
+                places.windows[rows] %= source.order.num_windows[instead]
+
+    def read_ahead(self, first: int, last: int) -> None:
+        """Let remote sources bring what positions first … last need, and the block of shards after it."""
+        if not self._is_remote:
+            return
+        first, last = self.unskipped(np.array([first, last])).tolist()
+        spans = zip(self.mixture.counts(first), self.mixture.counts(last), strict=True)
+        for source, before, (begin, end) in zip(self.sources, self._first_shard.tolist(), spans, strict=True):
+            if source.corpus.is_remote:
+                needed = source.order.shards_between(begin, end)
+                for number, _ in enumerate(source.regions):
+                    if number not in needed:  # while it is mapped its room on the disk stays taken
+                        self._open.pop(before + number, None)
+                source.corpus.read_ahead([source.regions[number].shard for number in needed])
+
+    def seen(self, position: int) -> dict[str, tuple[int, float]]:
+        """Per source: its examples before a position, with those that were skipped, and in epochs."""
+        counts = self.mixture.counts(int(self.unskipped(np.array(position - 1))) + 1)
+        return {s.name: (n, n / max(s.num_windows, 1)) for s, n in zip(self.sources, counts, strict=True)}
+
+    def fingerprint(self) -> dict[str, Any]:
+        """What decides every batch, but for the seed: a run goes on only with an equal one."""
+        stages = [[stage.position, list(stage.weights)] for stage in self.mixture.stages]
+        return {
+            "sources": {source.name: source.fingerprint() for source in self.sources},
+            "stages": stages,
+            "window_len": self.window_len,
+        }
+
+    def places_of(self, source: int, numbers: Ints) -> Places:
+        """Windows by their number within a source, in the order in which they lie on the disk; that is their position too."""
+        first = np.concatenate([[0], np.cumsum(self.sources[source].order.num_windows)])
+        regions = np.searchsorted(first, numbers, side="right") - 1
+        return Places(numbers, np.full_like(numbers, source), np.zeros_like(numbers), regions, numbers - first[regions])
+
+    # ------------------------------------------------------------------------------------ place -> tokens
+
+    def at(self, positions: Ints) -> Examples:
+        """[n] positions -> their examples."""
+        return self.read(self.places(positions)).rows(slice(None))
+
+    def read(self, places: Places) -> Examples:
+        """The tokens at these places, in as few bytes as they take on the disk.
+
+        Raises:
+            BadShard: a file is missing or not what it was.
+        """
+        shards = self._first_shard[places.sources] + places.regions
+        narrow, lengths, marks = (self._read_packed if self._is_packed else self._read_cut)(shards, places.windows)
+        if narrow.size and narrow.max() >= self.vocab_size:
+            self._refuse_ids(shards, narrow)
+        documents = None if marks is None else np.cumsum(marks, axis=1, dtype=np.int32)
+        if documents is not None and lengths is not None:
+            documents[np.arange(self.window_len) >= lengths[:, None]] = -1
+        return Examples(narrow, places.positions, places.epochs, places.sources, lengths, documents)
+
+    def _read_cut(self, shards: Ints, windows: Ints) -> "Read":
+        """Shard by shard: each row is one stretch of one."""
+        starts = self._region_starts[shards] + windows * self._stride
+        if len(shards) and (shards == shards[0]).all():
+            shard = self._shard(int(shards[0]))
+            return shard.rows(self.window_len)[starts], None, self._marks(shard, starts)
+        narrow = np.empty((len(shards), self.window_len), self._dtype)
+        marks = np.empty(narrow.shape, np.bool_) if self.with_documents else None
+        by_shard = np.argsort(shards, kind="stable")
+        for rows in np.split(by_shard, np.flatnonzero(np.diff(shards[by_shard])) + 1):
+            shard = self._shard(int(shards[rows[0]]))
+            narrow[rows] = shard.rows(self.window_len)[starts[rows]]
+            if marks is not None:
+                marks[rows] = self._marks(shard, starts[rows])
+        return narrow, None, marks
+
+    def _marks(self, shard: "_OpenShard", starts: Ints) -> NDArray[np.bool_] | None:
+        """[n, window_len] whether a document begins at a token, the first of a row left out."""
+        if not self.with_documents:
+            return None
+        marks = np.zeros((len(starts), self.window_len), np.bool_)
+        first, end = np.searchsorted(shard.ends, [starts + 1, starts + self.window_len])
+        counts = end - first
+        rows = np.repeat(np.arange(len(starts)), counts)
+        which = np.arange(len(rows)) + np.repeat(first - np.cumsum(counts) + counts, counts)
+        marks[rows, shard.ends[which] - starts[rows]] = True
+        return marks
+
+    def _read_packed(self, shards: Ints, windows: Ints) -> "Read":
+        """Row by row, piece by piece."""
+        narrow = np.zeros((len(shards), self.window_len), self._dtype)
+        marks = np.zeros(narrow.shape, np.bool_) if self.with_documents else None
+        lengths = np.zeros(len(shards), np.int64)
+        for row, (number, window) in enumerate(zip(shards.tolist(), windows.tolist(), strict=True)):
+            source = self._source_of[number]
+            plan, filled = self.sources[source].windows, 0
+            assert isinstance(plan, Packed)
+            for start, length in plan.pieces(number - int(self._first_shard[source]), window):
+                narrow[row, filled : filled + length] = self._shard(number).tokens[start : start + length]
+                if marks is not None:
+                    marks[row, filled] = filled > 0
+                filled += length
+            lengths[row] = filled
+        return narrow, lengths, marks  # also where all rows are full: a batch has the same arrays whoever else is in it
+
+    def _shard(self, number: int) -> "_OpenShard":
+        shard = self._open.get(number)
+        if shard is None:
+            while len(self._open) >= MOST_OPEN:
+                self._open.pop(next(iter(self._open)))
+            source = self.sources[self._source_of[number]]
+            try:
+                shard = _OpenShard(source.corpus, self._region(number), self.with_documents)
+            except BadShard as bad:
+                raise BadShard(bad.file, str(bad), source.name) from None
+            self._open[number] = shard
+        return shard
+
+    def _region(self, number: int) -> Region:
+        source = self._source_of[number]
+        return self.sources[source].regions[number - int(self._first_shard[source])]
+
+    def _refuse_ids(self, shards: Ints, narrow: NDArray[Any]) -> None:
+        row = int(narrow.max(axis=1).argmax())
+        source, file = self.sources[self._source_of[shards[row]]], self._region(int(shards[row])).shard.file
+        raise BadShard(file, f"{file} of {source.corpus.folder}: holds token {narrow[row].max()}, the vocabulary has "
+                             f"{self.vocab_size} entries; the file is damaged, or belongs to another tokenizer", source.name)  # fmt: skip
+
+
+class _OpenShard:
+    """A shard, memory-mapped. Plain arrays: slicing a np.memmap takes three times as long."""
+
+    def __init__(self, corpus: Corpus, region: Region, with_documents: bool) -> None:
+        self.tokens = corpus.tokens(region.shard).view(np.ndarray)
+        self.ends = corpus.document_ends(region.shard).view(np.ndarray) if with_documents else np.empty(0, np.int64)
+        self._rows: NDArray[Any] | None = None
+
+    def rows(self, window_len: int) -> NDArray[Any]:
+        """[num_tokens − window_len + 1, window_len]: the window that starts at each token; a view."""
+        if self._rows is None:
+            size = self.tokens.itemsize
+            shape = (max(len(self.tokens) - window_len + 1, 0), window_len)
+            self._rows = np.lib.stride_tricks.as_strided(self.tokens, shape, (size, size), writeable=False)
+        return self._rows

@@ -1,0 +1,192 @@
+"""What an objective may know of the tokenizer: its special tokens, and where words and sentences begin and end.
+
+Tables over the ids, so that a batch of ids is looked up at once and no text is decoded while training.
+"""
+
+import copy
+import json
+import re
+import unicodedata
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslm.data.corpus.tokenizer import Tokenizer, end_of_document
+from sslm.system.errors import UserError
+
+MASK, PAD, SENTINEL = "<mask>", "<pad>", "<extra_id_{}>"
+"""What added tokens are called; T5's tokenizers call their sentinels so too."""
+
+PARTIAL, LETTER, NUMBER, OTHER, SPACE = range(5)
+"""Kinds of characters that byte-level tokenizers keep apart; PARTIAL: bytes that are no character alone."""
+
+CLOSING = "\"'”’»)]}"
+"""May follow the mark that ends a sentence."""
+
+
+class Needs(NamedTuple):
+    """Special tokens that an objective can't do without."""
+
+    mask: bool = False
+    pad: bool = False
+    sentinels: int = 0
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """A tokenizer's ids in tables, each [size] but for the first few."""
+
+    end: int
+    """Ends a document, or a sequence."""
+    prefix: NDArray[np.int64]
+    """[any] what the tokenizer puts before a text ([CLS])."""
+    suffix: NDArray[np.int64]
+    """[any] and after it ([SEP], </s>)."""
+    mask: int | None
+    pad: int
+    """Fills rows up; 0 where the tokenizer has none: what is padding is told by masks and labels."""
+    sentinels: NDArray[np.int64]
+    """[any] in the order in which they are used."""
+    special: NDArray[np.bool_]
+    """Stands for no text: never masked, never drawn as a random token."""
+    begins_word: NDArray[np.bool_]
+    first_kind: NDArray[np.uint8]
+    """Kind of a token's first character; 0 where words are told by `begins_word` alone."""
+    last_kind: NDArray[np.uint8]
+    ends_sentence: NDArray[np.bool_]
+
+    @property
+    def size(self) -> int:
+        return len(self.special)
+
+    @property
+    def ordinary(self) -> NDArray[np.int64]:
+        """[any] ids of text."""
+        return np.flatnonzero(~self.special)
+
+    def word_starts(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """[n, length] ids -> where a word begins, as the tokenizer splits a text into words; a special token is one too.
+
+        Of a character cut into bytes nobody knows what it is: it belongs to the word before it.
+        """
+        special, kinds = self.special[tokens], self.first_kind[tokens]
+        starts = self.begins_word[tokens] | special
+        first, last = kinds[:, 1:], self.last_kind[tokens][:, :-1]
+        # of white space before a word that has no space of its own, the last piece is a word
+        pieces = (kinds[:, :-1] == SPACE) & (first != SPACE) & ~starts[:, 1:]
+        starts[:, 1:] |= special[:, :-1] | ((first != last) & (first > PARTIAL) & (last > PARTIAL))
+        starts[:, :-1] |= pieces
+        starts[:, :1] = True
+        return starts
+
+
+def extended(tokenizer: Tokenizer, needs: Needs) -> Tokenizer:
+    """A copy that has what is needed: tokens it lacks are added after its own, whose ids stay.
+
+    >>> extended(tokenizer, Needs(mask=True)).mask_token  # doctest: +SKIP
+    '<mask>'
+    """
+    tokenizer = copy.deepcopy(tokenizer)
+    if needs.mask and tokenizer.mask_token_id is None:
+        tokenizer.add_special_tokens({"mask_token": MASK})
+    if needs.pad and tokenizer.pad_token_id in (None, tokenizer.bos_token_id, tokenizer.eos_token_id):
+        tokenizer.add_special_tokens({"pad_token": PAD})
+    if missing := needs.sentinels - len(_sentinels(tokenizer)):
+        have = needs.sentinels - missing
+        if missing > 0:
+            names = [SENTINEL.format(number) for number in range(have, needs.sentinels)]
+            tokenizer.add_special_tokens({"extra_special_tokens": names}, replace_extra_special_tokens=False)
+    return tokenizer
+
+
+def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
+    """Look at every entry once.
+
+    Raises:
+        UserError: ids that no token has, below others that have one.
+    """
+    size = len(tokenizer)
+    known = tokenizer.get_vocab()
+    if max(known.values()) >= size:
+        raise UserError("this tokenizer's ids have gaps, which this objective can't work with; renumber its tokens")
+    tokens = sorted(known, key=known.__getitem__)
+    special = np.zeros(size, bool)
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    unnamed = [number for number, token in added.items() if token.special]  # <|im_start|>, <|reserved_0|>
+    special[[*tokenizer.all_special_ids, *unnamed, *_sentinels(tokenizer)]] = True
+    texts = [_text(tokenizer, token, n) for n, token in enumerate(tokens)]
+    begins, first, last = _word_tables(tokenizer, tokens, texts)
+    prefix, suffix = _wrapping(tokenizer)
+    return Vocabulary(
+        end=end_of_document(tokenizer), prefix=prefix, suffix=suffix, mask=tokenizer.mask_token_id,
+        pad=tokenizer.pad_token_id or 0, sentinels=np.array(_sentinels(tokenizer), np.int64), special=special,
+        begins_word=begins, first_kind=first, last_kind=last,
+        ends_sentence=np.array([text.rstrip().rstrip(CLOSING).endswith((".", "!", "?", "…")) for text in texts]) & ~special,
+    )  # fmt: skip
+
+
+def _sentinels(tokenizer: Tokenizer) -> list[int]:
+    """<extra_id_0>, <extra_id_1> … as far as there are any."""
+    known = tokenizer.get_vocab()
+    found: list[int] = []
+    while (name := SENTINEL.format(len(found))) in known:
+        found.append(known[name])
+    return found
+
+
+def _wrapping(tokenizer: Tokenizer) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """What the tokenizer puts before and after a text: seen by looking where the text itself is."""
+    plain: list[int] = tokenizer("a", add_special_tokens=False).input_ids
+    wrapped: list[int] = tokenizer("a").input_ids
+    start = next((n for n in range(len(wrapped)) if wrapped[n : n + len(plain)] == plain), 0)
+    return np.array(wrapped[:start], np.int64), np.array(wrapped[start + len(plain) :], np.int64)
+
+
+def _text(tokenizer: Tokenizer, token: str, number: int) -> str:
+    """A token's own text, its spaces kept."""
+    if token.startswith("▁"):
+        return " " + token[1:]
+    return str(tokenizer.decode([number], clean_up_tokenization_spaces=False))
+
+
+Tables = tuple[NDArray[np.bool_], NDArray[np.uint8], NDArray[np.uint8]]
+
+
+def _word_tables(tokenizer: Tokenizer, tokens: list[str], texts: list[str]) -> Tables:
+    """begins_word, first_kind, last_kind, by the kind of tokenizer."""
+    nothing = np.zeros(len(tokens), np.uint8)
+    backend = json.loads(tokenizer.backend_tokenizer.to_str()) if hasattr(tokenizer, "backend_tokenizer") else {}
+    if prefix := (backend.get("model") or {}).get("continuing_subword_prefix"):  # WordPiece
+        return np.array([not token.startswith(prefix) for token in tokens]), nothing, nothing
+    if suffix := (backend.get("model") or {}).get("end_of_word_suffix"):  # the first BPE: a word begins after </w>
+        last = np.array([SPACE if token.endswith(suffix) else LETTER for token in tokens], np.uint8)
+        return np.zeros(len(tokens), bool), np.full_like(nothing, LETTER), last
+    if "ByteLevel" not in _types(backend):  # Unigram and its kin: a word begins with ▁
+        begins = np.array([token.startswith("▁") for token in tokens])
+        return begins if begins.any() else ~begins, nothing, nothing  # where nothing tells, each token is a word
+    # Byte-level BPE: GPT-2's expression splits a text where the kind of character changes, and before a space
+    begins = np.array([bool(re.match(r"\s+\S", text)) for text in texts])
+    first = np.array([_kind(text.strip()[:1] or text[:1]) for text in texts], np.uint8)
+    last = np.array([PARTIAL if text == " " else _kind(text[-1:]) for text in texts], np.uint8)  # the next word's own
+    return begins, first, last
+
+
+def _types(tree: Any) -> set[str]:
+    """Names of all the parts that a tokenizer is made of."""
+    if isinstance(tree, dict):
+        return (
+            {str(tree.get("type"))}.union(*map(_types, tree.values()))
+            if "vocab" not in tree
+            else {str(tree.get("type"))}
+        )
+    return set().union(*map(_types, tree)) if isinstance(tree, list) else set()
+
+
+def _kind(character: str) -> int:
+    if not character or character == "\ufffd":
+        return PARTIAL
+    if character.isspace():
+        return SPACE
+    return {"L": LETTER, "N": NUMBER}.get(unicodedata.category(character)[0], OTHER)

@@ -1,0 +1,64 @@
+"""Windows of a corpus: what is trained on, what is held out, and where each window's tokens stand.
+
+A window is `window_len` tokens. Cut: windows start every `stride` tokens and never cross shards. Packed (packing.py): a
+window holds whole documents where they fit, and padding.
+"""
+
+from dataclasses import dataclass
+
+from sslm.data.corpus.shards import Corpus, Shard
+
+HELD_OUT_SHARE = 0.01
+
+
+@dataclass(frozen=True)
+class Region:
+    """Tokens start … end of one shard."""
+
+    shard: Shard
+    start: int
+    end: int
+
+    def __len__(self) -> int:
+        return self.end - self.start
+
+
+def whole(corpus: Corpus) -> list[Region]:
+    """All of a corpus, its held-out documents too."""
+    return [Region(shard, 0, shard.num_tokens) for shard in corpus.shards]
+
+
+def split(corpus: Corpus, batch_tokens: int) -> tuple[list[Region], list[Region]]:
+    """(training, held-out) regions, which share no token.
+
+    Held out are the documents that preparation set aside. Where these are less than 1 % or than one batch, as in a corpus
+    of few documents, so are the training shards' last tokens: 1 %, at least a batch.
+
+    >>> shard = Shard("train-00000.bin", "train", 1000, 1, 4000, "")
+    >>> training, held_out = split(Corpus(Path("."), "uint16", 256, "", "", (shard,)), batch_tokens=64)
+    >>> training[0].end, held_out[0].start, held_out[0].end
+    (936, 936, 1000)
+    """
+    held_out = [Region(shard, 0, shard.num_tokens) for shard in corpus.shards if shard.split == "val"]
+    training = [Region(shard, 0, shard.num_tokens) for shard in corpus.shards if shard.split == "train"]
+    enough = max(int(corpus.num_tokens * HELD_OUT_SHARE), batch_tokens)
+    missing = enough if sum(map(len, held_out)) < enough else 0
+    while missing > 0 and training:
+        last = training.pop()
+        cut = max(last.end - missing, 0)
+        missing -= last.end - cut
+        held_out.append(Region(last.shard, cut, last.end))
+        if cut:
+            training.append(Region(last.shard, 0, cut))
+    return training, held_out
+
+
+class Cut:
+    """Windows cut from regions at a stride; a region's remainder, too short for a window, is not read."""
+
+    def __init__(self, regions: list[Region], window_len: int, stride: int) -> None:
+        self.window_len, self.stride = window_len, stride
+        self.num_windows = tuple(max((len(r) - window_len) // stride + 1, 0) for r in regions)
+        self.num_unread = sum(len(r) - (n - 1) * stride - window_len if n else len(r)
+                              for r, n in zip(regions, self.num_windows, strict=True))  # fmt: skip
+        """Tokens that stand in no window."""

@@ -1,0 +1,1 @@
+"""Where a run trains: launchers, strategies, and what they make of a model."""

@@ -1,0 +1,88 @@
+"""Where processes come from: SLURM's tasks, and Lightning's own launcher with exit codes that reach the shell."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from sslm.system.errors import FAILED, STOPPED, USER_ERROR
+
+GRACE_SECONDS = 5.0
+"""How long this process may take to end by itself when another has: it may have met the same error, and say it better."""
+
+
+class Slurm(SLURMEnvironment):
+    """Ranks, world and rendezvous from SLURM's variables. A job that is requeued after it lost a node may meet ranks of its former
+    life, so the port has the restart count in it."""
+
+    def __init__(self) -> None:
+        super().__init__(auto_requeue=False)
+
+    @staticmethod
+    def _validate_srun_variables() -> None:
+        """Lightning's wants --ntasks-per-node; tasks that lie evenly on the nodes will do (`launch.devices`)."""
+
+    def validate_settings(self, num_devices: int, num_nodes: int) -> None:
+        """They were made from srun's variables; Lightning compares them with the batch job's."""
+
+    @property
+    def main_port(self) -> int:
+        job, restarts = (int(os.environ.get(name) or 0) for name in ("SLURM_JOB_ID", "SLURM_RESTART_COUNT"))
+        os.environ.setdefault("MASTER_PORT", str(10_000 + (7 * job + restarts) % 20_000))
+        return int(os.environ["MASTER_PORT"])
+
+
+class Launcher(_SubprocessScriptLauncher):
+    """Lightning's, which ends this process by SIGKILL (137 at the shell) where a child fails; ours ends it with the child's code."""
+
+    when_failed: Callable[[int, str], None]
+    """Called with the exit code and the reason before this process ends."""
+
+    def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
+        self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        self._call_children_scripts()
+        threading.Thread(target=self._watch, daemon=True, name="children's end").start()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
+        return function(*args, **kwargs)
+
+    def _watch(self) -> None:
+        while any(process.poll() is None for process in self.procs) and not self._failed():
+            time.sleep(0.5)
+        for process in self._failed():
+            time.sleep(GRACE_SECONDS)
+            code = process.returncode if process.returncode in (USER_ERROR, STOPPED) else FAILED
+            ended = (
+                f"was ended by signal {-process.returncode}"
+                if process.returncode < 0
+                else f"ended with exit code {process.returncode}"
+            )
+            reason = f"local rank {1 + self.procs.index(process)} {ended}"
+            print(f"error: {reason}; what it said of this stands above", file=sys.stderr, flush=True)
+            sys.stdout.flush()
+            for other in self.procs:
+                other.kill()
+            self.when_failed(code, reason)
+            os._exit(code)
+
+    def _failed(self) -> list["subprocess.Popen[Any]"]:
+        return [process for process in self.procs if process.returncode]
+
+
+def watch_children(trainer: Trainer, when_failed: Callable[[int, str], None]) -> None:
+    """Put our launcher in the place of Lightning's, where that is to start processes."""
+    lightnings: Any = trainer.strategy.launcher
+    if (
+        isinstance(lightnings, _SubprocessScriptLauncher)
+        and not lightnings.cluster_environment.creates_processes_externally
+    ):
+        ours = Launcher(lightnings.cluster_environment, lightnings.num_processes, lightnings.num_nodes)
+        ours.when_failed = when_failed
+        trainer.strategy._launcher = ours

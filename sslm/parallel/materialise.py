@@ -1,0 +1,217 @@
+"""Weights after sharding: a model is built and sharded without any, then gets those of `build`, bit for bit.
+
+A fresh weight depends on the seed and its module's name only, so each process can make whichever it needs. It makes one unit
+of the model at a time in host memory, keeps its own share of that and drops the rest: embeddings, head and whatever else
+stands outside of the blocks as one, then block by block. Nothing is sent.
+
+    model = on_meta(config, auto_class)
+    network = LanguageModel(model)
+    parallelize(network, model, mesh)
+    materialise(network, model, auto_class, seed, device)
+"""
+
+import copy
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import transformers
+from torch import Tensor, nn
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
+
+from sslm.models.blocks import blocks
+from sslm.models.build import HALVES, Named, build, draw, named_modules
+
+
+class Entangled(Exception):
+    """An architecture whose weights can't be made block by block: a constructor makes them, or one block's are another's too."""
+
+
+@torch.no_grad()
+def materialise(
+    network: nn.Module, model: PreTrainedModel, auto_class: str, seed: int, device: torch.device | str
+) -> None:
+    """Give `network`, which holds `model` and is on the meta device, memory on `device` and the weights of `build`.
+
+    Parameters may have become DTensors of any placements, or of another type, to which the weights are cast then. Of the few
+    architectures that are `Entangled` each process makes the whole model for a moment.
+    """
+    with kept_tied():
+        network.to_empty(device=device)
+    targets = dict(model.named_parameters(remove_duplicate=False))
+    try:
+        source = without_weights(model.config, auto_class)
+        for name, weight in in_turn(source, seed):
+            fill(targets[name], weight)
+            del weight  # or its unit would be there while the next is made
+    except Entangled:
+        source = build(copy.deepcopy(model.config), auto_class, seed)
+        for name, target in targets.items():
+            fill(target, source.get_parameter(name))
+    for name, buffer in model.named_buffers(remove_duplicate=False):
+        fill(buffer, source.get_buffer(name))
+
+
+@contextmanager
+def kept_tied() -> Iterator[None]:
+    """Parameters that are moved meanwhile stay the objects that they are: what two modules share they still share."""
+    swaps = torch.__future__.get_swap_module_params_on_conversion()
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        yield
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(swaps)
+
+
+def fill(target: Tensor, whole: Tensor) -> None:
+    """Copy `whole` into `target`; where that is a DTensor, the part of `whole` that this process holds of it."""
+    whole = whole.detach().to(target.dtype)
+    if isinstance(target, DTensor):  # without a source rank nothing is sent
+        part = distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
+        target, whole = target.to_local(), part.to_local()
+    assert target.shape == whole.shape
+    target.copy_(whole)
+
+
+# ------------------------------------------------------------------------------------------------ in parts
+
+
+def without_weights(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
+    """The model as its constructors make it, its parameters on the meta device and its buffers not.
+
+    Raises:
+        Entangled: a constructor draws a buffer.
+    """
+
+    def constructed(seed: int) -> tuple[PreTrainedModel, bool]:
+        with torch.random.fork_rng(devices=[]), torch.device("cpu"), no_init_weights(), parameters_on_meta():
+            before = torch.manual_seed(seed).get_state()
+            model: PreTrainedModel = getattr(transformers, auto_class).from_config(
+                copy.deepcopy(config), dtype=torch.float32
+            )
+            return model, not torch.equal(torch.get_rng_state(), before)
+
+    model, draws = constructed(0)
+    if draws and not all(map(torch.equal, model.buffers(), constructed(1)[0].buffers())):
+        raise Entangled
+    model.tie_weights()
+    return model
+
+
+@contextmanager
+def parameters_on_meta() -> Iterator[None]:
+    """A parameter that a module gets meanwhile goes to the meta device at once: one at a time is in memory."""
+    register = nn.Module.register_parameter
+
+    def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:
+            parameter = nn.Parameter(parameter.to("meta"), parameter.requires_grad)
+        register(module, name, parameter)
+
+    nn.Module.register_parameter = without_memory  # type: ignore[method-assign,assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def units(model: PreTrainedModel) -> list[list[Named]]:
+    """The modules outside of the blocks, then those of each block; within a unit children before parents.
+
+    Raises:
+        Entangled: two units share a parameter.
+    """
+    unit_of: dict[nn.Module, int] = {}
+    for n, block in enumerate(blocks(model)):
+        for module in block.modules():
+            unit_of.setdefault(module, n)  # of blocks in blocks the outer one
+    found: dict[int, list[Named]] = {}
+    owners: dict[nn.Parameter, int] = {}
+    for named in named_modules(model):
+        unit = unit_of.get(named.module, -1)  # the rest comes first, while there is least else
+        found.setdefault(unit, []).append(named)
+        if any(owners.setdefault(parameter, unit) != unit for parameter in named.module.parameters(recurse=False)):
+            raise Entangled
+    return [found[unit] for unit in sorted(found)]
+
+
+def in_turn(model: PreTrainedModel, seed: int) -> Iterator[tuple[str, Tensor]]:
+    """(name, weight) of all parameters of a model without weights; one unit at a time has memory.
+
+    Raises:
+        Entangled: a parameter keeps what its constructor gave it, or a unit's module does something with another unit's.
+    """
+    for unit in units(model):
+        place(unit, "cpu")
+        with Alone():  # type: ignore[no-untyped-call]
+            draw(unit, seed)
+        yield from parameters(unit)
+        if any(weight.sum().isnan() for _, weight in parameters(unit)):
+            raise Entangled
+        place(unit, "meta")
+
+
+def parameters(unit: list[Named]) -> Iterator[tuple[str, nn.Parameter]]:
+    """All names count: what two modules share comes twice."""
+    for name, module, _ in unit:
+        yield from module.named_parameters(name, recurse=False, remove_duplicate=False)
+
+
+def place(unit: list[Named], device: str) -> None:
+    """Put a unit's parameters on a device, without values (NaN), in one piece: many small ones would leave holes when given back.
+
+    Raises:
+        Entangled: one isn't fp32.
+    """
+    sizes = {parameter: parameter.numel() for _, parameter in parameters(unit)}
+    if any(parameter.dtype != torch.float32 for parameter in sizes):
+        raise Entangled
+    whole = torch.full((sum(sizes.values()),), math.nan, dtype=torch.float32, device=device)
+    parts = torch.split(whole, list(sizes.values()))
+    placed = {old: nn.Parameter(part.view_as(old), old.requires_grad) for old, part in zip(sizes, parts, strict=True)}
+    for module in {named.module for named in unit}:
+        for name, old in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+            setattr(module, name, placed[old])
+
+
+class Alone(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Nothing is done meanwhile with a tensor on the meta device, as the parameters of all other units are."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs))):
+            raise Entangled
+        return function(*args, **(kwargs or {}))
+
+
+# ------------------------------------------------------------------------------------------------ what can be tried
+
+
+def stand_in(config: PreTrainedConfig, auto_class: str, seed: int = 0) -> PreTrainedModel:
+    """A model of the same architecture and widths, with weights, whose few layers have one of each kind among them.
+
+    What is found out by running a model (where its head begins, whether it is causal, whether it keeps documents apart) can be
+    tried on this one, where the deep one is too large or in parts. Architectures that count their layers in their own way stand in
+    for themselves.
+    """
+    try:
+        return build(_shallow(config), auto_class, seed)
+    except Exception:  # each architecture refuses in its own way
+        return build(copy.deepcopy(config), auto_class, seed)
+
+
+def _shallow(config: PreTrainedConfig) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    for part in (config, *(getattr(config, half, None) for half in HALVES)):
+        if isinstance(part, PreTrainedConfig):
+            kinds = list(getattr(part, "layer_types", None) or [])
+            enough = max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])
+            for key in ("num_hidden_layers", "num_decoder_layers", "decoder_layers"):
+                if isinstance(number := getattr(part, key, None), int):
+                    setattr(part, key, min(number, enough))
+    return config

@@ -1,0 +1,68 @@
+"""The weights' type, tensor parallelism, 8-bit matmuls, activation checkpointing, compilation, sharding: in this order, block by block."""
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from transformers import PreTrainedModel
+
+from sslm.models.blocks import blocks
+from sslm.parallel.float8 import use_float8
+from sslm.parallel.recompute import recompute
+from sslm.parallel.tensor_parallel import share_matrices
+
+
+def parallelize(
+    network: nn.Module,
+    model: PreTrainedModel,
+    mesh: DeviceMesh | None,
+    *,
+    replicas: int = 1,
+    reshard_after_forward: bool = True,
+    in_bf16: bool = False,
+    computes_in_bf16: bool = False,
+    in_float8: bool = False,
+    compile_blocks: bool = False,
+    activation_checkpointing: str = "none",
+) -> None:
+    """Change `network` (which holds `model`) in place.
+
+    Args:
+        mesh: dimensions `data_parallel` and `tensor_parallel`, of the devices that share the weights; None: not shared.
+        replicas: groups of data-parallel devices that hold all of the weights among them (HSDP, Zhao et al. 2023,
+            arXiv:2304.11277).
+        reshard_after_forward: give a block's weights back between its forward and its backward pass.
+        in_bf16: hold the weights in bfloat16; buffers (rotary frequencies), reductions and the loss stay in fp32.
+        computes_in_bf16: gather fp32 weights as bfloat16: those of matmuls autocast would cast anyway; embeddings and
+            norms, and so what runs between blocks, are in bfloat16 too then.
+        in_float8: let the blocks' linear layers multiply in 8 bits.
+        activation_checkpointing: none, selective, full, or budget:SHARE (see `recompute`).
+    """
+    if in_bf16:
+        for parameter in model.parameters():
+            parameter.data = parameter.data.to(torch.bfloat16)
+    if mesh is not None and mesh["tensor_parallel"].size() > 1:
+        share_matrices(model, mesh["tensor_parallel"])
+    if in_float8:
+        for block in blocks(model):
+            use_float8(block)
+    recompute(model, activation_checkpointing)
+    if compile_blocks:
+        for block in blocks(model):
+            block.compile()
+    if mesh is not None and (shards := data_mesh(mesh, replicas)) is not None:
+        gathered = torch.bfloat16 if computes_in_bf16 else None
+        policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        for block in blocks(model):
+            fully_shard(block, mesh=shards, reshard_after_forward=reshard_after_forward, mp_policy=policy)
+        fully_shard(network, mesh=shards, reshard_after_forward=reshard_after_forward, mp_policy=policy)
+
+
+def data_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh | None:
+    """What FSDP2 shards over; None: nothing, as tensor parallelism has all devices."""
+    devices = mesh["data_parallel"].size()
+    if devices == 1 and mesh["tensor_parallel"].size() > 1:
+        return None
+    if replicas == 1:
+        return mesh["data_parallel"]
+    return init_device_mesh(mesh.device_type, (replicas, devices // replicas), mesh_dim_names=("replicate", "shard"))

@@ -1,0 +1,289 @@
+"""What a forward pass keeps for the backward pass, found by running it on tensors that have shapes and no contents.
+
+Counted is each storage that autograd saves, once: views of one another cost nothing, and weights are not activations. The
+attention is what decides at length: fused kernels keep their inputs, their output and one number per row, eager ones the
+whole matrix. On CPUs torch says itself which kernel it would take; a CPU can't ask that for a GPU, so there a stand-in keeps
+what FlashAttention (Dao 2023, arXiv:2307.08691) and the memory-efficient kernel do. Also counted are the copies of weights in
+16 bits that autocast makes, which autograd keeps until it has used them.
+
+Not counted: what a kernel needs while it runs, and what compiling saves (see `memory`).
+"""
+
+import copy
+import inspect
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from transformers import PreTrainedModel
+
+from sslm.models.blocks import blocks
+from sslm.models.head import LanguageModel
+from sslm.models.masks import no_packed_rows
+from sslm.parallel.recompute import ATTENTION, MATMULS
+from sslm.parallel.tensor_parallel import planned
+
+LSTM_RESERVE = 64
+"""Bytes per unit and token that a fused LSTM keeps in a buffer of its own (16 numbers: gates, states and their inputs)."""
+
+
+class Kept(NamedTuple):
+    """Bytes that one micro-batch's forward pass keeps, by where they come up; each is counted in one place."""
+
+    outside: float
+    """Of the model's body, outside of its blocks: embeddings, the last norm."""
+    inputs: float
+    """What goes into blocks, and is saved in any case."""
+    repeated: float
+    """What goes into blocks, and is kept only to run them again."""
+    inside: float
+    """What comes up in blocks."""
+    largest: float
+    """Of that, in the block with the most."""
+    products: float
+    """Outputs of matmuls and of attention in blocks."""
+    head: float
+    """Of head and loss, were every place scored."""
+
+
+@dataclass(frozen=True)
+class Activations:
+    """`Kept` for any micro-batch size: it grows linearly."""
+
+    one: Kept
+    two: Kept
+    has_head: bool
+    """Whether it was seen where the head begins: few scored places are then let through to it alone."""
+
+    def of(self, micro_batch_size: int) -> Kept:
+        return Kept(*(a + (b - a) * (micro_batch_size - 1) for a, b in zip(self.one, self.two, strict=True)))
+
+
+def measure(
+    model: PreTrainedModel,
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    on_gpu: bool,
+    weights: torch.dtype = torch.float32,
+    autocast: torch.dtype | None = None,
+    tensor_parallel: int = 1,
+    **loss: Any,
+) -> Activations:
+    """Activations of a training step of `LanguageModel`.
+
+    Args:
+        model: may be on the meta device; it is not changed.
+        shapes: of one row of each of the batch's tensors, `labels` among them.
+        on_gpu: count what a GPU's kernels keep.
+        weights: type of the weights that the forward pass sees.
+        autocast: type of matmuls, where autocast is on.
+        tensor_parallel: devices that share each matrix of the architecture's plan.
+        loss: settings of `LanguageModel`, such as z_loss.
+
+    Raises:
+        Exception: of any kind, for an architecture that looks at its tensors' contents on the way (mixtures of experts do).
+    """
+    if (
+        "segment_ids" in inspect.signature(model.forward).parameters
+    ):  # a model of ours, whose state restarts: that costs nothing
+        shapes = {name: shape for name, shape in shapes.items() if name != "segment_ids"}
+    runs = []
+    for size in (1, 2):
+        bare = copy.deepcopy(model)
+        with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
+            _empty(bare, weights, tensor_parallel)
+            network = LanguageModel(bare.train(), **loss)
+            rows = {name: torch.empty(size, *shape, dtype=torch.long) for name, shape in shapes.items()}
+            record = _Record(network)
+            kernels: Any = _OfGpus(record) if on_gpu else nullcontext()
+            cast = torch.autocast("cpu", autocast, enabled=autocast is not None, cache_enabled=False)
+            with record.watching(), no_packed_rows(), cast, kernels:
+                network(**rows)
+        runs.append(record)
+    return Activations(runs[0].kept(), runs[1].kept(), runs[0].has_head)
+
+
+def by_formula(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], *, bytes_per_number: int) -> Activations:
+    """Where nothing can be measured (mixtures of experts): per token and block 13 numbers of the model's width and 4 of the
+    feed-forward layer's, those of the experts that it is sent to; two in fp32 per logit.
+
+    After Korthikanti et al. 2022, arXiv:2205.05198, without the attention's matrix, and made to agree with a measured Llama.
+    """
+    config = model.config
+    tokens, width = shapes["input_ids"][0], config.hidden_size
+    feed_forward = getattr(config, "moe_intermediate_size", None) or getattr(config, "intermediate_size", 4 * width)
+    feed_forward *= getattr(config, "num_experts_per_tok", None) or 1
+    layers, stream = max(len(blocks(model)), 1), 4.0 * tokens * width
+    of_block = float(bytes_per_number * tokens * (13 * width + 4 * feed_forward))
+    products = float(bytes_per_number * tokens * (5 * width + 3 * feed_forward))
+    head = 8.0 * shapes["labels"][0] * config.vocab_size
+    one = Kept(2 * stream, layers * stream, 0.0, layers * of_block, of_block, layers * products, head)
+    return Activations(one, Kept(*(2 * part for part in one)), has_head=True)
+
+
+def _empty(model: PreTrainedModel, weights: torch.dtype, tensor_parallel: int) -> None:
+    """Give `model` tensors of its own without contents, in place; of matrices that devices share, one device's part."""
+    halves = {"colwise": 0, "rowwise": 1}
+    shared = {name: halves[style] for name, style in planned(model).items() if style in halves}
+    made: dict[int, Tensor] = {}  # by what they stand for: tied weights stay tied
+    for name, module in model.named_modules():
+        for tensors in (module._parameters, module._buffers):
+            for key, tensor in tensors.items():
+                if tensor is None:
+                    continue
+                if id(tensor) not in made:
+                    is_weight, shape = isinstance(tensor, nn.Parameter), list(tensor.shape)
+                    if is_weight and (dim := shared.get(name, len(shape))) < len(shape):
+                        shape[dim] //= tensor_parallel
+                    dtype = weights if is_weight and tensor.is_floating_point() else tensor.dtype
+                    made[id(tensor)] = torch.empty(shape, dtype=dtype)
+                    if is_weight:
+                        made[id(tensor)] = nn.Parameter(made[id(tensor)], tensor.requires_grad)
+                tensors[key] = made[id(tensor)]
+
+
+Place = tuple[int | None, int]
+"""(number of the block, or None; how many bodies had ended)."""
+
+
+class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Storages that a network's forward pass saves, what goes into its blocks, and what matmuls and attention give."""
+
+    def __init__(self, network: LanguageModel) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.network, self.blocks = network, blocks(network)
+        self.saved: dict[int, tuple[int, Place]] = {}
+        self.inputs: dict[int, int] = {}
+        self.products: dict[int, int] = {}
+        self.has_head = False
+        self._block: int | None = None
+        self._num_bodies = 0
+        self._storages: list[Any] = []  # so that no other takes its number
+        self._weights = {_key(t) for t in (*network.parameters(), *network.buffers())}
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        with ExitStack() as stack:
+            for module in self.network.modules():
+                if isinstance(module, nn.LSTM):
+                    stack.callback(module.register_forward_hook(self._lstm).remove)
+            for number, block in enumerate(self.blocks):
+                stack.callback(block.register_forward_pre_hook(self._enter(number), with_kwargs=True).remove)
+                stack.callback(block.register_forward_hook(self._leave).remove)
+            for child in self.network.model.children():
+                stack.callback(child.register_forward_hook(self._child).remove)
+            stack.enter_context(torch.autograd.graph.saved_tensors_hooks(self._save, lambda tensor: tensor))
+            stack.enter_context(self)
+            yield
+
+    def _enter(self, number: int) -> Any:
+        def enter(block: nn.Module, *arguments: Any) -> None:
+            self._block = number
+            self._note(self.inputs, arguments)
+
+        return enter
+
+    def _leave(self, *_: Any) -> None:
+        self._block = None
+
+    def _child(self, child: nn.Module, _: Any, output: Any) -> None:
+        """A body gives more than a tensor; what comes after the last belongs to the head."""
+        self.has_head = isinstance(output, Tensor)
+        self._num_bodies += not self.has_head
+
+    def _lstm(self, layer: nn.Module, _: Any, output: Any) -> None:
+        hidden = output if isinstance(output, Tensor) else output[0]
+        number, size = -len(self.saved) - 1, LSTM_RESERVE * hidden.numel()
+        self.saved[number] = size, (self._block, self._num_bodies)
+        self.products[number] = size
+
+    def _save(self, tensor: Tensor) -> Tensor:
+        if (key := _key(tensor)) not in self._weights and key not in self.saved:
+            self.saved[key] = tensor.untyped_storage().nbytes(), (self._block, self._num_bodies)
+            self._storages.append(tensor.untyped_storage())
+        return tensor
+
+    def note_product(self, output: Any) -> None:
+        if self._block is not None:
+            self._note(self.products, output)
+
+    def _note(self, where: dict[int, int], values: Any) -> None:
+        for tensor in tree_leaves(values):
+            if isinstance(tensor, Tensor) and (key := _key(tensor)) not in self._weights:
+                where[key] = tensor.untyped_storage().nbytes()
+                self._storages.append(tensor.untyped_storage())
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        output = function(*args, **(kwargs or {}))
+        if function in MATMULS or function in ATTENTION:
+            self.note_product(output)
+        return output
+
+    def kept(self) -> Kept:
+        outside, head, inside = 0.0, 0.0, [0.0] * max(len(self.blocks), 1)
+        for key, (size, (block, num_bodies)) in self.saved.items():
+            if key in self.inputs:
+                continue
+            if block is not None:
+                inside[block] += size
+            elif 0 < num_bodies == self._num_bodies:
+                head += size
+            else:
+                outside += size
+        inputs = sum(size for key, size in self.inputs.items() if key in self.saved)
+        repeated = sum(self.inputs.values()) - inputs
+        products = sum(size for key, size in self.products.items() if key not in self.inputs)
+        return Kept(outside, inputs, repeated, sum(inside), max(inside), products, head)
+
+
+def _key(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+class _OfGpus(TorchFunctionMode):
+    """Keep what a GPU's kernels keep."""
+
+    def __init__(self, record: _Record) -> None:
+        super().__init__()
+        self.record = record
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is F.scaled_dot_product_attention:
+            output = _fused_attention(*args, **kwargs)
+            self.record.note_product(output)
+            return output
+        if function is F.dropout and (args[1:] or [kwargs.get("p", 0.5)])[0] and kwargs.get("training", True):
+            return torch.native_dropout(args[0], 0.5, True)[0]  # keeps one byte per number
+        if function is F.layer_norm and torch.is_autocast_enabled("cpu"):
+            return function(args[0].float(), *args[1:], **kwargs)  # as autocast does there
+        return function(*args, **kwargs)
+
+
+def _fused_attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **how: Any
+) -> Tensor:
+    if torch.is_autocast_enabled("cpu"):
+        query, key, value = (t.to(torch.get_autocast_dtype("cpu")) for t in (query, key, value))
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(query.dtype)  # the kernel adds it
+    output: Tensor = _FusedAttention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+    return output
+
+
+class _FusedAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        batch, heads, length, _ = query.shape
+        output = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)  # as the kernels lay it
+        of_rows = query.new_empty(batch, heads, length, dtype=torch.float32)
+        ctx.save_for_backward(query, key, value, output, of_rows, mask)
+        return output

@@ -1,0 +1,71 @@
+"""How fast a run will be, before it has run: FLOPs per token, a device's peak rate, and the share of it that others have reached.
+
+An estimate and no more: what moves data between devices, waits for the disk or runs short sequences is not in it.
+"""
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from sslm.models.flops import flops_per_sequence
+from sslm.parallel.planning.budget import Needs
+from sslm.parallel.planning.machines import peak_flops
+from sslm.system.terminal import count
+
+if TYPE_CHECKING:
+    from sslm.parallel.launch import Launch
+
+
+class Rate(NamedTuple):
+    """Model FLOPs utilisation to be expected."""
+
+    mfu: float
+    why: str
+
+
+PUBLISHED = {
+    "decoder": Rate(0.40, "llm.c reached 40 % with GPT-2 124M on H100s, MPT-1B 43 %"),
+    "encoder": Rate(0.25, "ModernBERT-base reached 25 %"),
+    "encoder-decoder": Rate(0.31, "nanoT5 reached 31 % on an A100"),
+}
+"""All of them compiled."""
+ON_CPU = Rate(0.30, "runs reach 15 to 50 % of it")
+SMALL = 1e9
+UNCOMPILED = {True: 0.5, False: 0.8}
+"""What is left of it without --compile, of a model with less than SMALL parameters and of one with more."""
+RECOMPUTED = {"none": 1.0, "selective": 0.95, "full": 0.75}
+PEAK_SHARE = {"32": 1 / 15, "fp8": 1.17}
+"""Of the bf16 peak: fp32 has no tensor cores; fp8 gained so much with 0.9B parameters."""
+
+
+def expected_speed(needs: Needs, launch: "Launch") -> tuple[float | None, str]:
+    """(tokens per second over all devices, or None where nothing can be said; what that rests on, in words)."""
+    machine, model, config, shapes = needs.machine, needs.model, needs.config, needs.shapes
+    flops = flops_per_sequence(model, shapes["input_ids"][0], shapes["labels"][0], needs.max_scored)
+    if flops is None:
+        return None, f"no formula tells the FLOPs of {model.config.model_type}"
+    flops /= config.seq_len
+    if not machine.is_gpu:
+        peak = peak_flops(torch.device("cpu"), torch.float32 if launch.precision == "32" else torch.bfloat16) or 0.0
+        why = f"{ON_CPU.mfu:.0%} of the {count(peak)} FLOP/s of a matmul measured just now ({ON_CPU.why}), {count(flops)} FLOPs a token"
+        return machine.num_nodes * peak * ON_CPU.mfu / flops, why
+    if machine.peak is None:
+        return None, f"the peak rate of {machine.device} is not known"
+    peak = machine.peak * PEAK_SHARE.get(launch.precision, 1.0)
+    rate, slower = PUBLISHED[_kind(needs)], {}
+    if not config.compile:
+        slower["without --compile"] = UNCOMPILED[model.num_parameters() < SMALL]
+    if config.activation_checkpointing != "none":
+        slower["with recomputation"] = RECOMPUTED.get(config.activation_checkpointing, 0.9)
+    mfu = rate.mfu
+    for factor in slower.values():
+        mfu *= factor
+    less = "".join(f"; {name} x {factor:g}" for name, factor in slower.items())
+    why = f"{mfu:.0%} of each device's {count(peak)} FLOP/s ({rate.why}{less}), {count(flops)} FLOPs a token"
+    return machine.world * peak * mfu / flops, why
+
+
+def _kind(needs: Needs) -> str:
+    if needs.model.config.is_encoder_decoder:
+        return "encoder-decoder"
+    return "encoder" if type(needs.model).__name__.endswith("ForMaskedLM") else "decoder"

@@ -1,0 +1,60 @@
+"""The host's memory: how much of it a process may take."""
+
+import os
+import re
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+PROCESS_BYTES = 700 << 20
+"""What a process takes before it trains: torch, transformers, Lightning."""
+
+
+def free_memory(processes: int = 1, root: Path = Path("/")) -> float:
+    """Bytes that each of some processes may take for its run, this one among them.
+
+    What the kernel calls available, or what the container's limits leave (cgroups, v1 and v2), if that is less.
+    """
+    free = min([_available(root), *_left_in_groups(root)])
+    return max(free - (processes - 1) * PROCESS_BYTES, 0) / processes
+
+
+def _available(root: Path) -> float:
+    with suppress(OSError):
+        found = re.search(r"MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text())
+        if found:
+            return int(found[1]) * 1024
+    with suppress(OSError, ValueError):  # not Linux
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return float("inf")
+
+
+def _left_in_groups(root: Path) -> Iterator[float]:
+    """What this process' group, and each that it lies in, may still take."""
+    try:
+        lines = (root / "proc/self/cgroup").read_text().splitlines()
+    except OSError:
+        return
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        mounted, limit, usage = {
+            "": (root / "sys/fs/cgroup", "memory.max", "memory.current"),
+            "memory": (root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
+        }.get(controllers, (root, "", ""))
+        if not limit:
+            continue
+        inside = mounted / path.lstrip("/")
+        for group in (inside, *inside.parents):
+            if group == mounted.parent:
+                break
+            with suppress(OSError, ValueError):  # no limit ("max"), or a container that does not show it
+                most, used = int((group / limit).read_text()), int((group / usage).read_text())
+                yield max(most - used + _reclaimable(group), 0)
+
+
+def _reclaimable(group: Path) -> int:
+    """Bytes of files that the kernel gives up first."""
+    with suppress(OSError):
+        found = re.search(r"^(?:total_)?inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
+        return int(found[1]) if found else 0
+    return 0

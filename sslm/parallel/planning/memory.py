@@ -1,0 +1,212 @@
+"""What a run takes of each device's memory, by part; and the strategy and micro-batch that fit.
+
+Weights, gradients and optimizer states are counted exactly, from shapes. Activations come from a forward pass without contents
+(`activation_memory`), logits from its head. All parts are summed as if they were there at once, which is so in the backward
+pass of any micro-batch but a step's first. With --compile blocks keep about what `selective` keeps, for the compiler runs cheap
+operations again; that is what is counted then.
+
+Not counted: the CUDA context and NCCL's buffers (about 1.5 GB of a GPU), the allocator's fragments, what kernels need while they
+run. `ROOM` is left for these.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING, NamedTuple
+
+from sslm.config import FSDP_STRATEGIES, Config
+from sslm.parallel.planning.machines import Machine
+from sslm.system.terminal import gib
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sslm.parallel.launch import Launch
+    from sslm.parallel.planning.activation_memory import Activations
+
+ROOM = 0.9
+"""Of a device's memory, the share that a run may be planned to take."""
+COMFORT = 0.7
+"""DDP is chosen while a micro-batch of one sequence takes no more than this share."""
+ZERO_BUCKET = 500_000_000
+"""Numbers that DeepSpeed reduces at a time, for which it takes memory in advance."""
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes on each device."""
+
+    weights: float = 0
+    gradients: float = 0
+    optimizer: float = 0
+    activations: float = 0
+    logits: float = 0
+    """Of the loss's places: logits and what becomes of them, in fp32, with their gradients."""
+    transient: float = 0
+    """Weights gathered for the blocks at work, gradients on their way."""
+    host: float = 0
+    """In the host's memory for each device: what is offloaded. Not part of the total."""
+
+    @property
+    def parts(self) -> dict[str, float]:
+        return {f.name: getattr(self, f.name) for f in fields(self) if f.name != "host"}
+
+    @property
+    def total(self) -> float:
+        return sum(self.parts.values())
+
+
+class Sizes(NamedTuple):
+    """Numbers in a model's weights, tied ones once."""
+
+    whole: int
+    """On a device that holds all of them (with tensor parallelism: its part of each matrix)."""
+    sharded: int
+    """On a device that shares them with others, each weight divided along its first dimension."""
+    root: int
+    """Outside of blocks."""
+    block: int
+    """In the largest block."""
+
+
+def sizes(model: "PreTrainedModel", shards: int = 1, tensor_parallel: int = 1) -> Sizes:
+    from sslm.models.blocks import blocks
+    from sslm.parallel.tensor_parallel import STYLES, planned
+
+    shared = {name for name, style in planned(model).items() if style in STYLES and "replicated" not in style}
+    block_of = {id(p): number for number, block in enumerate(blocks(model)) for p in block.parameters()}
+    whole = sharded = 0
+    units: dict[int, int] = {-1: 0}
+    seen: set[int] = set()
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        if id(parameter) in seen:
+            continue
+        seen.add(id(parameter))
+        numel = parameter.numel()
+        if tensor_parallel > 1 and name.rpartition(".")[0] in shared:
+            numel //= tensor_parallel
+        whole += numel
+        rows = parameter.shape[0] if parameter.ndim else 1
+        sharded += -(-rows // shards) * numel // rows
+        unit = block_of.get(id(parameter), -1)
+        units[unit] = units.get(unit, 0) + numel
+    root = units.pop(-1)
+    return Sizes(whole, sharded, root, max(units.values(), default=0))
+
+
+def holds_16_bits(launch: "Launch") -> bool:
+    """Whether the weights are in 16 bits: bf16-true's, and with loss scaling DeepSpeed's."""
+    return launch.precision == "bf16-true" or (launch.precision == "16-mixed" and launch.zero_stage > 0)
+
+
+def gathers_16_bits(launch: "Launch") -> bool:
+    """Whether forward passes get weights that are in 16 bits already, whatever they are kept in."""
+    return holds_16_bits(launch) or (launch.strategy in FSDP_STRATEGIES and launch.autocasts_to_bf16)
+
+
+def states(of: Sizes, launch: "Launch", config: Config, num_micro_batches: int) -> Memory:
+    """Weights, gradients, optimizer states and what sharding needs in passing; nothing of a batch.
+
+    Bytes a parameter: weights and gradients 4 (in 16 bits: 2), AdamW's moments 8 in fp32; DeepSpeed steps on a copy in fp32 (4),
+    whatever the weights are in (Rajbhandari et al. 2020, arXiv:1910.02054); an average of the weights 4. fsdp shards all of it; but gradients that are reduced
+    once a step are whole until then (`fsdp.reduce_gradients`). deepspeed_1 shards the optimizer, _2 gradients too, _3 weights too.
+    """
+    stage = launch.zero_stage
+    width, moments = 2 if holds_16_bits(launch) else 4, 12 if stage else 8
+    is_sharded = launch.strategy in FSDP_STRATEGIES
+    waits = config.fsdp.reduce_gradients == "step" and num_micro_batches > 1
+    weights = width * (of.sharded if is_sharded or stage == 3 else of.whole)
+    gradients = width * (of.sharded if is_sharded or stage >= 2 else of.whole)
+    if is_sharded and waits:
+        gradients = 4 * of.whole  # FSDP2 sums them in the type in which it reduces them
+    averages = 0 if config.optim.average_decay is None else 4
+    optimizer = moments * (of.sharded if is_sharded or stage else of.whole)
+    optimizer += averages * (of.sharded if is_sharded else of.whole)
+    transient, unit = 0.0, max(of.root, of.block)
+    if is_sharded:
+        at_work = of.root + 2 * of.block if config.fsdp.reshard_after_forward else of.whole
+        transient = (2 if gathers_16_bits(launch) else width) * at_work + 4 * (1 if waits else 2) * unit
+    elif stage:
+        bucket = (
+            ZERO_BUCKET if launch.accelerator == "gpu" else min(ZERO_BUCKET, of.whole)
+        )  # CPUs: what is not used is not there
+        transient = width * (bucket + (of.root + 2 * of.block if stage == 3 else 0))
+    host = 0.0
+    if stage and config.deepspeed.offload_optimizer:
+        optimizer, host = 0, optimizer
+    if stage == 3 and config.deepspeed.offload_parameters:
+        weights, host = 0, host + weights
+    if not config.checkpoint.sync:  # what is written while training goes on, each device's share
+        copy = (12 + averages) * of.whole / launch.world
+        host, transient = (host, transient + copy) if launch.accelerator == "cpu" else (host + copy, transient)
+    return Memory(weights, gradients, optimizer, transient=transient, host=host)
+
+
+def of_batch(
+    activations: "Activations",
+    micro_batch_size: int,
+    checkpointing: str,
+    compiled: bool,
+    scored_share: float,
+    logits: int,
+) -> Memory:
+    """Activations and logits of one micro-batch.
+
+    Args:
+        checkpointing: none; selective: blocks keep outputs of matmuls and attention; full: their inputs alone; budget:SHARE lies
+            between full and none. What is run again is one block's at a time.
+        scored_share: of the places, where the head gets the scored alone.
+        logits: of a sequence's scored places. Besides what the head keeps there are two gradients of these at once, in fp32.
+    """
+    kept = activations.of(micro_batch_size)
+    checkpointed = kept.outside + kept.inputs + kept.repeated
+    everything = kept.outside + kept.inputs + kept.inside
+    selected = checkpointed + kept.products
+    if checkpointing.startswith("budget:"):
+        share = float(checkpointing.removeprefix("budget:"))
+        amount = min(
+            checkpointed + share * (min(selected, everything) - checkpointed) + (1 - share) * kept.largest, everything
+        )
+    else:
+        amount = {
+            "none": min(selected, everything) if compiled else everything,
+            "selective": min(selected + kept.largest, everything),
+            "full": min(checkpointed + kept.largest, everything),
+        }[checkpointing]
+    head = kept.head * (scored_share if activations.has_head else 1.0)
+    return Memory(activations=amount, logits=head + 8 * logits * micro_batch_size)
+
+
+def largest_micro_batch(share: int, available: float, total: Callable[[int], float]) -> int | None:
+    """The largest divisor of a device's share of the batch that fits; None: not even one sequence does.
+
+    Args:
+        total: bytes that a micro-batch of so many sequences takes, with all else.
+
+    >>> largest_micro_batch(12, 100, lambda size: 10 + 20 * size)
+    4
+    """
+    fitting = (size for size in range(share, 0, -1) if share % size == 0 and total(size) <= ROOM * available)
+    return next(fitting, None)
+
+
+def choose_strategy(total: Callable[[str], float], machine: Machine) -> tuple[str, str]:
+    """(strategy, why in words): what communicates least of what fits.
+
+    Args:
+        total: bytes on a device that a strategy takes with micro-batches of one sequence.
+
+    >>> from sslm.parallel.planning.machines import named
+    >>> choose_strategy(lambda name: {"ddp": 100e9, "fsdp": 14e9}[name], named("h100:8"))
+    ('fsdp', 'ddp takes 93.1 GiB of the 79.2 GiB of each H100, fsdp 13.0 GiB')
+    """
+    if machine.world == 1:
+        return "single", "there is one device"
+    if not machine.is_gpu:  # of free memory each process would see another amount
+        return "ddp", "on CPUs"
+    has = f"of the {gib(machine.memory)} of each {machine.device}"
+    if total("ddp") <= COMFORT * machine.memory:
+        return "ddp", f"it takes {gib(total('ddp'))} {has}, with one sequence at a time"
+    too_much = f"ddp takes {gib(total('ddp'))} {has}"
+    if machine.num_nodes > 1 and total("hsdp") <= COMFORT * machine.memory:
+        return "hsdp", f"{too_much}, hsdp {gib(total('hsdp'))}: a node's devices hold the whole among them"
+    return "fsdp", f"{too_much}, fsdp {gib(total('fsdp'))}"

@@ -1,0 +1,163 @@
+"""A run's checkpoints, brought from where mirror.py uploaded them to a machine that has none.
+
+    URL/
+      config.yaml, metrics.jsonl …             the run's small files, as of the last upload
+      checkpoints/step-000100/manifest.json    a checkpoint without it is not there
+      checkpoints/latest                       names the last one uploaded; for people, nobody here goes by it
+
+What comes is not trusted: names stay inside of the folder, every file is verified before the checkpoint gets its name,
+nothing is unpickled.
+"""
+
+import contextlib
+import re
+import shutil
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from sslm.runs.checkpoints.folder import Manifest, damage_of, newest_good, number_of, part_of, read_manifest
+from sslm.runs.checkpoints.transaction import seal
+from sslm.system.files import fsync, write_atomically
+from sslm.system.remote_folder import Server, shown
+from sslm.system.terminal import transfer_progress
+
+BESIDE = ("config.yaml", "metrics.jsonl", "amendments.jsonl", "anomalies.jsonl", "wandb_id", "micro_batch_size.json")
+"""Files of a run that go with its checkpoints."""
+MANIFEST_BYTES = 64 << 20
+"""No manifest is longer."""
+NUM_THREADS = 4
+"""That bring files."""
+
+
+def fetch(url: str, run: Path, tell: Callable[[str], None]) -> Path | None:
+    """Bring the newest good checkpoint from a mirror, if it is newer than the newest good one here.
+
+    One that is damaged there is told of and set aside (its manifest renamed), and the next older one is tried.
+
+    Args:
+        url: what Mirror was given.
+        run: the run folder, held by the caller; files of the run come too where they lack here.
+
+    Returns:
+        The checkpoint, verified and in its place; None: there is none that is newer.
+
+    Raises:
+        UserError: not permitted, or the server stayed away.
+        OSError: the disk is full.
+    """
+    folder = run / "checkpoints"
+    with contextlib.closing(Server(url_of(url))) as server:
+        there = server.files("checkpoints")
+        complete = {name for name in steps_in(there) if f"checkpoints/{name}/manifest.json" in there}
+        newest = newest_good(folder, tell) if complete else None
+        for name in sorted(complete, key=lambda name: number_of(Path(name)), reverse=True):
+            if newest is not None and number_of(Path(name)) <= number_of(newest):
+                break
+            if not (damage := _bring(server, there, folder / name)):
+                return folder / name
+            tell(f"{shown(url)}/checkpoints/{name} is damaged ({damage}): set aside there")
+            with contextlib.suppress(Exception):  # it may be read-only
+                _set_aside(server, f"checkpoints/{name}")
+    return None
+
+
+def look(url: str) -> tuple[int | None, bytes | None]:
+    """(the step of the newest complete checkpoint there, the run's config.yaml); None: there is none."""
+    with contextlib.closing(Server(url_of(url))) as server:
+        there = server.files("checkpoints")
+        steps = (number_of(Path(name)) for name in steps_in(there) if f"checkpoints/{name}/manifest.json" in there)
+        newest, config = max(steps, default=None), None
+        with contextlib.suppress(FileNotFoundError):
+            config = b"".join(server.chunks("config.yaml"))
+    return newest, config
+
+
+def _bring(server: Server, there: dict[str, int], final: Path) -> str:
+    """Bring a checkpoint to its place; returns what is wrong with it, and then nothing of it is here."""
+    part, folder = part_of(final), f"checkpoints/{final.name}"
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        try:
+            (part / "manifest.json").write_bytes(b"".join(server.chunks(f"{folder}/manifest.json", MANIFEST_BYTES)))
+        except FileNotFoundError:
+            return "manifest.json has gone meanwhile"
+        try:
+            manifest = read_manifest(part)
+        except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+            return "no sound manifest.json"
+        damage = _manifest_damage(manifest) or _bring_files(server, there, folder, part, manifest)
+        if damage := damage or damage_of(part, hashed=False):
+            return damage
+        _bring_beside(server, final.parent.parent)
+        (part / "manifest.json").unlink()  # seal writes it
+        seal(part, final, manifest)
+        return ""
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+
+
+def _manifest_damage(manifest: Manifest) -> str:
+    """What no manifest of ours has in it."""
+    for name, was in manifest.items():
+        parts = name.split("/")
+        is_plain = all(re.fullmatch(r"[\w.+=@ -]+", p) and p not in (".", "..") and len(p) < 64 for p in parts)
+        inner = {"/".join(parts[:number]) for number in range(1, len(parts))}
+        if not is_plain or len(parts) > 8 or name == "manifest.json" or inner & manifest.keys():
+            return f"its manifest names a file {name[:80]!r}"
+        if not 0 <= was["bytes"] < 1 << 50 or not re.fullmatch("[0-9a-f]{64}", was["sha256"]):
+            return f"its manifest has no size and checksum of {name}"
+    return ""
+
+
+def _bring_files(server: Server, there: dict[str, int], folder: str, part: Path, manifest: Manifest) -> str:
+    """Bring a checkpoint's files, some at a time; returns what is wrong with the first wrong one."""
+    for name, was in manifest.items():
+        if (num_bytes := there.get(f"{folder}/{name}")) != was["bytes"]:
+            return f"{name} is missing" if num_bytes is None else f"{name} has {num_bytes} bytes, not {was['bytes']}"
+
+    def bring(name: str) -> str:
+        file, was = part / name, manifest[name]
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(file, "wb") as stream:
+            wrong = server.download(f"{folder}/{name}", was["bytes"], was["sha256"], stream, came)
+        fsync(file)
+        return f"{name}: {wrong}" if wrong else ""
+
+    total = sum(was["bytes"] for was in manifest.values())
+    with transfer_progress(f"Bringing {part.name[1:-4]}", total) as came, ThreadPoolExecutor(NUM_THREADS) as pool:
+        try:
+            return next(filter(None, pool.map(bring, manifest)), "")
+        except FileNotFoundError as error:
+            return f"a file has gone meanwhile: {error}"
+        except BaseException:
+            server.close()  # what still comes ends soon
+            raise
+
+
+def _bring_beside(server: Server, run: Path) -> None:
+    """The run's small files, where they lack here; of logs, the longer one."""
+    for name in BESIDE:
+        here = run / name
+        if here.exists() and here.suffix != ".jsonl":
+            continue
+        with contextlib.suppress(FileNotFoundError):
+            data = b"".join(server.chunks(name))
+            if not here.exists() or len(data) > here.stat().st_size:
+                write_atomically(here, data.decode(errors="replace"))
+
+
+def _set_aside(server: Server, folder: str) -> None:
+    """Take a checkpoint's manifest its name, so that it is uploaded anew when it is made again."""
+    server.write(f"{folder}/manifest.json.corrupt", b"".join(server.chunks(f"{folder}/manifest.json", MANIFEST_BYTES)))
+    server.remove(f"{folder}/manifest.json")
+
+
+def steps_in(there: dict[str, int]) -> set[str]:
+    """Names of the checkpoints of which there is anything."""
+    return {found[1] for file in there if (found := re.match(r"checkpoints/(step-\d{1,15})/", file))}
+
+
+def url_of(url: str) -> str:
+    return url if "://" in url else f"file://{Path(url).expanduser().absolute()}"

@@ -1,0 +1,221 @@
+"""Checkpoints elsewhere: uploaded while training goes on (fetch.py brings them back).
+
+A store of objects knows no rename, but an object is there whole or not at all: a checkpoint's manifest.json comes last and
+goes first, and a checkpoint without it is not there.
+
+Tried with S3 and folders. Google Storage (gs://) shares the code and was not tried.
+"""
+
+import contextlib
+import json
+import math
+import os
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from sslm.config import Config
+from sslm.runs.checkpoints.fetch import BESIDE, MANIFEST_BYTES, steps_in, url_of
+from sslm.runs.checkpoints.folder import found, number_of, read_manifest
+from sslm.system import ranks
+from sslm.system.errors import UserError, sentence_of
+from sslm.system.remote_folder import Server, Stopped, shown
+
+WRITABLE = ("s3", "gs", "gcs", "file", "memory")
+CHECK_SECONDS, CHECK_PATIENCE_SECONDS = 30.0, 5.0
+CLOSE_SECONDS = 5.0
+
+
+class Mirror:
+    """Uploads a run's checkpoints, one at a time, in a daemon thread that lives while there is something to do.
+
+    Training never ends by it: what goes wrong is told once, and the next checkpoint tries again.
+
+    Args:
+        url: of the run's folder there; a path will do.
+        run: the run folder.
+        tell: called from the thread.
+        keeps: steps whose checkpoints stay there though they are not here (any more).
+    """
+
+    def __init__(
+        self, url: str, run: Path, tell: Callable[[str], None], keeps: Callable[[int], bool] = lambda step: False
+    ) -> None:
+        self.url, self.run, self.tell, self.keeps = url, run, tell, keeps
+        self.failure: str | None = None
+        """Of the last try."""
+        self._server = Server(url_of(url))
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._asked: Path | None = None
+        self._busy: Path | None = None
+
+    def put(self, checkpoint: Path) -> None:
+        """Upload a checkpoint soon, in place of one that still waits for it."""
+        with self._changed:
+            self._asked = checkpoint
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._work, name="sslm-upload", daemon=True)
+                self._thread.start()
+
+    def busy(self) -> Path | None:
+        """The checkpoint being uploaded, which must stay where it is meanwhile."""
+        return self._busy
+
+    def wait(self, timeout: float | None = None) -> bool:
+        """Whether nothing is left to upload, within so many seconds (None: however long it takes); see `failure` then."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._thread is None, timeout)
+
+    def close(self) -> None:
+        """Drop what is not uploaded. A request that is under way ends by itself, or with the process."""
+        with self._changed:
+            self._asked = None
+        self._server.close()
+        self.wait(CLOSE_SECONDS)
+
+    def _work(self) -> None:
+        while True:
+            with self._changed:
+                self._busy, self._asked = self._asked, None
+                if self._busy is None:
+                    self._thread = None
+                    self._changed.notify_all()
+                    return
+                checkpoint = self._busy
+            self._try(checkpoint)
+
+    def _try(self, checkpoint: Path) -> None:
+        try:
+            upload(self._server, self.run, checkpoint, self.keeps)
+            self.failure = None
+        except Stopped:
+            self.failure = f"{checkpoint.name} was not uploaded to {shown(self.url)}: there was no time left"
+        except Exception as error:
+            why = sentence_of(error) or f"{type(error).__name__}: {error}"
+            failure = f"{checkpoint.name} was not uploaded to {shown(self.url)}: {why}"
+            is_news, self.failure = self.failure is None, failure
+            if is_news:
+                with contextlib.suppress(
+                    OSError
+                ):  # stdout may be gone; who waits for this thread must not wait for ever
+                    self.tell(f"{failure}. Training goes on; the next checkpoint tries again")
+
+
+# ------------------------------------------------------------------------------------------------ there
+
+
+def upload(server: Server, run: Path, checkpoint: Path, keeps: Callable[[int], bool]) -> None:
+    """Make the server's folder hold a checkpoint, the run's small files, and no checkpoint that is gone here.
+
+    Raises:
+        UserError: not permitted, or the server stayed away.
+        OSError, ValueError: the checkpoint here can't be read.
+    """
+    there = server.files("checkpoints")
+    _upload_files(server, there, checkpoint)
+    for name in BESIDE:
+        if (run / name).is_file():
+            server.write(name, _beside(run / name, number_of(checkpoint)))
+    server.write("checkpoints/latest", f"{checkpoint.name}\n".encode())
+    here = {path.name for path in [*found(run / "checkpoints"), checkpoint]}
+    for name in sorted(steps_in(there) - here):
+        manifest = f"checkpoints/{name}/manifest.json"
+        if manifest not in there or not keeps(number_of(Path(name))):
+            server.remove(manifest)
+            server.remove_folder(f"checkpoints/{name}")
+
+
+def _upload_files(server: Server, there: dict[str, int], checkpoint: Path) -> None:
+    """What is there already, by its manifest, is not sent again."""
+    folder = f"checkpoints/{checkpoint.name}"
+    new, was = (checkpoint / "manifest.json").read_bytes(), b""
+    if f"{folder}/manifest.json" in there:
+        was = b"".join(server.chunks(f"{folder}/manifest.json", MANIFEST_BYTES))
+    old = _entries(was)
+    lacking = [
+        name
+        for name, entry in read_manifest(checkpoint).items()
+        if old.get(name) != entry or there.get(f"{folder}/{name}") != entry["bytes"]
+    ]
+    if new == was and not lacking:
+        return
+    server.remove(f"{folder}/manifest.json")
+    for name in lacking:
+        server.put(f"{folder}/{name}", checkpoint / name)
+    server.write(f"{folder}/manifest.json", new)
+
+
+def _entries(manifest: bytes) -> dict[str, Any]:
+    """Of a manifest that may be none."""
+    with contextlib.suppress(ValueError, RecursionError):
+        entries = json.loads(manifest)
+        return entries if isinstance(entries, dict) else {}
+    return {}
+
+
+def _beside(file: Path, step: int) -> bytes:
+    """A small file as it was at a step: whole lines, and no metrics past it."""
+    data = file.read_bytes()
+    if file.suffix != ".jsonl":
+        return data
+    lines = data[: data.rfind(b"\n") + 1].splitlines(keepends=True)
+    if file.name == "metrics.jsonl":
+        while lines and _step_in(lines[-1]) > step:
+            lines.pop()
+    return b"".join(lines)
+
+
+def _step_in(row: bytes) -> float:
+    try:
+        return float(json.loads(row)["step"])
+    except (ValueError, TypeError, KeyError, RecursionError):  # torn
+        return math.inf
+
+
+# ------------------------------------------------------------------------------------------------ before training
+
+
+def check(url: str) -> None:
+    """Write and remove a tiny file there, within `CHECK_SECONDS`.
+
+    Raises:
+        UserError: that can't be done; it says why.
+    """
+    scheme = re.match(r"([\w+.-]{2,}):", url)
+    if scheme and (scheme[1] not in WRITABLE or not re.match(r"://[^/]|:///.", url[scheme.end(1) :])):
+        choice = ", ".join(f"{name}://" for name in WRITABLE if name != "memory")
+        raise UserError(f"--checkpoint.upload {shown(url)}: not a place to write to; give a folder's path, or the URL of one that begins "
+                        f"with {choice}, such as s3://bucket/runs/mine")  # fmt: skip
+    errors: list[BaseException] = []
+    asking = threading.Thread(target=_try_to_write, args=(url, errors), name="sslm-upload-check", daemon=True)
+    asking.start()
+    asking.join(CHECK_SECONDS)
+    if asking.is_alive():
+        raise UserError(
+            f"--checkpoint.upload {shown(url)}: no answer in {CHECK_SECONDS:.0f} seconds; check the address"
+        )
+    if errors:
+        raise UserError(f"--checkpoint.upload: {sentence_of(errors[0]) or errors[0]}")
+
+
+def _try_to_write(url: str, errors: list[BaseException]) -> None:
+    file = f".sslm-{os.urandom(4).hex()}"
+    try:
+        with contextlib.closing(Server(url_of(url), CHECK_PATIENCE_SECONDS)) as server:
+            server.write(file, b"sslm was here to see whether it may write\n")
+            server.remove(file)
+    except FileNotFoundError as error:
+        errors.append(
+            UserError(f"{shown(url)}: there is no such bucket or folder ({error}); create it, or give another one")
+        )
+    except BaseException as error:
+        errors.append(error)
+
+
+def check_upload(config: Config) -> None:
+    """Where checkpoints are to be uploaded can be written to; the first process tries."""
+    if config.checkpoint.upload is not None and ranks.is_first_process():
+        check(config.checkpoint.upload)

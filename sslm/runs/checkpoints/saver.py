@@ -1,0 +1,177 @@
+"""Writes checkpoints while training goes on: a step waits for the copy to the host's memory, and for nothing else."""
+
+import json
+import shutil
+import threading
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sslm.runs.checkpoints.folder import FORMAT, Manifest, name_of, part_of
+from sslm.runs.checkpoints.replicas import check_replicas
+from sslm.runs.checkpoints.tensors import Piece, Tensors, holders_of, pieces_of, write_shard
+from sslm.runs.checkpoints.transaction import entry_of, remove, seal, sweep
+from sslm.system.collectives import gather_json
+from sslm.system.errors import UserError, sentence_of
+from sslm.system.files import fsync
+from sslm.system.heartbeats import beat
+
+
+class Saver:
+    """Of each rank; all of them call its methods together.
+
+    Args:
+        folder: where checkpoints are kept.
+        group: a CPU process group of all ranks that nothing else uses; None: there is one process.
+        training_group: of the same ranks, for what training waits for; its time limit holds there. None: `group`.
+        when_written: called on rank 0 with each checkpoint, when it has its name: it returns those that may go.
+    """
+
+    def __init__(
+        self, folder: Path, group: dist.ProcessGroup | None, when_written: Callable[[Path], Iterable[Path]],
+        training_group: dist.ProcessGroup | None = None,
+    ) -> None:  # fmt: skip
+        self.training_group = training_group or group
+        self.folder, self.group, self.when_written = folder, group, when_written
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.longest_seconds: float | None = None
+        """That saving has taken so far, from the copy to the end; None: nothing was saved yet."""
+        self.newest: Path | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+        self._holders: dict[str, list[int]] | None = None
+        self._mine: set[str] = set()
+        self._buffers: dict[str, Tensor] = {}
+        if self.rank == 0:
+            sweep(folder)
+
+    def save(self, tensors: Tensors, state: dict[str, Any], files: dict[str, bytes], sync: bool = False) -> None:
+        """Copy the tensors now, and write them from then on. Waits for the former checkpoint: there are never two at once.
+
+        Args:
+            tensors: this rank's part of the run's.
+            state: what state.json holds; `step` names the checkpoint.
+            files: path in the checkpoint -> contents of what else lies in it; rank 0's are taken.
+            sync: write them before this returns; nothing is copied then.
+
+        Raises:
+            OSError: the former one could not be written.
+            RunFailed: replicas differ.
+        """
+        self.wait()
+        began = time.monotonic()
+        pieces = self._to_write(pieces_of(tensors))
+        if not sync:
+            pieces = self._copied(pieces)
+        self._thread = threading.Thread(
+            target=self._run, args=(pieces, state, files, began), daemon=True, name="checkpoint"
+        )
+        self._thread.start()
+        if sync:
+            self.wait()
+
+    def wait(self, timeout: float | None = None) -> None:
+        """Return when nothing is being written.
+
+        Raises:
+            OSError: what was written last could not be.
+            TimeoutError: it takes longer than so many seconds.
+        """
+        if self._thread is not None:
+            beat("waiting for a checkpoint to be written")
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                raise TimeoutError(f"the checkpoint is still being written after {timeout:g} s")
+            self._thread = None
+        if self._failure is not None:
+            failure, self._failure = self._failure, None
+            raise failure
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether `wait` would raise."""
+        return self._failure is not None
+
+    def _to_write(self, pieces: list[Piece]) -> list[Piece]:
+        """Of the pieces that this rank holds those that it writes."""
+        if self._holders is None:
+            self._holders, self._mine = holders_of(pieces, self.training_group)
+        check_replicas(pieces, self._holders, self.training_group)
+        return [piece for piece in pieces if piece.place in self._mine]
+
+    def _copied(self, pieces: list[Piece]) -> list[Piece]:
+        """In the host's memory, in buffers that are used again each time."""
+        on_gpu = any(piece.values.is_cuda for piece in pieces)
+        for piece in pieces:
+            if piece.place not in self._buffers:
+                values = piece.values
+                self._buffers[piece.place] = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
+            self._buffers[piece.place].copy_(piece.values, non_blocking=True)
+        if on_gpu:
+            torch.cuda.current_stream().synchronize()
+        return [piece._replace(values=self._buffers[piece.place]) for piece in pieces]
+
+    def _run(self, pieces: list[Piece], state: dict[str, Any], files: dict[str, bytes], began: float) -> None:
+        try:
+            self._write(pieces, state, files)
+            self.longest_seconds = max(self.longest_seconds or 0.0, time.monotonic() - began)
+        except BaseException as failure:  # told where training notices
+            self._failure = failure
+
+    def _write(self, pieces: list[Piece], state: dict[str, Any], files: dict[str, bytes]) -> None:
+        """Each rank its shard, then rank 0 the rest; no rank waits for one that failed."""
+        final = self.folder / name_of(state["step"])
+        part = part_of(final)
+        known: Manifest = {}
+
+        def write_mine() -> None:
+            part.mkdir(parents=True, exist_ok=True)
+            file = part / f"shard-{self.rank:05d}.safetensors"
+            write_shard(file, pieces)
+            beat("saving")
+            fsync(file)
+            beat("saving")
+            known[file.name] = entry_of(file)
+
+        def finish() -> None:
+            for name, contents in files.items():
+                file = part / name
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(contents)
+            (part / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1) + "\n")
+            seal(part, final, known)
+            for old in self.when_written(final):
+                remove(old)
+
+        try:
+            for theirs in self._together(write_mine, known):
+                known |= theirs
+            self._together(finish if self.rank == 0 else lambda: None, None)
+        except BaseException:
+            if self.rank == 0:
+                shutil.rmtree(part, ignore_errors=True)
+            raise
+        self.newest = final
+
+    def _together(self, act: Callable[[], None], then: Any) -> list[Any]:
+        """Act, and give every rank's `then`; where one rank fails all of them raise, after all have acted."""
+        failure: BaseException | None = None
+        try:
+            act()
+        except BaseException as error:
+            failure = error
+        said = None if failure is None else sentence_of(failure) or ""
+        told = gather_json([said, then], self.group)
+        if failure is not None:
+            raise failure
+        for rank, (why, _) in enumerate(told):
+            if why:  # a full disk is told of alike by all
+                raise UserError(why)
+            if why is not None:
+                raise RuntimeError(f"rank {rank} could not save the checkpoint; its own message says why")
+        return [value for _, value in told]

@@ -1,0 +1,68 @@
+"""A run's tensors by name: weights, optimizer states, averages of weights; whatever Lightning's strategies make of them."""
+
+from pathlib import Path
+
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
+)
+
+from sslm.models.head import LanguageModel
+from sslm.models.weights import OPTIONS, weights_of
+from sslm.runs.checkpoints.tensors import Tensors, read
+
+
+class States:
+    """This rank's part of them: plain tensors or DTensors.
+
+    Args:
+        averages: name -> average of a weight (`training/average.py`), where there are any.
+    """
+
+    def __init__(
+        self, network: LanguageModel, optimizer: torch.optim.Optimizer, averages: Tensors | None = None
+    ) -> None:
+        self.network, self.optimizer, self.averages = network, optimizer, averages or {}
+
+    def tensors(self) -> Tensors:
+        return _model_tensors(self.network) | _optimizer_tensors(self.network, self.optimizer) | self._averages()
+
+    def load(self, checkpoint: Path) -> None:
+        """Read a checkpoint in place; all ranks call it together."""
+        network, optimizer = self.network, self.optimizer
+        model, states = _model_tensors(network), _optimizer_tensors(network, optimizer)
+        tensors = model | states | self._averages()
+        read(checkpoint, tensors)
+        set_model_state_dict(network, _without("model.", {k: tensors[k] for k in model}), options=OPTIONS)
+        groups = {
+            k: v for k, v in get_optimizer_state_dict(network, optimizer, options=OPTIONS).items() if not _is_tensor(v)
+        }
+        set_optimizer_state_dict(
+            network, optimizer, groups | _without("optim.", {k: tensors[k] for k in states}), options=OPTIONS
+        )
+
+    def _averages(self) -> Tensors:
+        return {f"average.{name}": tensor for name, tensor in self.averages.items()}
+
+
+def _model_tensors(network: LanguageModel) -> Tensors:
+    return {f"model.{name}": weight for name, weight in weights_of(network).items()}
+
+
+def _optimizer_tensors(network: LanguageModel, optimizer: torch.optim.Optimizer) -> Tensors:
+    states = get_optimizer_state_dict(network, optimizer, options=OPTIONS)
+    return {f"optim.{name}": value for name, value in states.items() if _is_tensor(value)}
+
+
+def _is_tensor(value: object) -> bool:
+    return isinstance(value, torch.Tensor)
+
+
+def _without(prefix: str, tensors: Tensors) -> Tensors:
+    return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's states, as torch names them."""

@@ -1,0 +1,130 @@
+"""A plain Hugging Face folder of a checkpoint: it loads with transformers alone."""
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sslm.runs.folder import RunFolder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+WEIGHTS, AVERAGES = "model.model.", "average.model."
+"""How their names begin in a checkpoint."""
+
+
+def export(checkpoint: Path, out: Path, last: bool = False) -> None:
+    """Write the folder `out`, replacing it: weights (safetensors, fp32), config, tokenizer, generation config, model card.
+
+    Args:
+        last: the last weights, also where there is an average of them (`--optim.average_decay`).
+    """
+    import torch
+    from transformers import AutoConfig
+
+    from sslm.models.build import class_named, set_vocab_size
+    from sslm.models.head import UNPADDED
+    from sslm.models.weights import tied_names
+    from sslm.runs import checkpoints
+
+    config = AutoConfig.from_pretrained(checkpoint / "model")
+    model_class = class_named(config.architectures[0])
+    with torch.device("meta"):
+        model = model_class(config)
+    tied = tied_names(model)
+    shapes = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    is_averaged = any(name.startswith(AVERAGES) for name in checkpoints.shapes_in(checkpoint))
+    weights = checkpoints.read_weights(checkpoint, shapes, AVERAGES if is_averaged and not last else WEIGHTS)
+    if (unpadded := config.__dict__.pop(UNPADDED, None)) is not None:
+        set_vocab_size(config, unpadded)
+        with torch.device("meta"):
+            model = model_class(config)
+        weights = {
+            name: cut_to(weights[name], now.shape) for name, now in model.state_dict().items() if name in weights
+        }
+    out.parent.mkdir(parents=True, exist_ok=True)
+    part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    part.chmod(0o755)
+    try:
+        shutil.copytree(checkpoint / "model", part, dirs_exist_ok=True)
+        model.save_pretrained(part, state_dict=weights)
+        if (checkpoint / "model/generation_config.json").is_file():  # save_pretrained has written the default's
+            shutil.copy(checkpoint / "model/generation_config.json", part)
+        (part / "README.md").write_text(
+            model_card(
+                config,
+                auto_class_of(part),
+                own_code(part),
+                checkpoints.read_state(checkpoint),
+                RunFolder(checkpoint.parent.parent).rows(),
+            )
+        )
+        shutil.rmtree(out, ignore_errors=True)
+        part.rename(out)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise
+
+
+def cut_to(weight: "Tensor", shape: Sequence[int]) -> "Tensor":
+    """Without the entries of the vocabulary that were added to round it up: the last of a dimension."""
+    return weight[tuple(map(slice, shape))].contiguous()
+
+
+def auto_class_of(folder: Path) -> str:
+    """transformers' Auto class that loads an exported folder."""
+    from transformers.models.auto import modeling_auto
+
+    (name,) = json.loads((folder / "config.json").read_text())["architectures"]
+    for auto_class, known in (
+        ("AutoModelForSeq2SeqLM", modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
+        ("AutoModelForMaskedLM", modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
+    ):
+        if name in known.values():
+            return auto_class
+    return "AutoModelForCausalLM"
+
+
+def own_code(folder: Path) -> str:
+    """What `from_pretrained` must be told of an exported folder that brings its model's code, as an LSTM's does; else nothing.
+
+    Its tokenizer must be told too: transformers asks the model's config which tokenizer it is.
+    """
+    return ", trust_remote_code=True" if "auto_map" in json.loads((folder / "config.json").read_text()) else ""
+
+
+def model_card(config: Any, auto_class: str, own_code: str, state: dict[str, Any], rows: list[dict[str, Any]]) -> str:
+    measured = [row for row in rows if "val/loss" in row and row["step"] <= state["step"]]
+    results = "".join(
+        f"- {k.removeprefix('val/')}: {v:.4f}\n" for k, v in (measured or [{}])[-1].items() if k.startswith("val/")
+    )
+    return f"""---
+library_name: transformers
+tags: [sslm]
+---
+# {config.architectures[0]}
+
+Pretrained from scratch or continued with sslm {state["sslm"]} (objective {state["objective"]}), {state["step"]} optimizer steps.
+
+## Held-out text
+
+{results or "not measured"}
+## Use
+
+```python
+from transformers import {auto_class}, AutoTokenizer
+
+model = {auto_class}.from_pretrained("path/to/this/folder"{own_code})
+tokenizer = AutoTokenizer.from_pretrained("path/to/this/folder"{own_code})
+```
+
+## Config
+
+```json
+{json.dumps(config.to_diff_dict(), indent=1, default=str)}
+```
+"""

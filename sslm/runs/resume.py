@@ -1,0 +1,111 @@
+"""Which checkpoint a run goes on from, and whether it may."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sslm.config import Config
+from sslm.runs.folder import RunFolder
+from sslm.system import ranks
+from sslm.system.errors import UserError
+from sslm.system.terminal import say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sslm.data.module import DataModule
+
+
+def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model: "PreTrainedModel") -> Path | None:
+    """The checkpoint to go on from, checked against data and model (on the meta device); None: begin.
+
+    A run goes on from its own newest; --resume PATH says where a run begins that has none.
+    """
+    from sslm.runs import checkpoints
+    from sslm.runs.checkpoints import step_of
+    from sslm.runs.find import find_checkpoint
+
+    if config.checkpoint.upload is not None:
+        bring_checkpoint(config, run)
+    own = checkpoints.found(run.checkpoints)
+    if config.resume == "never" and own:
+        raise UserError(
+            f"--resume never: {run.path} has checkpoints already; remove the folder, or give another --run_dir"
+        )
+    if own and ranks.is_first_process():
+        checkpoint = checkpoints.newest_good(run.checkpoints, say)
+        if checkpoint is not None:
+            run.restore_wandb_id(checkpoints.read_state(checkpoint).get("wandb_id"))
+    elif own:  # a glance: the callback makes all go on from what the first one has verified
+        checkpoint = next((one for one in own if not checkpoints.damage_of(one, hashed=False)), None)
+    elif config.resume not in ("auto", "never"):
+        checkpoint = find_checkpoint(config.resume)
+        RunFolder(checkpoint.parent.parent).check_config(config)
+    else:
+        checkpoint = None
+    if checkpoint is not None and (ranks.is_first_process() or not own):  # own ones may be set aside at this moment
+        check_data(checkpoint, data)
+        checkpoints.check_weights(checkpoint, model)
+        if not own and step_of(checkpoint) >= config.total_steps:
+            raise UserError(f"--resume {config.resume}: is at step {step_of(checkpoint)} already, this run ends at "
+                            f"{config.total_steps}; give more --max_steps")  # fmt: skip
+    return checkpoint
+
+
+def reaches_the_end(checkpoint: Path | None, config: Config) -> bool:
+    """Whether nothing is left to train. One that the first process is setting aside at this moment does not."""
+    from sslm.runs.checkpoints import step_of
+
+    try:
+        return checkpoint is not None and step_of(checkpoint) >= config.total_steps
+    except OSError:
+        return False
+
+
+def check_data(checkpoint: Path, data: "DataModule") -> None:
+    """Refuse to go on with other data.
+
+    Raises:
+        UserError: what differs.
+    """
+    from sslm.runs.checkpoints import read_state
+    from sslm.runs.fingerprint import changes
+
+    state = read_state(checkpoint)
+    if state["position"] != state["step"] * data.batch_size:
+        raise UserError(
+            f"{checkpoint}: was made with --batch_size {state['position'] // state['step']}, now {data.batch_size}"
+        )
+    if changed := changes(state["fingerprint"], data.fingerprint()):
+        raise UserError(f"the data has changed since {checkpoint}: {'; '.join(changed[:4])}{' …' if changed[4:] else ''}; bring back what was "
+                        f"there, or start anew with another --run_dir")  # fmt: skip
+
+
+def bring_checkpoint(config: Config, run: RunFolder) -> None:
+    """From where they are uploaded to, where it is newer than those here; one process brings it, the others wait for it.
+
+    Raises:
+        UserError: another run's are there.
+    """
+    from sslm.runs.checkpoints.fetch import fetch, look
+    from sslm.runs.checkpoints.folder import found, number_of
+    from sslm.runs.folder import check_same_run
+
+    url = config.checkpoint.upload
+    assert url is not None
+    newest, config_yaml = look(url)
+    if newest is None:
+        return
+    if config.resume == "never":
+        raise UserError(
+            f"--resume never: {url} has checkpoints already; remove them, or give another --checkpoint.upload"
+        )
+    if config_yaml is not None:
+        check_same_run(url, config_yaml, config)
+    if ranks.is_first_process():
+        if (brought := fetch(url, run.path, say)) is not None:
+            say(f"{brought.name} came from {url}")
+        return
+    end = time.monotonic() + config.start_timeout_seconds
+    while time.monotonic() < end and not any(number_of(one) >= newest for one in found(run.checkpoints)):
+        time.sleep(1)

@@ -1,0 +1,1 @@
+"""What the rest stands on: errors, signals, ranks, the terminal, files, collectives."""

@@ -1,0 +1,49 @@
+"""Which process this is among those of a run, known before any process group is."""
+
+import ctypes
+import os
+import signal
+import sys
+import time
+
+STARTED_AT = time.monotonic()
+"""When this process began, which --stop_after counts from."""
+
+
+def is_first_process() -> bool:
+    """Whether this is global rank 0, known before any process group is."""
+    if under_torchrun():
+        return os.environ["RANK"] == "0"
+    if under_srun():
+        return os.environ["SLURM_PROCID"] == "0"
+    return not is_child() and os.environ.get("NODE_RANK", "0") == "0"
+
+
+def is_child() -> bool:
+    """Whether Lightning's launcher started this process, as one of the local ranks of another."""
+    return os.environ.get("LOCAL_RANK", "0") != "0" and not under_torchrun() and not under_srun()
+
+
+def under_torchrun() -> bool:
+    return "TORCHELASTIC_RUN_ID" in os.environ
+
+
+def under_srun() -> bool:
+    """Whether srun started this task. The shell of a batch script, or an interactive one, has SLURM's variables too, but is no task
+    of many."""
+    is_interactive = os.environ.get("SLURM_JOB_NAME") in (None, "bash", "interactive")  # so salloc names its jobs
+    return "SLURM_STEP_ID" in os.environ and (not is_interactive or os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1")
+
+
+def die_with_parent() -> None:
+    """Let the kernel end this child when its parent ends, however that ends (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def leave() -> None:
+    """End this process at once, with 0: the first process alone tells the shell that the run stopped, and takes longer to end. A task
+    that ended with 75 before it would have srun end it (--kill-on-bad-exit)."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)

@@ -1,0 +1,291 @@
+"""Reading and writing files of a server (S3, HTTP, whatever fsspec knows) with patience.
+
+What may pass (a refused or cut connection, a 5xx, "slow down") is tried again, at random moments of ever longer intervals
+(exponential backoff, full jitter), for `PATIENCE_SECONDS` without a byte; what won't (no such file or bucket, no
+permission) is told at once. Files are read in ranges, so that what arrived before a cut is not asked for again; a
+server that knows no ranges sends the whole file, which is held in memory then. They are written whole.
+
+Tried with S3 and HTTP. Google Storage (gs://) and the Hugging Face hub (hf://) share the code and were not tried.
+"""
+
+import contextlib
+import functools
+import hashlib
+import itertools
+import logging
+import os
+import random
+import re
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import IO, Any, TypeVar
+
+from sslm.system.errors import UserError, sentence_of
+from sslm.system.files import fsync
+
+PATIENCE_SECONDS = 180.0
+FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
+WARN_SECONDS = 5.0
+RANGE_BYTES = 16 << 20
+STALLED_SECONDS = 60.0
+"""A connection over which nothing comes for so long is dropped."""
+DOWNLOADS = 3
+"""Whole downloads with a wrong checksum before a file counts as bad."""
+
+PACKAGES = {
+    "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub",
+    "file": "", "memory": "",
+}  # fmt: skip
+"""Schemes, and the package fsspec needs for each."""
+EXTRAS = {"s3": "'sslm[s3]'", "gs": "'sslm[gs]'", "gcs": "'sslm[gs]'"}
+
+PASSING_4XX = {408, 425, 429}
+
+_LOG = logging.getLogger(__name__)
+_JITTER = random.SystemRandom()
+"""Leaves Python's generator alone, and differs among forked processes."""
+
+T = TypeVar("T")
+
+
+class Stopped(Exception):
+    """The server was closed by another thread."""
+
+
+class Server:
+    """The files under one URL. For one process: threads may share it, a forked child makes its own.
+
+    fsspec runs one thread of its own in a process, from the first file read over S3 or HTTP on.
+
+    Its methods raise UserError where something is not permitted, or the server stayed away.
+
+    Args:
+        url: of the folder.
+        patience_seconds: of trying again; None: `PATIENCE_SECONDS`.
+    """
+
+    def __init__(self, url: str, patience_seconds: float | None = None) -> None:
+        self.url, self.patience_seconds = url.rstrip("/"), patience_seconds
+        self._stop = threading.Event()
+        self._making = threading.Lock()
+
+    def chunks(self, file: str, num_bytes: int | None = None) -> Iterator[bytes]:
+        """The first `num_bytes` of a file, or all; fewer where it is shorter.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        position = 0
+        while num_bytes is None or position < num_bytes:
+            end = position + RANGE_BYTES if num_bytes is None else min(position + RANGE_BYTES, num_bytes)
+            data = self._range(file, position, end)
+            if len(data) > end - position:  # the whole file: the server doesn't know ranges
+                data = data[position:]
+            yield data
+            position += len(data)
+            if position < end:
+                return
+
+    def download(
+        self, file: str, num_bytes: int, sha256: str, stream: IO[bytes], came: Callable[[int], None] = lambda _: None
+    ) -> str:
+        """Write a file's bytes, from the stream's beginning, and tell `came` of them as they come.
+
+        Returns:
+            What is wrong with them, in each of `DOWNLOADS` downloads; empty: nothing.
+
+        Raises:
+            FileNotFoundError: there is no such file.
+        """
+        for _ in range(DOWNLOADS):
+            stream.seek(0)
+            found_bytes, digest = 0, hashlib.sha256()
+            for chunk in self.chunks(file, num_bytes):
+                found_bytes += len(chunk)
+                digest.update(chunk)
+                if found_bytes <= num_bytes:
+                    stream.write(chunk)
+                came(len(chunk))
+            if found_bytes == num_bytes and (not sha256 or digest.hexdigest() == sha256):
+                return ""
+        if found_bytes != num_bytes:
+            return f"{found_bytes} bytes, not {num_bytes}"
+        return "not the bytes its checksum is of"
+
+    def files(self, folder: str) -> dict[str, int]:
+        """{name under the URL: bytes} of the files under a folder, at any depth; none where there is no such folder."""
+
+        def listed(filesystem: Any, path: str) -> dict[str, int]:
+            filesystem.invalidate_cache()  # what it listed before may have changed since
+            root = path.removesuffix(folder).lstrip("/")
+            there = filesystem.find(path, detail=True).items()
+            return {name.lstrip("/").removeprefix(root): int(info["size"]) for name, info in there if "size" in info}
+
+        try:
+            return self._patiently(folder, "listed", listed)
+        except FileNotFoundError:  # nor a bucket
+            return {}
+
+    def put(self, file: str, source: Path) -> None:
+        """Write a file whole, in place of what was there."""
+        self._write_whole(file, lambda filesystem, path: filesystem.put_file(str(source), path))
+
+    def write(self, file: str, data: bytes) -> None:
+        self._write_whole(file, lambda filesystem, path: filesystem.pipe_file(path, data))
+
+    def _write_whole(self, file: str, write: Callable[[Any, str], object]) -> None:
+        """A store of objects replaces one as a whole; a file of a file system is written beside, and renamed."""
+
+        def act(filesystem: Any, path: str) -> None:
+            if "file" not in filesystem.protocol:
+                write(filesystem, path)
+                return
+            part = Path(f"{path}.part")
+            write(filesystem, str(part))
+            fsync(part)
+            os.replace(part, path)
+
+        self._patiently(file, "written", act)
+
+    def remove(self, file: str) -> None:
+        """Remove a file, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._patiently(file, "removed", lambda filesystem, path: filesystem.rm_file(path))
+
+    def remove_folder(self, folder: str) -> None:
+        """Remove a folder with all that is in it, if it is there."""
+        with contextlib.suppress(FileNotFoundError):
+            self._patiently(folder, "removed", lambda filesystem, path: filesystem.rm(path, recursive=True))
+
+    def _range(self, file: str, start: int, end: int) -> bytes:
+        def read(filesystem: Any, path: str) -> bytes:
+            try:
+                data: bytes = filesystem.cat_file(path, start=start, end=end)
+            except Exception as error:
+                if _status(error) == 416:  # the file ends before
+                    return b""
+                raise
+            return data
+
+        return self._patiently(file, "read", read)
+
+    def _patiently(self, file: str, done: str, act: Callable[[Any, str], T]) -> T:
+        """What `act(file system, path of the file)` returns, tried again while that may help; `done`: what it does, for a message."""
+        patience = PATIENCE_SECONDS if self.patience_seconds is None else self.patience_seconds
+        first_failure, has_warned = None, False
+        for attempt in itertools.count():
+            if self.is_closed:
+                raise Stopped
+            try:
+                filesystem, root = self._filesystem
+                return act(filesystem, f"{root}/{file}")
+            except Exception as error:
+                if self.is_closed:  # and the connections with it
+                    raise Stopped from None
+                self._raise_if_hopeless(file, error)
+                now = time.monotonic()
+                first_failure = first_failure or now
+                wait = _JITTER.uniform(0, min(FIRST_WAIT_SECONDS * 2**attempt, LONGEST_WAIT_SECONDS))
+                tried = now - first_failure
+                if tried + wait > patience:
+                    advice = "; run the same command again once the server answers" if done == "read" else ""
+                    raise UserError(f"{shown(self.url)}/{file}: could not be {done} for {tried:.0f} seconds ({_said(error)}){advice}") from None  # fmt: skip
+                if tried > WARN_SECONDS and not has_warned:
+                    has_warned = True
+                    left = patience - tried
+                    _LOG.warning("%s/%s: %s; trying for %.0f seconds more", shown(self.url), file, _said(error), left)
+            self._stop.wait(wait)
+        raise AssertionError
+
+    def _raise_if_hopeless(self, file: str, error: Exception) -> None:
+        """Raise what trying again won't mend; what clients raise beside that is taken to be about the network."""
+        if isinstance(error, (FileNotFoundError, UserError)):
+            raise error
+        where, kind, status = f"{shown(self.url)}/{file}", type(error).__name__, _status(error) or 0
+        is_refused = 400 <= status < 500 and status not in PASSING_4XX and not isinstance(error, TimeoutError)
+        if isinstance(error, PermissionError) or is_refused or "Credential" in kind:
+            raise UserError(
+                f"{where}: refused ({_said(error)}); check the address and {_credentials(self.url)}"
+            ) from None
+        if "certificate" in f"{kind} {error}".lower():
+            raise UserError(f"{where}: the server's certificate is not trusted ({_said(error)})") from None
+        if self.url.startswith("file:") and sentence_of(error):  # a full disk, a file in the way: no network's
+            raise error
+        if isinstance(error, ValueError) or "Validation" in kind:
+            raise UserError(f"{where}: not a proper address ({_said(error)})") from None
+        if type(error).__module__ == "builtins" and not isinstance(error, (OSError, EOFError)):
+            raise error
+
+    @property
+    def _filesystem(self) -> tuple[Any, str]:
+        with self._making:
+            return self._made_filesystem
+
+    @functools.cached_property
+    def _made_filesystem(self) -> tuple[Any, str]:
+        import fsspec
+
+        scheme = self.url.partition("://")[0]
+        if scheme not in PACKAGES:
+            raise UserError(
+                f"{shown(self.url)}: can't read {scheme}://; choose from {', '.join(f'{s}://' for s in PACKAGES)}"
+            )
+        try:
+            filesystem, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, **self._options(scheme))
+        except ImportError as error:
+            raise UserError(f"{shown(self.url)}: {PACKAGES[scheme]} is needed for {scheme}:// ({_said(error)}): "
+                            f"pip install {EXTRAS.get(scheme, PACKAGES[scheme])}") from None  # fmt: skip
+        if scheme == "s3":
+            filesystem.retries = 1  # botocore's and ours are enough
+        return filesystem, root.rstrip("/")
+
+    @property
+    def is_closed(self) -> bool:
+        return self._stop.is_set()
+
+    def close(self) -> None:
+        """Interrupt whoever waits to try again, and drop the connections; they close as the file system is collected."""
+        self._stop.set()
+        self.__dict__.pop("_made_filesystem", None)
+
+    def _options(self, scheme: str) -> dict[str, Any]:
+        if scheme == "s3":
+            retries = 10 if self.patience_seconds is None else 1
+            return {"config_kwargs": {"retries": {"max_attempts": retries, "mode": "standard"}}}
+        if scheme in ("http", "https"):
+            import aiohttp
+
+            timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALLED_SECONDS / 2, sock_read=STALLED_SECONDS)
+            headers = {"Accept-Encoding": "identity"}  # checksums are of the file, and ranges too
+            return {"client_kwargs": {"timeout": timeout, "headers": headers, "trust_env": True}}
+        return {"auto_mkdir": True} if scheme == "file" else {}
+
+
+def _status(error: BaseException) -> int | None:
+    """The HTTP status a server answered with, by any client's spelling."""
+    response: Any = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
+    if isinstance(response, dict):  # botocore, or s3fs on top of it
+        status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
+    elif response is not None:  # httpx, requests
+        status = getattr(response, "status_code", None)
+    else:  # aiohttp, gcsfs
+        status = error.status if hasattr(error, "status") else getattr(error, "code", None)
+    return int(status) if str(status).isdigit() else None
+
+
+def _said(error: BaseException) -> str:
+    said = shown(" ".join(str(error).split()))[:200]
+    return f"{type(error).__name__}: {said}" if said else type(error).__name__
+
+
+def _credentials(url: str) -> str:
+    if url.startswith("s3:"):
+        return "the AWS_… variables in the environment (FSSPEC_S3_ANON=true for a public bucket)"
+    return "your permissions there"
+
+
+def shown(url: str) -> str:
+    """Without a password."""
+    return re.sub(r"(?<=://)[^/@\s]*@", "", url)

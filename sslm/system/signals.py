@@ -1,0 +1,36 @@
+"""Signals that ask a process to stop: until training begins there is nothing to save, later all is saved first
+(training/callbacks/preemption.py). Either way the exit code is 75.
+"""
+
+import functools
+import signal
+from collections.abc import Callable
+from types import FrameType
+from typing import Any, TypeVar, cast
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+
+Verb = TypeVar("Verb", bound=Callable[..., int])
+
+
+class Stopped(BaseException):
+    """A signal came while there was nothing to save; its text is the signal's name."""
+
+
+def stops_on_signals(verb: Verb) -> Verb:
+    """Wrap a verb's `main`: from its beginning a signal raises `Stopped` in it."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one is for the impatient
+        raise Stopped(signal.Signals(number).name)
+
+    @functools.wraps(verb)
+    def wrapped(*arguments: Any, **named: Any) -> int:
+        before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
+        try:
+            return verb(*arguments, **named)
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    return cast(Verb, wrapped)

@@ -1,0 +1,206 @@
+"""What goes to the screen: lines that say one thing, and progress where somebody is watching.
+
+Where stdout is not a terminal (a batch job's log) there is no bar; a plain line comes now and then instead.
+"""
+
+import logging
+import os
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    Progress,
+    SpinnerColumn,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+
+SECONDS_BETWEEN_PLAIN_LINES = 10.0
+
+
+_muted = False
+
+
+def mute() -> None:
+    """From now on this process says nothing: of many ranks one speaks."""
+    global _muted
+    _muted = True
+
+
+def say(text: str = "") -> None:
+    """Print a line at once, above a progress bar if one is showing."""
+    if not _muted:
+        console().print(text, markup=False, highlight=False, soft_wrap=True)
+
+
+def is_watched() -> bool:
+    return sys.stdout.isatty() and not _muted
+
+
+def keep_libraries_quiet() -> None:
+    """Libraries' chatter off; their warnings stay, but for those about choices that are made on purpose here."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
+        logging.getLogger(f"lightning.{name}").setLevel(logging.ERROR)
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it tells of each try
+    for message in (
+        ".*does not have many workers.*",
+        ".*`srun` command is available on your system but is not used.*",
+        ".*It is recommended to use .*sync_dist=True.*",  # what is logged has been summed over ranks
+        ".*smaller than the logging interval.*",
+        ".*`broadcast_buffers` is deprecated.*",  # its successor is missing in torch 2.11
+        ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own
+    ):
+        warnings.filterwarnings("ignore", message)
+
+
+def count(number: float) -> str:
+    """A number as people read it: 950, 12.3k, 4.6M, 1.2B."""
+    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
+        if abs(number) >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.3g}"
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people read them: 42s, 3m 05s, 2h 07m, 3d 04h."""
+    whole = int(max(seconds, 0))
+    if whole < 60:
+        return f"{whole}s"
+    if whole < 3600:
+        return f"{whole // 60}m {whole % 60:02d}s"
+    if whole < 86400:
+        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
+    return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
+
+
+class Report(Protocol):
+    """Told of progress while a corpus is prepared: what this process has done, and the share of the input read, if known."""
+
+    def __call__(self, documents: int, tokens: int, share: float | None = None) -> None: ...
+
+
+@contextmanager
+def preparation_progress(what: str) -> Iterator[Report]:
+    """A bar (or plain lines) with documents/s and tokens/s."""
+    start = last_line = time.monotonic()
+
+    def rates(documents: int, tokens: int) -> str:
+        seconds = max(time.monotonic() - start, 1e-3)
+        return (f"{count(documents)} documents ({count(documents / seconds)}/s), "
+                f"{count(tokens)} tokens ({count(tokens / seconds)}/s)")  # fmt: skip
+
+    if not is_watched():
+
+        def plain(documents: int, tokens: int, share: float | None = None) -> None:
+            nonlocal last_line
+            if time.monotonic() - last_line > SECONDS_BETWEEN_PLAIN_LINES:
+                last_line = time.monotonic()
+                done = "" if share is None else f" {share:.0%}"
+                say(f"{what}{done}: {rates(documents, tokens)}")
+
+        yield plain
+        return
+
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rates]}"),
+               TimeElapsedColumn())  # fmt: skip
+    with Progress(*columns, console=console(), transient=True) as bar:
+        task = bar.add_task(what, total=None, rates="")
+
+        def show(documents: int, tokens: int, share: float | None = None) -> None:
+            if share is not None:
+                bar.update(task, total=1.0, completed=share)
+            bar.update(task, rates=rates(documents, tokens))
+
+        yield show
+
+
+@contextmanager
+def transfer_progress(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
+    """A bar (or plain lines) that is told of more bytes by any thread."""
+    if is_watched():
+        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
+                   TimeRemainingColumn())  # fmt: skip
+        with Progress(*columns, console=console(), transient=True) as bar:
+            task = bar.add_task(what, total=total_bytes)
+            yield lambda num_bytes: bar.advance(task, num_bytes)
+        return
+    start = last_line = time.monotonic()
+    done, lock = 0, threading.Lock()
+
+    def plain(num_bytes: int) -> None:
+        nonlocal done, last_line
+        with lock:
+            done += num_bytes
+            now = time.monotonic()
+            if now - last_line > SECONDS_BETWEEN_PLAIN_LINES:
+                last_line = now
+                left = duration((now - start) * max(total_bytes - done, 0) / max(done, 1))
+                say(f"{what}: {count(done)}B of {count(total_bytes)}B, {left} left")
+
+    yield plain
+
+
+class TrainingProgress:
+    """A bar where somebody watches, else a plain line now and then."""
+
+    def __init__(self, total_steps: int, first_step: int) -> None:
+        self.total_steps, self.first_step = total_steps, first_step
+        self.started = self.last_line = time.monotonic()
+        self.bar: Progress | None = None
+        if is_watched():
+            self.bar = Progress(TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[what]}"),
+                                console=console(), transient=True)  # fmt: skip
+            self.task = self.bar.add_task("", total=total_steps, completed=first_step, what="")
+            self.bar.start()
+
+    def step(self, step: int, loss: float, tokens_per_second: float, mfu: float | None) -> None:
+        per_step = (time.monotonic() - self.started) / max(step - self.first_step, 1)
+        what = f"loss {loss:.4f}  {count(tokens_per_second)} tokens/s" + (f"  MFU {mfu:.0%}" if mfu else "")
+        what += f"  {duration((self.total_steps - step) * per_step)} left"
+        if self.bar is not None:
+            self.bar.update(self.task, completed=step, what=what)
+        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_PLAIN_LINES:
+            self.last_line = time.monotonic()
+            say(f"step {step:>6}/{self.total_steps}  {what}")
+
+    def close(self) -> None:
+        if self.bar is not None:
+            self.bar.stop()
+            self.bar = None
+
+
+_the_console: Console | None = None
+
+
+def console() -> Console:
+    """One console, so that lines and bars know of each other; made anew when stdout was replaced (tests)."""
+    global _the_console
+    if _the_console is None or _the_console.file is not sys.stdout:
+        _the_console = Console(file=sys.stdout)
+    return _the_console
+
+
+GIB = 1 << 30
+
+
+def gib(number: float) -> str:
+    """Bytes as people read them: 512 MiB, 13.9 GiB.
+
+    >>> gib(3 << 29), gib(9 << 20)
+    ('1.5 GiB', '9 MiB')
+    """
+    if number < 1 << 20:
+        return f"{number / 1024:,.0f} KiB"
+    return f"{number / GIB:,.1f} GiB" if number >= GIB else f"{number / (1 << 20):,.0f} MiB"

@@ -1,0 +1,42 @@
+"""An average of the weights over the steps, which is often better than the last ones (Polyak & Juditsky 1992)."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sslm.models.weights import local_part
+
+
+class Average:
+    """Exponential moving average a ← a + (1 − decay)·(w − a), in fp32, of this device's part of each weight.
+
+    Args:
+        weights: name -> weight, plain or DTensor; they are looked at again at each `update`.
+        decay: between 0 and 1.
+    """
+
+    def __init__(self, weights: dict[str, Any], decay: float) -> None:
+        self.decay = decay
+        self.tensors = {name: weight.detach().to(torch.float32, copy=True) for name, weight in weights.items()}
+        """Name -> average, distributed as the weight is."""
+        self._weights = [local_part(weight) for weight in weights.values()]
+        self._set_aside: list[Tensor] = []
+
+    @torch.no_grad()
+    def update(self) -> None:
+        averages = [local_part(tensor) for tensor in self.tensors.values()]
+        torch._foreach_lerp_(averages, [weight.float() for weight in self._weights], 1 - self.decay)
+
+    @torch.no_grad()
+    def put_in(self) -> None:
+        """Let the model have the averages, until `take_out`."""
+        self._set_aside = [weight.clone() for weight in self._weights]
+        for weight, average in zip(self._weights, self.tensors.values(), strict=True):
+            weight.copy_(local_part(average))
+
+    @torch.no_grad()
+    def take_out(self) -> None:
+        for weight, before in zip(self._weights, self._set_aside, strict=True):
+            weight.copy_(before)
+        self._set_aside = []

@@ -1,0 +1,51 @@
+"""One micro-batch size on all ranks, remembered in the run folder."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import Callback, Trainer
+
+from sslm.parallel.planning.micro_batch import remembered_sizes
+from sslm.system.errors import is_out_of_memory
+from sslm.system.files import write_atomically
+from sslm.training.module import Objective
+
+
+class MicroBatch(Callback):
+    """Where each rank looked for what fits in its memory, the smallest answer holds for all.
+
+    Args:
+        file: of sizes found, by what they hold for.
+        holds_for: devices, strategy and all else that they depend on.
+    """
+
+    def __init__(self, file: Path, holds_for: str) -> None:
+        self.file, self.holds_for, self.is_written = file, holds_for, False
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
+        assert pl_module.micro_batch_size is not None
+        size = torch.tensor(pl_module.micro_batch_size)  # all divide a device's share, so the smallest does
+        if pl_module.side_group is not None:
+            dist.all_reduce(size, op=dist.ReduceOp.MIN, group=pl_module.side_group)
+        pl_module.micro_batch_size = int(size)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Objective, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self.is_written:
+            self._remember(trainer, pl_module.micro_batch_size)
+
+    def on_exception(self, trainer: Trainer, pl_module: Objective, exception: BaseException) -> None:
+        """Where it did not fit after all, the same command goes on with the next smaller size."""
+        size = pl_module.micro_batch_size
+        if is_out_of_memory(exception) and size is not None and size > 1:
+            self._remember(trainer, max(n for n in range(1, size) if size % n == 0))
+
+    def _remember(self, trainer: Trainer, size: int | None) -> None:
+        self.is_written = True
+        if trainer.is_global_zero:
+            sizes = remembered_sizes(self.file) | {self.holds_for: size}
+            write_atomically(self.file, json.dumps(sizes, indent=1) + "\n")

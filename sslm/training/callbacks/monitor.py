@@ -1,0 +1,194 @@
+"""What a person sees of a run: rows in metrics.jsonl, a bar or plain lines, samples, and curves.png.
+
+The loss is read from the device only at logged steps; in between nothing waits.
+"""
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, Trainer
+from transformers import PreTrainedConfig
+
+from sslm.models import flops
+from sslm.models.build import on_meta
+from sslm.parallel.planning import machines
+from sslm.runs import curves
+from sslm.runs.folder import RunFolder
+from sslm.system.terminal import TrainingProgress, say
+from sslm.training.module import Objective
+
+SECONDS_BETWEEN_CURVES = 60.0
+
+
+class Monitor(Callback):
+    """Args:
+    run_dir: where metrics.jsonl and curves.png go.
+    total_steps: the run's last step.
+    batch_tokens: tokens per optimizer step, over all devices.
+    model_config: the model's config, from which its FLOPs and so MFU follow; None: no MFU.
+    unigram_loss: drawn in curves.png as what is to be beaten.
+    """
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        total_steps: int,
+        batch_tokens: int,
+        model_config: PreTrainedConfig | None = None,
+        unigram_loss: float | None = None,
+    ) -> None:
+        self.run = RunFolder(Path(run_dir))
+        self.total_steps, self.batch_tokens = total_steps, batch_tokens
+        self.model_config, self.unigram_loss = model_config, unigram_loss
+        self.bar: TrainingProgress | None = None
+
+    def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
+        """Work out the model's FLOPs and the devices' peak, while nothing else runs."""
+        self.flops_per_token: float | None = None
+        self.peak_flops: float | None = None
+        if self.model_config is None or not trainer.is_global_zero:
+            return
+        model, data = on_meta(self.model_config, pl_module.auto_class), trainer.datamodule
+        row = data.val_rows(1)
+        input_len, target_len = row["input_ids"].shape[1], row["labels"].shape[1]
+        if (per_row := flops.flops_per_sequence(model, input_len, target_len, data.max_scored)) is not None:
+            self.flops_per_token = per_row / data.seq_len
+        in_bf16 = "bf16" in str(trainer.precision) or next(pl_module.network.parameters()).dtype == torch.bfloat16
+        peak = machines.peak_flops(trainer.strategy.root_device, torch.bfloat16 if in_bf16 else torch.float32)
+        self.peak_flops = peak * trainer.world_size if peak else None
+
+    def on_train_start(self, trainer: Trainer, pl_module: Objective) -> None:
+        if trainer.is_global_zero:
+            self.run.drop_metrics_after(trainer.global_step)
+            self.bar = TrainingProgress(self.total_steps, trainer.global_step)
+        self._drawn_at = pl_module.batch_ended_at = time.perf_counter()
+        self._start_interval(trainer)
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Objective) -> None:
+        """Lightning's epochs after the first: the run may have gone back."""
+        if trainer.current_epoch == 0:
+            return
+        if trainer.is_global_zero:
+            self._close()
+            self.run.drop_metrics_after(trainer.global_step)
+            self.bar = TrainingProgress(self.total_steps, trainer.global_step)
+        pl_module.batch_ended_at = time.perf_counter()
+        self._start_interval(trainer)
+
+    def _start_interval(self, trainer: Trainer) -> None:
+        self._interval_step, self._busy, self._data_wait = trainer.global_step, 0.0, 0.0
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:
+        self._data_wait += time.perf_counter() - pl_module.batch_ended_at
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
+    ) -> None:
+        is_logged = trainer.global_step % trainer.log_every_n_steps == 0
+        loss_sums = outputs["loss_sums"].tolist() if is_logged else []  # waits for the device
+        self._busy += time.perf_counter() - pl_module.batch_ended_at
+        if is_logged:
+            if trainer.is_global_zero:
+                self._log_step(trainer, outputs, loss_sums)
+            self._start_interval(trainer)
+        elif trainer.is_global_zero and (remarkable := self._remarkable(trainer, outputs)):
+            step = {"step": trainer.global_step, "tokens": trainer.global_step * self.batch_tokens, "lr": outputs["lr"]}
+            self._write(step | remarkable)
+
+    def _remarkable(self, trainer: Trainer, outputs: dict[str, Any]) -> dict[str, Any]:
+        """What is to be said of a step even where it is not a logged one: that it is out of the ordinary, or that examples which would
+        have stood there were skipped."""
+        row: dict[str, Any] = {}
+        if (anomaly := outputs["anomaly"]) is not None:
+            row |= {"train/loss": anomaly.loss, "grad_norm": anomaly.grad_norm, "anomaly": anomaly.kind}
+        if (data := getattr(trainer, "datamodule", None)) is not None:
+            end = trainer.global_step * data.batch_size
+            if skipped := data.train_stream.skipped_at(end - data.batch_size, end):
+                row["skipped_positions"] = skipped
+        return row
+
+    def _log_step(self, trainer: Trainer, outputs: dict[str, Any], loss_sums: list[float]) -> None:
+        loss = sum(loss_sums) / max(sum(outputs["scored"]), 1)
+        seconds = max(self._busy, 1e-9)  # of fetching and stepping, without validation and saving
+        speed = (trainer.global_step - self._interval_step) * self.batch_tokens / seconds
+        row = {
+            "step": trainer.global_step,
+            "tokens": trainer.global_step * self.batch_tokens,
+            "train/loss": loss,
+            "lr": outputs["lr"],
+            "grad_norm": float(outputs["grad_norm"]),
+            "tokens_per_second": round(speed, 1),
+            "mfu": round(mfu, 4) if (mfu := self._mfu(speed)) is not None else None,
+            "data_wait": round(self._data_wait / seconds, 4),
+            "batch_digest": f"{outputs['digest']:016x}",
+            **self._remarkable(trainer, outputs),
+            **self._per_source(trainer, outputs["scored"], loss_sums),
+        }
+        self._write(row)
+        if trainer.logger is not None:
+            numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("step", "train/loss")}
+            trainer.logger.log_metrics(numbers, step=trainer.global_step)
+        if self.bar is not None:
+            self.bar.step(trainer.global_step, loss, speed, row["mfu"])
+
+    def _per_source(self, trainer: Trainer, scored: list[int], loss_sums: list[float]) -> dict[str, float]:
+        """Of a mixture: each source's loss in this step (where it had any part in it), and its tokens and epochs so far."""
+        data = trainer.datamodule
+        if not data.mixes:
+            return {}
+        row: dict[str, float] = {}
+        seen = data.train_stream.seen(trainer.global_step * data.batch_size)
+        for (name, (examples, epochs)), n, loss_sum in zip(seen.items(), scored, loss_sums, strict=True):
+            if n:
+                row[f"train/loss/{name}"] = loss_sum / n
+            row |= {f"tokens/{name}": examples * data.seq_len, f"epochs/{name}": round(epochs, 4)}
+        return row
+
+    def _mfu(self, tokens_per_second: float) -> float | None:
+        """Model FLOPs utilisation: the model's FLOP/s over the devices' peak (Chowdhery et al. 2022)."""
+        if not (self.flops_per_token and self.peak_flops):
+            return None
+        return tokens_per_second * self.flops_per_token / self.peak_flops
+
+    def on_validation_end(self, trainer: Trainer, pl_module: Objective) -> None:
+        if trainer.state.fn != "fit" or trainer.sanity_checking:
+            return
+        samples = pl_module.samples(trainer.datamodule)
+        if trainer.is_global_zero:
+            values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
+            row = {
+                "step": trainer.global_step,
+                "tokens": trainer.global_step * self.batch_tokens,
+                **values,
+                "samples": samples,
+            }
+            self._write(row)
+            say(f"step {trainer.global_step:>6}  " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
+            for sample in samples:
+                say(f"    {sample}")
+            if time.perf_counter() - self._drawn_at > SECONDS_BETWEEN_CURVES:
+                self.draw()
+
+    def on_train_end(self, trainer: Trainer, pl_module: Objective) -> None:
+        self._close()
+        if trainer.is_global_zero:
+            self.draw()
+
+    def on_exception(self, trainer: Trainer, pl_module: Objective, exception: BaseException) -> None:
+        self._close()
+
+    def _close(self) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def draw(self) -> None:
+        curves.draw_curves(self.run.rows(), self.run.curves, str(self.run.path), self.unigram_loss)
+        self._drawn_at = time.perf_counter()
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with open(self.run.metrics, "a", encoding="utf-8") as stream:
+            stream.write(json.dumps(row, ensure_ascii=False) + "\n")

@@ -1,0 +1,97 @@
+"""Stopping on request: a signal to any one rank, --stop_after, or the end of a SLURM job's time, ends the run at a step boundary with
+everything saved.
+
+A signal handler only sets a flag; the flag rides in the step's collective, so all ranks stop at the same step. Lightning's
+own handler loses work or hangs (its issue 20825): it is replaced, and its broadcast per batch switched off. Before the first
+step there is nothing to save: signals end the process at once (signals.py).
+"""
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from types import FrameType
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from sslm.config import parse_stop_after
+from sslm.system.signals import STOP_SIGNALS
+from sslm.training.module import Objective
+
+RESERVE_SECONDS = 30.0
+"""Before a job's end, beside the time that saving takes: for leaving, and for clocks that differ."""
+
+
+class Preemption(Callback):
+    """Args:
+    stop_after: a time (`3h50m`) or a number of this command's steps (`200steps`); None: neither.
+    started_at: by time.monotonic, when the time began to run.
+    saving_seconds: how long saving has taken so far; None: nothing was saved yet.
+    """
+
+    def __init__(
+        self, stop_after: str | None, started_at: float, saving_seconds: Callable[[], float | None] = lambda: None
+    ) -> None:
+        seconds, self.steps = parse_stop_after(stop_after) if stop_after else (None, None)
+        self.saving_seconds = saving_seconds
+        self.ends = {} if seconds is None else {"--stop_after": started_at + seconds}
+        """What ends the run -> by when all must be saved, by time.monotonic."""
+        if (end := seconds_to_job_end()) is not None:
+            self.ends["the job's time limit"] = time.monotonic() + end - RESERVE_SECONDS
+        self.first_step = 0
+        self.longest_step = 0.0
+        """Seconds from one step's beginning to the next one's, validation included."""
+        self._step_began: float | None = None
+        self._handlers: dict[int, Any] = {}
+        self.reason = ""
+        self.stopped = False
+        """Whether the run ended here, before its end."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Objective) -> None:
+        self.first_step = trainer.global_step
+        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+
+        def handle(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGINT and pl_module.stop_requested:
+                raise KeyboardInterrupt
+            self.reason = signal.Signals(number).name
+            pl_module.stop_requested = True
+
+        self._handlers = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+        if trainer.received_sigterm:  # while Lightning's handler was there
+            handle(signal.SIGTERM, None)
+
+    def teardown(self, trainer: Trainer, pl_module: Objective, stage: str) -> None:
+        for number, before in self._handlers.items():
+            signal.signal(number, before)
+        self._handlers = {}
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:
+        now = time.monotonic()
+        if self._step_began is not None:
+            self.longest_step = max(self.longest_step, now - self._step_began)
+        self._step_began = now
+        if self.steps is not None and trainer.global_step + 1 - self.first_step >= self.steps:
+            self._stop(pl_module, "--stop_after")
+        for what, end in self.ends.items():
+            if now + self.longest_step + 1.5 * (self.saving_seconds() or 0.0) > end:
+                self._stop(pl_module, what)
+
+    def _stop(self, pl_module: Objective, why: str) -> None:
+        self.reason = self.reason or why
+        pl_module.stop_requested = True
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
+    ) -> None:
+        if outputs["stop"] and trainer.global_step < trainer.max_steps and not pl_module.judge.must_rewind:
+            self.stopped = trainer.should_stop = True
+            self.reason = self.reason or "a signal to another process"
+            trainer.fit_loop.epoch_loop._skip_next_val = True  # Lightning would validate; Validation decides when
+
+
+def seconds_to_job_end() -> float | None:
+    """Until SLURM ends this job; None: it is no job, or has no end."""
+    end = os.environ.get("SLURM_JOB_END_TIME", "")
+    return int(end) - time.time() if end.isdecimal() else None

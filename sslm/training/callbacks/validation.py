@@ -1,0 +1,30 @@
+"""Validate at step 0, every `every` optimizer steps, and at the end, before the checkpoint of that step is written."""
+
+from typing import Any
+
+from lightning.pytorch import Callback, Trainer
+
+from sslm.training.lightning import validate
+from sslm.training.module import Objective
+
+
+class Validation(Callback):
+    """Args:
+    every: optimizer steps between validations.
+    total_steps: the run's last step.
+    """
+
+    def __init__(self, every: int, total_steps: int) -> None:
+        self.every, self.total_steps = every, total_steps
+
+    def on_train_start(self, trainer: Trainer, pl_module: Objective) -> None:
+        if trainer.global_step == 0:
+            validate(trainer)
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Objective, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if pl_module.judge.must_rewind:
+            return
+        if trainer.global_step % self.every == 0 or trainer.global_step >= self.total_steps:
+            validate(trainer)

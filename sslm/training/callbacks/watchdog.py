@@ -1,0 +1,214 @@
+"""A run that no longer makes progress leaves behind where each rank stood, names the one that stopped first, and ends.
+
+Two threads of each rank watch. One writes this rank's heartbeat, and looks whether it is time to end. The other looks only whether
+the first still does, for it may hang in the same file system as the run. On a stall each rank writes the stacks of all its threads;
+the lowest rank whose process is alive tells all about it, in one sentence and in status.json; all end with exit code 1, and a
+scheduler starts the run again. A collective's own time limit (`timeouts`) stays what it is.
+"""
+
+import faulthandler
+import os
+import shutil
+import signal
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from sslm.runs.folder import RunFolder
+from sslm.system import heartbeats
+from sslm.system.errors import FAILED
+from sslm.system.heartbeats import Heartbeat, Patience, own
+
+FIRST_STEPS, TIMES_AS_LONG = 2, 10
+"""The first steps of a process, in which things are compiled and caches filled, may take so many times as long."""
+
+
+class Watchdog(Callback):
+    """Args:
+    run_dir: where `stacks` and status.json are.
+    seconds: without progress of any rank, after which the run ends.
+    """
+
+    def __init__(self, run_dir: Path, seconds: float) -> None:
+        self.run, self.seconds = RunFolder(run_dir), seconds
+        self.folder = self.run.stacks
+        self.interval = min(max(seconds / 8, 0.2), 10.0)
+        """Seconds between heartbeats."""
+        self.rank, self.world, self.local_rank, self.start = 0, 1, 0, ""
+        self.looks, self.has_stacks = 0, False
+        self.patience = Patience(2 * self.interval)
+        self._ended = threading.Event()
+        self._threads: list[threading.Thread] = []
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.rank, self.world, self.local_rank = trainer.global_rank, trainer.world_size, trainer.local_rank
+        if self.rank == 0:
+            self._make_room()
+        self.start = trainer.strategy.broadcast(os.urandom(8).hex())
+        self._remove_own_files()
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own.rounds, self.patience = 0, Patience(2 * self.interval)
+        own.begin(trainer.global_step + 1, "beginning")
+        self._ended.clear()
+        self._threads = [
+            threading.Thread(target=watch, daemon=True, name=f"watchdog {watch.__name__}")
+            for watch in (self._watch, self._watch_the_watch)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
+        own.turn("taking the step")
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        own.begin(trainer.global_step + 1, "loading the batch")
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own.turn("validating")
+
+    def on_validation_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        own.turn("validating")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        own.turn("ending the step")
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        self._stop()
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        if not self._threads:
+            return
+        self._ended.set()
+        for thread in self._threads:
+            thread.join(timeout=60)  # its file system may hang
+        self._threads = []
+        self._remove_own_files()
+        with suppress(OSError):  # the last rank to come here finds it empty
+            self.folder.rmdir()
+
+    def _make_room(self) -> None:
+        """Keep aside what the last stall left; all else of former starts goes."""
+        former = self.folder.with_name("stacks.former")
+        if (self.folder / "stalled").exists():
+            shutil.rmtree(former, ignore_errors=True)
+            with suppress(OSError):
+                os.replace(self.folder, former)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def _remove_own_files(self) -> None:
+        for file in (heartbeats.heartbeat_file(self.folder, self.rank), heartbeats.stacks_file(self.folder, self.rank)):
+            with suppress(OSError):
+                file.unlink()
+
+    # -------------------------------------------------------------------------------------------- what the threads do
+
+    @property
+    def limit(self) -> float:
+        return self.seconds * (TIMES_AS_LONG if own.rounds <= FIRST_STEPS else 1)
+
+    def _watch(self) -> None:
+        while True:
+            self._write_heartbeat()
+            if self._told_of_a_stall() or self.patience.is_over(time.monotonic(), own.beats, self.limit, self._others):
+                try:
+                    self._leave_word()
+                finally:
+                    os._exit(FAILED)
+            if self._ended.wait(self.interval):
+                return
+
+    def _watch_the_watch(self) -> None:
+        patience = Patience(2 * self.interval)
+        while not self._ended.wait(self.interval):
+            if patience.is_over(time.monotonic(), own.beats + self.looks, self.limit, dict):
+                faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+                print(f"error: rank {self.rank}: no progress for {self.limit:g} s in step {own.step}, {own.what}, and {self.folder} can't "
+                      f"be written; its stacks stand above", file=sys.stderr, flush=True)  # fmt: skip
+                os._exit(FAILED)
+
+    def _write_heartbeat(self) -> None:
+        self.looks += 1
+        at, waits = heartbeats.place()
+        mine = Heartbeat(
+            self.start, self.rank, socket.gethostname(), os.getpid(), own.step, own.rounds, own.turns, own.beats, own.what,
+            round(self.patience.idle, 1), at, waits, self.looks, self.has_stacks,
+        )  # fmt: skip
+        with suppress(OSError):  # the disk may be full
+            self.folder.mkdir(exist_ok=True)
+            heartbeats.write(self.folder, mine)
+
+    def _others(self) -> dict[int, int]:
+        found = heartbeats.read(self.folder, range(self.world), self.start)
+        return {rank: heartbeat.beats for rank, heartbeat in found.items() if rank != self.rank}
+
+    def _told_of_a_stall(self) -> bool:
+        """Whether another rank has ended its patience."""
+        try:
+            return (self.folder / "stalled").read_text() == self.start
+        except OSError:
+            return False
+
+    # -------------------------------------------------------------------------------------------- a stall
+
+    def _leave_word(self) -> None:
+        """Write the stacks; tell what happened, where no lower rank does; end a parent that can't end itself."""
+        self._write_stacks()
+        self._go_on(2 * self.interval + 3)  # for the others' stacks
+        tells = not any(
+            heartbeat.has_stacks
+            for rank in range(self.rank)
+            for heartbeat in heartbeats.read(self.folder, [rank], self.start).values()
+        )
+        ranks = range(self.world) if tells else [self.rank - self.local_rank]
+        before = heartbeats.read(self.folder, ranks, self.start)
+        self._go_on(self.interval + 1 if tells else 2 * self.interval + 5)  # whoever tells must not be ended meanwhile
+        after = heartbeats.read(self.folder, ranks, self.start)
+        silent = heartbeats.silent(before, after)
+        if tells:
+            self._tell(heartbeats.told(after, silent, self.world, self.limit, self.folder))
+        for rank in silent:  # the parent of this process may be paused: its children, as a scheduler, wait for it
+            if (after[rank].pid, after[rank].host) == (os.getppid(), socket.gethostname()):
+                os.kill(after[rank].pid, signal.SIGKILL)
+
+    def _write_stacks(self) -> None:
+        try:
+            self.folder.mkdir(exist_ok=True)
+            with open(heartbeats.stacks_file(self.folder, self.rank), "w") as file:
+                faulthandler.dump_traceback(file, all_threads=True)
+            self.has_stacks = True
+            self._write_heartbeat()
+            (self.folder / "stalled").write_text(self.start)
+        except OSError:
+            faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
+
+    def _go_on(self, seconds: float) -> None:
+        """Wait, with a heart that beats."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            time.sleep(min(self.interval, max(end - time.monotonic(), 0)))
+            self._write_heartbeat()
+
+    def _tell(self, sentence: str) -> None:
+        print(f"error: {sentence}", file=sys.stderr, flush=True)
+        with suppress(OSError):
+            self.run.write_status("failed", exit_code=FAILED, step=own.step - 1, reason=sentence)

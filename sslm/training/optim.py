@@ -1,0 +1,232 @@
+"""Optimizer, clipping and learning-rate schedules; a schedule is a pure function of the step."""
+
+import hashlib
+import math
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Replicate
+from torch.optim.adamw import adamw
+
+from sslm.config import OptimConfig
+from sslm.models.weights import local_part
+from sslm.runs.checkpoints.states import MOMENTS
+
+PIECE = 1 << 24
+"""Elements of a bf16 weight that are updated at a time: each takes about 20 bytes of passing memory."""
+
+
+def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
+    """The rate of optimizer step `step` (0-based) of `total_steps`.
+
+    Linear warm-up, then one of: cosine to `min_lr_ratio` (Loshchilov & Hutter 2017, arXiv:1608.03983); WSD, constant until
+    the last `decay_fraction`, then linear (Hu et al. 2024, arXiv:2404.06395); constant.
+
+    >>> learning_rate(0, 100, OptimConfig(lr=1.0, warmup_steps=10))
+    0.1
+    >>> learning_rate(99, 100, OptimConfig(lr=1.0, warmup_steps=10, schedule="wsd", min_lr_ratio=0.0))
+    0.05
+    """
+    assert optim.lr is not None
+    if step < optim.warmup_steps:
+        return optim.lr * (step + 1) / optim.warmup_steps
+    if optim.schedule == "cosine":
+        done = (step - optim.warmup_steps) / max(total_steps - optim.warmup_steps, 1)
+        share = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
+    elif optim.schedule == "wsd":
+        decay_steps = max(round(total_steps * optim.decay_fraction), 1)
+        share = min((total_steps - step) / decay_steps, 1.0)
+    else:
+        share = 1.0
+    return (
+        optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * max(share, 0.0))
+        if optim.schedule != "constant"
+        else optim.lr
+    )
+
+
+def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
+    """Matrices decay; vectors (norms, biases) don't. A group is of one device mesh: kernels for many tensors don't mix them."""
+    groups: dict[tuple[bool, DeviceMesh | None], list[nn.Parameter]] = {}
+    for parameter in sorted((p for p in module.parameters() if p.requires_grad), key=lambda p: p.ndim < 2):
+        mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
+        groups.setdefault((parameter.ndim >= 2, mesh), []).append(parameter)
+    return [
+        {"params": members, "weight_decay": weight_decay if decays else 0.0} for (decays, _), members in groups.items()
+    ]
+
+
+def build_optimizer(module: nn.Module, optim: OptimConfig, seed: int = 0) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused on GPUs; weights in bf16 are rounded stochastically.
+
+    Args:
+        seed: of that rounding.
+    """
+    assert optim.lr is not None
+    groups, betas = parameter_groups(module, optim.weight_decay), (optim.beta1, optim.beta2)
+    if any(p.dtype == torch.bfloat16 for p in module.parameters()):
+        return RoundingAdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, seed=seed)
+    on_gpu = any(p.device.type == "cuda" for p in module.parameters())
+    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=on_gpu)
+
+
+# ------------------------------------------------------------------------------------------------ weights in bf16
+
+
+class RoundingAdamW(torch.optim.AdamW):
+    """AdamW for weights in bf16: moments and arithmetic in fp32, and the new weight rounded stochastically.
+
+    Rounded to nearest, a bf16 weight w keeps no change below |w| / 512, and late in training most are. Rounded to one
+    of its two neighbours, with chances that make the mean exact, it keeps all of them on average (Zamirai et al. 2020,
+    arXiv:2010.06192). What is drawn is a function of (seed, step, parameter, part of a sharded parameter): there is nothing to
+    save, and replicas of a weight stay alike.
+
+    Args:
+        groups: as for `torch.optim.AdamW`; tensors may be plain or DTensors, of bf16 or of a wider type.
+        seed: of the rounding.
+    """
+
+    def __init__(
+        self,
+        groups: Iterable[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(groups, lr=lr, betas=betas, eps=eps)
+        self.seed = seed
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        everything = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
+        for index, (parameter, group) in enumerate(everything):
+            if parameter.grad is not None:
+                self._update(parameter, group, index)
+        return loss
+
+    def _update(self, parameter: Tensor, group: dict[str, Any], index: int) -> None:
+        state, wide = self.state[parameter], torch.promote_types(parameter.dtype, torch.float32)
+        if not state:
+            state["step"] = torch.tensor(0.0)  # on the CPU: it is read here, and that must not wait for a GPU
+            for name in MOMENTS:
+                state[name] = torch.zeros_like(parameter, dtype=wide, memory_format=torch.contiguous_format)
+        done = int(state["step"])
+        digest = hashlib.blake2b(f"{self.seed} {done} {index} {_part(parameter)}".encode(), digest_size=8).digest()
+        generator = torch.Generator(parameter.device).manual_seed(int.from_bytes(digest, "little"))
+        tensors = (parameter, _placed_like(parameter, parameter.grad), state["exp_avg"], state["exp_avg_sq"])
+        for weight, gradient, mean, square in zip(*map(_pieces, tensors), strict=True):
+            updated = weight.to(wide).contiguous()
+            adamw(
+                [updated], [gradient.to(wide).contiguous()], [mean], [square], [],
+                [torch.full((), done, dtype=torch.float32, device=weight.device)], fused=True, amsgrad=False,
+                beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
+                eps=group["eps"], maximize=False,
+            )  # fmt: skip
+            weight.copy_(rounded_to_bf16(updated, generator) if weight.dtype == torch.bfloat16 else updated)
+        state["step"] += 1
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """As torch's, which would round the moments to the weights' type."""
+        states = state_dict["state"]
+        steps = {key: {k: v for k, v in state.items() if k not in MOMENTS} for key, state in states.items()}
+        super().load_state_dict({**state_dict, "state": steps})
+        keys = [key for group in state_dict["param_groups"] for key in group["params"]]
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
+        for parameter, key in zip(parameters, keys, strict=True):
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            for name in MOMENTS if key in states else ():
+                self.state[parameter][name] = states[key][name].to(device=parameter.device, dtype=wide)
+
+
+def rounded_to_bf16(values: Tensor, generator: torch.Generator) -> Tensor:
+    """fp32 values, each set to one of the two bf16 values around it, whose mean over all draws it is; NaN and infinity stay.
+
+    The lower half of an fp32 is what bf16 lacks: it is carried over with chance (lower half) / 65536.
+    """
+    bits = values.view(torch.int32)
+    drawn = torch.empty_like(bits).random_(0, 1 << 16, generator=generator)
+    rounded = drawn.add_(bits).bitwise_and_(-1 << 16).view(torch.float32)
+    return torch.where(values.isnan(), values, rounded).to(torch.bfloat16)  # a NaN's carry may reach its sign: -0
+
+
+def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
+    """This device's part of a tensor, cut along its first dimension; views."""
+    here = local_part(tensor)
+    here = here if here.ndim else here[None]
+    pieces: tuple[Tensor, ...] = torch.split(here, max(PIECE * len(here) // max(here.numel(), 1), 1))
+    return pieces
+
+
+# ------------------------------------------------------------------------------------------------ clipping
+
+
+@torch.no_grad()
+def clip_gradient(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
+    """Scale gradients in place so that their global norm is at most `max_norm`; all ranks call it together.
+
+    Args:
+        parameters: plain tensors or DTensors of any meshes; what is plain or replicated is the same on all ranks.
+        max_norm: infinity: measure only.
+
+    Returns:
+        The norm before that, of the whole model, a scalar of at least fp32; nothing waits for the device.
+    """
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    if not gradients:
+        return torch.tensor(0.0)
+    wide = torch.promote_types(gradients[0].dtype, torch.float32)
+    shared: dict[tuple[DeviceMesh | None, tuple[int, ...]], list[Tensor]] = {}
+    for gradient in map(_summed, gradients):
+        mesh = gradient.device_mesh if isinstance(gradient, DTensor) else None
+        shared.setdefault((mesh, _sharded_dims(gradient)), []).append(local_part(gradient))
+    total = torch.zeros((), dtype=wide, device=gradients[0].device)
+    for (mesh, dims), tensors in shared.items():
+        squares = torch.stack(torch._foreach_norm(tensors, 2, dtype=wide)).square().sum()
+        for dim in dims:
+            assert mesh is not None
+            dist.all_reduce(squares, group=mesh.get_group(dim))
+        total += squares
+    norm = total.sqrt()
+    if math.isfinite(max_norm):
+        torch._foreach_mul_([local_part(g) for g in gradients], (max_norm / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
+def _sharded_dims(tensor: Tensor) -> tuple[int, ...]:
+    """Dimensions of its mesh along which devices hold different parts of a tensor."""
+    if not isinstance(tensor, DTensor):
+        return ()
+    return tuple(dim for dim, placement in enumerate(tensor.placements) if not placement.is_replicate())
+
+
+def _part(tensor: Tensor) -> list[int]:
+    """Which part of a sharded tensor this device holds; devices that hold the same one say the same."""
+    if not isinstance(tensor, DTensor):
+        return []
+    here = tensor.device_mesh.get_coordinate()
+    assert here is not None
+    return [here[dim] for dim in _sharded_dims(tensor)]
+
+
+def _summed(gradient: Tensor) -> Tensor:
+    """A gradient of which each device has a summand, summed."""
+    if not isinstance(gradient, DTensor):
+        return gradient
+    return gradient.redistribute(placements=[Replicate() if p.is_partial() else p for p in gradient.placements])
+
+
+def _placed_like(parameter: Tensor, gradient: Tensor | None) -> Any:
+    """A gradient, distributed as its parameter is."""
+    if isinstance(parameter, DTensor) and isinstance(gradient, DTensor):
+        return gradient.redistribute(placements=parameter.placements)
+    return gradient

@@ -1,0 +1,91 @@
+"""What a person is told of a run: before it, what will be trained on what; after it, where the model is and what to do next."""
+
+from typing import TYPE_CHECKING
+
+from sslm.config import Config
+from sslm.runs.folder import RunFolder
+from sslm.system.terminal import count, say
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from sslm.data.module import DataModule
+    from sslm.parallel.launch import Launch
+
+UNREAD_SHARE = 0.01
+"""Windows don't cross shards; of the tokens at shards' ends that stand in none, more than this is worth a word."""
+
+
+def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> None:
+    """Say what will be trained on what."""
+    from sslm.data.stream.packing import Packed
+
+    stream, steps = data.train_stream, config.total_steps
+    corpora = [source.corpus for source in stream.sources]
+    documents = sum(corpus.num_documents for corpus in corpora)
+    say(f"{f'Text: {documents:,} documents' if documents else 'Ids of other tools'}, {count(sum(c.num_tokens for c in corpora))} tokens of "
+        f"{data.vocab_size:,} kinds; {stream.num_windows:,} training and {data.val_stream.num_windows:,} held-out sequences of "
+        f"{config.seq_len}")  # fmt: skip
+    for source in stream.sources:
+        of_it = f" of {source.name}" if source.name else ""
+        if isinstance(source.windows, Packed):
+            say(f"Packing{of_it}: {source.windows.fill:.1%} of the places hold a token")
+        elif source.windows.num_unread > UNREAD_SHARE * source.corpus.num_tokens:
+            say(f"Warning: {count(source.windows.num_unread)} tokens{of_it} stand in no sequence of {config.seq_len}: its shards are short; "
+                f"prepare it with larger ones, or lower --seq_len")  # fmt: skip
+    say(f"Model: {config.objective.name}, {model.config.model_type} with {count(model.num_parameters())} parameters")
+    say(f"Training: {steps} steps of {config.batch_size} sequences, {count(steps * config.batch_size * config.seq_len)} tokens"
+        + ("" if data.mixes else f", {steps * config.batch_size / stream.num_windows:.2f} epochs"))  # fmt: skip
+    if data.mixes:
+        describe_mixture(config, data)
+    say(
+        f"Unigram loss: {data.unigram_loss:.4f} nats/token on held-out text, with the frequencies of targets alone (to be beaten)"
+    )
+
+
+def describe_launch(config: Config, on: "Launch", why: str) -> None:
+    """Say on what and how it will be trained, and what was asked for that this strategy knows nothing of."""
+    from sslm.parallel.strategies import without_effect
+
+    nodes = f"{on.num_nodes} nodes of " if on.num_nodes > 1 else ""
+    devices = f"{on.devices} {on.accelerator.upper()}{'s' if on.devices > 1 else ''}"
+    say(f"Launch: {on.strategy} on {nodes}{devices} ({why}), {on.precision}")
+    if idle := without_effect(config, on.strategy):
+        say(f"Warning: --strategy {on.strategy} knows nothing of {', '.join(idle)}")
+
+
+def describe_mixture(config: Config, data: "DataModule") -> None:
+    """Each source's share of the run, and a warning where it is read more often than asked."""
+    positions = config.total_steps * config.batch_size
+    for source, (examples, epochs) in zip(
+        config.data.sources or [], data.train_stream.seen(positions).values(), strict=True
+    ):
+        name = source.name or source.path
+        say(
+            f"  {name}: {examples / positions:.2%} of the run, {count(examples * config.seq_len)} tokens, {epochs:.2f} epochs"
+        )
+        if epochs > source.max_epochs:
+            say(f"Warning: {name} will be read {epochs:.1f} times, more than its max_epochs {source.max_epochs:g}; lower its weight, "
+                f"bring more text, or raise max_epochs")  # fmt: skip
+
+
+def summarise(config: Config, run: RunFolder, data: "DataModule") -> None:
+    """Where the model is, how to load it, how to go on, what to try next."""
+    from sslm.runs.export import auto_class_of, own_code
+
+    measured = [row for row in run.rows() if "val/loss" in row]
+    say()
+    if measured:
+        first, last = measured[0], measured[-1]
+        per_byte = f" ({last['val/bits_per_byte']:.3f} bits per byte)" if "val/bits_per_byte" in last else ""
+        say(f"Held-out loss {first['val/loss']:.4f} -> {last['val/loss']:.4f} nats/token{per_byte}; unigram loss "
+            f"{data.unigram_loss:.4f}")  # fmt: skip
+    say(f"Model:    {run.export}")
+    classes = [auto_class_of(run.export), *(["AutoTokenizer"] if data.tokenizer is not None else [])]
+    say(f"  from transformers import {', '.join(classes)}")
+    for name, loader in zip(("model", "tokenizer"), classes, strict=False):
+        say(f"  {name} = {loader}.from_pretrained({str(run.export)!r}{own_code(run.export)})")
+    say(f"Curves:   {run.curves}")
+    say(f"Go on:    the same command with --max_steps {2 * config.total_steps}")
+    if config.data.train is None and not config.data.sources:
+        say("Next:     python -m sslm.train --data.train YOUR.txt --run_dir runs/mine")
