@@ -61,9 +61,13 @@ def _start(
     task |= {"answer": str(folder / "answer.json"), "started": time.monotonic()}
     with open(folder / "stdout", "wb") as out, open(folder / "stderr", "wb") as err:
         process = subprocess.Popen(
-            [sys.executable, *options, str(MEASURE), json.dumps(task)], stdout=out, stderr=err, stdin=subprocess.DEVNULL,
-            env=os.environ | {key: str(value) for key, value in env.items()}, start_new_session=True,
-        )  # fmt: skip
+            [sys.executable, *options, str(MEASURE), json.dumps(task)],
+            stdout=out,
+            stderr=err,
+            stdin=subprocess.DEVNULL,
+            env=os.environ | {key: str(value) for key, value in env.items()},
+            start_new_session=True,
+        )
     return process, folder / "stderr"
 
 

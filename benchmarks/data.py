@@ -28,9 +28,15 @@ from children import measure, measure_ranks
 from text import set_up
 
 PACKAGES = {
-    "sslm": "sslm", "sslm_mixture": "sslm", "litdata": "litdata", "mosaic": "streaming", "hf_map": "torchdata", "hf_streaming": "torchdata",
-    "megatron": "torch", "limit": "torch",
-}  # fmt: skip
+    "sslm": "sslm",
+    "sslm_mixture": "sslm",
+    "litdata": "litdata",
+    "mosaic": "streaming",
+    "hf_map": "torchdata",
+    "hf_streaming": "torchdata",
+    "megatron": "torch",
+    "limit": "torch",
+}
 """System -> what has to be importable."""
 BORROWED = {"hf_streaming": "", "sslm_mixture": "sslm"}
 """Systems that prepare nothing, and whose prepared form they read: none's, or another's."""
@@ -170,17 +176,30 @@ class Bench:
         return compare(seen, global_batches(before), global_batches(after))
 
     def _task(self, name: str, kind: str, batch_size: int, seq_len: int, workers: int) -> Task:
-        return {"reader": name, "kind": kind, "prepared": str(self._prepared(name, seq_len)),
-                "tokenizer": str(self.work / "tokenizer"), "batch_size": batch_size, "seq_len": seq_len,
-                "num_workers": workers}  # fmt: skip
+        return {
+            "reader": name,
+            "kind": kind,
+            "prepared": str(self._prepared(name, seq_len)),
+            "tokenizer": str(self.work / "tokenizer"),
+            "batch_size": batch_size,
+            "seq_len": seq_len,
+            "num_workers": workers,
+        }
 
     def _preparation(self, name: str, seq_len: int) -> Task:
         out = self._prepared(name, seq_len)
         for old in (out, out.with_name(out.name + "-few")):
             if name != "limit":
                 shutil.rmtree(old, ignore_errors=True)
-        return {"reader": name, "kind": "prepare", "text": str(self.work / "text"), "few": str(self.work / "few"),
-                "tokenizer": str(self.work / "tokenizer"), "prepared": str(out), "seq_len": seq_len}  # fmt: skip
+        return {
+            "reader": name,
+            "kind": "prepare",
+            "text": str(self.work / "text"),
+            "few": str(self.work / "few"),
+            "tokenizer": str(self.work / "tokenizer"),
+            "prepared": str(out),
+            "seq_len": seq_len,
+        }
 
     def _prepared(self, name: str, seq_len: int) -> Path:
         name = BORROWED.get(name, name)
@@ -247,9 +266,15 @@ def environment() -> dict[str, Any]:
         except metadata.PackageNotFoundError:
             continue
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return {"date": datetime.now(UTC).isoformat(timespec="seconds"), "python": platform.python_version(), "cpu": cpu,
-            "cores": len(os.sched_getaffinity(0)), "memory_bytes": memory, "kernel": platform.release(),
-            "versions": versions}  # fmt: skip
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "python": platform.python_version(),
+        "cpu": cpu,
+        "cores": len(os.sched_getaffinity(0)),
+        "memory_bytes": memory,
+        "kernel": platform.release(),
+        "versions": versions,
+    }
 
 
 def importable(names: list[str]) -> list[str]:
@@ -274,8 +299,12 @@ def choice(allowed: Any) -> Any:
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/data.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--text", type=Path, help="file or folder of text (.jsonl: field text); default: this Python's "
-                        "library and the packages installed in it")  # fmt: skip
+    parser.add_argument(
+        "--text",
+        type=Path,
+        help="file or folder of text (.jsonl: field text); default: this Python's "
+        "library and the packages installed in it",
+    )
     parser.add_argument("--tokens", type=int, default=24_000_000, help="tokens to prepare (default: %(default)s)")
     parser.add_argument(
         "--vocab_size", type=int, default=32_000, help="of the BPE trained on it (default: %(default)s)"

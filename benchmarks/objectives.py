@@ -108,9 +108,13 @@ def collator(corpus: Corpus, num: int, seq_len: int, kind: str, whole_words: boo
     mask; and to tell words apart the offsets, which a byte-level tokenizer has to be told to trim."""
     masked, random = (1.0, 0.0) if whole_words else (0.8, 0.1)  # with whole words it allows no others
     collate = DataCollatorForLanguageModeling(
-        corpus.tokenizer, whole_word_mask=whole_words, mask_replace_prob=masked, random_replace_prob=random,
-        return_tensors=kind, seed=SEED,
-    )  # fmt: skip
+        corpus.tokenizer,
+        whole_word_mask=whole_words,
+        mask_replace_prob=masked,
+        random_replace_prob=random,
+        return_tensors=kind,
+        seed=SEED,
+    )
     ids = corpus.windows(num, seq_len, seq_len)
     rows = {
         "input_ids": ids.tolist(),
@@ -263,19 +267,29 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     systems = set_up(corpus, num, seq_len)
     rates = measured(systems, options.rounds, options.seconds)
     return {
-        "command": " ".join(["python benchmarks/objectives.py", *sys.argv[1:]]), **environment(),
+        "command": " ".join(["python benchmarks/objectives.py", *sys.argv[1:]]),
+        **environment(),
         "versions": {package: metadata.version(package) for package in VERSIONS},
         "text": options.text.name if options.text else "this Python's library and packages",
-        "vocab_size": corpus.vocabulary.size, "batch_size": num, "seq_len": seq_len,
-        "rounds": options.rounds, "seconds": options.seconds,
-        "systems": {name: {"beside": system.beside, "tokens_per_second": rates[name]} for name, system in systems.items()},
-    }  # fmt: skip
+        "vocab_size": corpus.vocabulary.size,
+        "batch_size": num,
+        "seq_len": seq_len,
+        "rounds": options.rounds,
+        "seconds": options.seconds,
+        "systems": {
+            name: {"beside": system.beside, "tokens_per_second": rates[name]} for name, system in systems.items()
+        },
+    }
 
 
 def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="benchmarks/objectives.py", description=__doc__.split("\n")[0])
-    parser.add_argument("--text", type=Path, help="file or folder of text (.jsonl: field text); default: this Python's "
-                        "library and the packages installed in it")  # fmt: skip
+    parser.add_argument(
+        "--text",
+        type=Path,
+        help="file or folder of text (.jsonl: field text); default: this Python's "
+        "library and the packages installed in it",
+    )
     parser.add_argument(
         "--vocab_size", type=int, default=32_000, help="of the BPE trained on it (default: %(default)s)"
     )

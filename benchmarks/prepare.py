@@ -113,8 +113,10 @@ def show(rounds: list[dict[str, dict[str, Any]]], megabytes: float) -> None:
     print(f"{megabytes:.0f} MB, {tokens / 1e6:.1f} M tokens, {os.cpu_count()} cores, {len(rounds)} rounds")
     for side, name in (("limit", "encode_batch"), ("prepare", "sslm prepare")):
         seconds = median(side, "seconds")
-        print(f"{name:<13} {seconds:7.2f} s  {tokens / 1e6 / seconds:6.2f} M tokens/s  {median(side, 'cpu'):7.2f} s of CPU  "
-              f"peak {median(side, 'peak_mb'):5.0f} MB")  # fmt: skip
+        print(
+            f"{name:<13} {seconds:7.2f} s  {tokens / 1e6 / seconds:6.2f} M tokens/s  {median(side, 'cpu'):7.2f} s of CPU  "
+            f"peak {median(side, 'peak_mb'):5.0f} MB"
+        )
     ratios = [round["limit"]["seconds"] / round["prepare"]["seconds"] for round in rounds]
     print(f"ratio {statistics.median(ratios):.2f} (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})")
 

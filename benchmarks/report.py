@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 TITLES = {
-    "sslm": "**sslm**", "sslm_mixture": "**sslm**, two sources mixed, documents numbered", "litdata": "litData", "mosaic": "Mosaic streaming", "hf_map": "HF datasets (map)",
-    "hf_streaming": "HF datasets (streaming, tokenising)", "megatron": "Megatron-style flat file", "limit": "*limit*",
-}  # fmt: skip
+    "sslm": "**sslm**",
+    "sslm_mixture": "**sslm**, two sources mixed, documents numbered",
+    "litdata": "litData",
+    "mosaic": "Mosaic streaming",
+    "hf_map": "HF datasets (map)",
+    "hf_streaming": "HF datasets (streaming, tokenising)",
+    "megatron": "Megatron-style flat file",
+    "limit": "*limit*",
+}
 
 
 def markdown(results: dict[str, Any]) -> str:
@@ -59,8 +65,17 @@ def speed(results: dict[str, Any]) -> str:
 
 def start(results: dict[str, Any]) -> str:
     """Seconds and megabytes."""
-    columns = ["first batch w0", "w2", "w0 less imports", "resume at 50 % w0", "w2", "w0 less imports",
-               "peak MB w0", "w2", "preparing"]  # fmt: skip
+    columns = [
+        "first batch w0",
+        "w2",
+        "w0 less imports",
+        "resume at 50 % w0",
+        "w2",
+        "w0 less imports",
+        "peak MB w0",
+        "w2",
+        "preparing",
+    ]
     places = [(what, key) for what in ("start", "resume") for key in ("0", "2", "without_imports")]
     ours = results["systems"].get("sslm", {})
     rows = {}

@@ -52,8 +52,12 @@ def set_up(work: Path, text: Path | None, num_tokens: int, vocab_size: int) -> d
     _write(work / "text", texts)
     _write(work / "few", [text[:FEW_CHARS] for text in sorted(texts, key=len)[-FILES:]])
     joined = hashlib.sha256("\0".join(texts).encode())
-    found = asked | {"documents": used, "bytes": sum(len(t.encode()) for t in texts), "tokens": total,
-                     "sha256": joined.hexdigest()}  # fmt: skip
+    found = asked | {
+        "documents": used,
+        "bytes": sum(len(t.encode()) for t in texts),
+        "tokens": total,
+        "sha256": joined.hexdigest(),
+    }
     done.write_text(json.dumps(found, indent=1) + "\n")
     return found
 

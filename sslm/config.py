@@ -326,16 +326,51 @@ class Config:
 
 DEFAULT_STEPS = 700
 OPEN_SECTIONS = ("model", "objective")
-MAY_CHANGE = frozenset((
-    "accelerator", "devices", "num_nodes", "strategy", "tensor_parallel_size", "fsdp.reshard_after_forward",
-    "fsdp.reduce_gradients", "fsdp.replicas", "deepspeed.offload_optimizer", "deepspeed.offload_parameters",
-    "deepspeed.config", "start_timeout_seconds", "collective_timeout_seconds", "watchdog_seconds", "precision",
-    "micro_batch_size", "max_steps", "max_tokens", "stop_after", "log_every", "val_every", "logger", "compile",
-    "activation_checkpointing", "dry_run", "run_dir", "resume", "data.num_workers", "data.cache_dir", "data.cache_gb",
-    "data.on_bad_shard", "anomaly.max_rewinds", "checkpoint.every_steps", "checkpoint.every_minutes",
-    "checkpoint.keep_last", "checkpoint.keep_best", "checkpoint.best_metric", "checkpoint.best_is",
-    "checkpoint.keep_every_steps", "checkpoint.sync", "checkpoint.upload",
-))  # fmt: skip
+MAY_CHANGE = frozenset(
+    (
+        "accelerator",
+        "devices",
+        "num_nodes",
+        "strategy",
+        "tensor_parallel_size",
+        "fsdp.reshard_after_forward",
+        "fsdp.reduce_gradients",
+        "fsdp.replicas",
+        "deepspeed.offload_optimizer",
+        "deepspeed.offload_parameters",
+        "deepspeed.config",
+        "start_timeout_seconds",
+        "collective_timeout_seconds",
+        "watchdog_seconds",
+        "precision",
+        "micro_batch_size",
+        "max_steps",
+        "max_tokens",
+        "stop_after",
+        "log_every",
+        "val_every",
+        "logger",
+        "compile",
+        "activation_checkpointing",
+        "dry_run",
+        "run_dir",
+        "resume",
+        "data.num_workers",
+        "data.cache_dir",
+        "data.cache_gb",
+        "data.on_bad_shard",
+        "anomaly.max_rewinds",
+        "checkpoint.every_steps",
+        "checkpoint.every_minutes",
+        "checkpoint.keep_last",
+        "checkpoint.keep_best",
+        "checkpoint.best_metric",
+        "checkpoint.best_is",
+        "checkpoint.keep_every_steps",
+        "checkpoint.sync",
+        "checkpoint.upload",
+    )
+)
 """Keys that a resumed run may change. All others belong to the run and make another run when they differ."""
 
 

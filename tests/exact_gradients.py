@@ -22,9 +22,17 @@ SMALL: dict[str, dict[str, Any]] = {
     "llama": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
     "modernbert": {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2},
     "t5": {"d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2, "dropout_rate": 0.0},
-    "bart": {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
-             "encoder_attention_heads": 2, "decoder_attention_heads": 2, "dropout": 0.0},
-}  # fmt: skip
+    "bart": {
+        "d_model": 16,
+        "encoder_layers": 1,
+        "decoder_layers": 1,
+        "encoder_ffn_dim": 32,
+        "decoder_ffn_dim": 32,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "dropout": 0.0,
+    },
+}
 
 
 class Taken(Callback):
@@ -55,19 +63,35 @@ def gradients(
     data.setup()
     kind = objective.default_model["model_type"]
     config = model_config(
-        SMALL[kind], model_type=None, default={"model_type": kind}, auto_class=objective.auto_class, vocab_size=data.vocab_size,
-        seq_len=48, special_ids=special_ids(data.tokenizer),
-    )  # fmt: skip
+        SMALL[kind],
+        model_type=None,
+        default={"model_type": kind},
+        auto_class=objective.auto_class,
+        vocab_size=data.vocab_size,
+        seq_len=48,
+        special_ids=special_ids(data.tokenizer),
+    )
     model = build(config, objective.auto_class, 0).double()
     module = objective(
         model, recipe, optim=OptimConfig(clip_norm=None), total_steps=1, micro_batch_size=micro_batch_size
     )
     taken = Taken()
     trainer = Trainer(
-        accelerator="cpu", devices=devices, strategy="ddp" if devices > 1 else "auto", max_steps=1, callbacks=[taken], logger=False,
-        use_distributed_sampler=False, enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False,
-        num_sanity_val_steps=0, val_check_interval=2, check_val_every_n_epoch=None, inference_mode=False,
-    )  # fmt: skip
+        accelerator="cpu",
+        devices=devices,
+        strategy="ddp" if devices > 1 else "auto",
+        max_steps=1,
+        callbacks=[taken],
+        logger=False,
+        use_distributed_sampler=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        num_sanity_val_steps=0,
+        val_check_interval=2,
+        check_val_every_n_epoch=None,
+        inference_mode=False,
+    )
     trainer.fit(module, datamodule=data)
     return taken.gradients
 

@@ -33,9 +33,13 @@ def run_command(arguments: list[str], *, timeout: float = 120, env: dict[str, st
 def start_command(arguments: list[str], env: dict[str, str] | None = None) -> "subprocess.Popen[str]":
     """Start `python ARGUMENTS` in a process group of its own."""
     return subprocess.Popen(
-        [sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        [sys.executable, *arguments],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
         env={**os.environ, **(env or {})},
-    )  # fmt: skip
+    )
 
 
 def kill_group(process: "subprocess.Popen[str]") -> None:
@@ -80,8 +84,15 @@ class Ranks:
         self.log, port = log, str(20_000 + time.monotonic_ns() // 1000 % 20_000)
         self.processes = []
         for rank in range(world):
-            torchrun = {"TORCHELASTIC_RUN_ID": "test", "RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world),
-                        "LOCAL_WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}  # fmt: skip
+            torchrun = {
+                "TORCHELASTIC_RUN_ID": "test",
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world),
+                "LOCAL_WORLD_SIZE": str(world),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": port,
+            }
             variables = {**(torchrun if world > 1 else {}), **(env or {})}
             self.processes.append(FORKS.Process(target=_train, args=(arguments, f"{log}.{rank}", variables)))
             self.processes[-1].start()

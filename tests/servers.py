@@ -137,8 +137,22 @@ class S3Server:
 
     def start(self) -> None:
         # folders are looked at anew each time; with 0s rclone would keep a processor busy
-        command = [self.rclone, "serve", "s3", str(self.folder), "--addr", f"127.0.0.1:{self.port}", "--auth-key",
-                   f"{S3_KEY},{S3_SECRET}", "--dir-cache-time", "1ms", "--config", os.devnull, "--log-level", "ERROR"]  # fmt: skip
+        command = [
+            self.rclone,
+            "serve",
+            "s3",
+            str(self.folder),
+            "--addr",
+            f"127.0.0.1:{self.port}",
+            "--auth-key",
+            f"{S3_KEY},{S3_SECRET}",
+            "--dir-cache-time",
+            "1ms",
+            "--config",
+            os.devnull,
+            "--log-level",
+            "ERROR",
+        ]
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         end = time.monotonic() + 20
         while time.monotonic() < end:

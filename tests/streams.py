@@ -30,9 +30,15 @@ def make_corpus(folder: Path, shards: Sequence[Sequence[int]], first: int = 0) -
 
 
 def make_stream(
-    *corpora: Corpus, weights: Sequence[tuple[int, tuple[int, ...]]] = ((0, (1,)),), window_len: int = 9, stride: int = 8,
-    seed: int = 0, block_shards: int | None = None, best_fit: bool = False, with_documents: bool = False,
-) -> Stream:  # fmt: skip
+    *corpora: Corpus,
+    weights: Sequence[tuple[int, tuple[int, ...]]] = ((0, (1,)),),
+    window_len: int = 9,
+    stride: int = 8,
+    seed: int = 0,
+    block_shards: int | None = None,
+    best_fit: bool = False,
+    with_documents: bool = False,
+) -> Stream:
     """A stream over all of some corpora, called a, b, c …; weights are (position, weights from there on)."""
     sources = []
     for name, corpus in zip("abcdef", corpora, strict=False):

@@ -55,9 +55,14 @@ def trained(detector: Detector, steps: int = 60, seed: int = 0) -> Detector:
 
 def test_what_is_far_above_the_last_steps_is_an_anomaly_and_what_is_below_is_not() -> None:
     for loss, norm, kind in (
-        (4.8, 1.0, "loss spike, z "), (3.0, 500.0, "grad norm spike, z "), (float("nan"), 1.0, "loss is nan"),
-        (3.0, float("inf"), "grad norm is inf"), (3.3, 2.0, None), (0.1, 1e-9, None), (3.0, 0.0, None),
-    ):  # fmt: skip
+        (4.8, 1.0, "loss spike, z "),
+        (3.0, 500.0, "grad norm spike, z "),
+        (float("nan"), 1.0, "loss is nan"),
+        (3.0, float("inf"), "grad norm is inf"),
+        (3.3, 2.0, None),
+        (0.1, 1e-9, None),
+        (3.0, 0.0, None),
+    ):
         anomaly = trained(Detector(12.0)).judge(loss, norm)
         assert (anomaly is None) if kind is None else (anomaly is not None and anomaly.kind.startswith(kind))
 
@@ -173,8 +178,13 @@ def spoil(tmp_path_factory: pytest.TempPathFactory, sound: Path) -> Spoil:
         folder = tmp_path_factory.mktemp("spoilt")
         corpus = shutil.copytree(sound, folder / "corpus")
         flags = ["--data.train", str(corpus), "--data.cache_dir", str(folder / "cache")]
-        data = DataModule(DataConfig(train=str(corpus), cache_dir=str(folder / "cache")), CausalLMRecipe(), seq_len=32,
-                          batch_size=BATCH, total_steps=60)  # fmt: skip
+        data = DataModule(
+            DataConfig(train=str(corpus), cache_dir=str(folder / "cache")),
+            CausalLMRecipe(),
+            seq_len=32,
+            batch_size=BATCH,
+            total_steps=60,
+        )
         data.setup()
         places = data.train_stream.places(np.array(positions, np.int64))
         [region] = data.train_stream.sources[0].regions
@@ -201,8 +211,16 @@ def broken(tmp_path_factory: pytest.TempPathFactory, sound: Path) -> list[str]:
     """Flags of a run that begins with a model for which the strange token is not a number."""
     folder = tmp_path_factory.mktemp("broken")
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(vocab_size=512, hidden_size=32, intermediate_size=64, num_hidden_layers=2,
-                                         num_attention_heads=2, attention_dropout=0.1))  # fmt: skip
+    model = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=512,
+            hidden_size=32,
+            intermediate_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            attention_dropout=0.1,
+        )
+    )
     with torch.no_grad():
         model.get_input_embeddings().weight[STRANGE] = float("nan")
     model.save_pretrained(folder)
@@ -260,8 +278,11 @@ def rewound(tmp_path_factory: pytest.TempPathFactory, broken: list[str], spoil: 
 def test_when_it_persists_the_run_goes_back_and_leaves_those_examples_out(rewound: tuple[Path, list[str]]) -> None:
     run, _ = rewound
     assert [(one["step"], one["positions"][0], one["action"]) for one in anomalies_of(run)] == [
-        (6, 20, "skip"), (13, 48, "skip"), (14, 52, "skip"), (15, 56, "rewind")
-    ]  # fmt: skip
+        (6, 20, "skip"),
+        (13, 48, "skip"),
+        (14, 52, "skip"),
+        (15, 56, "rewind"),
+    ]
     [amendment] = map(json.loads, (run / "amendments.jsonl").read_text().splitlines())
     assert (amendment["kind"], amendment["from_position"], amendment["num_positions"]) == ("skip", 48, 12)
     assert "steps 13 to 15" in amendment["reason"]

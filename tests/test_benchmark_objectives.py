@@ -34,8 +34,27 @@ def test_the_benchmark_measures_every_row_and_keeps_no_path(
 ) -> None:
     text, out = tmp_path / "text.txt", tmp_path / "results.json"
     text.write_text("\n".join(topics[name] for name in sorted(topics)[:10]))
-    assert benchmark.main(["--text", str(text), "--vocab_size", "300", "--batch_size", "2", "--seq_len", "64", "--rounds", "2",
-                           "--seconds", "0", "--out", str(out)]) == 0  # fmt: skip
+    assert (
+        benchmark.main(
+            [
+                "--text",
+                str(text),
+                "--vocab_size",
+                "300",
+                "--batch_size",
+                "2",
+                "--seq_len",
+                "64",
+                "--rounds",
+                "2",
+                "--seconds",
+                "0",
+                "--out",
+                str(out),
+            ]
+        )
+        == 0
+    )
     systems = json.loads(out.read_text())["systems"]
     peers = [system["beside"] for system in systems.values() if system["beside"]]
     assert len(systems) - len(peers) == 12

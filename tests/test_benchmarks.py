@@ -25,10 +25,25 @@ def test_the_benchmark_measures_sslm_and_the_installed_peers_in_every_column(tmp
         *(name for name, package in PEERS.items() if importlib.util.find_spec(package)),
     ]
     finished = run_command(
-        [str(BENCHMARKS / "data.py"), "--text", str(text), "--tokens", "400000", "--vocab_size", "257", "--rounds", "1",
-         "--seconds", "0.1", "--only", ",".join(names), "--out", str(out)],
+        [
+            str(BENCHMARKS / "data.py"),
+            "--text",
+            str(text),
+            "--tokens",
+            "400000",
+            "--vocab_size",
+            "257",
+            "--rounds",
+            "1",
+            "--seconds",
+            "0.1",
+            "--only",
+            ",".join(names),
+            "--out",
+            str(out),
+        ],
         timeout=900,
-    )  # fmt: skip
+    )
     assert finished.returncode == 0, finished.stderr
     results = json.loads(out.read_text())
     assert results["text"]["tokens"] >= 400_000

@@ -33,15 +33,44 @@ def command(text: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -
     folder = tmp_path_factory.mktemp("mixture")
     half = text.read_text()[: text.stat().st_size // 2]
     (folder / "half.txt").write_text(half)
-    (folder / "mixture.yaml").write_text(json.dumps({
-        "data": {"sources": [{"path": str(text), "weight": 2, "name": "all"}, {"path": str(folder / "half.txt"), "name": "half"}],
-                 "stages": [{"at_tokens": STEPS // 2 * 4 * 32, "weights": {"all": 1, "half": 3}}]}
-    }))  # fmt: skip
+    (folder / "mixture.yaml").write_text(
+        json.dumps(
+            {
+                "data": {
+                    "sources": [
+                        {"path": str(text), "weight": 2, "name": "all"},
+                        {"path": str(folder / "half.txt"), "name": "half"},
+                    ],
+                    "stages": [{"at_tokens": STEPS // 2 * 4 * 32, "weights": {"all": 1, "half": 3}}],
+                }
+            }
+        )
+    )
     return [
-        *TINY, "--config", str(folder / "mixture.yaml"), "--data.document_separator", "\n-----\n", "--data.cache_dir", str(cache),
-        "--data.packing", "best_fit", "--model.attention_dropout", "0.1", "--micro_batch_size", "2", "--optim.average_decay", "0.9",
-        "--max_steps", str(STEPS), "--val_every", "15", "--checkpoint.every_steps", str(EVERY), "--checkpoint.keep_every_steps", "16",
-    ]  # fmt: skip
+        *TINY,
+        "--config",
+        str(folder / "mixture.yaml"),
+        "--data.document_separator",
+        "\n-----\n",
+        "--data.cache_dir",
+        str(cache),
+        "--data.packing",
+        "best_fit",
+        "--model.attention_dropout",
+        "0.1",
+        "--micro_batch_size",
+        "2",
+        "--optim.average_decay",
+        "0.9",
+        "--max_steps",
+        str(STEPS),
+        "--val_every",
+        "15",
+        "--checkpoint.every_steps",
+        str(EVERY),
+        "--checkpoint.keep_every_steps",
+        "16",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -163,9 +192,16 @@ def wait_for_step(run: Path, ranks: Ranks, step: int = 3) -> None:
 
 
 SIGNALLED = [
-    (signal.SIGTERM, 2, 0), (signal.SIGTERM, 2, 1), (signal.SIGUSR1, 2, 1), (signal.SIGUSR2, 2, 0), (signal.SIGINT, 2, 1),
-    (signal.SIGTERM, 3, 0), (signal.SIGTERM, 3, 1), (signal.SIGTERM, 3, 2), (signal.SIGTERM, 2, None),
-]  # fmt: skip
+    (signal.SIGTERM, 2, 0),
+    (signal.SIGTERM, 2, 1),
+    (signal.SIGUSR1, 2, 1),
+    (signal.SIGUSR2, 2, 0),
+    (signal.SIGINT, 2, 1),
+    (signal.SIGTERM, 3, 0),
+    (signal.SIGTERM, 3, 1),
+    (signal.SIGTERM, 3, 2),
+    (signal.SIGTERM, 2, None),
+]
 
 
 @pytest.mark.slow

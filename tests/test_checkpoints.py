@@ -24,9 +24,13 @@ from sslm.system.terminal import keep_libraries_quiet
 from tests.processes import run_ranks
 
 CONFIG: dict[str, Any] = {
-    "vocab_size": 50, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 2, "num_attention_heads": 2,
+    "vocab_size": 50,
+    "hidden_size": 12,
+    "intermediate_size": 20,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
     "tie_word_embeddings": True,
-}  # fmt: skip
+}
 
 
 def mesh_of(world: int) -> DeviceMesh:

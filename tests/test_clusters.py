@@ -113,8 +113,17 @@ def test_a_process_that_the_others_dont_meet_ends_in_time(tiny: list[str], tmp_p
 @pytest.fixture
 def srun(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
     """The variables that srun gives the last of 2 x 4 tasks."""
-    task = {"SLURM_JOB_ID": "1234", "SLURM_JOB_NAME": "sslm", "SLURM_NTASKS": "8", "SLURM_NNODES": "2", "SLURM_PROCID": "7", "SLURM_STEP_ID": "0",
-            "SLURM_LOCALID": "3", "SLURM_NODEID": "1", "SLURM_NODELIST": "node[1-2]"}  # fmt: skip
+    task = {
+        "SLURM_JOB_ID": "1234",
+        "SLURM_JOB_NAME": "sslm",
+        "SLURM_NTASKS": "8",
+        "SLURM_NNODES": "2",
+        "SLURM_PROCID": "7",
+        "SLURM_STEP_ID": "0",
+        "SLURM_LOCALID": "3",
+        "SLURM_NODEID": "1",
+        "SLURM_NODELIST": "node[1-2]",
+    }
     for name, value in task.items():
         monkeypatch.setenv(name, value)
     for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):

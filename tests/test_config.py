@@ -121,13 +121,26 @@ def test_every_config_parses_and_builds_and_explains_each_key(file: Path) -> Non
     objective = load_objective(config.objective.name)
     objective.make_recipe(typed(objective.recipe_class, "objective", config.objective.settings))
     built = model_config(
-        config.model.settings, model_type=config.model.model_type, default=objective.default_model,
-        auto_class=objective.auto_class, vocab_size=512, seq_len=config.seq_len, special_ids={"eos_token_id": 0},
-    )  # fmt: skip
+        config.model.settings,
+        model_type=config.model.model_type,
+        default=objective.default_model,
+        auto_class=objective.auto_class,
+        vocab_size=512,
+        seq_len=config.seq_len,
+        special_ids={"eos_token_id": 0},
+    )
     parameters = sum(p.numel() for p in on_meta(built, objective.auto_class).parameters())
     # the tokenizer is a small one here: where the vocabulary follows it, a model is smaller than in its paper
-    expected = {"gpt2-124m": 124.5e6, "llama-1b": 0.97e9, "laptop": 0.92e6, "mixture": 0.92e6, "masked_lm": 86.4e6,
-                "span_corruption": 198.9e6, "denoising": 100.4e6, "token_order": 86.4e6}  # fmt: skip
+    expected = {
+        "gpt2-124m": 124.5e6,
+        "llama-1b": 0.97e9,
+        "laptop": 0.92e6,
+        "mixture": 0.92e6,
+        "masked_lm": 86.4e6,
+        "span_corruption": 198.9e6,
+        "denoising": 100.4e6,
+        "token_order": 86.4e6,
+    }
     assert parameters == pytest.approx(expected[file.stem], rel=0.02)
     lines = file.read_text().splitlines()
     for before, line in itertools.pairwise(lines):

@@ -24,16 +24,32 @@ from tests.processes import run_ranks
 CAUSAL, MASKED, SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM"
 WIDTHS = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 GROUPED = {**WIDTHS, "num_key_value_heads": 1, "head_dim": 16}
-HALVES = {"encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2, "decoder_attention_heads": 2, "d_model": 32,
-          "encoder_ffn_dim": 48, "decoder_ffn_dim": 48}  # fmt: skip
+HALVES = {
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "d_model": 32,
+    "encoder_ffn_dim": 48,
+    "decoder_ffn_dim": 48,
+}
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": (CAUSAL, GROUPED),
     "qwen3": (CAUSAL, {**GROUPED, "tie_word_embeddings": True}),
     "gemma2": (CAUSAL, GROUPED),
     "gpt2": (CAUSAL, {"n_embd": 32, "n_layer": 2, "n_head": 2}),
-    "opt": (CAUSAL, {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 48, "word_embed_proj_dim": 32}),
-    "gpt_neo": (CAUSAL, {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]}),
-    "falcon_h1": (CAUSAL, {**WIDTHS, "num_key_value_heads": 1, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8}),
+    "opt": (
+        CAUSAL,
+        {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "ffn_dim": 48, "word_embed_proj_dim": 32},
+    ),
+    "gpt_neo": (
+        CAUSAL,
+        {"hidden_size": 32, "num_layers": 2, "num_heads": 2, "attention_types": [[["global", "local"], 1]]},
+    ),
+    "falcon_h1": (
+        CAUSAL,
+        {**WIDTHS, "num_key_value_heads": 1, "mamba_d_ssm": 32, "mamba_n_heads": 4, "mamba_d_head": 8},
+    ),
     "sslm_lstm": (CAUSAL, {"hidden_size": 32, "num_hidden_layers": 2}),
     "bert": (MASKED, WIDTHS),
     "roberta": (MASKED, WIDTHS),
@@ -42,7 +58,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "t5": (SEQ2SEQ, {"d_model": 32, "d_kv": 16, "d_ff": 48, "num_layers": 2, "num_heads": 2}),
     "bart": (SEQ2SEQ, HALVES),
     "t5gemma": (SEQ2SEQ, {"encoder": GROUPED, "decoder": {**GROUPED, "cross_attention_hidden_size": 32}}),
-}  # fmt: skip
+}
 ENTANGLED = {"apertus": (CAUSAL, WIDTHS), "openai-gpt": (CAUSAL, {"n_embd": 32, "n_layer": 2, "n_head": 2})}
 
 OTHERS = {"olmo3": (CAUSAL, WIDTHS), "longformer": (MASKED, WIDTHS)}
@@ -52,8 +68,15 @@ def config(kind: str, **more: Any) -> tuple[PreTrainedConfig, str]:
     """A small one, with the auto class; 65 entries, which two devices can't share evenly."""
     auto_class, settings = (FAMILIES | ENTANGLED | OTHERS)[kind]
     given = {**settings, "vocab_size": 65, **more}
-    found = model_config(given, model_type=kind, default={"model_type": "none"}, auto_class=auto_class, vocab_size=65, seq_len=16,
-                         special_ids={"eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0})  # fmt: skip
+    found = model_config(
+        given,
+        model_type=kind,
+        default={"model_type": "none"},
+        auto_class=auto_class,
+        vocab_size=65,
+        seq_len=16,
+        special_ids={"eos_token_id": 1, "bos_token_id": 2, "pad_token_id": 0},
+    )
     return found, auto_class
 
 

@@ -32,10 +32,18 @@ STOP_EVERY, CONTINUES_EVERY = 7, 3
 IDS = np.arange(SIZE)
 IS_END = np.isin(IDS, END)
 VOCABULARY = Vocabulary(
-    end=END, prefix=np.array([BEGIN]), suffix=np.array([END]), mask=MASK, pad=PAD, sentinels=np.array([], np.int64),
-    special=IDS < FIRST, begins_word=IDS % CONTINUES_EVERY != 0, first_kind=np.zeros(SIZE, np.uint8),
-    last_kind=np.zeros(SIZE, np.uint8), ends_sentence=(IDS % STOP_EVERY == 0) & (IDS >= FIRST),
-)  # fmt: skip
+    end=END,
+    prefix=np.array([BEGIN]),
+    suffix=np.array([END]),
+    mask=MASK,
+    pad=PAD,
+    sentinels=np.array([], np.int64),
+    special=IDS < FIRST,
+    begins_word=IDS % CONTINUES_EVERY != 0,
+    first_kind=np.zeros(SIZE, np.uint8),
+    last_kind=np.zeros(SIZE, np.uint8),
+    ends_sentence=(IDS % STOP_EVERY == 0) & (IDS >= FIRST),
+)
 SINGLE = replace(VOCABULARY, begins_word=np.ones(SIZE, bool), ends_sentence=np.zeros(SIZE, bool))
 """Every token is a word, and there are no sentences."""
 
@@ -46,9 +54,14 @@ EVERYTHING = DenoisingRecipe(0.3, 2, 0.6, token_mask=0.1, token_delete=0.1, rota
 
 shares = st.floats(0, 1 / 3)
 recipes = st.builds(
-    DenoisingRecipe, infill=shares, token_mask=shares, token_delete=shares, permute_sentences=st.floats(0, 1),
-    rotate=st.sampled_from([0.0, 0.5, 1.0]), poisson_lambda=st.floats(0.05, 8),
-)  # fmt: skip
+    DenoisingRecipe,
+    infill=shares,
+    token_mask=shares,
+    token_delete=shares,
+    permute_sentences=st.floats(0, 1),
+    rotate=st.sampled_from([0.0, 0.5, 1.0]),
+    poisson_lambda=st.floats(0.05, 8),
+)
 
 
 def examples_of(
@@ -234,8 +247,12 @@ def test_a_plain_tokenizer_gets_what_is_needed() -> None:
 
 @settings(max_examples=60)
 @given(
-    infill=st.floats(0.01, 1), mean=st.floats(0.05, 10), length=st.integers(2, 90), ends=st.sampled_from([0, 0.1, 1]), seed=st.integers(0, 9)
-)  # fmt: skip
+    infill=st.floats(0.01, 1),
+    mean=st.floats(0.05, 10),
+    length=st.integers(2, 90),
+    ends=st.sampled_from([0, 0.1, 1]),
+    seed=st.integers(0, 9),
+)
 def test_text_comes_back_when_masks_are_filled(infill: float, mean: float, length: int, ends: float, seed: int) -> None:
     recipe = DenoisingRecipe(infill, mean, permute_sentences=0)
     examples = a_text(4, length, ends=ends)
@@ -459,8 +476,11 @@ def test_ends_of_documents_stay_and_what_is_between_them_too(
     examples = a_text(4, length, np.array([length, length // 2, 1, 0]) if padded else None, apart=apart)
     recipe = replace(recipe, rotate=0)
     for row, tokens, size in zip(
-        noised(recipe, examples, seed=seed), examples.tokens.tolist(), examples.lengths if padded else [length] * 4, strict=True  # type: ignore[arg-type]
-    ):  # fmt: skip
+        noised(recipe, examples, seed=seed),
+        examples.tokens.tolist(),
+        examples.lengths if padded else [length] * 4,
+        strict=True,  # type: ignore[arg-type]
+    ):
         text = tokens[:size]
         assert row.count(END) == text.count(END)
         for part, whole in zip(split_after(row, IS_END), split_after(text, IS_END), strict=False):
@@ -571,9 +591,7 @@ def test_a_row_depends_on_no_other(recipe: DenoisingRecipe, lengths: NDArray[np.
 )
 def test_another_seed_epoch_or_position_gives_another_noise(recipe: DenoisingRecipe) -> None:
     text = np.tile(np.arange(FIRST, FIRST + 800), (2, 1))
-    rows = [
-        noised(recipe, examples_of(text, epoch=epoch), seed=seed) for seed, epoch in ((0, 0), (1, 0), (0, 1))
-    ]  # fmt: skip
+    rows = [noised(recipe, examples_of(text, epoch=epoch), seed=seed) for seed, epoch in ((0, 0), (1, 0), (0, 1))]
     assert len({tuple(row) for row in itertools.chain(*rows)}) == 6
     assert noised(recipe, examples_of(text)) == rows[0]
 

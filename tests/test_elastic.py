@@ -28,10 +28,24 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> list[str]:
         (folder / f"{name}.txt").write_text("\n---\n".join(topics[topic] for topic in some)[:size])
     sources = ", ".join(f"{{path: {folder}/{name}.txt, weight: size^0.5}}" for name in ("large", "middle", "small"))
     return [
-        *TINY, "--data.sources", f"[{sources}]", "--data.stages", "[{at_tokens: 1500, weights: {large: 1, small: 2}}]",
-        "--data.document_separator", "\n---\n", "--data.packing", "best_fit", "--data.document_mask", "true",
-        "--data.cache_dir", str(cache), "--max_steps", "24", "--val_every", "12",
-    ]  # fmt: skip
+        *TINY,
+        "--data.sources",
+        f"[{sources}]",
+        "--data.stages",
+        "[{at_tokens: 1500, weights: {large: 1, small: 2}}]",
+        "--data.document_separator",
+        "\n---\n",
+        "--data.packing",
+        "best_fit",
+        "--data.document_mask",
+        "true",
+        "--data.cache_dir",
+        str(cache),
+        "--max_steps",
+        "24",
+        "--val_every",
+        "12",
+    ]
 
 
 def train(mixture: list[str], run: Path, *flags: str) -> int:
@@ -108,8 +122,13 @@ def test_other_sources_weights_or_packing_are_another_run(mixture: list[str], st
 
 def test_source_of_weight_nothing_is_not_read(text: Path, cache: Path) -> None:
     sources = [SourceConfig(str(text), weight=1, name="read"), SourceConfig(EMBEDDED, weight=0, name="not")]
-    data = DataModule(DataConfig(sources=sources, tokenizer="bpe:512", cache_dir=str(cache), val_sequences=20),
-                      CausalLMRecipe(), seq_len=32, batch_size=4, total_steps=30)  # fmt: skip
+    data = DataModule(
+        DataConfig(sources=sources, tokenizer="bpe:512", cache_dir=str(cache), val_sequences=20),
+        CausalLMRecipe(),
+        seq_len=32,
+        batch_size=4,
+        total_steps=30,
+    )
     data.setup()
     assert {int(source) for batch in data.train_dataloader() for source in batch["sources"]} == {0}
     assert set(data.val_places.sources.tolist()) == {0}

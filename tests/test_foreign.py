@@ -46,8 +46,14 @@ def write_megatron(
     sequences = [sequence for document in documents for sequence in document]
     lengths = [len(sequence) for sequence in sequences]
     pointers = np.concatenate([[0], np.cumsum(lengths)])[: len(lengths)] * np.dtype(dtype).itemsize
-    write_pair(prefix, np.array(flat(sequences), dtype), lengths, pointers.tolist(),
-               [0, *np.cumsum([len(document) for document in documents]).tolist()], modes)  # fmt: skip
+    write_pair(
+        prefix,
+        np.array(flat(sequences), dtype),
+        lengths,
+        pointers.tolist(),
+        [0, *np.cumsum([len(document) for document in documents]).tolist()],
+        modes,
+    )
 
 
 def write_pair(
@@ -57,8 +63,13 @@ def write_pair(
     Path(f"{prefix}.bin").write_bytes(ids.tobytes())
     head = b"MMIDIDX\0\0" + struct.pack("<QBQQ", 1, MEGATRON_CODES[ids.dtype.name], len(lengths), len(bounds))
     tail = np.zeros(len(lengths) if modes else 0, np.int8).tobytes()
-    Path(f"{prefix}.idx").write_bytes(head + np.array(lengths, np.int32).tobytes() + np.array(pointers, np.int64).tobytes()
-                                      + np.array(bounds, np.int64).tobytes() + tail)  # fmt: skip
+    Path(f"{prefix}.idx").write_bytes(
+        head
+        + np.array(lengths, np.int32).tobytes()
+        + np.array(pointers, np.int64).tobytes()
+        + np.array(bounds, np.int64).tobytes()
+        + tail
+    )
 
 
 def write_llm_c(file: Path, ids: list[int], magic: int = 20240520, version: int = 1, count: int | None = None) -> None:
@@ -204,8 +215,17 @@ def test_every_format_gives_its_documents_back(
 
 def test_ids_of_16_and_32_bits_are_mapped_where_they_lie(tmp_path: Path) -> None:
     documents = [[3, 1, END], [4, 1, 5, END]]
-    for number, (write, dtype) in enumerate([(megatron, "int32"), (megatron, "uint16"), (megatron, "int16"), (nanogpt, "uint16"),
-                                             (llm_c, "uint32"), (npy_file, "int32"), (npy_file, "uint32")]):  # fmt: skip
+    for number, (write, dtype) in enumerate(
+        [
+            (megatron, "int32"),
+            (megatron, "uint16"),
+            (megatron, "int16"),
+            (nanogpt, "uint16"),
+            (llm_c, "uint32"),
+            (npy_file, "int32"),
+            (npy_file, "uint32"),
+        ]
+    ):
         folder = tmp_path / str(number)
         folder.mkdir()
         write(folder, documents, dtype)
@@ -279,8 +299,18 @@ def test_end_id_beyond_the_type_ends_nothing(tmp_path: Path) -> None:
 
 def test_names_tell_what_is_held_out(tmp_path: Path) -> None:
     folder = tmp_path / "corpus"
-    for name, ids in (("train/a", [1]), ("train/b", [2]), ("val/c", [3]), ("d_val_00", [4]), ("Validation", [5]), ("test", [6]),
-                      ("evaluation", [7]), ("deep/validation/e", [8]), ("test/f", [9]), (".hidden/g", [10])):  # fmt: skip
+    for name, ids in (
+        ("train/a", [1]),
+        ("train/b", [2]),
+        ("val/c", [3]),
+        ("d_val_00", [4]),
+        ("Validation", [5]),
+        ("test", [6]),
+        ("evaluation", [7]),
+        ("deep/validation/e", [8]),
+        ("test/f", [9]),
+        (".hidden/g", [10]),
+    ):
         write_megatron(folder / name, [[ids]], "uint16")
     corpus = open_here(folder)
     assert sorted(documents_of(corpus)) == [[1], [2], [7]]
@@ -681,8 +711,11 @@ def test_two_kinds_in_one_folder_are_refused(tmp_path: Path) -> None:
     write_parquet(tmp_path / "b/y.parquet", [[1]])
     np.save(tmp_path / "c/x.npy", np.array([1]))
     (tmp_path / "c/metadata.jsonl").write_text('{"text": "about x"}')
-    for name, both in (("a", "nanogpt (train.bin) and megatron (x.idx)"), ("b", "npy (x.npy) and parquet (y.parquet)"),
-                       ("c", "npy (x.npy) and text (metadata.jsonl)")):  # fmt: skip
+    for name, both in (
+        ("a", "nanogpt (train.bin) and megatron (x.idx)"),
+        ("b", "npy (x.npy) and parquet (y.parquet)"),
+        ("c", "npy (x.npy) and text (metadata.jsonl)"),
+    ):
         assert both in refused(tmp_path / name)
     assert f"'{tmp_path}/c/*.npy'" in refused(tmp_path / "c")
     assert documents_of(open_here(tmp_path / "c/*.npy")) == [[1]]

@@ -11,23 +11,86 @@ from sslm.data.stream.recipe import IGNORED
 from sslm.models.build import build
 from sslm.models.head import UNPADDED, LanguageModel, decoder_inputs, first_of_head, scored_places
 
-SMALL = {"vocab_size": 96, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64,
-         "pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}  # fmt: skip
+SMALL = {
+    "vocab_size": 96,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 ENCODERS = [
-    "albert", "bert", "camembert", "convbert", "data2vec-text", "deberta", "deberta-v2", "distilbert", "electra", "ernie", "esm",
-    "eurobert", "fnet", "ibert", "megatron-bert", "modernbert", "mpnet", "nomic_bert", "nystromformer", "rembert", "roberta",
-    "roberta-prelayernorm", "roc_bert", "roformer", "xlm-roberta", "yoso",
-]  # fmt: skip
-GATED = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 2,
-         "head_dim": 16, "vocab_size": 96}  # fmt: skip
+    "albert",
+    "bert",
+    "camembert",
+    "convbert",
+    "data2vec-text",
+    "deberta",
+    "deberta-v2",
+    "distilbert",
+    "electra",
+    "ernie",
+    "esm",
+    "eurobert",
+    "fnet",
+    "ibert",
+    "megatron-bert",
+    "modernbert",
+    "mpnet",
+    "nomic_bert",
+    "nystromformer",
+    "rembert",
+    "roberta",
+    "roberta-prelayernorm",
+    "roc_bert",
+    "roformer",
+    "xlm-roberta",
+    "yoso",
+]
+GATED = {
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "vocab_size": 96,
+}
 BOTH: dict[str, dict[str, Any]] = {
-    "t5": {"vocab_size": 96, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0},
-    "t5-untied": {"vocab_size": 96, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "decoder_start_token_id": 0,
-                  "tie_word_embeddings": False, "scale_decoder_outputs": False},
-    "bart": {"vocab_size": 96, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
-             "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64},
+    "t5": {
+        "vocab_size": 96,
+        "d_model": 32,
+        "d_kv": 16,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 2,
+        "decoder_start_token_id": 0,
+    },
+    "t5-untied": {
+        "vocab_size": 96,
+        "d_model": 32,
+        "d_kv": 16,
+        "d_ff": 64,
+        "num_layers": 2,
+        "num_heads": 2,
+        "decoder_start_token_id": 0,
+        "tie_word_embeddings": False,
+        "scale_decoder_outputs": False,
+    },
+    "bart": {
+        "vocab_size": 96,
+        "d_model": 32,
+        "encoder_layers": 2,
+        "decoder_layers": 2,
+        "encoder_attention_heads": 2,
+        "decoder_attention_heads": 2,
+        "encoder_ffn_dim": 64,
+        "decoder_ffn_dim": 64,
+    },
     "t5gemma": {"encoder": GATED, "decoder": {**GATED, "is_decoder": True}, "vocab_size": 96},
-}  # fmt: skip
+}
 
 
 def encoder(model_type: str) -> PreTrainedModel:

@@ -15,26 +15,59 @@ from tests.test_train import losses_of
 
 REFUSED = [
     (["--strategy", "single", "--devices", "2"], "--strategy single: runs on one device, got 2"),
-    (["--strategy", "hsdp", "--devices", "2"], "--strategy hsdp: 1 replicas of 2 devices; give --fsdp.replicas a divisor of 2 above 1"),
+    (
+        ["--strategy", "hsdp", "--devices", "2"],
+        "--strategy hsdp: 1 replicas of 2 devices; give --fsdp.replicas a divisor of 2 above 1",
+    ),
     (["--strategy", "hsdp", "--devices", "4", "--fsdp.replicas", "3"], "--strategy hsdp: 3 replicas of 4 devices"),
-    (["--strategy", "tp", "--devices", "4", "--batch_size", "8"], "--tensor_parallel_size 4: does not divide the model's 2 (num_attention_heads); what would: 1, 2"),
-    (["--strategy", "tp", "--devices", "2", "--tensor_parallel_size", "1"], "--tensor_parallel_size 1: does not fit 2 devices; give 2, or --strategy fsdp_tp"),
-    (["--strategy", "fsdp_tp", "--devices", "4", "--tensor_parallel_size", "3"], "--tensor_parallel_size 3: does not fit 4 devices; give a divisor of that"),
+    (
+        ["--strategy", "tp", "--devices", "4", "--batch_size", "8"],
+        "--tensor_parallel_size 4: does not divide the model's 2 (num_attention_heads); what would: 1, 2",
+    ),
+    (
+        ["--strategy", "tp", "--devices", "2", "--tensor_parallel_size", "1"],
+        "--tensor_parallel_size 1: does not fit 2 devices; give 2, or --strategy fsdp_tp",
+    ),
+    (
+        ["--strategy", "fsdp_tp", "--devices", "4", "--tensor_parallel_size", "3"],
+        "--tensor_parallel_size 3: does not fit 4 devices; give a divisor of that",
+    ),
     (["--tensor_parallel_size", "2"], "--tensor_parallel_size 2: belongs to --strategy tp and fsdp_tp"),
-    (["--strategy", "fsdp", "--devices", "2", "--precision", "16-mixed"], "--precision 16-mixed: has no loss scaling under --strategy fsdp; give --precision bf16-mixed"),
-    (["--strategy", "tp", "--devices", "2", "--precision", "16-mixed"], "--precision 16-mixed: has no loss scaling under --strategy tp"),
-    (["--strategy", "deepspeed_2", "--devices", "2", "--precision", "16-mixed"], "--precision 16-mixed: DeepSpeed has it on GPUs alone"),
-    (["--strategy", "deepspeed_2", "--deepspeed.offload_parameters"], "--deepspeed.offload_parameters: deepspeed_2 keeps all weights on each device; give --strategy deepspeed_3"),
-    (["--strategy", "deepspeed_3", "--deepspeed.config", "nowhere.json"], "--deepspeed.config nowhere.json: there is no such file"),
+    (
+        ["--strategy", "fsdp", "--devices", "2", "--precision", "16-mixed"],
+        "--precision 16-mixed: has no loss scaling under --strategy fsdp; give --precision bf16-mixed",
+    ),
+    (
+        ["--strategy", "tp", "--devices", "2", "--precision", "16-mixed"],
+        "--precision 16-mixed: has no loss scaling under --strategy tp",
+    ),
+    (
+        ["--strategy", "deepspeed_2", "--devices", "2", "--precision", "16-mixed"],
+        "--precision 16-mixed: DeepSpeed has it on GPUs alone",
+    ),
+    (
+        ["--strategy", "deepspeed_2", "--deepspeed.offload_parameters"],
+        "--deepspeed.offload_parameters: deepspeed_2 keeps all weights on each device; give --strategy deepspeed_3",
+    ),
+    (
+        ["--strategy", "deepspeed_3", "--deepspeed.config", "nowhere.json"],
+        "--deepspeed.config nowhere.json: there is no such file",
+    ),
     (["--strategy", "tp", "--devices", "2", "--compile"], "--compile: not under --strategy tp"),
     (["--start_timeout_seconds", "1e15"], "--start_timeout_seconds 1e+15: expected at most 1e9"),
     (["--precision", "fp8"], "--precision fp8: needs a GPU that multiplies in 8 bits"),
-    (["--activation_checkpointing", "budget:2"], "--activation_checkpointing budget:2: expected none, selective, full, or budget:SHARE"),
-    (["--activation_checkpointing", "budget:0.5"], "--activation_checkpointing budget:0.5: it is the compiler that keeps to a budget; add --compile true"),
+    (
+        ["--activation_checkpointing", "budget:2"],
+        "--activation_checkpointing budget:2: expected none, selective, full, or budget:SHARE",
+    ),
+    (
+        ["--activation_checkpointing", "budget:0.5"],
+        "--activation_checkpointing budget:0.5: it is the compiler that keeps to a budget; add --compile true",
+    ),
     (["--accelerator", "gpu"], "--accelerator gpu: this machine has no GPU that torch can use; give --accelerator cpu"),
     (["--micro_batch_size", "some"], "--micro_batch_size some: expected a whole number, auto or null"),
     (["--start_timeout_seconds", "0"], "--start_timeout_seconds 0.0: expected a number above 0"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("flags", "sentence"), REFUSED, ids=[" ".join(flags) for flags, _ in REFUSED])

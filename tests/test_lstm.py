@@ -27,8 +27,15 @@ SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2}
 
 
 def config(**settings: object) -> LstmConfig:
-    found = model_config({**SMALL, **settings}, model_type="sslm_lstm", default={"model_type": "llama"}, auto_class=AUTO, vocab_size=64,
-                         seq_len=4096, special_ids={"eos_token_id": 0})  # fmt: skip
+    found = model_config(
+        {**SMALL, **settings},
+        model_type="sslm_lstm",
+        default={"model_type": "llama"},
+        auto_class=AUTO,
+        vocab_size=64,
+        seq_len=4096,
+        special_ids={"eos_token_id": 0},
+    )
     assert isinstance(found, LstmConfig)
     return found
 
@@ -167,8 +174,9 @@ def test_processes_that_share_its_layers_train_as_one_does(tmp_path: Path) -> No
 def test_weights_have_the_names_that_torch_gives_them() -> None:
     names = ["weight_ih_l0", "weight_hh_l0", "bias_ih_l0", "bias_hh_l0"]
     assert [name for name, _ in build(config(), AUTO, 0).named_parameters()] == [
-        "embed_tokens.weight", *(f"layers.{n}.{name}" for n in range(2) for name in names)
-    ]  # fmt: skip
+        "embed_tokens.weight",
+        *(f"layers.{n}.{name}" for n in range(2) for name in names),
+    ]
 
 
 def small_lstm(tiny: list[str]) -> list[str]:
@@ -232,8 +240,10 @@ def test_exported_folder_brings_its_code_and_loads_where_sslm_is_not_installed(t
     ours.load_state_dict(load_file(export / "model.safetensors"), strict=False)
     ids = torch.arange(12).view(2, 6)
     (tmp_path / "load.py").write_text(WITHOUT_SSLM)
-    loaded = run_command([str(tmp_path / "load.py"), str(export), str(tmp_path / "again"), json.dumps(ids.tolist())],
-                         env={"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")})  # fmt: skip
+    loaded = run_command(
+        [str(tmp_path / "load.py"), str(export), str(tmp_path / "again"), json.dumps(ids.tolist())],
+        env={"HF_HUB_OFFLINE": "1", "HF_MODULES_CACHE": str(tmp_path / "modules")},
+    )
     assert loaded.returncode == 0, loaded.stderr
     with torch.no_grad():
         assert torch.allclose(torch.tensor(json.loads(loaded.stdout)), ours.eval()(ids).logits, atol=1e-6)

@@ -24,9 +24,18 @@ def bare(size: int = 200, prefix: tuple[int, ...] = (2,), suffix: tuple[int, ...
     special = no.copy()
     special[:5] = True
     return Vocabulary(
-        end=1, prefix=np.array(prefix, np.int64), suffix=np.array(suffix, np.int64), mask=4, pad=0, sentinels=np.empty(0, np.int64),
-        special=special, begins_word=np.arange(size) < 100, first_kind=kinds, last_kind=kinds, ends_sentence=no,
-    )  # fmt: skip
+        end=1,
+        prefix=np.array(prefix, np.int64),
+        suffix=np.array(suffix, np.int64),
+        mask=4,
+        pad=0,
+        sentinels=np.empty(0, np.int64),
+        special=special,
+        begins_word=np.arange(size) < 100,
+        first_kind=kinds,
+        last_kind=kinds,
+        ends_sentence=no,
+    )
 
 
 def examples(tokens: np.ndarray, first: int = 0, epoch: int = 0, **more: np.ndarray) -> Examples:
@@ -43,10 +52,12 @@ def test_the_docstrings_example() -> None:
     assert recipe.window_len(7, bare()) == 5
     batches = [recipe.make_batch(examples(tokens, position), bare(), 0) for position in range(200)]
     found = next(
-        batch for batch in batches
-        if batch["labels"].tolist() == [[-100, -100, 9, -100, -100, 6, -100]] and batch["input_ids"][0, 2] == 4
+        batch
+        for batch in batches
+        if batch["labels"].tolist() == [[-100, -100, 9, -100, -100, 6, -100]]
+        and batch["input_ids"][0, 2] == 4
         and batch["input_ids"][0, 5] == 6
-    )  # fmt: skip
+    )
     assert found["input_ids"].tolist() == [[2, 7, 4, 5, 8, 6, 3]]
 
 
@@ -245,8 +256,11 @@ def test_what_a_tokenizer_lacks_is_added_to_a_copy_and_gaps_are_refused() -> Non
     assert len(more) == len(plain) + 4
     assert plain.mask_token_id is None
     assert more.convert_ids_to_tokens([more.mask_token_id, *vocabulary_of(more).sentinels.tolist()]) == [
-        "<mask>", "<extra_id_0>", "<extra_id_1>", "<extra_id_2>",
-    ]  # fmt: skip
+        "<mask>",
+        "<extra_id_0>",
+        "<extra_id_1>",
+        "<extra_id_2>",
+    ]
     assert vocabulary_of(more).special[len(plain) :].all()
     assert len(extended(more, Needs(mask=True, sentinels=2))) == len(more)
     gaps = Tokenizer(models.WordLevel({"a": 0, "b": 7, "[SEP]": 2}, unk_token="a"))

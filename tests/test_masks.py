@@ -17,14 +17,39 @@ from sslm.models.masks import check_documents, positions_within
 from sslm.parallel.parallelize import parallelize
 from sslm.system.errors import UserError
 
-SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "pad_token_id": 0, "bos_token_id": 1,
-         "eos_token_id": 2}  # fmt: skip
+SMALL = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 GROUPED = {**SMALL, "intermediate_size": 64, "num_key_value_heads": 2, "head_dim": 16}
-T5 = {"vocab_size": 64, "d_model": 32, "d_kv": 16, "d_ff": 64, "num_layers": 2, "num_heads": 2, "pad_token_id": 0,
-      "decoder_start_token_id": 0}  # fmt: skip
-BART = {"vocab_size": 64, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
-        "decoder_attention_heads": 2, "encoder_ffn_dim": 64, "decoder_ffn_dim": 64, "pad_token_id": 0, "bos_token_id": 1,
-        "eos_token_id": 2}  # fmt: skip
+T5 = {
+    "vocab_size": 64,
+    "d_model": 32,
+    "d_kv": 16,
+    "d_ff": 64,
+    "num_layers": 2,
+    "num_heads": 2,
+    "pad_token_id": 0,
+    "decoder_start_token_id": 0,
+}
+BART = {
+    "vocab_size": 64,
+    "d_model": 32,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 64,
+    "decoder_ffn_dim": 64,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
 
 
 @dataclass(frozen=True)
@@ -53,28 +78,53 @@ def encoder(model_type: str, **settings: Any) -> Family:
 
 
 DECODERS = [
-    decoder("llama", GROUPED), decoder("gpt2"), decoder("qwen3", GROUPED), decoder("mistral", {**GROUPED, "sliding_window": None}),
-    decoder("mistral", {**GROUPED, "sliding_window": 3}, name="mistral-window"), decoder("gpt_neox", {**SMALL, "intermediate_size": 64}),
-    decoder("opt", {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32}), decoder("gemma2", {**GROUPED, "sliding_window": 3}),
+    decoder("llama", GROUPED),
+    decoder("gpt2"),
+    decoder("qwen3", GROUPED),
+    decoder("mistral", {**GROUPED, "sliding_window": None}),
+    decoder("mistral", {**GROUPED, "sliding_window": 3}, name="mistral-window"),
+    decoder("gpt_neox", {**SMALL, "intermediate_size": 64}),
+    decoder("opt", {**SMALL, "ffn_dim": 64, "word_embed_proj_dim": 32}),
+    decoder("gemma2", {**GROUPED, "sliding_window": 3}),
     decoder("gemma3_text", {**GROUPED, "sliding_window": 3, "layer_types": ["sliding_attention", "full_attention"]}),
-    decoder("olmo2", GROUPED), decoder("llama4_text", {**GROUPED, "attention_chunk_size": 4, "intermediate_size_mlp": 64, "num_local_experts": 2},
-            restarts=hasattr(masking_utils, "remap_positions_for_packed_sequence")),  # before, chunks count from the row's start
+    decoder("olmo2", GROUPED),
+    decoder(
+        "llama4_text",
+        {**GROUPED, "attention_chunk_size": 4, "intermediate_size_mlp": 64, "num_local_experts": 2},
+        restarts=hasattr(masking_utils, "remap_positions_for_packed_sequence"),
+    ),  # before, chunks count from the row's start
     decoder("gpt_oss", {**GROUPED, "sliding_window": 3, "num_local_experts": 2, "num_experts_per_tok": 1}),
     decoder("bloom", {"vocab_size": 64, "hidden_size": 32, "n_layer": 2, "n_head": 2}),
-    decoder("bert", {**SMALL, "intermediate_size": 64, "is_decoder": True}, name="bert-decoder"), decoder("sslm_lstm", {**SMALL}),
-]  # fmt: skip
+    decoder("bert", {**SMALL, "intermediate_size": 64, "is_decoder": True}, name="bert-decoder"),
+    decoder("sslm_lstm", {**SMALL}),
+]
 ENCODERS = [
-    encoder("bert"), encoder("roberta"), encoder("modernbert", local_attention=4), encoder("electra", embedding_size=32),
-    Family("distilbert", "AutoModelForMaskedLM", {"vocab_size": 64, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64}),
+    encoder("bert"),
+    encoder("roberta"),
+    encoder("modernbert", local_attention=4),
+    encoder("electra", embedding_size=32),
+    Family(
+        "distilbert",
+        "AutoModelForMaskedLM",
+        {"vocab_size": 64, "dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    ),
     Family("mpnet", "AutoModelForMaskedLM", {**SMALL, "intermediate_size": 64}),
-]  # fmt: skip
+]
 ENCODER_DECODERS = [
     Family("t5", "AutoModelForSeq2SeqLM", T5),
-    Family("t5", "AutoModelForSeq2SeqLM", {**T5, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"}, "t5-v1.1"),
+    Family(
+        "t5",
+        "AutoModelForSeq2SeqLM",
+        {**T5, "tie_word_embeddings": False, "feed_forward_proj": "gated-gelu"},
+        "t5-v1.1",
+    ),
     Family("bart", "AutoModelForSeq2SeqLM", BART, restarts=False),
-    Family("t5gemma", "AutoModelForSeq2SeqLM", {"vocab_size": 64, "encoder": {**GROUPED, "sliding_window": 3},
-                                                "decoder": {**GROUPED, "sliding_window": 3}}),
-]  # fmt: skip
+    Family(
+        "t5gemma",
+        "AutoModelForSeq2SeqLM",
+        {"vocab_size": 64, "encoder": {**GROUPED, "sliding_window": 3}, "decoder": {**GROUPED, "sliding_window": 3}},
+    ),
+]
 FAMILIES = DECODERS + ENCODERS + ENCODER_DECODERS
 
 LENGTHS = [[5, 8, 4], [9, 3, 5]]
@@ -245,14 +295,32 @@ def test_rounding_in_mixtures_of_experts_is_no_leak() -> None:
 REFUSED = [
     (decoder("openai-gpt", {**SMALL}), "passes from one to the next"),
     (decoder("mamba", {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "state_size": 4}), "."),
-    (decoder("xlnet", {"vocab_size": 64, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}), "passes from one to the next"),
+    (
+        decoder("xlnet", {"vocab_size": 64, "d_model": 32, "n_layer": 2, "n_head": 2, "d_inner": 64}),
+        "passes from one to the next",
+    ),
     (decoder("recurrent_gemma", {**GROUPED, "attention_window_size": 8, "lru_width": 32}), "."),
-    (decoder("qwen3_next", {**GROUPED, "layer_types": ["linear_attention", "full_attention"], "num_experts": 2, "num_experts_per_tok": 1,
-                            "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32, "linear_num_value_heads": 2,
-                            "linear_num_key_heads": 2, "linear_key_head_dim": 8, "linear_value_head_dim": 8}), "layers of type linear_attention"),
+    (
+        decoder(
+            "qwen3_next",
+            {
+                **GROUPED,
+                "layer_types": ["linear_attention", "full_attention"],
+                "num_experts": 2,
+                "num_experts_per_tok": 1,
+                "moe_intermediate_size": 32,
+                "shared_expert_intermediate_size": 32,
+                "linear_num_value_heads": 2,
+                "linear_num_key_heads": 2,
+                "linear_key_head_dim": 8,
+                "linear_value_head_dim": 8,
+            },
+        ),
+        "layers of type linear_attention",
+    ),
     (Family("big_bird", "AutoModelForMaskedLM", {**SMALL, "intermediate_size": 64}), "attention_type original_full"),
     (Family("fnet", "AutoModelForMaskedLM", {**SMALL, "intermediate_size": 64}), "passes from one to the next"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("family", "why"), REFUSED, ids=lambda value: str(value).partition(" ")[0])

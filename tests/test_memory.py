@@ -45,13 +45,19 @@ FAMILIES: dict[str, tuple[PreTrainedConfig, str]] = {
     "t5": (T5Config(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, vocab_size=VOCABULARY), SEQ2SEQ),
     "bart": (
         BartConfig(
-            d_model=64, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4,
-            encoder_ffn_dim=128, decoder_ffn_dim=128, vocab_size=VOCABULARY,
+            d_model=64,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=128,
+            decoder_ffn_dim=128,
+            vocab_size=VOCABULARY,
         ),
         SEQ2SEQ,
     ),
     "lstm": (LstmConfig(hidden_size=64, vocab_size=VOCABULARY), CAUSAL),
-}  # fmt: skip
+}
 SHAPES = {"input_ids": (LENGTH,), "labels": (LENGTH,)}
 
 
@@ -170,9 +176,7 @@ def measured_states(network: nn.Module, optimizer: torch.optim.Optimizer) -> Mem
     network(input_ids=ids, labels=ids).sum().backward()
     optimizer.step()
     moments = (value for state in optimizer.state.values() for value in state.values())
-    return Memory(
-        bytes_of(network.parameters()), bytes_of(p.grad for p in network.parameters()), bytes_of(moments)
-    )  # fmt: skip
+    return Memory(bytes_of(network.parameters()), bytes_of(p.grad for p in network.parameters()), bytes_of(moments))
 
 
 def compare_states(rank: int, world: int, strategy: str, family: str, in_bf16: bool) -> None:
@@ -279,13 +283,22 @@ def test_the_micro_batch_grows_with_memory_until_it_is_the_whole_share() -> None
 
 def test_what_can_not_fit_is_refused_saying_by_how_much_and_what_would() -> None:
     small = needs(replace(named("h100:2"), memory=10 * 2.0**20))
-    with pytest.raises(UserError, match=r"--strategy ddp: with micro-batches of 32 each device needs \d+ MiB of memory, \d+ MiB more than "
-                                        r"the 10 MiB of each H100; what would fit: .*--micro_batch_size \d") as refused:  # fmt: skip
+    with pytest.raises(
+        UserError,
+        match=r"--strategy ddp: with micro-batches of 32 each device needs \d+ MiB of memory, \d+ MiB more than "
+        r"the 10 MiB of each H100; what would fit: .*--micro_batch_size \d",
+    ) as refused:
         small.micro_batch_size(small.launch("ddp"))
     flags = str(refused.value).split("what would fit: ")[1].split(", or ")[0].split()
     typed = {name.removeprefix("--"): value for name, value in zip(flags[::2], flags[1::2], strict=True)}
-    would = replace(small, config=replace(small.config, micro_batch_size=int(typed["micro_batch_size"]),
-                                          activation_checkpointing=typed.get("activation_checkpointing", "none")))  # fmt: skip
+    would = replace(
+        small,
+        config=replace(
+            small.config,
+            micro_batch_size=int(typed["micro_batch_size"]),
+            activation_checkpointing=typed.get("activation_checkpointing", "none"),
+        ),
+    )
     assert would.micro_batch_size(would.launch(typed.get("strategy", "ddp"))) == int(typed["micro_batch_size"])
     tiny = needs(replace(named("h100:2"), memory=1000.0))
     with pytest.raises(UserError, match="nothing would, on any number of them"):

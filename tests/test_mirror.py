@@ -50,9 +50,11 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     if request.param == "s3":
         request.getfixturevalue("s3")
     return {
-        "path": str(tmp_path / "away is here"), "file": f"file://{tmp_path}/away/run", "s3": "s3://bucket/runs/run",
+        "path": str(tmp_path / "away is here"),
+        "file": f"file://{tmp_path}/away/run",
+        "s3": "s3://bucket/runs/run",
         "memory": f"memory://{tmp_path.name}/run",
-    }[request.param]  # fmt: skip
+    }[request.param]
 
 
 @pytest.fixture
@@ -214,8 +216,11 @@ def test_checkpoints_that_are_gone_here_go_there(url: str, run: Path) -> None:
     upload(url, run, save(run, 400), keeps=lambda step: step == 200)
     with contextlib.closing(remote_folder.Server(url if "://" in url else f"file://{url}")) as files:
         assert {file.split("/")[1] for file in files.files("checkpoints")} == {
-            "step-000200", "step-000300", "step-000400", "latest"
-        }  # fmt: skip
+            "step-000200",
+            "step-000300",
+            "step-000400",
+            "latest",
+        }
 
 
 # ------------------------------------------------------------------------------------------------ in the background
@@ -419,19 +424,42 @@ EVIL = b"cos\nsystem\n(S'touch pwned'\ntR."
 @pytest.mark.parametrize(
     "manifest",
     [
-        *({name: entry(EVIL)} for name in (
-            "../evil", "/tmp/sslm-evil", "..\\evil", "model/../../../evil", "a/./evil", "a//evil", "", ".", "manifest.json",
-            "manifest.json/evil", "evil\0", "evil\ud800", "e" * 300, "C:evil", "a/" * 100 + "evil", "evil\n", "~/evil",
-        )),
+        *(
+            {name: entry(EVIL)}
+            for name in (
+                "../evil",
+                "/tmp/sslm-evil",
+                "..\\evil",
+                "model/../../../evil",
+                "a/./evil",
+                "a//evil",
+                "",
+                ".",
+                "manifest.json",
+                "manifest.json/evil",
+                "evil\0",
+                "evil\ud800",
+                "e" * 300,
+                "C:evil",
+                "a/" * 100 + "evil",
+                "evil\n",
+                "~/evil",
+            )
+        ),
         {"evil": entry(EVIL), "evil/evil": entry(EVIL)},
         {"evil": {"bytes": len(EVIL), "sha256": ""}},
         {"evil": {"bytes": -1, "sha256": entry(EVIL)["sha256"]}},
         {"evil": {"bytes": 10**4000, "sha256": entry(EVIL)["sha256"]}},
         {"evil": {"bytes": True, "sha256": entry(EVIL)["sha256"]}},
         {"evil": {"bytes": "9", "sha256": entry(EVIL)["sha256"]}},
-        {"evil": None}, {".metadata": entry(EVIL)}, {}, [], None, [[[]]],
+        {"evil": None},
+        {".metadata": entry(EVIL)},
+        {},
+        [],
+        None,
+        [[[]]],
     ],
-)  # fmt: skip
+)
 def test_no_manifest_writes_outside_or_stops_the_older_one(
     manifest: Any, there: Path, run: Path, fresh: Path, tmp_path: Path
 ) -> None:

@@ -66,9 +66,17 @@ def test_weights_are_as_people_type_them() -> None:
 
 @pytest.mark.parametrize(
     ("weights", "word"),
-    [([-1, 2], "-1"), (["size^x", "size^1"], "size^x"), (["much", 1], "much"), ([0, 0], "all weights are 0"),
-     (["size^0.5", 2], "mix numbers and powers"), ([float("nan"), 1], "nan"), ([float("inf"), 1], "inf"), ([True, "siz"], "siz")],
-)  # fmt: skip
+    [
+        ([-1, 2], "-1"),
+        (["size^x", "size^1"], "size^x"),
+        (["much", 1], "much"),
+        ([0, 0], "all weights are 0"),
+        (["size^0.5", 2], "mix numbers and powers"),
+        ([float("nan"), 1], "nan"),
+        ([float("inf"), 1], "inf"),
+        ([True, "siz"], "siz"),
+    ],
+)
 def test_weights_that_make_no_sense_are_refused(weights: list[float | str], word: str) -> None:
     with pytest.raises(UserError, match=re.escape(word)):
         parse_weights(weights, [10, 10])

@@ -26,8 +26,15 @@ FAMILIES = ["llama", "gpt2", "qwen3", "mistral", "gpt_neox", "opt", "gemma2", "o
 def small(model_type: str, **settings: object) -> PreTrainedConfig:
     extra = {"intermediate_size": 64} if model_type not in ("gpt2", "opt", "openai-gpt") else {}
     extra |= {"num_key_value_heads": 2} if model_type in ("llama", "qwen3", "mistral", "gemma2", "olmo2") else {}
-    return model_config({**SMALL, **extra, **settings}, model_type=model_type, default=CausalLM.default_model, auto_class=AUTO,
-                        vocab_size=64, seq_len=16, special_ids={"eos_token_id": 0, "bos_token_id": 0, "pad_token_id": None})  # fmt: skip
+    return model_config(
+        {**SMALL, **extra, **settings},
+        model_type=model_type,
+        default=CausalLM.default_model,
+        auto_class=AUTO,
+        vocab_size=64,
+        seq_len=16,
+        special_ids={"eos_token_id": 0, "bos_token_id": 0, "pad_token_id": None},
+    )
 
 
 @pytest.mark.parametrize("model_type", FAMILIES)
@@ -86,8 +93,15 @@ def test_every_family_has_its_blocks(model_type: str) -> None:
 
 def test_another_architecture_discards_the_defaults_of_the_former() -> None:
     def config(model_type: str | None, **settings: object) -> PreTrainedConfig:
-        return model_config(dict(settings), model_type=model_type, default=CausalLM.default_model, auto_class=AUTO, vocab_size=300,
-                            seq_len=48, special_ids={})  # fmt: skip
+        return model_config(
+            dict(settings),
+            model_type=model_type,
+            default=CausalLM.default_model,
+            auto_class=AUTO,
+            vocab_size=300,
+            seq_len=48,
+            special_ids={},
+        )
 
     assert config(None).hidden_size == CausalLM.default_model["hidden_size"]
     assert config("llama", num_hidden_layers=1).hidden_size == CausalLM.default_model["hidden_size"]
@@ -229,7 +243,12 @@ def test_where_nothing_ends_a_text_by_name_the_separator_does() -> None:
     ids = special_ids(Ids())  # type: ignore[arg-type]
     assert ids["eos_token_id"] == 3
     bart = model_config(
-        {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1}, model_type="bart", default={"model_type": "bart"},
-        auto_class="AutoModelForSeq2SeqLM", vocab_size=64, seq_len=16, special_ids=ids,
-    )  # fmt: skip
+        {"d_model": 16, "encoder_layers": 1, "decoder_layers": 1},
+        model_type="bart",
+        default={"model_type": "bart"},
+        auto_class="AutoModelForSeq2SeqLM",
+        vocab_size=64,
+        seq_len=16,
+        special_ids=ids,
+    )
     assert (bart.decoder_start_token_id, bart.eos_token_id, bart.forced_eos_token_id) == (3, 3, 3)

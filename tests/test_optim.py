@@ -171,10 +171,13 @@ def mixed(world: int) -> tuple[nn.ParameterDict, dict[str, Tensor]]:
     """Parameters of all kinds, as tensor parallelism under FSDP has them; and their whole gradients."""
     flat, square = init_device_mesh("cpu", (world,)), init_device_mesh("cpu", (world // 2, 2))
     kinds: dict[str, Any] = {
-        "vector": ((5,), None, None), "rows": ((3, 4), flat, [Shard(0)]),  # fewer rows than 4 processes: one has none
-        "same": ((3, 4), flat, [Replicate()]), "square": ((6, 5), square, [Shard(0), Shard(1)]),
-        "columns": ((6, 5), square, [Replicate(), Shard(1)]), "plain": ((2, 5), None, None),
-    }  # fmt: skip
+        "vector": ((5,), None, None),
+        "rows": ((3, 4), flat, [Shard(0)]),  # fewer rows than 4 processes: one has none
+        "same": ((3, 4), flat, [Replicate()]),
+        "square": ((6, 5), square, [Shard(0), Shard(1)]),
+        "columns": ((6, 5), square, [Replicate(), Shard(1)]),
+        "plain": ((2, 5), None, None),
+    }
     parameters, whole = nn.ParameterDict(), {}
     for name, (size, mesh, placements) in kinds.items():
         whole[name] = torch.randn(size, generator=torch.Generator().manual_seed(len(name)))

@@ -25,8 +25,22 @@ def plan(text: Path, cache: Path, tmp_path: Path, capsys: pytest.CaptureFixture[
     """plan(*flags) -> what is printed, each row on one line; refused, if it ends with 2."""
 
     def run(*flags: str, refused: bool = False) -> str:
-        data = ["--data.train", str(text), "--data.val", str(text), "--data.document_separator", "\n-----\n", "--data.tokenizer", "bpe:512",
-                "--data.cache_dir", str(cache), "--data.val_sequences", "4", "--run_dir", str(tmp_path / "run")]  # fmt: skip
+        data = [
+            "--data.train",
+            str(text),
+            "--data.val",
+            str(text),
+            "--data.document_separator",
+            "\n-----\n",
+            "--data.tokenizer",
+            "bpe:512",
+            "--data.cache_dir",
+            str(cache),
+            "--data.val_sequences",
+            "4",
+            "--run_dir",
+            str(tmp_path / "run"),
+        ]
         code = main([*data, *flags])
         out, err = capsys.readouterr()
         assert code == (2 if refused else 0), err
@@ -101,8 +115,11 @@ def test_several_nodes_are_started_by_srun(plan: Planned) -> None:
 
 def test_what_does_not_fit_is_refused_in_one_sentence_with_what_would(plan: Planned) -> None:
     said = plan(*LLAMA_1B, "--plan_for", "rtx3090:2", "--micro_batch_size", "16", "--strategy", "ddp", refused=True)
-    assert re.fullmatch(r"error: --strategy ddp: with micro-batches of 16 each device needs [\d.]+ GiB of memory, [\d.]+ GiB more than "
-                        r"the 23.6 GiB of each RTX 3090; what would fit: --.*", said)  # fmt: skip
+    assert re.fullmatch(
+        r"error: --strategy ddp: with micro-batches of 16 each device needs [\d.]+ GiB of memory, [\d.]+ GiB more than "
+        r"the 23.6 GiB of each RTX 3090; what would fit: --.*",
+        said,
+    )
     assert "--strategy fsdp" in said
 
 
@@ -129,13 +146,22 @@ def test_without_a_name_the_plan_is_for_this_machine(plan: Planned) -> None:
         (["--plan_for", "h100:0"], "0 is no number of devices; expected h100:8"),
         (["--plan_for"], "--plan_for needs a value"),
         (["--price_per_hour", "cheap"], "--price_per_hour cheap: expected dollars"),
-        (["--plan_for", "h100:8", "--batch_size", "12"], "--batch_size 12: can't be shared by 8 devices; give a multiple of 8, such as 16"),
-        (["--plan_for", "h100:2", "--micro_batch_size", "3"], "--micro_batch_size 3: does not divide a device's 4 sequences"),
+        (
+            ["--plan_for", "h100:8", "--batch_size", "12"],
+            "--batch_size 12: can't be shared by 8 devices; give a multiple of 8, such as 16",
+        ),
+        (
+            ["--plan_for", "h100:2", "--micro_batch_size", "3"],
+            "--micro_batch_size 3: does not divide a device's 4 sequences",
+        ),
         (["--plan_for", "h100:2", "--strategy", "single"], "--strategy single"),
-        (["--plan_for", "a100-40:2", "--precision", "fp8"], "--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not A100 40GB; give --precision bf16-mixed"),
+        (
+            ["--plan_for", "a100-40:2", "--precision", "fp8"],
+            "--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not A100 40GB; give --precision bf16-mixed",
+        ),
         (["--plam_for", "h100:8"], "there is no flag --plam_for"),
     ],
-)  # fmt: skip
+)
 def test_wrong_flags_are_told_in_one_sentence(plan: Planned, flags: list[str], sentence: str) -> None:
     assert sentence in plan(*SMALL, *flags, refused=True)
 
@@ -155,8 +181,10 @@ def test_every_named_machine_can_be_planned_for() -> None:
 
 
 def test_flops_of_an_encoder_decoder_agree_with_its_matmuls() -> None:
-    model = on_meta(T5Config(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=3, num_heads=4, vocab_size=512),
-                    "AutoModelForSeq2SeqLM")  # fmt: skip
+    model = on_meta(
+        T5Config(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=3, num_heads=4, vocab_size=512),
+        "AutoModelForSeq2SeqLM",
+    )
     counted = 0
 
     def count(module: torch.nn.Linear, arguments: tuple[torch.Tensor], output: torch.Tensor) -> None:

@@ -128,9 +128,13 @@ def test_invalid_bytes_become_one_mark(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("threads", ["1", "2"])
 def test_corpus_is_the_same_for_any_number_of_threads(
-    threads: str, text: Path, documents: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path,
+    threads: str,
+    text: Path,
+    documents: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     tokenizer.save_pretrained(tmp_path / "t")
     command = [
         "-m",
@@ -221,9 +225,13 @@ def test_failed_preparation_leaves_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("batch", [0, 1, 4, 9])
 def test_crashed_preparation_goes_on_and_makes_the_same_corpus(
-    batch: int, documents: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path, small_steps: None,
+    batch: int,
+    documents: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    small_steps: None,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     source = source_of(documents)
     straight = prepare(source, tokenizer, tmp_path / "straight", no_report, shard_tokens=9000)
     reports = 0
@@ -306,8 +314,18 @@ def damage(remains: Path, how: str) -> None:
         (remains / "train-00000.bin").write_bytes(b"old")
 
 
-@pytest.mark.parametrize("how", ["finished shard cut", "open shard cut", "shard missing", "journal cut", "journal of another form",
-                                 "tokenizer missing", "only files we don't know"])  # fmt: skip
+@pytest.mark.parametrize(
+    "how",
+    [
+        "finished shard cut",
+        "open shard cut",
+        "shard missing",
+        "journal cut",
+        "journal of another form",
+        "tokenizer missing",
+        "only files we don't know",
+    ],
+)
 def test_damaged_remains_are_begun_anew(
     how: str, documents: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path, small_steps: None
 ) -> None:
@@ -320,9 +338,13 @@ def test_damaged_remains_are_begun_anew(
 
 @pytest.mark.parametrize("other", ["text", "tokenizer", "shard_tokens"])
 def test_remains_of_another_corpus_are_not_gone_on_from(
-    other: str, documents: list[str], tokenizer: PreTrainedTokenizerFast, tmp_path: Path, small_steps: None,
+    other: str,
+    documents: list[str],
+    tokenizer: PreTrainedTokenizerFast,
+    tmp_path: Path,
+    small_steps: None,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     interrupted(source_of(documents), tokenizer, tmp_path / "c")
     source = source_of([*documents, "one more"] if other == "text" else documents)
     known = bpe(documents, 390) if other == "tokenizer" else tokenizer

@@ -19,17 +19,43 @@ from sslm.parallel.recompute import check_recompute, keep, recompute
 from sslm.system.errors import UserError
 
 KINDS: dict[str, Any] = {
-    "llama": lambda p: (LlamaConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, attention_dropout=p
-    ), "AutoModelForCausalLM"),
-    "bert": lambda p: (BertConfig(
-        vocab_size=50, hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2,
-        hidden_dropout_prob=p, attention_probs_dropout_prob=p,
-    ), "AutoModelForMaskedLM"),
-    "t5": lambda p: (T5Config(
-        vocab_size=50, d_model=16, d_kv=8, d_ff=32, num_layers=2, num_heads=2, dropout_rate=p, decoder_start_token_id=0
-    ), "AutoModelForSeq2SeqLM"),
-}  # fmt: skip
+    "llama": lambda p: (
+        LlamaConfig(
+            vocab_size=50,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            attention_dropout=p,
+        ),
+        "AutoModelForCausalLM",
+    ),
+    "bert": lambda p: (
+        BertConfig(
+            vocab_size=50,
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            hidden_dropout_prob=p,
+            attention_probs_dropout_prob=p,
+        ),
+        "AutoModelForMaskedLM",
+    ),
+    "t5": lambda p: (
+        T5Config(
+            vocab_size=50,
+            d_model=16,
+            d_kv=8,
+            d_ff=32,
+            num_layers=2,
+            num_heads=2,
+            dropout_rate=p,
+            decoder_start_token_id=0,
+        ),
+        "AutoModelForSeq2SeqLM",
+    ),
+}
 
 
 @pytest.fixture(autouse=True)

@@ -18,8 +18,14 @@ from tests.processes import run_command
 from tests.test_head import BOTH, GATED, both, masked
 from tests.test_train import losses_of
 
-AUTO = {"llama": "AutoModelForCausalLM", "gpt2": "AutoModelForCausalLM", "sslm_lstm": "AutoModelForCausalLM",
-        "bert": "AutoModelForMaskedLM", "modernbert": "AutoModelForMaskedLM", "deberta-v2": "AutoModelForMaskedLM"}  # fmt: skip
+AUTO = {
+    "llama": "AutoModelForCausalLM",
+    "gpt2": "AutoModelForCausalLM",
+    "sslm_lstm": "AutoModelForCausalLM",
+    "bert": "AutoModelForMaskedLM",
+    "modernbert": "AutoModelForMaskedLM",
+    "deberta-v2": "AutoModelForMaskedLM",
+}
 FAMILIES = [*AUTO, *BOTH]
 
 

@@ -16,8 +16,18 @@ from tests.test_train import rows_of
 pytestmark = pytest.mark.slow
 
 ROOT = Path(__file__).parent.parent
-FLAGS = ["--strategy", "fsdp", "--max_steps", "120", "--val_every", "60", "--checkpoint.every_steps", "20",
-         "--model.attention_dropout", "0.1"]  # fmt: skip
+FLAGS = [
+    "--strategy",
+    "fsdp",
+    "--max_steps",
+    "120",
+    "--val_every",
+    "60",
+    "--checkpoint.every_steps",
+    "20",
+    "--model.attention_dropout",
+    "0.1",
+]
 
 Submit = Callable[..., str]
 
@@ -108,7 +118,9 @@ def test_job_that_needs_the_nodes_more_gets_them(
 ) -> None:
     job = submit()
     wait_for_rows(cluster, tmp_path / "run")
-    urgent = cluster.run("sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true")  # fmt: skip
+    urgent = cluster.run(
+        "sbatch", "--parsable", "--partition=urgent", "--nodes=2", "--exclusive", "--output=/dev/null", "--wrap=true"
+    )
     wait_for_restart(cluster, job)
     assert wait_for_end(cluster, urgent)["JobState"] == "COMPLETED"
     assert "(SIGTERM), all saved" in (tmp_path / f"slurm-sslm-{job}.log").read_text()

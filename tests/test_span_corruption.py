@@ -24,10 +24,18 @@ FIRST = 100
 """The first id of text: those below are the vocabulary's own."""
 
 VOCABULARY = Vocabulary(
-    end=END, prefix=np.array([], np.int64), suffix=np.array([END]), mask=None, pad=PAD, sentinels=SENTINELS,
-    special=np.arange(SIZE) < FIRST, begins_word=np.ones(SIZE, bool), first_kind=np.zeros(SIZE, np.uint8),
-    last_kind=np.zeros(SIZE, np.uint8), ends_sentence=np.zeros(SIZE, bool),
-)  # fmt: skip
+    end=END,
+    prefix=np.array([], np.int64),
+    suffix=np.array([END]),
+    mask=None,
+    pad=PAD,
+    sentinels=SENTINELS,
+    special=np.arange(SIZE) < FIRST,
+    begins_word=np.ones(SIZE, bool),
+    first_kind=np.zeros(SIZE, np.uint8),
+    last_kind=np.zeros(SIZE, np.uint8),
+    ends_sentence=np.zeros(SIZE, bool),
+)
 
 recipes = st.builds(SpanCorruptionRecipe, ratio=st.floats(0.01, 0.95), mean_span=st.floats(1, 12))
 

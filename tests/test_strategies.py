@@ -19,14 +19,23 @@ STRATEGIES = {
     "single": ["--strategy", "single"],
     "ddp": ["--strategy", "ddp", "--devices", "2"],
     "fsdp": ["--strategy", "fsdp", "--devices", "2"],
-    "zero2": ["--strategy", "fsdp", "--devices", "2", "--fsdp.reshard_after_forward", "false", "--fsdp.reduce_gradients", "micro_batch"],
+    "zero2": [
+        "--strategy",
+        "fsdp",
+        "--devices",
+        "2",
+        "--fsdp.reshard_after_forward",
+        "false",
+        "--fsdp.reduce_gradients",
+        "micro_batch",
+    ],
     "hsdp": ["--strategy", "hsdp", "--devices", "4", "--fsdp.replicas", "2"],
     "tp": ["--strategy", "tp", "--devices", "2"],
     "fsdp_tp": ["--strategy", "fsdp_tp", "--devices", "4", "--tensor_parallel_size", "2"],
     "deepspeed_1": ["--strategy", "deepspeed_1", "--devices", "2"],
     "deepspeed_2": ["--strategy", "deepspeed_2", "--devices", "2", "--deepspeed.offload_optimizer"],
     "deepspeed_3": ["--strategy", "deepspeed_3", "--devices", "2"],
-}  # fmt: skip
+}
 
 FAMILIES = {
     "bert": """--objective masked_lm --model.model_type bert --model.hidden_size 32 --model.intermediate_size 64

@@ -191,8 +191,13 @@ def test_validation_scores_each_window_once(tmp_path: Path, world: int) -> None:
 
 def test_loader_processes_give_the_same_batches(text: Path, cache: Path) -> None:
     def digests(workers: int) -> list[int]:
-        data = DataModule(DataConfig(train=str(text), tokenizer="bpe:512", cache_dir=str(cache), num_workers=workers),
-                          CausalLMRecipe(), seq_len=32, batch_size=4, total_steps=6)  # fmt: skip
+        data = DataModule(
+            DataConfig(train=str(text), tokenizer="bpe:512", cache_dir=str(cache), num_workers=workers),
+            CausalLMRecipe(),
+            seq_len=32,
+            batch_size=4,
+            total_steps=6,
+        )
         data.setup()
         data.first_step = 2
         return [finished(batch, 1, with_digest=True)["digest"] for batch in data.train_dataloader()]

@@ -22,18 +22,28 @@ STOPS = (13, 15, 1990)
 """Text that ends a sentence."""
 
 VOCABULARY = Vocabulary(
-    end=END, prefix=np.array([CLS]), suffix=np.array([SEP]), mask=MASK, pad=PAD, sentinels=np.zeros(0, np.int64),
-    special=np.arange(SIZE) < FIRST, begins_word=np.ones(SIZE, bool), first_kind=np.zeros(SIZE, np.uint8),
-    last_kind=np.zeros(SIZE, np.uint8), ends_sentence=np.isin(np.arange(SIZE), STOPS),
-)  # fmt: skip
+    end=END,
+    prefix=np.array([CLS]),
+    suffix=np.array([SEP]),
+    mask=MASK,
+    pad=PAD,
+    sentinels=np.zeros(0, np.int64),
+    special=np.arange(SIZE) < FIRST,
+    begins_word=np.ones(SIZE, bool),
+    first_kind=np.zeros(SIZE, np.uint8),
+    last_kind=np.zeros(SIZE, np.uint8),
+    ends_sentence=np.isin(np.arange(SIZE), STOPS),
+)
 BARE = replace(VOCABULARY, prefix=np.zeros(0, np.int64), suffix=np.zeros(0, np.int64))
 
 Ids = NDArray[np.int64]
 few = settings(max_examples=40, deadline=None)
 kinds = [(unit, mark, layout) for layout in LAYOUTS for unit, mark in (("token", 0), ("token", 1), ("sentence", 0))]
 recipes = st.builds(
-    lambda kind, ratio: TokenOrderRecipe(ratio, kind[0], bool(kind[1]), kind[2]), st.sampled_from(kinds), st.floats(0.01, 1)
-)  # fmt: skip
+    lambda kind, ratio: TokenOrderRecipe(ratio, kind[0], bool(kind[1]), kind[2]),
+    st.sampled_from(kinds),
+    st.floats(0.01, 1),
+)
 
 
 def examples_of(
@@ -165,8 +175,12 @@ def test_what_a_decoder_beside_an_encoder_writes_has_an_end() -> None:
 @pytest.mark.parametrize(("unit", "mark", "layout"), kinds)
 def test_widths_depend_on_no_text(unit: str, mark: int, layout: str) -> None:
     recipe = TokenOrderRecipe(unit=unit, mark=bool(mark), layout=layout)  # type: ignore[arg-type]
-    texts = [a_text(4, 60, padded, apart, seed, special) for padded in (False, True) for apart in (False, True)
-             for seed, special in ((1, 0.0), (2, 0.3))]  # fmt: skip
+    texts = [
+        a_text(4, 60, padded, apart, seed, special)
+        for padded in (False, True)
+        for apart in (False, True)
+        for seed, special in ((1, 0.0), (2, 0.3))
+    ]
     batches = [recipe.make_batch(text, VOCABULARY, 0) for text in texts]
     for name in ("input_ids", "labels"):
         assert len({batch[name].shape for batch in batches}) == 1
@@ -244,9 +258,13 @@ def test_what_is_not_chosen_stays(seed: int, padded: bool, apart: bool) -> None:
 
 @settings(max_examples=150, deadline=None)
 @given(
-    recipe=recipes, length=st.integers(2, 60), seed=st.integers(0, 999), padded=st.booleans(), apart=st.booleans(),
+    recipe=recipes,
+    length=st.integers(2, 60),
+    seed=st.integers(0, 999),
+    padded=st.booleans(),
+    apart=st.booleans(),
     special=st.sampled_from([0, 0.1, 0.5]),
-)  # fmt: skip
+)
 def test_the_text_comes_back(
     recipe: TokenOrderRecipe, length: int, seed: int, padded: bool, apart: bool, special: float
 ) -> None:
@@ -321,7 +339,10 @@ def test_no_token_leaves_its_document(unit: str, mark: int, layout: str, padded:
         ids, segments, labels = (batch[name][row] for name in ("input_ids", "segment_ids", "labels"))
         assert (np.diff(segments[segments >= 0]) >= 0).all()  # each in one piece
         assert (np.diff((segments >= 0).astype(int)) <= 0).all()  # and padding last
-        read, written = by_document(ids, segments), by_document(labels, batch.get("decoder_segment_ids", batch["segment_ids"])[row])  # fmt: skip
+        read, written = (
+            by_document(ids, segments),
+            by_document(labels, batch.get("decoder_segment_ids", batch["segment_ids"])[row]),
+        )
         if layout == "encoder_decoder":  # of a bare row the end is the last document's
             last = max(len(texts) - 1, 0)
             assert [read[last].pop(), written[last].pop()] == [END, END]
@@ -360,7 +381,9 @@ def test_documents_are_read_and_written_one_after_the_other() -> None:
     documents = np.array([[0, 0, 1, 1, 1, -1]], np.int32)
     examples = examples_of(np.array([[20, 21, 22, 23, 24, 0]]), np.array([5]), documents)
     for position in range(20):
-        batch = TokenOrderRecipe(1, layout="decoder").make_batch(examples._replace(positions=np.array([position])), VOCABULARY, 0)  # fmt: skip
+        batch = TokenOrderRecipe(1, layout="decoder").make_batch(
+            examples._replace(positions=np.array([position])), VOCABULARY, 0
+        )
         [ids], [labels] = batch["input_ids"].tolist(), batch["labels"].tolist()
         assert (set(ids[:2]), ids[2:4]) == ({20, 21}, [END, 20])
         assert (set(ids[4:7]), ids[7:10]) == ({22, 23, 24}, [END, 22, 23])

@@ -58,8 +58,15 @@ def wordpiece() -> PreTrainedTokenizerFast:
 
 
 def llama(size: int = 2, tied: bool = False, vocab_size: int = 8) -> LlamaConfig:
-    return LlamaConfig(vocab_size=vocab_size, hidden_size=size, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1,
-                       num_key_value_heads=1, tie_word_embeddings=tied)  # fmt: skip
+    return LlamaConfig(
+        vocab_size=vocab_size,
+        hidden_size=size,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        num_key_value_heads=1,
+        tie_word_embeddings=tied,
+    )
 
 
 def built(config: LlamaConfig) -> PreTrainedModel:
@@ -205,8 +212,17 @@ def test_heads_that_share_the_embedding_have_the_vectors_and_others_keep_theirs(
 
 
 def test_encoder_and_decoder_share_the_vectors_and_padding_is_no_word(tmp_path: Path) -> None:
-    config = BartConfig(vocab_size=8, d_model=2, encoder_layers=1, decoder_layers=1, encoder_attention_heads=1, encoder_ffn_dim=4,
-                        decoder_attention_heads=1, decoder_ffn_dim=4, pad_token_id=4)  # fmt: skip
+    config = BartConfig(
+        vocab_size=8,
+        d_model=2,
+        encoder_layers=1,
+        decoder_layers=1,
+        encoder_attention_heads=1,
+        encoder_ffn_dim=4,
+        decoder_attention_heads=1,
+        decoder_ffn_dim=4,
+        pad_token_id=4,
+    )
     model = build(config, "AutoModelForSeq2SeqLM", 0)
     assert isinstance(model, BartForConditionalGeneration)
     before = rows_of(model)

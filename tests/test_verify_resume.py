@@ -31,8 +31,24 @@ def verify(text: Path, cache: Path, tmp_path: Path) -> Verify:
     (tmp_path / "temporary").mkdir()
 
     def run(*flags: str, model: tuple[str, ...] = tuple(SMALL_LLAMA), **env: str) -> Finished:
-        data = ["--data.train", str(text), "--data.document_separator", "\n-----\n", "--data.tokenizer", "bpe:512", "--data.cache_dir",
-                str(cache), "--data.val_sequences", "4", "--seq_len", "32", "--batch_size", "4", "--accelerator", "cpu"]  # fmt: skip
+        data = [
+            "--data.train",
+            str(text),
+            "--data.document_separator",
+            "\n-----\n",
+            "--data.tokenizer",
+            "bpe:512",
+            "--data.cache_dir",
+            str(cache),
+            "--data.val_sequences",
+            "4",
+            "--seq_len",
+            "32",
+            "--batch_size",
+            "4",
+            "--accelerator",
+            "cpu",
+        ]
         env = {"COLUMNS": "240", "TMPDIR": str(tmp_path / "temporary"), **env}
         return run_command(["-m", "sslm", "verify-resume", *data, *model, *flags], timeout=500, env=env)
 
@@ -54,8 +70,18 @@ def row_of(name: str, printed: str) -> list[str]:
 
 @pytest.mark.slow
 def test_killed_and_resumed_with_other_micro_batches_does_not_differ(verify: Verify, tmp_path: Path) -> None:
-    done = verify("--steps", "8", "--kills", "2", "--also", "--micro_batch_size 1", "--model.attention_dropout", "0.1",
-                  "--keep", str(tmp_path / "kept"))  # fmt: skip
+    done = verify(
+        "--steps",
+        "8",
+        "--kills",
+        "2",
+        "--also",
+        "--micro_batch_size 1",
+        "--model.attention_dropout",
+        "0.1",
+        "--keep",
+        str(tmp_path / "kept"),
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     _, _, _, how, result = row_of("killed", done.stdout)
     assert (how, result) == ("bitwise", "no difference in 8 steps, 37,024 parameters")
@@ -121,11 +147,37 @@ def test_what_only_train_finds_wrong_is_the_users_error_here_too(verify: Verify,
 
 
 SMALL = {
-    "bert": ("--objective", "masked_lm", "--model.model_type", "bert", "--model.hidden_size", "32", "--model.intermediate_size", "64",
-             "--model.num_hidden_layers", "2", "--model.num_attention_heads", "2"),
-    "t5": ("--objective", "span_corruption", "--model.model_type", "t5", "--model.d_model", "32", "--model.d_ff", "64",
-           "--model.num_layers", "2", "--model.num_heads", "2", "--model.d_kv", "16"),
-}  # fmt: skip
+    "bert": (
+        "--objective",
+        "masked_lm",
+        "--model.model_type",
+        "bert",
+        "--model.hidden_size",
+        "32",
+        "--model.intermediate_size",
+        "64",
+        "--model.num_hidden_layers",
+        "2",
+        "--model.num_attention_heads",
+        "2",
+    ),
+    "t5": (
+        "--objective",
+        "span_corruption",
+        "--model.model_type",
+        "t5",
+        "--model.d_model",
+        "32",
+        "--model.d_ff",
+        "64",
+        "--model.num_layers",
+        "2",
+        "--model.num_heads",
+        "2",
+        "--model.d_kv",
+        "16",
+    ),
+}
 NO_DROPOUT = ("--model.hidden_dropout_prob", "0", "--model.attention_probs_dropout_prob", "0")
 
 

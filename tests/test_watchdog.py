@@ -25,8 +25,21 @@ def one(
     rank: int, rounds: int = 5, turns: int = 1, waits: bool = False, looks: int = 9, has_stacks: bool = True
 ) -> Heartbeat:
     return Heartbeat(
-        "life", rank, "node1", 100 + rank, 40, rounds, turns, 50 + rank, "taking the step", 9.0, "mine.py:3, load", waits, looks, has_stacks
-    )  # fmt: skip
+        "life",
+        rank,
+        "node1",
+        100 + rank,
+        40,
+        rounds,
+        turns,
+        50 + rank,
+        "taking the step",
+        9.0,
+        "mine.py:3, load",
+        waits,
+        looks,
+        has_stacks,
+    )
 
 
 def first(*them: Heartbeat, quiet: frozenset[int] = frozenset()) -> list[int]:

@@ -20,8 +20,11 @@ def prepare(text: Path, tokenizer: Path, out: Path, seq_len: int) -> None:
     rows = datasets.load_dataset("json", data_files=files, split="train", cache_dir=str(out / "cache"))
     rows = rows.map(
         functools.partial(tokenise, tokenizer=tokenizer, length=seq_len + 1),
-        batched=True, remove_columns=["text"], features=features, num_proc=os.cpu_count(),
-    )  # fmt: skip
+        batched=True,
+        remove_columns=["text"],
+        features=features,
+        num_proc=os.cpu_count(),
+    )
     rows.save_to_disk(str(out / "rows"))
 
 

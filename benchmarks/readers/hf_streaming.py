@@ -24,8 +24,10 @@ class Reader:
         rows = split_dataset_by_node(rows, share.rank, share.world)
         rows = rows.map(
             functools.partial(tokenise, tokenizer=tokenizer, length=share.seq_len + 1),
-            batched=True, batch_size=100, remove_columns=["text"],
-        )  # fmt: skip
+            batched=True,
+            batch_size=100,
+            remove_columns=["text"],
+        )
         self.loader: Any = StatefulDataLoader(
             rows.with_format("torch"), batch_size=share.rows, drop_last=True, **share.loader_options()
         )

@@ -14,5 +14,14 @@ VERBS = {
 
 def usage() -> str:
     lines = [f"  {verb:<15}{what}" for verb, what in VERBS.items()]
-    return "\n".join([f"sslm {sslm.__version__}: self-supervised pretraining of language models", "",
-                      "usage: sslm VERB [flags]", "", *lines, "", "`sslm VERB --help` explains a verb's flags."])  # fmt: skip
+    return "\n".join(
+        [
+            f"sslm {sslm.__version__}: self-supervised pretraining of language models",
+            "",
+            "usage: sslm VERB [flags]",
+            "",
+            *lines,
+            "",
+            "`sslm VERB --help` explains a verb's flags.",
+        ]
+    )

@@ -164,8 +164,10 @@ def _take_open_settings(arguments: list[str], tree: dict[str, Any]) -> list[str]
         section, _, key = name.partition(".")
         is_open = section in OPEN_SECTIONS and key and name not in flags and "." not in key
         if not is_open and (name not in flags or key == "settings"):
-            raise UserError(f"there is no flag --{name}{nearest('--' + name, ['--' + f for f in flags])}; "
-                            "python -m sslm.train --help lists them")  # fmt: skip
+            raise UserError(
+                f"there is no flag --{name}{nearest('--' + name, ['--' + f for f in flags])}; "
+                "python -m sslm.train --help lists them"
+            )
         if not equals:
             if flags.get(name) is bool and (not stream or stream[0].startswith("--")):
                 value = "true"
@@ -189,8 +191,10 @@ def _check_keys(tree: dict[str, Any], cls: Any, prefix: str) -> None:
     known = {f.name: f.type for f in dataclasses.fields(cls)}
     for key, value in list(tree.items()):
         if key not in known:
-            raise UserError(f"there is no key {prefix}{key}{nearest(str(key), known)}; allowed{' in ' + prefix[:-1] if prefix else ''}: "
-                            f"{', '.join(known)}")  # fmt: skip
+            raise UserError(
+                f"there is no key {prefix}{key}{nearest(str(key), known)}; allowed{' in ' + prefix[:-1] if prefix else ''}: "
+                f"{', '.join(known)}"
+            )
         if dataclasses.is_dataclass(known[key]):
             if value is None:  # a section with all its keys commented out
                 del tree[key]
@@ -236,21 +240,36 @@ def _texts(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:
 def _check_values(config: Config) -> Config:
     """What no type says."""
     positive = {
-        "seq_len": config.seq_len, "batch_size": config.batch_size, "micro_batch_size": config.micro_batch_size,
-        "max_steps": config.max_steps, "max_tokens": config.max_tokens, "log_every": config.log_every,
-        "val_every": config.val_every, "devices": config.devices, "num_nodes": config.num_nodes,
-        "checkpoint.every_steps": config.checkpoint.every_steps, "checkpoint.every_minutes": config.checkpoint.every_minutes,
-        "checkpoint.keep_last": config.checkpoint.keep_last, "checkpoint.keep_best": config.checkpoint.keep_best,
+        "seq_len": config.seq_len,
+        "batch_size": config.batch_size,
+        "micro_batch_size": config.micro_batch_size,
+        "max_steps": config.max_steps,
+        "max_tokens": config.max_tokens,
+        "log_every": config.log_every,
+        "val_every": config.val_every,
+        "devices": config.devices,
+        "num_nodes": config.num_nodes,
+        "checkpoint.every_steps": config.checkpoint.every_steps,
+        "checkpoint.every_minutes": config.checkpoint.every_minutes,
+        "checkpoint.keep_last": config.checkpoint.keep_last,
+        "checkpoint.keep_best": config.checkpoint.keep_best,
         "checkpoint.keep_every_steps": config.checkpoint.keep_every_steps,
         "data.val_sequences": config.data.val_sequences,
-        "data.cache_gb": config.data.cache_gb, "data.block_shards": config.data.block_shards,
-        "optim.lr": config.optim.lr, "optim.clip_norm": config.optim.clip_norm, "optim.eps": config.optim.eps,
-        "anomaly.spike_z": config.anomaly.spike_z, "anomaly.patience": config.anomaly.patience,
-        "robust.epsilon": config.robust.epsilon, "robust.adversarial_steps": config.robust.adversarial_steps,
-        "tensor_parallel_size": config.tensor_parallel_size, "fsdp.replicas": config.fsdp.replicas,
+        "data.cache_gb": config.data.cache_gb,
+        "data.block_shards": config.data.block_shards,
+        "optim.lr": config.optim.lr,
+        "optim.clip_norm": config.optim.clip_norm,
+        "optim.eps": config.optim.eps,
+        "anomaly.spike_z": config.anomaly.spike_z,
+        "anomaly.patience": config.anomaly.patience,
+        "robust.epsilon": config.robust.epsilon,
+        "robust.adversarial_steps": config.robust.adversarial_steps,
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "fsdp.replicas": config.fsdp.replicas,
         "start_timeout_seconds": config.start_timeout_seconds,
-        "collective_timeout_seconds": config.collective_timeout_seconds, "watchdog_seconds": config.watchdog_seconds,
-    }  # fmt: skip
+        "collective_timeout_seconds": config.collective_timeout_seconds,
+        "watchdog_seconds": config.watchdog_seconds,
+    }
     for name, value in positive.items():
         if isinstance(value, int | float) and not 0 < value < float("inf"):
             raise UserError(f"--{name} {value}: expected a number above 0")
@@ -267,8 +286,10 @@ def _check_values(config: Config) -> Config:
     if not 0 <= config.seed < 1 << 63:
         raise UserError(f"--seed {config.seed}: expected a whole number from 0 to 2^63 - 1")
     if config.total_steps < 1:
-        raise UserError(f"--max_tokens {config.max_tokens}: less than one step of {config.batch_size} x {config.seq_len} "
-                        f"tokens; give at least {config.batch_size * config.seq_len}")  # fmt: skip
+        raise UserError(
+            f"--max_tokens {config.max_tokens}: less than one step of {config.batch_size} x {config.seq_len} "
+            f"tokens; give at least {config.batch_size * config.seq_len}"
+        )
     optim, robust = config.optim, config.robust
     if not 0 <= robust.label_smoothing < 1:
         raise UserError(

@@ -137,8 +137,10 @@ class Plan:
         self.needs.micro_batch_size(self.launch)
         room, needed = self.disk_room(), self.checkpoint_bytes()
         if room < needed and not self.is_elsewhere:
-            raise UserError(f"{self.config.run_folder}: a checkpoint takes {gib(needed)} and the disk has {gib(room)} left; free some room, "
-                            f"or give another --run_dir")  # fmt: skip
+            raise UserError(
+                f"{self.config.run_folder}: a checkpoint takes {gib(needed)} and the disk has {gib(room)} left; free some room, "
+                f"or give another --run_dir"
+            )
 
     def told(self, arguments: list[str]) -> list[Table | str]:
         return [self._title(), self._run(), *self._memory(), self._cost(), *self._proposals(arguments)]
@@ -155,8 +157,14 @@ class Plan:
 
         config, model, data = self.config, self.needs.model, self.data
         total = model.num_parameters()
-        embedding = sum({id(p): p.numel() for e in (model.get_input_embeddings(), model.get_output_embeddings()) if e is not None
-                         for p in e.parameters()}.values())  # fmt: skip
+        embedding = sum(
+            {
+                id(p): p.numel()
+                for e in (model.get_input_embeddings(), model.get_output_embeddings())
+                if e is not None
+                for p in e.parameters()
+            }.values()
+        )
         idle = sum(p.numel() for p in of_experts(model)) * (1 - share_of_experts(model))
         active = f", {count(total - idle)} active" if idle else ""
         steps, tokens = config.total_steps, config.batch_size * config.seq_len
@@ -168,14 +176,23 @@ class Plan:
         )
         epochs = steps * config.batch_size / max(data.train_stream.num_windows, 1)
         rows = [
-            ("Model", f"{config.objective.name}, {model.config.model_type}: {count(total)} parameters ({count(embedding)} of embeddings"
-                      f"{active}; {count(matmul_parameters(model))} multiply each token)"),
-            ("Text", f"{of}{count(sum(source.corpus.num_tokens for source in sources))} tokens; vocabulary of {tokenizer}, "
-                     f"the model's of {model.config.vocab_size:,}"),
-            ("Run", f"{steps:,} steps of {config.batch_size} x {config.seq_len:,} = {count(tokens)} tokens: {count(steps * tokens)} tokens"
-                    + ("" if data.mixes else f", {epochs:,.2f} epochs")),
+            (
+                "Model",
+                f"{config.objective.name}, {model.config.model_type}: {count(total)} parameters ({count(embedding)} of embeddings"
+                f"{active}; {count(matmul_parameters(model))} multiply each token)",
+            ),
+            (
+                "Text",
+                f"{of}{count(sum(source.corpus.num_tokens for source in sources))} tokens; vocabulary of {tokenizer}, "
+                f"the model's of {model.config.vocab_size:,}",
+            ),
+            (
+                "Run",
+                f"{steps:,} steps of {config.batch_size} x {config.seq_len:,} = {count(tokens)} tokens: {count(steps * tokens)} tokens"
+                + ("" if data.mixes else f", {epochs:,.2f} epochs"),
+            ),
             *self._epochs(),
-        ]  # fmt: skip
+        ]
         return _grid(rows)
 
     def _epochs(self) -> list[tuple[str, str]]:
@@ -189,8 +206,13 @@ class Plan:
                     ("", f"{escape(name)}: {count(examples * self.config.seq_len)} tokens, {epochs:.2f} epochs")
                 )
             if epochs > at_most:
-                rows.append(("[yellow]Warning[/yellow]", f"{escape(name) or 'the text'} will be read {epochs:,.1f} times, more than {at_most:g}; bring more text"
-                                                         f"{', lower its weight' if self.data.mixes else ''}, or train for fewer tokens"))  # fmt: skip
+                rows.append(
+                    (
+                        "[yellow]Warning[/yellow]",
+                        f"{escape(name) or 'the text'} will be read {epochs:,.1f} times, more than {at_most:g}; bring more text"
+                        f"{', lower its weight' if self.data.mixes else ''}, or train for fewer tokens",
+                    )
+                )
         return rows
 
     # ---------------------------------------------------------------------------------------- memory
@@ -238,8 +260,13 @@ class Plan:
         free = "" if self.is_elsewhere else f"; {gib(room)} are free at {escape(str(self.config.run_folder))}"
         rows.append(("Disk", f"{gib(size)} for a checkpoint; {kept}{free}"))
         if not self.is_elsewhere and room < ((keep or 1) + 1) * size:
-            rows.append(("[yellow]Warning[/yellow]", "the disk will be full before that; free some room, lower --checkpoint.keep_last, or give "
-                                                     "another --run_dir"))  # fmt: skip
+            rows.append(
+                (
+                    "[yellow]Warning[/yellow]",
+                    "the disk will be full before that; free some room, lower --checkpoint.keep_last, or give "
+                    "another --run_dir",
+                )
+            )
         return _grid(rows)
 
     def _steps_done(self) -> int:

@@ -73,17 +73,21 @@ def main(arguments: list[str] | None = None) -> int:
             say(f"{options.out}: stopped; run the same command again to go on")
             return STOPPED
     seconds = time.monotonic() - start
-    say(f"{options.out}: {count(prepared.num_documents)} documents, {count(prepared.num_tokens)} tokens "
+    say(
+        f"{options.out}: {count(prepared.num_documents)} documents, {count(prepared.num_tokens)} tokens "
         f"({prepared.bytes_per_token:.2f} bytes each), vocabulary {prepared.vocab_size}, in {seconds:.1f} s: "
-        f"{count(num_documents / seconds)} documents/s, {count(num_tokens / seconds)} tokens/s")  # fmt: skip
+        f"{count(num_documents / seconds)} documents/s, {count(num_tokens / seconds)} tokens/s"
+    )
     say(f"Train on it: python -m sslm.train --data.train {options.out}")
     return DONE
 
 
 def _shard_tokens(given: str) -> int:
     if not given.isdecimal() or int(given) < LEAST_SHARD_TOKENS:
-        raise UserError(f"--shard_tokens {given}: expected a whole number of tokens, at least {LEAST_SHARD_TOKENS}, such as "
-                        f"16777216")  # fmt: skip
+        raise UserError(
+            f"--shard_tokens {given}: expected a whole number of tokens, at least {LEAST_SHARD_TOKENS}, such as "
+            f"16777216"
+        )
     return int(given)
 
 

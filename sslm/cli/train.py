@@ -164,8 +164,10 @@ def already_done(config: Config, run: RunFolder, data: "DataModule", checkpoint:
             export(checkpoint, run.export)
         run.write_status("done", exit_code=DONE, step=step, reason="all steps are done")
         summarise(config, run, data)
-        say(f"This run is done: {step} of {config.total_steps} steps. To train longer: --max_steps {2 * step}; to start anew: "
-            f"--run_dir with another folder.")  # fmt: skip
+        say(
+            f"This run is done: {step} of {config.total_steps} steps. To train longer: --max_steps {2 * step}; to start anew: "
+            f"--run_dir with another folder."
+        )
     return DONE
 
 
@@ -197,16 +199,26 @@ def build_module(
         matched = initialise_embedding(model, data.tokenizer, file, config.model.embedding_project, config.seed)
         say(f"Embedding: {matched:,} of {data.vocab_size:,} entries begin with vectors of {file}")
     return objective(
-        model, recipe, optim=config.optim, robust=config.robust, anomaly=config.anomaly, total_steps=config.total_steps, micro_batch_size=micro_batch_size,
+        model,
+        recipe,
+        optim=config.optim,
+        robust=config.robust,
+        anomaly=config.anomaly,
+        total_steps=config.total_steps,
+        micro_batch_size=micro_batch_size,
         seed=config.seed,
         parallelize=functools.partial(
-            parallelize, replicas=on.replicas, reshard_after_forward=config.fsdp.reshard_after_forward,
-            in_bf16=on.holds_bf16, computes_in_bf16=on.autocasts_to_bf16, in_float8=on.precision == "fp8",
+            parallelize,
+            replicas=on.replicas,
+            reshard_after_forward=config.fsdp.reshard_after_forward,
+            in_bf16=on.holds_bf16,
+            computes_in_bf16=on.autocasts_to_bf16,
+            in_float8=on.precision == "fp8",
             compile_blocks=config.compile,
             activation_checkpointing=config.activation_checkpointing,
         ),
         reduce_gradients=config.fsdp.reduce_gradients,
-    )  # fmt: skip
+    )
 
 
 class Callbacks(NamedTuple):
@@ -244,13 +256,18 @@ def build_callbacks(
     auto = [MicroBatch(run.micro_batch_sizes, holds_for(config, needs, on))] if is_auto else []
     watchdog = [Watchdog(run.path, config.watchdog_seconds)] if config.watchdog_seconds is not None else []
     return Callbacks(
-        Monitor(run.path, total_steps=total, batch_tokens=batch_tokens, model_config=model_config,
-                unigram_loss=data.unigram_loss),
+        Monitor(
+            run.path,
+            total_steps=total,
+            batch_tokens=batch_tokens,
+            model_config=model_config,
+            unigram_loss=data.unigram_loss,
+        ),
         Validation(config.val_every, total),
         checkpoint,
         Preemption(config.stop_after, ranks.STARTED_AT, checkpoint.saving_seconds),
         (Timeouts(config.collective_timeout_seconds), Anomalies(run, checkpoint), *auto, *watchdog),
-    )  # fmt: skip
+    )
 
 
 def mirror_of(config: Config, run: RunFolder, checkpoint: "Checkpoint") -> "Mirror | None":

@@ -42,15 +42,19 @@ def open_corpora(
         _check_tokenizer(str(given[corpora.index(own)].path), own, asked)
     for source, corpus in zip(given, corpora, strict=True):
         if own is not None and corpus.tokenizer_sha256 not in ("", own.tokenizer_sha256):
-            raise UserError(f"{source.path}: was prepared with another tokenizer than {given[corpora.index(own)].path}; prepare it again "
-                            f"with --tokenizer {own.tokenizer_folder}")  # fmt: skip
+            raise UserError(
+                f"{source.path}: was prepared with another tokenizer than {given[corpora.index(own)].path}; prepare it again "
+                f"with --tokenizer {own.tokenizer_folder}"
+            )
     if own is not None:
         _check_folder(own)
         is_folder = asked is not None and not tokenizers.bpe_size(asked) and Path(asked).exists()
         tokenizer = asked if is_folder else str(own.tokenizer_folder)  # what was asked for may have tokens appended
     elif tokenizer is not None and tokenizers.bpe_size(tokenizer):
-        raise UserError(f"--data.tokenizer {tokenizer}: there is no text to train one on, only ids; give the tokenizer that made them, "
-                        f"or leave the flag out")  # fmt: skip
+        raise UserError(
+            f"--data.tokenizer {tokenizer}: there is no text to train one on, only ids; give the tokenizer that made them, "
+            f"or leave the flag out"
+        )
     for source, corpus in zip(given, corpora, strict=True):
         if tokenizer is not None and not corpus.tokenizer_sha256:
             foreign.check_vocabulary(corpus, str(source.path), tokenizer, len(tokenizers.load(tokenizer)))
@@ -73,17 +77,22 @@ def open_given(given: str | None, tokenizer: str | None, data: DataConfig, cache
         return open_corpus(given, check_sizes=data.on_bad_shard == "fail")
     if foreign.recognise(given, data.text_field):
         return foreign.open_foreign(
-            given, cache_dir, end_id=_end_id(tokenizer, data), text_field=data.text_field,
+            given,
+            cache_dir,
+            end_id=_end_id(tokenizer, data),
+            text_field=data.text_field,
             progress=lambda: preparation_progress(f"Reading {given}"),
-        )  # fmt: skip
+        )
     return _prepared(given, tokenizer, data, cache_dir)
 
 
 def _prepared(given: str | None, tokenizer: str | None, data: DataConfig, cache_dir: Path) -> Corpus:
     source = open_source(
-        given, text_field=data.text_field, document_separator=data.document_separator,
+        given,
+        text_field=data.text_field,
+        document_separator=data.document_separator,
         hash_file=prepare.remembering_hash(cache_dir),
-    )  # fmt: skip
+    )
     tokenizer = tokenizer or DEFAULT_TOKENIZER
     known = tokenizer if tokenizers.bpe_size(tokenizer) else tokenizers.load(tokenizer)
     return prepare.prepare_cached(source, known, cache_dir, lambda: preparation_progress(f"Preparing {source.name}"))
@@ -103,8 +112,10 @@ def _check_tokenizer(given: str, corpus: Corpus, tokenizer: str) -> None:
         is_same_name = corpus.tokenizer == tokenizer and not Path(tokenizer).exists()
         matches = is_same_name or _gives_its_ids(tokenizer, corpus)
     if not matches:
-        raise UserError(f"{given}: was prepared with another tokenizer than {tokenizer}; leave --data.tokenizer out, or "
-                        f"prepare the text again: sslm prepare TEXT --tokenizer {tokenizer} --out DIR")  # fmt: skip
+        raise UserError(
+            f"{given}: was prepared with another tokenizer than {tokenizer}; leave --data.tokenizer out, or "
+            f"prepare the text again: sslm prepare TEXT --tokenizer {tokenizer} --out DIR"
+        )
 
 
 def _gives_its_ids(tokenizer: str, corpus: Corpus) -> bool:

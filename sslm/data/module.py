@@ -83,9 +83,13 @@ class DataModule(LightningDataModule):
         """
         if not hasattr(self, "train_stream"):
             self.train_stream, self.val_stream, self._tokenizer, self.vocabulary = open_streams(
-                self.data, self.recipe, seq_len=self.seq_len, batch_size=self.batch_size, seed=self.seed,
+                self.data,
+                self.recipe,
+                seq_len=self.seq_len,
+                batch_size=self.batch_size,
+                seed=self.seed,
                 tokenizer=self.default_tokenizer,
-            )  # fmt: skip
+            )
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -245,8 +249,16 @@ class DataModule(LightningDataModule):
 
     def train_dataloader(self) -> Loader:
         rank, world = self._rank_and_world()
-        self._train_steps = TrainSteps(self.train_stream, self.recipe, self.batch_size, self.seed, rank, world,
-                                       substitute=self.data.on_bad_shard == "substitute", vocabulary=self.vocabulary)  # fmt: skip
+        self._train_steps = TrainSteps(
+            self.train_stream,
+            self.recipe,
+            self.batch_size,
+            self.seed,
+            rank,
+            world,
+            substitute=self.data.on_bad_shard == "substitute",
+            vocabulary=self.vocabulary,
+        )
         end = self.total_steps or self.trainer.max_steps  # type: ignore[union-attr]
         return Loader(self._train_steps, self._next_step, end, self.data.num_workers)
 
@@ -255,8 +267,16 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> Loader:
         rank, world = self._rank_and_world()
-        steps = ValSteps(self.val_stream, self.val_places, self.recipe, self.batch_size, self.seed, rank, world,
-                         vocabulary=self.vocabulary)  # fmt: skip
+        steps = ValSteps(
+            self.val_stream,
+            self.val_places,
+            self.recipe,
+            self.batch_size,
+            self.seed,
+            rank,
+            world,
+            vocabulary=self.vocabulary,
+        )
         return Loader(steps, lambda: 0, steps.num_steps, self.data.num_workers)
 
     def val_rows(self, num: int) -> dict[str, Tensor]:

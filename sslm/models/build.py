@@ -29,8 +29,20 @@ EXAMPLES = {
 }
 
 POSITIONS_AFTER_PADDING = frozenset(
-    {"roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "camembert", "data2vec-text", "ibert", "mpnet", "esm", "luke", "longformer"}
-)  # fmt: skip
+    {
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "camembert",
+        "data2vec-text",
+        "ibert",
+        "mpnet",
+        "esm",
+        "luke",
+        "longformer",
+    }
+)
 
 
 def model_config(
@@ -81,9 +93,14 @@ def model_config(
 
 
 def _fresh_config(
-    settings: dict[str, Any], model_type: str | None, default: dict[str, Any], auto_class: str, vocab_size: int, seq_len: int,
+    settings: dict[str, Any],
+    model_type: str | None,
+    default: dict[str, Any],
+    auto_class: str,
+    vocab_size: int,
+    seq_len: int,
     special_ids: dict[str, int | None],
-) -> PreTrainedConfig:  # fmt: skip
+) -> PreTrainedConfig:
     kind = model_type or default["model_type"]
     config_class = _config_class(kind, auto_class)
     own = {k: v for k, v in default.items() if k != "model_type"} if kind == default["model_type"] else {}
@@ -146,15 +163,19 @@ def read_config(pretrained: str) -> PreTrainedConfig:
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(pretrained)
     except Exception as error:  # missing files, no network, broken JSON: all are about what was given
-        raise UserError(f"--model.pretrained {pretrained}: no model could be loaded from it; expected a run folder, a folder "
-                        f"with config.json and weights, or a hub name ({_brief(error)})") from None  # fmt: skip
+        raise UserError(
+            f"--model.pretrained {pretrained}: no model could be loaded from it; expected a run folder, a folder "
+            f"with config.json and weights, or a hub name ({_brief(error)})"
+        ) from None
     return config
 
 
 def _known_class(model_type: str) -> type[PreTrainedConfig]:
     if model_type not in CONFIG_MAPPING:
-        raise UserError(f"--model.model_type {model_type}: transformers {transformers.__version__} knows no such architecture"
-                        f"{nearest(model_type, CONFIG_MAPPING.keys())}")  # fmt: skip
+        raise UserError(
+            f"--model.model_type {model_type}: transformers {transformers.__version__} knows no such architecture"
+            f"{nearest(model_type, CONFIG_MAPPING.keys())}"
+        )
     config_class: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
     return config_class
 
@@ -166,8 +187,10 @@ def _config_class(model_type: str, auto_class: str) -> type[PreTrainedConfig]:
         auto_class != "AutoModelForSeq2SeqLM" and config_class().is_encoder_decoder
     )  # BART counts as a masked LM too
     if config_class not in known or both_halves:
-        raise UserError(f"--model.model_type {model_type}: has no model for this objective ({auto_class}); {EXAMPLES[auto_class]} "
-                        f"and others have")  # fmt: skip
+        raise UserError(
+            f"--model.model_type {model_type}: has no model for this objective ({auto_class}); {EXAMPLES[auto_class]} "
+            f"and others have"
+        )
     return config_class
 
 
@@ -207,16 +230,22 @@ def _check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None
     positions = getattr(config, "max_position_embeddings", None)
     first = _first_position(config.model_type, config.pad_token_id)
     if isinstance(positions, int) and 0 < positions < seq_len + first:
-        raise UserError(f"--seq_len {seq_len}: the model has {positions - first} positions; give --seq_len {positions - first}, or a model "
-                        f"with --model.max_position_embeddings {seq_len + first}")  # fmt: skip
+        raise UserError(
+            f"--seq_len {seq_len}: the model has {positions - first} positions; give --seq_len {positions - first}, or a model "
+            f"with --model.max_position_embeddings {seq_len + first}"
+        )
     if not isinstance(getattr(config, "vocab_size", None), int):
-        raise UserError(f"--model.model_type {config.model_type}: is no model of text alone, it has no vocabulary of its own; take its "
-                        f"text part, as in gemma3_text")  # fmt: skip
+        raise UserError(
+            f"--model.model_type {config.model_type}: is no model of text alone, it has no vocabulary of its own; take its "
+            f"text part, as in gemma3_text"
+        )
     if getattr(config, "num_hidden_layers", 1) < 1:
         raise UserError(f"--model.num_hidden_layers {config.num_hidden_layers}: expected at least 1")
     if config.vocab_size < vocab_size:
-        raise UserError(f"--model.vocab_size {config.vocab_size}: the tokenizer has {vocab_size} entries; leave the key out, "
-                        f"or give at least that")  # fmt: skip
+        raise UserError(
+            f"--model.vocab_size {config.vocab_size}: the tokenizer has {vocab_size} entries; leave the key out, "
+            f"or give at least that"
+        )
 
 
 def build(config: PreTrainedConfig, auto_class: str, seed: int) -> PreTrainedModel:
@@ -283,8 +312,10 @@ def check_causal(model: PreTrainedModel) -> None:
     before, after = (model(input_ids=tokens[None], use_cache=False).logits[0, :-1] for tokens in (ids, changed))
     model.train(was_training)
     if (before - after).abs().max() > 1e-3 * before.abs().max():
-        raise UserError(f"--model.model_type {model.config.model_type}: is not causal, it sees the tokens it is to predict; take a "
-                        f"decoder such as llama or gpt2")  # fmt: skip
+        raise UserError(
+            f"--model.model_type {model.config.model_type}: is not causal, it sees the tokens it is to predict; take a "
+            f"decoder such as llama or gpt2"
+        )
 
 
 def _brief(error: BaseException) -> str:
@@ -352,8 +383,10 @@ def load_pretrained(
             raise UserError(f"--model.pretrained {folder}: its weights can't be read ({_brief(error)})") from None
         if report["mismatched_keys"]:
             name = sorted(key for key, *_ in report["mismatched_keys"])[0]
-            raise UserError(f"--model.pretrained {folder}: its weights have other shapes than these settings ask for ({name} first); "
-                            f"leave out the --model flags that change shapes")  # fmt: skip
+            raise UserError(
+                f"--model.pretrained {folder}: its weights have other shapes than these settings ask for ({name} first); "
+                f"leave out the --model flags that change shapes"
+            )
         new = sorted(report["missing_keys"])
         if wanted != had:
             model.resize_token_embeddings(wanted)

@@ -41,9 +41,15 @@ class LanguageModel(nn.Module):
     """
 
     def __init__(
-        self, model: PreTrainedModel, max_scored: int | None = None, *, label_smoothing: float = 0.0, z_loss: float = 0.0,
-        embedding_noise: float = 0.0, tried: PreTrainedModel | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        model: PreTrainedModel,
+        max_scored: int | None = None,
+        *,
+        label_smoothing: float = 0.0,
+        z_loss: float = 0.0,
+        embedding_noise: float = 0.0,
+        tried: PreTrainedModel | None = None,
+    ) -> None:
         super().__init__()
         self.model = model
         self.label_smoothing, self.z_loss, self.embedding_noise = label_smoothing, z_loss, embedding_noise
@@ -98,8 +104,12 @@ class LanguageModel(nn.Module):
         return Predicted(losses.sum(dim=1), tokens)
 
     def _logits(
-        self, places: Tensor | None, segment_ids: Tensor | None, decoder_segment_ids: Tensor | None, inputs: dict[str, Tensor]
-    ) -> Tensor:  # fmt: skip
+        self,
+        places: Tensor | None,
+        segment_ids: Tensor | None,
+        decoder_segment_ids: Tensor | None,
+        inputs: dict[str, Tensor],
+    ) -> Tensor:
         """[batch, places, model's vocab_size]."""
         self._places, self._is_first_lookup = places if self._gathers_in_head else None, True
         try:

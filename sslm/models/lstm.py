@@ -53,8 +53,10 @@ class LstmConfig(PreTrainedConfig):
             ValueError: settings that don't go together.
         """
         if self.tie_word_embeddings and self.embedding_size != self.hidden_size:
-            raise ValueError(f"embedding_size {self.embedding_size} and hidden_size {self.hidden_size} differ, so head and embedding "
-                             f"can't share weights; give tie_word_embeddings false")  # fmt: skip
+            raise ValueError(
+                f"embedding_size {self.embedding_size} and hidden_size {self.hidden_size} differ, so head and embedding "
+                f"can't share weights; give tie_word_embeddings false"
+            )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}; expected at least 0 and less than 1")
         if min(self.hidden_size, self.embedding_size or 0) < 1:

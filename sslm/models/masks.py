@@ -68,9 +68,12 @@ def _encode_and_decode(
     reads = cross_mask(model, decoder_segment_ids, segment_ids)
     with attention_within(decoder_segment_ids):
         return model(
-            encoder_outputs=encoded, attention_mask=reads, use_cache=False, **inputs,
+            encoder_outputs=encoded,
+            attention_mask=reads,
+            use_cache=False,
+            **inputs,
             **_positions(model, "decoder_position_ids", decoder_segment_ids),
-        )  # fmt: skip
+        )
 
 
 @contextmanager
@@ -101,9 +104,14 @@ def cross_mask(model: PreTrainedModel, decoder_segment_ids: Tensor, segment_ids:
         return (reader == segment_ids[batch, key]) | (reader < 0)
 
     mask: Tensor = ALL_MASK_ATTENTION_FUNCTIONS[model.config._attn_implementation](
-        batch_size=len(segment_ids), q_length=decoder_segment_ids.shape[1], kv_length=segment_ids.shape[1],
-        mask_function=same_document, allow_is_causal_skip=False, dtype=model.dtype, device=segment_ids.device,
-    )  # fmt: skip
+        batch_size=len(segment_ids),
+        q_length=decoder_segment_ids.shape[1],
+        kv_length=segment_ids.shape[1],
+        mask_function=same_document,
+        allow_is_causal_skip=False,
+        dtype=model.dtype,
+        device=segment_ids.device,
+    )
     return mask
 
 

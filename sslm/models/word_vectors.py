@@ -200,8 +200,10 @@ def check_vectors(
         )
     had, wanted = dimension_of(file), _embedding(file, model).shape[1]
     if had != wanted and not project:
-        raise UserError(f"{_flag(file)}: its vectors have {had} numbers, the model's embedding {wanted}; give --model.embedding_project true "
-                        f"to turn them into {wanted}, or an embedding of {had}")  # fmt: skip
+        raise UserError(
+            f"{_flag(file)}: its vectors have {had} numbers, the model's embedding {wanted}; give --model.embedding_project true "
+            f"to turn them into {wanted}, or an embedding of {had}"
+        )
 
 
 @torch.no_grad()
@@ -225,8 +227,10 @@ def initialise_embedding(
     weight, entries = _embedding(file, model), words_of(tokenizer)
     ids, rows = load_vectors(file, entries)
     if not ids:
-        raise UserError(f"{_flag(file)}: none of its words is an entry of the tokenizer, which has such as "
-                        f"{', '.join(list(entries)[-3:])}; give vectors of the text's language")  # fmt: skip
+        raise UserError(
+            f"{_flag(file)}: none of its words is an entry of the tokenizer, which has such as "
+            f"{', '.join(list(entries)[-3:])}; give vectors of the text's language"
+        )
     vectors = torch.from_numpy(rows).double()
     if vectors.shape[1] != weight.shape[1]:
         vectors = vectors @ projection(vectors.shape[1], weight.shape[1], seed)

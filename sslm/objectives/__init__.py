@@ -27,7 +27,9 @@ def load_objective(name: str) -> "type[Objective]":
         UserError: there is none.
     """
     if name not in OBJECTIVES:
-        raise UserError(f"--objective {name}: there is no such objective{nearest(name, OBJECTIVES)}; "
-                        f"allowed: {', '.join(OBJECTIVES)}")  # fmt: skip
+        raise UserError(
+            f"--objective {name}: there is no such objective{nearest(name, OBJECTIVES)}; "
+            f"allowed: {', '.join(OBJECTIVES)}"
+        )
     objective: type[Objective] = getattr(import_module(f"sslm.objectives.{name}"), OBJECTIVES[name])
     return objective

@@ -33,9 +33,15 @@ def open_data(config: Config, recipe: "Recipe") -> "DataModule":
 
     pretrained = pretrained_folder(config)
     data = DataModule(
-        config.data, recipe, seq_len=config.seq_len, batch_size=config.batch_size, total_steps=config.total_steps,
-        seed=config.seed, tokenizer=pretrained, amendments=RunFolder(config.run_folder).amendments,
-    )  # fmt: skip
+        config.data,
+        recipe,
+        seq_len=config.seq_len,
+        batch_size=config.batch_size,
+        total_steps=config.total_steps,
+        seed=config.seed,
+        tokenizer=pretrained,
+        amendments=RunFolder(config.run_folder).amendments,
+    )
     data.setup()
     return data
 
@@ -45,11 +51,15 @@ def choose_model(config: Config, objective: "type[Objective]", data: "DataModule
     from sslm.models.build import model_config
 
     return model_config(
-        config.model.settings, model_type=config.model.model_type, default=objective.default_model,
-        auto_class=objective.auto_class, vocab_size=data.vocab_size, seq_len=data.num_positions,
+        config.model.settings,
+        model_type=config.model.model_type,
+        default=objective.default_model,
+        auto_class=objective.auto_class,
+        vocab_size=data.vocab_size,
+        seq_len=data.num_positions,
         special_ids=special_ids(data.tokenizer),
         pretrained=pretrained_folder(config),
-    )  # fmt: skip
+    )
 
 
 def build_on_meta(config: Config, objective: "type[Objective]", model_config: "PreTrainedConfig") -> "PreTrainedModel":
@@ -62,8 +72,10 @@ def build_on_meta(config: Config, objective: "type[Objective]", model_config: "P
     model = on_meta(model_config, objective.auto_class)
     check_runs(model, objective.auto_class)
     if not blocks(model) and (config.compile or config.activation_checkpointing != "none"):
-        raise UserError(f"--model.model_type {model_config.model_type}: its layers can't be told apart, as --compile and "
-                        f"--activation_checkpointing need; leave these out")  # fmt: skip
+        raise UserError(
+            f"--model.model_type {model_config.model_type}: its layers can't be told apart, as --compile and "
+            f"--activation_checkpointing need; leave these out"
+        )
     if config.compile and model_config.model_type == "sslm_lstm":
         raise UserError("--compile: torch can't compile an LSTM; leave it out")
     return model

@@ -73,8 +73,10 @@ class DenoisingRecipe(Recipe):
     def __post_init__(self) -> None:
         for name in SHARES:
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"--objective.{name} {getattr(self, name)}: expected a number from 0, which is off, to 1; "
-                                f"type --objective.{name} 0.3")  # fmt: skip
+                raise UserError(
+                    f"--objective.{name} {getattr(self, name)}: expected a number from 0, which is off, to 1; "
+                    f"type --objective.{name} 0.3"
+                )
         if self.token_mask + self.token_delete + self.infill > 1:
             raise UserError(
                 f"--objective.token_mask {self.token_mask} --objective.token_delete {self.token_delete} "
@@ -82,8 +84,10 @@ class DenoisingRecipe(Recipe):
                 "type --objective.infill 0 where tokens alone are to be masked or deleted"
             )
         if not SMALLEST_LAMBDA <= self.poisson_lambda <= LARGEST_LAMBDA:
-            raise UserError(f"--objective.poisson_lambda {self.poisson_lambda}: expected a mean length in words from "
-                            f"{SMALLEST_LAMBDA:g} to {LARGEST_LAMBDA:g}; type --objective.poisson_lambda 3")  # fmt: skip
+            raise UserError(
+                f"--objective.poisson_lambda {self.poisson_lambda}: expected a mean length in words from "
+                f"{SMALLEST_LAMBDA:g} to {LARGEST_LAMBDA:g}; type --objective.poisson_lambda 3"
+            )
 
     def needs(self, seq_len: int) -> Needs:
         return Needs(mask=True, pad=True)
@@ -92,8 +96,10 @@ class DenoisingRecipe(Recipe):
         assert vocabulary is not None
         length = seq_len - sum(map(len, around(vocabulary, with_end=True)))
         if length < 2:
-            raise UserError(f"--seq_len {seq_len}: denoising needs room for two tokens besides the tokenizer's own; "
-                            "type --seq_len 512")  # fmt: skip
+            raise UserError(
+                f"--seq_len {seq_len}: denoising needs room for two tokens besides the tokenizer's own; "
+                "type --seq_len 512"
+            )
         return length
 
     def make_batch(self, examples: Examples, vocabulary: Vocabulary | None, seed: int) -> Arrays:

@@ -66,8 +66,10 @@ class MaskedLMRecipe(Recipe):
         if self.unit not in UNITS:
             raise UserError(f"--objective.unit {self.unit}: expected one of {', '.join(UNITS)}")
         if min(self.masked, self.random) < 0 or self.masked + self.random > 1:
-            raise UserError(f"--objective.masked {self.masked} --objective.random {self.random}: expected two shares that sum to at most 1, "
-                            f"such as 0.8 and 0.1")  # fmt: skip
+            raise UserError(
+                f"--objective.masked {self.masked} --objective.random {self.random}: expected two shares that sum to at most 1, "
+                f"such as 0.8 and 0.1"
+            )
 
     def needs(self, seq_len: int) -> Needs:
         return Needs(mask=True, pad=True)

@@ -76,8 +76,10 @@ class TokenOrderRecipe(Recipe):
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
-            raise UserError(f"--objective.ratio {self.ratio}: the share of tokens that are permuted lies between 0 and 1, 0 excluded; "
-                            "type --objective.ratio 0.15")  # fmt: skip
+            raise UserError(
+                f"--objective.ratio {self.ratio}: the share of tokens that are permuted lies between 0 and 1, 0 excluded; "
+                "type --objective.ratio 0.15"
+            )
         if self.unit not in UNITS:
             raise UserError(f"--objective.unit {self.unit}: expected one of {', '.join(UNITS)}")
         if self.layout not in LAYOUTS:
@@ -102,8 +104,10 @@ class TokenOrderRecipe(Recipe):
         room = seq_len - len(before) - len(after)
         length = bisect_right(range(seq_len + 1), room, key=self._input_len) - 1
         if length < 2:
-            raise UserError(f"--seq_len {seq_len}: token_order needs room for two tokens that change places, besides its own; "
-                            "type --seq_len 512")  # fmt: skip
+            raise UserError(
+                f"--seq_len {seq_len}: token_order needs room for two tokens that change places, besides its own; "
+                "type --seq_len 512"
+            )
         return length
 
     def max_scored(self, seq_len: int, vocabulary: Vocabulary | None) -> int | None:

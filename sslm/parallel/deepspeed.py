@@ -35,25 +35,38 @@ CHUNK_NUMEL = 100_000_000
 
 def strategy_and_precision(config: Config, launch: Launch) -> "tuple[Zero, ZeroPrecision]":
     strategy = Zero(
-        config=settings(config, launch), timeout=timedelta(seconds=config.start_timeout_seconds), logging_level=logging.ERROR,
+        config=settings(config, launch),
+        timeout=timedelta(seconds=config.start_timeout_seconds),
+        logging_level=logging.ERROR,
         process_group_backend="nccl" if launch.device_type == "cuda" else "gloo",
-    )  # fmt: skip
+    )
     return strategy, ZeroPrecision(launch)
 
 
 LIGHTNINGS: dict[str, Any] = {
-    "32": "32-true", "bf16-mixed": "32-true", "fp8": "32-true", "bf16-true": "bf16-mixed", "16-mixed": "16-mixed"
-}  # fmt: skip
+    "32": "32-true",
+    "bf16-mixed": "32-true",
+    "fp8": "32-true",
+    "bf16-true": "bf16-mixed",
+    "16-mixed": "16-mixed",
+}
 """Our precision -> what Lightning calls that which DeepSpeed does: the last two have low-precision weights with fp32 masters, the
 first three fp32 weights, with forward passes in bf16 by autocast as under every other strategy."""
 
 
 INSTEAD = {
-    "optimizer": "--optim.name and its kin", "scheduler": "--optim.schedule", "gradient_clipping": "--optim.clip_norm",
-    "train_batch_size": "--batch_size", "train_micro_batch_size_per_gpu": "--micro_batch_size",
-    "gradient_accumulation_steps": "--micro_batch_size", "managed_gradient_accumulation": "--micro_batch_size",
-    "bf16": "--precision", "fp16": "--precision", "amp": "--precision", "torch_autocast": "--precision",
-}  # fmt: skip
+    "optimizer": "--optim.name and its kin",
+    "scheduler": "--optim.schedule",
+    "gradient_clipping": "--optim.clip_norm",
+    "train_batch_size": "--batch_size",
+    "train_micro_batch_size_per_gpu": "--micro_batch_size",
+    "gradient_accumulation_steps": "--micro_batch_size",
+    "managed_gradient_accumulation": "--micro_batch_size",
+    "bf16": "--precision",
+    "fp16": "--precision",
+    "amp": "--precision",
+    "torch_autocast": "--precision",
+}
 """DeepSpeed's key -> our flag, of what belongs to a run whatever its strategy."""
 
 
@@ -189,10 +202,13 @@ class Zero(DeepSpeedStrategy):
 
         buffers = {name: buffer.clone() for name, buffer in model.named_buffers()}
         engine, zero, _, _ = deepspeed.initialize(
-            args=argparse.Namespace(device_rank=self.local_rank), config=self.config, model=model,
-            model_parameters=[p for p in model.parameters() if p.requires_grad], optimizer=optimizer,
+            args=argparse.Namespace(device_rank=self.local_rank),
+            config=self.config,
+            model=model,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            optimizer=optimizer,
             dist_init_required=False,
-        )  # fmt: skip
+        )
         for name, buffer in buffers.items():  # rotary frequencies stay in fp32
             owner, _, last = name.rpartition(".")
             setattr(model.get_submodule(owner), last, buffer.to(self.root_device))

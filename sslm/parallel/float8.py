@@ -99,9 +99,13 @@ class _Matmul(torch.autograd.Function):
             if missing:
                 gradient8, input8 = (_with_zeros(t, missing) for t in (gradient8, input8))
             of_weight = torch._scaled_mm(
-                gradient8.t().contiguous(), _by_column(input8), scale, input_scale, out_dtype=weight.dtype,
+                gradient8.t().contiguous(),
+                _by_column(input8),
+                scale,
+                input_scale,
+                out_dtype=weight.dtype,
                 use_fast_accum=False,
-            )  # fmt: skip
+            )
         return of_input, of_weight, None
 
 

@@ -33,8 +33,10 @@ def devices(config: Config) -> tuple[str, int, int]:
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         num_nodes = int(os.environ["WORLD_SIZE"]) // local
         if asked not in (None, local):
-            raise UserError(f"--devices {asked}: torchrun started {local} processes on this node; give --devices {local}, or "
-                            f"leave it out")  # fmt: skip
+            raise UserError(
+                f"--devices {asked}: torchrun started {local} processes on this node; give --devices {local}, or "
+                f"leave it out"
+            )
         asked = local
     elif under_srun():
         num_nodes, tasks = int(os.environ["SLURM_NNODES"]), int(os.environ["SLURM_NTASKS"])
@@ -48,8 +50,10 @@ def devices(config: Config) -> tuple[str, int, int]:
             ("num_nodes", config.num_nodes, 1, num_nodes),
         ):
             if given not in (default, started):
-                raise UserError(f"--{flag} {given}: srun started {local} tasks on each of {num_nodes} nodes; give --{flag} {started}, or "
-                                f"leave it out")  # fmt: skip
+                raise UserError(
+                    f"--{flag} {given}: srun started {local} tasks on each of {num_nodes} nodes; give --{flag} {started}, or "
+                    f"leave it out"
+                )
         asked = local
     gpus = torch.cuda.device_count()
     if config.accelerator == "gpu" and not gpus:

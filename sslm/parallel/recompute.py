@@ -14,9 +14,15 @@ _aten = torch.ops.aten
 MATMULS = {
     op.default
     for op in (
-        _aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, _aten._grouped_mm, _aten._scaled_mm, _aten._scaled_grouped_mm
+        _aten.mm,
+        _aten.addmm,
+        _aten.bmm,
+        _aten.baddbmm,
+        _aten._grouped_mm,
+        _aten._scaled_mm,
+        _aten._scaled_grouped_mm,
     )
-}  # fmt: skip
+}
 ATTENTION = {
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_efficient_attention.default,
@@ -39,11 +45,15 @@ def check_recompute(how: str, *, compile_blocks: bool) -> None:
     if how in ("none", "selective", "full"):
         return
     if not 0 < _share(how) < 1:
-        raise UserError(f"--activation_checkpointing {how}: expected none, selective, full, or budget:SHARE with a share between 0 "
-                        f"and 1, such as budget:0.5")  # fmt: skip
+        raise UserError(
+            f"--activation_checkpointing {how}: expected none, selective, full, or budget:SHARE with a share between 0 "
+            f"and 1, such as budget:0.5"
+        )
     if not compile_blocks:
-        raise UserError(f"--activation_checkpointing {how}: it is the compiler that keeps to a budget; add --compile true, or take "
-                        f"selective")  # fmt: skip
+        raise UserError(
+            f"--activation_checkpointing {how}: it is the compiler that keeps to a budget; add --compile true, or take "
+            f"selective"
+        )
 
 
 def recompute(model: PreTrainedModel, how: str) -> None:

@@ -70,8 +70,10 @@ def _check_float8(name: str, model: "PreTrainedModel") -> None:
             f"--precision fp8: not under --strategy {name}; give --strategy fsdp, or --precision bf16-mixed"
         )
     if not any(suits_float8(module) for block in blocks(model) for module in block.modules()):
-        raise UserError(f"--precision fp8: {model.config.model_type} has no linear layers in its blocks whose sides are multiples of 16; give "
-                        f"--precision bf16-mixed")  # fmt: skip
+        raise UserError(
+            f"--precision fp8: {model.config.model_type} has no linear layers in its blocks whose sides are multiples of 16; give "
+            f"--precision bf16-mixed"
+        )
 
 
 def _check_deepspeed(config: Config, launch: Launch) -> None:
@@ -130,9 +132,11 @@ def strategy_and_precision(config: Config, launch: Launch) -> tuple[Strategy, Pr
             process_group_backend=backend, timeout=timeout, broadcast_buffers=False, gradient_as_bucket_view=True
         ), plugin
     return ModelParallelStrategy(
-        data_parallel_size=launch.world // launch.tensor_parallel_size, tensor_parallel_size=launch.tensor_parallel_size,
-        process_group_backend=backend, timeout=timeout,
-    ), plugin  # fmt: skip
+        data_parallel_size=launch.world // launch.tensor_parallel_size,
+        tensor_parallel_size=launch.tensor_parallel_size,
+        process_group_backend=backend,
+        timeout=timeout,
+    ), plugin
 
 
 class Replicated(DDPStrategy):

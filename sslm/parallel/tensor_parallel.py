@@ -94,8 +94,10 @@ def check_tensor_parallel(model: PreTrainedModel, size: int) -> None:
     """
     kind, config, plan = model.config.model_type, model.config, planned(model)
     if sum(style.startswith(("colwise", "rowwise")) for style in plan.values()) < 2:  # one may be the head's
-        raise UserError(f"--model.model_type {kind}: transformers has no plan for its tensor parallelism that sslm knows; {', '.join(EXAMPLES)} "
-                        f"and others have one; or give --strategy fsdp")  # fmt: skip
+        raise UserError(
+            f"--model.model_type {kind}: transformers has no plan for its tensor parallelism that sslm knows; {', '.join(EXAMPLES)} "
+            f"and others have one; or give --strategy fsdp"
+        )
     sizes: dict[str, int] = {}
     if any(style == "colwise" and not name.endswith(("up_proj", "gate_proj")) for name, style in plan.items()):
         heads = {name: getattr(config, name, None) for name in ("num_attention_heads", "num_key_value_heads")}

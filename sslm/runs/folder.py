@@ -113,8 +113,13 @@ class RunFolder:
     def write_status(
         self, state: State, *, exit_code: int | None = None, step: int | None = None, reason: str = ""
     ) -> None:
-        status = {"state": state, "exit_code": exit_code, "step": step, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-                  "reason": reason}  # fmt: skip
+        status = {
+            "state": state,
+            "exit_code": exit_code,
+            "step": step,
+            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+            "reason": reason,
+        }
         write_atomically(self.path / "status.json", json.dumps(status, indent=1) + "\n")
 
     def drop_metrics_after(self, step: int) -> None:
@@ -182,8 +187,10 @@ def check_same_run(where: str, config_yaml: bytes, config: Config) -> None:
     if not isinstance(old, dict) or not all(isinstance(old.get(section, {}), dict) for section in sections):
         raise UserError(f"{where}/config.yaml: damaged; remove it, or give another --run_dir")
     if found := differences(old, new):
-        raise UserError(f"{where} belongs to a run with other settings: {'; '.join(found)}. Give the old values to go on with "
-                        f"it, or another --run_dir to start anew")  # fmt: skip
+        raise UserError(
+            f"{where} belongs to a run with other settings: {'; '.join(found)}. Give the old values to go on with "
+            f"it, or another --run_dir to start anew"
+        )
 
 
 def _row(line: str) -> dict[str, Any] | None:
@@ -207,6 +214,8 @@ def pretrained_folder(config: Config) -> str | None:
     if not (run.checkpoints.is_dir() or run.export.is_dir()):
         return given
     if not (run.export / "config.json").is_file():
-        raise UserError(f"--model.pretrained {given}: this run has not ended yet and has no export; make one of its newest "
-                        f"checkpoint: sslm export {given} --out {given}/export")  # fmt: skip
+        raise UserError(
+            f"--model.pretrained {given}: this run has not ended yet and has no export; make one of its newest "
+            f"checkpoint: sslm export {given} --out {given}/export"
+        )
     return str(run.export)

@@ -47,8 +47,10 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
         check_data(checkpoint, data)
         checkpoints.check_weights(checkpoint, model)
         if not own and step_of(checkpoint) >= config.total_steps:
-            raise UserError(f"--resume {config.resume}: is at step {step_of(checkpoint)} already, this run ends at "
-                            f"{config.total_steps}; give more --max_steps")  # fmt: skip
+            raise UserError(
+                f"--resume {config.resume}: is at step {step_of(checkpoint)} already, this run ends at "
+                f"{config.total_steps}; give more --max_steps"
+            )
     return checkpoint
 
 
@@ -77,8 +79,10 @@ def check_data(checkpoint: Path, data: "DataModule") -> None:
             f"{checkpoint}: was made with --batch_size {state['position'] // state['step']}, now {data.batch_size}"
         )
     if changed := changes(state["fingerprint"], data.fingerprint()):
-        raise UserError(f"the data has changed since {checkpoint}: {'; '.join(changed[:4])}{' …' if changed[4:] else ''}; bring back what was "
-                        f"there, or start anew with another --run_dir")  # fmt: skip
+        raise UserError(
+            f"the data has changed since {checkpoint}: {'; '.join(changed[:4])}{' …' if changed[4:] else ''}; bring back what was "
+            f"there, or start anew with another --run_dir"
+        )
 
 
 def bring_checkpoint(config: Config, run: RunFolder) -> None:

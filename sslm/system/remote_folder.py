@@ -35,9 +35,15 @@ DOWNLOADS = 3
 """Whole downloads with a wrong checksum before a file counts as bad."""
 
 PACKAGES = {
-    "s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub",
-    "file": "", "memory": "",
-}  # fmt: skip
+    "s3": "s3fs",
+    "gs": "gcsfs",
+    "gcs": "gcsfs",
+    "http": "aiohttp",
+    "https": "aiohttp",
+    "hf": "huggingface_hub",
+    "file": "",
+    "memory": "",
+}
 """Schemes, and the package fsspec needs for each."""
 EXTRAS = {"s3": "'sslm[s3]'", "gs": "'sslm[gs]'", "gcs": "'sslm[gs]'"}
 
@@ -191,7 +197,9 @@ class Server:
                 tried = now - first_failure
                 if tried + wait > patience:
                     advice = "; run the same command again once the server answers" if done == "read" else ""
-                    raise UserError(f"{shown(self.url)}/{file}: could not be {done} for {tried:.0f} seconds ({_said(error)}){advice}") from None  # fmt: skip
+                    raise UserError(
+                        f"{shown(self.url)}/{file}: could not be {done} for {tried:.0f} seconds ({_said(error)}){advice}"
+                    ) from None
                 if tried > WARN_SECONDS and not has_warned:
                     has_warned = True
                     left = patience - tried
@@ -235,8 +243,10 @@ class Server:
         try:
             filesystem, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, **self._options(scheme))
         except ImportError as error:
-            raise UserError(f"{shown(self.url)}: {PACKAGES[scheme]} is needed for {scheme}:// ({_said(error)}): "
-                            f"pip install {EXTRAS.get(scheme, PACKAGES[scheme])}") from None  # fmt: skip
+            raise UserError(
+                f"{shown(self.url)}: {PACKAGES[scheme]} is needed for {scheme}:// ({_said(error)}): "
+                f"pip install {EXTRAS.get(scheme, PACKAGES[scheme])}"
+            ) from None
         if scheme == "s3":
             filesystem.retries = 1  # botocore's and ours are enough
         return filesystem, root.rstrip("/")

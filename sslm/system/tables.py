@@ -34,8 +34,14 @@ def rows(titles: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[
     if is_watched():
         table = Table(box=None, pad_edge=False)
         for column, title in enumerate(titles):
-            table.add_column(title, justify="right" if column in right else "left", header_style="dim", overflow="fold",
-                             no_wrap=column not in wide, min_width=MARK_WIDTH if column in wide else None)  # fmt: skip
+            table.add_column(
+                title,
+                justify="right" if column in right else "left",
+                header_style="dim",
+                overflow="fold",
+                no_wrap=column not in wide,
+                min_width=MARK_WIDTH if column in wide else None,
+            )
         for row in cells:
             table.add_row(*map(escape, row))
         console().print(table)

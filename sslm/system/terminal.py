@@ -98,8 +98,10 @@ def preparation_progress(what: str) -> Iterator[Report]:
 
     def rates(documents: int, tokens: int) -> str:
         seconds = max(time.monotonic() - start, 1e-3)
-        return (f"{count(documents)} documents ({count(documents / seconds)}/s), "
-                f"{count(tokens)} tokens ({count(tokens / seconds)}/s)")  # fmt: skip
+        return (
+            f"{count(documents)} documents ({count(documents / seconds)}/s), "
+            f"{count(tokens)} tokens ({count(tokens / seconds)}/s)"
+        )
 
     if not is_watched():
 
@@ -113,8 +115,13 @@ def preparation_progress(what: str) -> Iterator[Report]:
         yield plain
         return
 
-    columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[rates]}"),
-               TimeElapsedColumn())  # fmt: skip
+    columns = (
+        SpinnerColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("{task.fields[rates]}"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=console(), transient=True) as bar:
         task = bar.add_task(what, total=None, rates="")
 
@@ -130,8 +137,13 @@ def preparation_progress(what: str) -> Iterator[Report]:
 def transfer_progress(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
     """A bar (or plain lines) that is told of more bytes by any thread."""
     if is_watched():
-        columns = (TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TransferSpeedColumn(),
-                   TimeRemainingColumn())  # fmt: skip
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            DownloadColumn(),
+            TransferSpeedColumn(),
+            TimeRemainingColumn(),
+        )
         with Progress(*columns, console=console(), transient=True) as bar:
             task = bar.add_task(what, total=total_bytes)
             yield lambda num_bytes: bar.advance(task, num_bytes)
@@ -160,8 +172,13 @@ class TrainingProgress:
         self.started = self.last_line = time.monotonic()
         self.bar: Progress | None = None
         if is_watched():
-            self.bar = Progress(TextColumn("step {task.completed}/{task.total}"), BarColumn(), TextColumn("{task.fields[what]}"),
-                                console=console(), transient=True)  # fmt: skip
+            self.bar = Progress(
+                TextColumn("step {task.completed}/{task.total}"),
+                BarColumn(),
+                TextColumn("{task.fields[what]}"),
+                console=console(),
+                transient=True,
+            )
             self.task = self.bar.add_task("", total=total_steps, completed=first_step, what="")
             self.bar.start()
 

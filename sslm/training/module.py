@@ -149,9 +149,13 @@ class Objective(LightningModule):
             check_documents(tried)
         model.train()
         self.network = LanguageModel(
-            model, data.max_scored if data is not None else None, label_smoothing=self.robust.label_smoothing,
-            z_loss=self.robust.z_loss, embedding_noise=self.robust.embedding_noise, tried=tried,
-        )  # fmt: skip
+            model,
+            data.max_scored if data is not None else None,
+            label_smoothing=self.robust.label_smoothing,
+            z_loss=self.robust.z_loss,
+            embedding_noise=self.robust.embedding_noise,
+            tried=tried,
+        )
         del tried  # it is as large as embeddings and head
         if self._parallelize is not None:
             self._parallelize(self.network, model, self.device_mesh)

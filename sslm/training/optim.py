@@ -127,11 +127,21 @@ class RoundingAdamW(torch.optim.AdamW):
         for weight, gradient, mean, square in zip(*map(_pieces, tensors), strict=True):
             updated = weight.to(wide).contiguous()
             adamw(
-                [updated], [gradient.to(wide).contiguous()], [mean], [square], [],
-                [torch.full((), done, dtype=torch.float32, device=weight.device)], fused=True, amsgrad=False,
-                beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"], weight_decay=group["weight_decay"],
-                eps=group["eps"], maximize=False,
-            )  # fmt: skip
+                [updated],
+                [gradient.to(wide).contiguous()],
+                [mean],
+                [square],
+                [],
+                [torch.full((), done, dtype=torch.float32, device=weight.device)],
+                fused=True,
+                amsgrad=False,
+                beta1=group["betas"][0],
+                beta2=group["betas"][1],
+                lr=group["lr"],
+                weight_decay=group["weight_decay"],
+                eps=group["eps"],
+                maximize=False,
+            )
             weight.copy_(rounded_to_bf16(updated, generator) if weight.dtype == torch.bfloat16 else updated)
         state["step"] += 1
 

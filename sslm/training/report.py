@@ -23,19 +23,25 @@ def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> No
     stream, steps = data.train_stream, config.total_steps
     corpora = [source.corpus for source in stream.sources]
     documents = sum(corpus.num_documents for corpus in corpora)
-    say(f"{f'Text: {documents:,} documents' if documents else 'Ids of other tools'}, {count(sum(c.num_tokens for c in corpora))} tokens of "
+    say(
+        f"{f'Text: {documents:,} documents' if documents else 'Ids of other tools'}, {count(sum(c.num_tokens for c in corpora))} tokens of "
         f"{data.vocab_size:,} kinds; {stream.num_windows:,} training and {data.val_stream.num_windows:,} held-out sequences of "
-        f"{config.seq_len}")  # fmt: skip
+        f"{config.seq_len}"
+    )
     for source in stream.sources:
         of_it = f" of {source.name}" if source.name else ""
         if isinstance(source.windows, Packed):
             say(f"Packing{of_it}: {source.windows.fill:.1%} of the places hold a token")
         elif source.windows.num_unread > UNREAD_SHARE * source.corpus.num_tokens:
-            say(f"Warning: {count(source.windows.num_unread)} tokens{of_it} stand in no sequence of {config.seq_len}: its shards are short; "
-                f"prepare it with larger ones, or lower --seq_len")  # fmt: skip
+            say(
+                f"Warning: {count(source.windows.num_unread)} tokens{of_it} stand in no sequence of {config.seq_len}: its shards are short; "
+                f"prepare it with larger ones, or lower --seq_len"
+            )
     say(f"Model: {config.objective.name}, {model.config.model_type} with {count(model.num_parameters())} parameters")
-    say(f"Training: {steps} steps of {config.batch_size} sequences, {count(steps * config.batch_size * config.seq_len)} tokens"
-        + ("" if data.mixes else f", {steps * config.batch_size / stream.num_windows:.2f} epochs"))  # fmt: skip
+    say(
+        f"Training: {steps} steps of {config.batch_size} sequences, {count(steps * config.batch_size * config.seq_len)} tokens"
+        + ("" if data.mixes else f", {steps * config.batch_size / stream.num_windows:.2f} epochs")
+    )
     if data.mixes:
         describe_mixture(config, data)
     say(
@@ -65,8 +71,10 @@ def describe_mixture(config: Config, data: "DataModule") -> None:
             f"  {name}: {examples / positions:.2%} of the run, {count(examples * config.seq_len)} tokens, {epochs:.2f} epochs"
         )
         if epochs > source.max_epochs:
-            say(f"Warning: {name} will be read {epochs:.1f} times, more than its max_epochs {source.max_epochs:g}; lower its weight, "
-                f"bring more text, or raise max_epochs")  # fmt: skip
+            say(
+                f"Warning: {name} will be read {epochs:.1f} times, more than its max_epochs {source.max_epochs:g}; lower its weight, "
+                f"bring more text, or raise max_epochs"
+            )
 
 
 def summarise(config: Config, run: RunFolder, data: "DataModule") -> None:
@@ -78,8 +86,10 @@ def summarise(config: Config, run: RunFolder, data: "DataModule") -> None:
     if measured:
         first, last = measured[0], measured[-1]
         per_byte = f" ({last['val/bits_per_byte']:.3f} bits per byte)" if "val/bits_per_byte" in last else ""
-        say(f"Held-out loss {first['val/loss']:.4f} -> {last['val/loss']:.4f} nats/token{per_byte}; unigram loss "
-            f"{data.unigram_loss:.4f}")  # fmt: skip
+        say(
+            f"Held-out loss {first['val/loss']:.4f} -> {last['val/loss']:.4f} nats/token{per_byte}; unigram loss "
+            f"{data.unigram_loss:.4f}"
+        )
     say(f"Model:    {run.export}")
     classes = [auto_class_of(run.export), *(["AutoTokenizer"] if data.tokenizer is not None else [])]
     say(f"  from transformers import {', '.join(classes)}")

@@ -14,10 +14,33 @@ pytestmark = [
 ]
 
 RUN = [
-    "-m", "sslm.train", "--config", "configs/gpt2-124m.yaml", "--data.tokenizer", "bpe:2048", "--batch_size", "8", "--micro_batch_size", "4",
-    "--seq_len", "512", "--max_steps", "50", "--log_every", "1", "--val_every", "50", "--logger", "none", "--accelerator", "gpu", "--devices", "1",
-    "--data.val_sequences", "16",
-]  # fmt: skip
+    "-m",
+    "sslm.train",
+    "--config",
+    "configs/gpt2-124m.yaml",
+    "--data.tokenizer",
+    "bpe:2048",
+    "--batch_size",
+    "8",
+    "--micro_batch_size",
+    "4",
+    "--seq_len",
+    "512",
+    "--max_steps",
+    "50",
+    "--log_every",
+    "1",
+    "--val_every",
+    "50",
+    "--logger",
+    "none",
+    "--accelerator",
+    "gpu",
+    "--devices",
+    "1",
+    "--data.val_sequences",
+    "16",
+]
 STRATEGIES = ("single", "ddp", "fsdp", "deepspeed_1", "deepspeed_2", "deepspeed_3")
 TOLERANCES = {"32": 2e-3, "bf16-mixed": 5e-2, "bf16-true": 1e-1, "16-mixed": 5e-2, "fp8": 2e-1}
 """Of a loss in nats, after 50 steps in which differences grow."""

@@ -35,8 +35,10 @@ def rm(given: str, steps: Sequence[str], keep_last: int | None, force: bool) -> 
         kept = [path for path in checkpoints.found(run.checkpoints) if path.name not in names]
         good = next((path for path in checkpoints.found(run.checkpoints) if not checkpoints.damage_of(path)), None)
         if good is not None and good not in kept and not force:
-            raise UserError(f"{good.name} is the newest good checkpoint of {given}: without it the run "
-                            f"{'loses work' if kept else 'begins anew'}; give --force to remove it all the same")  # fmt: skip
+            raise UserError(
+                f"{good.name} is the newest good checkpoint of {given}: without it the run "
+                f"{'loses work' if kept else 'begins anew'}; give --force to remove it all the same"
+            )
         _keep_latest_true(run.checkpoints, kept, good)
         for name in names:
             _remove(there[name].path)

@@ -43,9 +43,17 @@ if TYPE_CHECKING:
     from sslm.cli.verify_resume.comparison import Compared
 
 SETS = {
-    "run_dir": None, "max_steps": None, "max_tokens": "null", "stop_after": "null", "resume": "auto", "log_every": "1",
-    "logger": "none", "dry_run": "false", "num_nodes": "1", "checkpoint.upload": "null",
-}  # fmt: skip
+    "run_dir": None,
+    "max_steps": None,
+    "max_tokens": "null",
+    "stop_after": "null",
+    "resume": "auto",
+    "log_every": "1",
+    "logger": "none",
+    "dry_run": "false",
+    "num_nodes": "1",
+    "checkpoint.upload": "null",
+}
 """Flags of train that this verb gives itself; None: what changes from case to case."""
 ROUNDING, SHORT_ROUNDING = 1e-5, 1e-2
 """Relative tolerances for sums taken in another order: in fp32, and in 16 bits or less."""
@@ -229,8 +237,10 @@ def report(trials: Sequence[Trial], configs: Sequence[Config], also: Sequence[st
             result = f"[{'green' if compared.is_same else 'red'}]{escape(_result(compared, steps, tolerance))}[/]"
             is_good = is_good and compared.is_same
         if math.isinf(tolerance):
-            notes.append(f"{trial.name}: {', '.join(drawn)}: drawn for each micro-batch, and these are others here; with the same "
-                         f"--micro_batch_size everywhere, or without it, more than the batches can be compared")  # fmt: skip
+            notes.append(
+                f"{trial.name}: {', '.join(drawn)}: drawn for each micro-batch, and these are others here; with the same "
+                f"--micro_batch_size everywhere, or without it, more than the batches can be compared"
+            )
         ended = (
             duration(trial.seconds) if trial.code == DONE else "never" if trial.code is None else f"exit {trial.code}"
         )

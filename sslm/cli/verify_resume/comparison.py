@@ -81,8 +81,12 @@ def compare(straight: RunFolder, other: RunFolder, tolerance: float = 0.0) -> Co
             return Compared(first or Difference(step, f"checkpoint {checkpoint}", "whole", f"damaged ({damage})"))
     apart = tensors_apart(ours, theirs)
     parameters = sum(math.prod(one.shape) for name, one in index(ours).items() if name.startswith("model."))
-    return Compared(first or state_difference(ours, theirs), first_too_far(apart, tolerance),
-                    max(apart, key=lambda one: one.by, default=None), parameters)  # fmt: skip
+    return Compared(
+        first or state_difference(ours, theirs),
+        first_too_far(apart, tolerance),
+        max(apart, key=lambda one: one.by, default=None),
+        parameters,
+    )
 
 
 # ------------------------------------------------------------------------------------------------ rows

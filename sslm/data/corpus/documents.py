@@ -198,8 +198,10 @@ def _decoded(file: Path) -> Iterator[str]:
         else:
             yield decoder.decode(b"", final=True)
     if invalid > INVALID_SHARE * total:
-        raise UserError(f"{file}: not UTF-8 text ({invalid} of the first {total} bytes are invalid); convert it, for example: "
-                        f"iconv -f latin1 -t utf-8 {file.name} > utf8.txt")  # fmt: skip
+        raise UserError(
+            f"{file}: not UTF-8 text ({invalid} of the first {total} bytes are invalid); convert it, for example: "
+            f"iconv -f latin1 -t utf-8 {file.name} > utf8.txt"
+        )
 
 
 def _whole(text: Iterator[str]) -> Iterator[Piece]:
@@ -296,8 +298,10 @@ def _read_parquet(file: Path, field: str) -> Iterator[Piece]:
 
 
 def _no_field(where: str, field: str, fields: list[str]) -> str:
-    return (f"{where}: no field {field!r}{nearest(field, fields)}; it has {', '.join(fields) or 'none'}; "
-            f"choose one with --data.text_field")  # fmt: skip
+    return (
+        f"{where}: no field {field!r}{nearest(field, fields)}; it has {', '.join(fields) or 'none'}; "
+        f"choose one with --data.text_field"
+    )
 
 
 # ------------------------------------------------------------------------------------------------ Hugging Face datasets

@@ -64,8 +64,10 @@ def open_remote_corpus(url: str, cache_dir: Path, limit_bytes: int | None) -> Co
         try:
             index = b"".join(server.chunks("index.json"))
         except FileNotFoundError:
-            raise UserError(f"{shown(url)}: no index.json there, so it is no prepared corpus; make one with: "
-                            f"sslm prepare TEXT --out DIR, and copy that folder there") from None  # fmt: skip
+            raise UserError(
+                f"{shown(url)}: no index.json there, so it is no prepared corpus; make one with: "
+                f"sslm prepare TEXT --out DIR, and copy that folder there"
+            ) from None
         tokenizer = _tokenizer_files(url, index)
         name = hashlib.sha256(url.encode() + b"\0" + index).hexdigest()[:20]
         folder = cache.folder / name
@@ -85,8 +87,10 @@ def _tokenizer_files(url: str, index: bytes) -> list[File]:
         listed = json.loads(index)["tokenizer_files"]
         files = [(name, int(file["bytes"]), str(file["sha256"])) for name, file in listed.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{shown(url)}/index.json: not the index of a corpus as this sslm prepares it "
-                        f"({type(error).__name__}: {error}); prepare it again") from None  # fmt: skip
+        raise UserError(
+            f"{shown(url)}/index.json: not the index of a corpus as this sslm prepares it "
+            f"({type(error).__name__}: {error}); prepare it again"
+        ) from None
     for name, *_ in files:
         _check_name(url, name)
     return files
@@ -121,8 +125,11 @@ def _download(server: Server, file: File, stream: IO[bytes]) -> None:
     except FileNotFoundError:
         raise BadShard(name, f"{where}: missing; copy the whole corpus there again") from None
     if wrong:
-        raise BadShard(name, f"{where}: {wrong}, in {DOWNLOADS} downloads; it is damaged, or the corpus was replaced "
-                             f"while in use: copy the whole corpus there again")  # fmt: skip
+        raise BadShard(
+            name,
+            f"{where}: {wrong}, in {DOWNLOADS} downloads; it is damaged, or the corpus was replaced "
+            f"while in use: copy the whole corpus there again",
+        )
 
 
 class RemoteFiles:
@@ -188,8 +195,10 @@ class RemoteFiles:
         """Raises UserError where the cache may not hold these files, {file: bytes}, together."""
         limit, needed = self.cache.limit_bytes, sum(together.values())
         if limit is not None and needed > limit:
-            raise UserError(f"--data.cache_gb {limit / 1e9:g}: is too small, {shown(self.url)} needs {needed} bytes here at once; give at "
-                            f"least {-(-needed // 10**7) / 100:g}, or a smaller --data.block_shards")  # fmt: skip
+            raise UserError(
+                f"--data.cache_gb {limit / 1e9:g}: is too small, {shown(self.url)} needs {needed} bytes here at once; give at "
+                f"least {-(-needed // 10**7) / 100:g}, or a smaller --data.block_shards"
+            )
 
     def close(self) -> None:
         """End this process's threads and connections; the next `fetch` begins new ones.

@@ -98,8 +98,11 @@ class LocalFiles:
         path = self.folder / file
         found = path.stat().st_size if path.is_file() else None
         if found != num_bytes:
-            raise BadShard(file, f"{path}: {'missing' if found is None else f'{found} bytes, not {num_bytes}'}; "
-                                 f"the corpus is damaged, prepare it again")  # fmt: skip
+            raise BadShard(
+                file,
+                f"{path}: {'missing' if found is None else f'{found} bytes, not {num_bytes}'}; "
+                f"the corpus is damaged, prepare it again",
+            )
         return path
 
     def read_ahead(self, files: Iterable[tuple[str, int, str]]) -> None:
@@ -217,8 +220,16 @@ def open_corpus(folder: str | Path, files: Files | None = None, check_sizes: boo
         if index["dtype"] not in ("uint16", "uint32"):
             raise ValueError(f"dtype {index['dtype']}")
         shards = tuple(Shard(**shard) for shard in index["shards"])
-        corpus = Corpus(folder, index["dtype"], index["vocab_size"], index["tokenizer"], index["tokenizer_sha256"], shards,
-                        index["source"], files)  # fmt: skip
+        corpus = Corpus(
+            folder,
+            index["dtype"],
+            index["vocab_size"],
+            index["tokenizer"],
+            index["tokenizer_sha256"],
+            shards,
+            index["source"],
+            files,
+        )
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
@@ -235,10 +246,14 @@ def write_index(folder: Path, corpus: Corpus) -> None:
     vouched = [file for file in sorted((folder / "tokenizer").glob("*")) if file.is_file()]
     index = {
         "tokenizer_files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in vouched},
-        "format": FORMAT, "dtype": corpus.dtype, "vocab_size": corpus.vocab_size, "tokenizer": corpus.tokenizer,
-        "tokenizer_sha256": corpus.tokenizer_sha256, "shards": [asdict(shard) for shard in corpus.shards],
+        "format": FORMAT,
+        "dtype": corpus.dtype,
+        "vocab_size": corpus.vocab_size,
+        "tokenizer": corpus.tokenizer,
+        "tokenizer_sha256": corpus.tokenizer_sha256,
+        "shards": [asdict(shard) for shard in corpus.shards],
         "source": corpus.source,
-    }  # fmt: skip
+    }
     write_atomically(folder / "index.json", json.dumps(index, indent=1) + "\n")
 
 

@@ -51,9 +51,11 @@ def train_bpe(pieces: Iterable[Piece], size: int) -> "PreTrainedTokenizerFast":
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[END_OF_TEXT], show_progress=False,
+        vocab_size=size,
+        special_tokens=[END_OF_TEXT],
+        show_progress=False,
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-    )  # fmt: skip
+    )
     backend.train_from_iterator(_first(pieces, TRAINING_CHARS), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
 
@@ -81,8 +83,10 @@ def load(given: str | os.PathLike[str]) -> Tokenizer:
     try:
         tokenizer: Tokenizer = _load_file(given) if folder.is_file() else AutoTokenizer.from_pretrained(given)
     except Exception as error:  # missing files, no network, broken JSON: all are about what was given
-        raise UserError(f"--data.tokenizer {given}: no tokenizer could be loaded from it; expected a folder, a hub name or "
-                        f"bpe:SIZE ({' '.join(str(error).split())[:160]})") from None  # fmt: skip
+        raise UserError(
+            f"--data.tokenizer {given}: no tokenizer could be loaded from it; expected a folder, a hub name or "
+            f"bpe:SIZE ({' '.join(str(error).split())[:160]})"
+        ) from None
     end_of_document(tokenizer)
     return tokenizer
 
@@ -106,8 +110,10 @@ def end_of_document(tokenizer: Tokenizer) -> int:
     for candidate in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if candidate is not None:
             return int(candidate)
-    raise UserError("this tokenizer has neither an end-of-text nor a separator token to end documents with; add one: "
-                    "tokenizer.add_special_tokens({'eos_token': '</s>'})")  # fmt: skip
+    raise UserError(
+        "this tokenizer has neither an end-of-text nor a separator token to end documents with; add one: "
+        "tokenizer.add_special_tokens({'eos_token': '</s>'})"
+    )
 
 
 SPECIAL = ("bos", "eos", "pad", "cls", "sep", "mask")

@@ -118,8 +118,13 @@ class _ShardWriter:
         for stream in (self.tokens, self.ends):
             stream.flush()
             os.fsync(stream.fileno())
-        return {"file": self.file, "split": self.split, "num_tokens": self.num_tokens,
-                "num_documents": self.num_documents, "num_bytes": self.num_bytes}  # fmt: skip
+        return {
+            "file": self.file,
+            "split": self.split,
+            "num_tokens": self.num_tokens,
+            "num_documents": self.num_documents,
+            "num_bytes": self.num_bytes,
+        }
 
     def resume(self, num_tokens: int, num_documents: int, num_bytes: int) -> None:
         _keep(self.tokens, num_tokens * self.dtype.itemsize, self.hash)
@@ -129,8 +134,15 @@ class _ShardWriter:
     def close(self) -> Shard:
         self.sync()
         self.close_files()
-        return Shard(self.file, self.split, self.num_tokens, self.num_documents, self.num_bytes, self.hash.hexdigest(),
-                     self.ends_hash.hexdigest())  # fmt: skip
+        return Shard(
+            self.file,
+            self.split,
+            self.num_tokens,
+            self.num_documents,
+            self.num_bytes,
+            self.hash.hexdigest(),
+            self.ends_hash.hexdigest(),
+        )
 
     def close_files(self) -> None:
         self.tokens.close()

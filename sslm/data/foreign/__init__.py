@@ -89,8 +89,10 @@ def check_vocabulary(corpus: Corpus, given: str, tokenizer: str, num_entries: in
         UserError: `corpus`, found at `given`, has ids that `tokenizer` with its `num_entries` does not know.
     """
     if corpus.vocab_size > num_entries:
-        raise UserError(f"{given}: its largest id is {corpus.vocab_size - 1}, and {tokenizer} has {num_entries} entries; give the "
-                        f"tokenizer that made these ids: --data.tokenizer NAME")  # fmt: skip
+        raise UserError(
+            f"{given}: its largest id is {corpus.vocab_size - 1}, and {tokenizer} has {num_entries} entries; give the "
+            f"tokenizer that made these ids: --data.tokenizer NAME"
+        )
 
 
 def _one_kind(given: str, text_field: str) -> tuple[str, list[tuple[Path, Split]]]:
@@ -101,12 +103,16 @@ def _one_kind(given: str, text_field: str) -> tuple[str, list[tuple[Path, Split]
     """
     found = find(given, text_field)
     if not found:
-        raise UserError(f"{given}: no token ids there; expected .bin (nanoGPT, llm.c), .bin with .idx (Megatron), .npy, or "
-                        f".parquet with a column of lists named {', '.join(parquet.IDS_COLUMNS)}")  # fmt: skip
+        raise UserError(
+            f"{given}: no token ids there; expected .bin (nanoGPT, llm.c), .bin with .idx (Megatron), .npy, or "
+            f".parquet with a column of lists named {', '.join(parquet.IDS_COLUMNS)}"
+        )
     if len(found) > 1:
         first, second = [(kind, paths[0][0]) for kind, paths in found.items()][:2]
-        raise UserError(f"{given}: holds files of two kinds, {first[0]} ({first[1].name}) and {second[0]} ({second[1].name}); name "
-                        f"those meant by a pattern, such as '{first[1].with_name('*' + first[1].suffix)}'")  # fmt: skip
+        raise UserError(
+            f"{given}: holds files of two kinds, {first[0]} ({first[1].name}) and {second[0]} ({second[1].name}); name "
+            f"those meant by a pattern, such as '{first[1].with_name('*' + first[1].suffix)}'"
+        )
     [(kind, paths)] = found.items()
     wanted = [(path, split) for path, split in paths if split is not None]
     if not wanted:
@@ -212,8 +218,10 @@ class _Tally:
         low, high = 0 if ids.dtype.kind == "u" else int(ids.min()), int(ids.max())
         if low < 0 or high > LARGEST_ID:
             where = first + int(np.argmin(ids) if low < 0 else np.argmax(ids))
-            raise UserError(f"{path}: has the number {low if low < 0 else high} at place {where}, which is no token id; ids go from "
-                            f"0 to {LARGEST_ID}")  # fmt: skip
+            raise UserError(
+                f"{path}: has the number {low if low < 0 else high} at place {where}, which is no token id; ids go from "
+                f"0 to {LARGEST_ID}"
+            )
         self.largest = max(self.largest, high)
 
     def vocab_size(self, given: str) -> int:
@@ -240,8 +248,19 @@ def _map(given: str, part: Path, dtype: str, opened: _Opened, source: dict[str, 
             os.fsync(stream.fileno())
         if start:  # a file without ids can't be mapped
             identity = _sampled_sha256(file.path, ends_sha256.hexdigest())
-            shards.append(Shard(str(file.path.absolute()), split, start, tally.num_documents - before, 0, identity,
-                                ends_sha256.hexdigest(), file.piece.offset if file.piece else 0, ends_file))  # fmt: skip
+            shards.append(
+                Shard(
+                    str(file.path.absolute()),
+                    split,
+                    start,
+                    tally.num_documents - before,
+                    0,
+                    identity,
+                    ends_sha256.hexdigest(),
+                    file.piece.offset if file.piece else 0,
+                    ends_file,
+                )
+            )
     write_index(part, Corpus(part, dtype, tally.vocab_size(given), "", "", tuple(shards), [source]))
 
 

@@ -75,8 +75,10 @@ def open_megatron(idx: Path) -> files.TokenFile:
 def _read_index(idx: Path) -> _MegatronIndex:
     head = files.first_bytes(idx, 34)
     if not head.startswith(MAGIC):
-        raise UserError(f"{idx}: does not begin as Megatron-Core's index does (MMIDIDX); make it again with Megatron-Core, or "
-                        f"move it away from its .bin")  # fmt: skip
+        raise UserError(
+            f"{idx}: does not begin as Megatron-Core's index does (MMIDIDX); make it again with Megatron-Core, or "
+            f"move it away from its .bin"
+        )
     if len(head) < 34:
         raise UserError(f"{idx}: ends within its header of 34 bytes; it is cut off, copy it again")
     version, code, num_sequences, num_bounds = struct.unpack("<QBQQ", head[9:])
@@ -89,8 +91,10 @@ def _read_index(idx: Path) -> _MegatronIndex:
     expected = 34 + 12 * num_sequences + 8 * num_bounds
     size = idx.stat().st_size
     if size not in (expected, expected + num_sequences):
-        raise UserError(f"{idx}: speaks of {num_sequences} sequences and {num_bounds - 1} documents, which take {expected} "
-                        f"bytes, and has {size}; it is damaged, copy it again")  # fmt: skip
+        raise UserError(
+            f"{idx}: speaks of {num_sequences} sequences and {num_bounds - 1} documents, which take {expected} "
+            f"bytes, and has {size}; it is damaged, copy it again"
+        )
     return _MegatronIndex(idx, dtype, num_sequences, num_bounds)
 
 
@@ -104,8 +108,10 @@ def _check_documents(index: _MegatronIndex, idx: Path) -> None:
     else:
         if index.num_bounds and before == index.num_sequences:
             return
-    raise UserError(f"{idx}: its documents don't rise from sequence 0 to the last, {index.num_sequences}; it is damaged, or was "
-                    f"not finished: make it again")  # fmt: skip
+    raise UserError(
+        f"{idx}: its documents don't rise from sequence 0 to the last, {index.num_sequences}; it is damaged, or was "
+        f"not finished: make it again"
+    )
 
 
 def _check_sequences(index: _MegatronIndex, tokens: Path) -> bool:
@@ -117,8 +123,10 @@ def _check_sequences(index: _MegatronIndex, tokens: Path) -> bool:
         after = pointers + lengths * item
         bad = np.flatnonzero((lengths < 0) | (lengths > 0) & ((pointers < 0) | (pointers > size - lengths * item)))
         if len(bad):
-            raise UserError(f"{tokens}: has {size} bytes, and its .idx has sequence {first + int(bad[0])} at byte "
-                            f"{pointers[bad[0]]} to {after[bad[0]]}; the two don't belong together, or the .bin is cut off")  # fmt: skip
+            raise UserError(
+                f"{tokens}: has {size} bytes, and its .idx has sequence {first + int(bad[0])} at byte "
+                f"{pointers[bad[0]]} to {after[bad[0]]}; the two don't belong together, or the .bin is cut off"
+            )
         used = lengths > 0
         starts = np.concatenate([[end], after[used]])
         in_order = in_order and bool((pointers[used] == starts[:-1]).all())

@@ -18,6 +18,8 @@ def open_nanogpt(path: Path, end_id: int | None) -> TokenFile:
         )
     some = np.frombuffer(first_bytes(path, min(size, 1 << 16) & ~3), "<u2").reshape(-1, 2)
     if len(some) >= 64 and some[:, 1].max() <= 3 and some[:, 0].max() >= 256:
-        raise UserError(f"{path}: its ids look like 32 or 64 bits each, and a .bin without a header is read as uint16; "
-                        f"save them as .npy")  # fmt: skip
+        raise UserError(
+            f"{path}: its ids look like 32 or 64 bits each, and a .bin without a header is read as uint16; "
+            f"save them as .npy"
+        )
     return in_one_piece(path, InOnePiece(np.dtype("<u2"), 0, size // 2), after(end_id))

@@ -36,12 +36,15 @@ def open_parquet(path: Path, text_field: str) -> TokenFile:
     column = ids_column(schema, text_field)
     if column is None:
         names = ", ".join(dict.fromkeys([text_field, *IDS_COLUMNS]))
-        raise UserError(f"{path}: has no column of lists of ids named {names}; it has {', '.join(schema.names) or 'none'}; "
-                        f"choose one with --data.text_field")  # fmt: skip
+        raise UserError(
+            f"{path}: has no column of lists of ids named {names}; it has {', '.join(schema.names) or 'none'}; "
+            f"choose one with --data.text_field"
+        )
     kind = schema.field(column).type
     if not types.is_integer(kind.value_type):
-        raise UserError(f"{path}: column {column!r} holds {kind}, not lists of whole numbers; "
-                        f"choose another with --data.text_field")  # fmt: skip
+        raise UserError(
+            f"{path}: column {column!r} holds {kind}, not lists of whole numbers; choose another with --data.text_field"
+        )
     return TokenFile(path, lambda: _parquet_chunks(path, column))
 
 
@@ -69,8 +72,10 @@ def _parquet_chunks(path: Path, column: str) -> Iterator[Chunk]:
                 lists = batch.column(0)
                 ids = lists.flatten()
                 if lists.null_count or ids.null_count:
-                    raise UserError(f"{path}: column {column!r} has null in rows {row} to {row + len(lists)}; "
-                                    f"drop these rows, or fill in their ids")  # fmt: skip
+                    raise UserError(
+                        f"{path}: column {column!r} has null in rows {row} to {row + len(lists)}; "
+                        f"drop these rows, or fill in their ids"
+                    )
                 lengths = pyarrow.compute.list_value_length(lists).to_numpy(zero_copy_only=False)
                 yield ids.to_numpy(zero_copy_only=False), np.cumsum(lengths, dtype=np.int64)
                 row += len(lists)

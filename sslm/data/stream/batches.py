@@ -39,9 +39,16 @@ class TrainSteps(Dataset[Batch]):
     """
 
     def __init__(
-        self, stream: Stream, recipe: Recipe, batch_size: int, seed: int, rank: int = 0, world: int = 1,
-        substitute: bool = False, vocabulary: Vocabulary | None = None,
-    ) -> None:  # fmt: skip
+        self,
+        stream: Stream,
+        recipe: Recipe,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
+        substitute: bool = False,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
         self.stream, self.recipe, self.seed, self.substitute = stream, recipe, seed, substitute
         self.vocabulary = vocabulary
         self.batch_size, self.share, self.rank = batch_size, batch_size // world, rank
@@ -65,8 +72,12 @@ class TrainSteps(Dataset[Batch]):
             row = 0
         assert self._examples is not None
         examples = self._examples.rows(slice(row, row + self.share))
-        return {"tensors": self.recipe.make_batch(examples, self.vocabulary, self.seed), "positions": examples.positions,
-                "sources": examples.sources, "amendments": len(self.stream.amendments)}  # fmt: skip
+        return {
+            "tensors": self.recipe.make_batch(examples, self.vocabulary, self.seed),
+            "positions": examples.positions,
+            "sources": examples.sources,
+            "amendments": len(self.stream.amendments),
+        }
 
     def _read(self, step: int, num_steps: int) -> None:
         """Read what some steps need in one go; where a shard is bad, what the first alone needs."""
@@ -100,9 +111,16 @@ class ValSteps(Dataset[Batch]):
     """
 
     def __init__(
-        self, stream: Stream, places: Places, recipe: Recipe, batch_size: int, seed: int, rank: int = 0, world: int = 1,
+        self,
+        stream: Stream,
+        places: Places,
+        recipe: Recipe,
+        batch_size: int,
+        seed: int,
+        rank: int = 0,
+        world: int = 1,
         vocabulary: Vocabulary | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.stream, self.places, self.recipe, self.rank, self.vocabulary = stream, places, recipe, rank, vocabulary
         self.seed = key64(seed, "val")
         self.batch_size, self.share = batch_size, batch_size // world
@@ -151,8 +169,14 @@ class Loader:
         vocabulary = self.steps.vocabulary
         largest = max(self.steps.stream.vocab_size, vocabulary.size if vocabulary else 0)
         kind = np.dtype(np.int16 if largest <= 1 << 15 else np.int32)
-        return DataLoader(_Narrow(self.steps, kind), batch_size=None, sampler=self.range, num_workers=self.num_workers, collate_fn=_as_it_is,
-                          persistent_workers=True)  # fmt: skip
+        return DataLoader(
+            _Narrow(self.steps, kind),
+            batch_size=None,
+            sampler=self.range,
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            persistent_workers=True,
+        )
 
     def __len__(self) -> int:
         return len(self.range)

@@ -37,8 +37,10 @@ def source_names(given: Sequence[SourceConfig]) -> list[str]:
         return [given[0].name or ""]
     names = [source.name or Path(str(source.path)).name.split(".")[0] for source in given]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(f"--data.sources: two sources are called {twice[0]}; give each a name of its own: "
-                        f"{{path: …, name: {twice[0]}-2}}")  # fmt: skip
+        raise UserError(
+            f"--data.sources: two sources are called {twice[0]}; give each a name of its own: "
+            f"{{path: …, name: {twice[0]}-2}}"
+        )
     return names
 
 
@@ -56,8 +58,10 @@ def parse_weights(weights: Sequence[Weight], sizes: Sequence[int]) -> tuple[int,
     """
     powers = [isinstance(weight, str) and weight.startswith("size") for weight in weights]
     if any(powers) and not all(power or weight == 0 for power, weight in zip(powers, weights, strict=True)):
-        raise UserError(f"--data.sources: weights {', '.join(map(str, weights))} mix numbers and powers of the size, which can't be "
-                        f"compared; give all of one kind")  # fmt: skip
+        raise UserError(
+            f"--data.sources: weights {', '.join(map(str, weights))} mix numbers and powers of the size, which can't be "
+            f"compared; give all of one kind"
+        )
     parsed = [_parse_weight(weight, size) for weight, size in zip(weights, sizes, strict=True)]
     if not any(parsed):
         raise UserError("--data.sources: all weights are 0; give at least one source more")

@@ -127,8 +127,14 @@ class RegionPlan:
     tokens: int
 
 
-def pack(corpus: Corpus, regions: list[Region], window_len: int, stride: int, cache_dir: Path,
-         tell: Callable[[str], None] = lambda text: None) -> Packed:  # fmt: skip
+def pack(
+    corpus: Corpus,
+    regions: list[Region],
+    window_len: int,
+    stride: int,
+    cache_dir: Path,
+    tell: Callable[[str], None] = lambda text: None,
+) -> Packed:
     """The plan for these windows: beside the shards, or in the cache where nothing can be written there; made if missing."""
     what = [corpus.sha256, window_len, stride, [[region.shard.file, region.start, region.end] for region in regions]]
     name = f"{window_len}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"

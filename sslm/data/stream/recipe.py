@@ -34,9 +34,13 @@ class Examples(NamedTuple):
         """Some of them, their ids widened to int64."""
         tokens, positions, epochs, sources, lengths, documents = self
         return Examples(
-            tokens[some].astype(np.int64), positions[some], epochs[some], sources[some],
-            None if lengths is None else lengths[some], None if documents is None else documents[some],
-        )  # fmt: skip
+            tokens[some].astype(np.int64),
+            positions[some],
+            epochs[some],
+            sources[some],
+            None if lengths is None else lengths[some],
+            None if documents is None else documents[some],
+        )
 
     @property
     def counts(self) -> NDArray[np.bool_] | None:

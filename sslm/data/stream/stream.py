@@ -82,9 +82,13 @@ class Stream:
     """
 
     def __init__(
-        self, sources: Sequence[StreamSource], mixture: Mixture, window_len: int, vocab_size: int,
+        self,
+        sources: Sequence[StreamSource],
+        mixture: Mixture,
+        window_len: int,
+        vocab_size: int,
         with_documents: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.sources, self.mixture, self.window_len = tuple(sources), mixture, window_len
         self.vocab_size, self.with_documents = vocab_size, with_documents
         self.amendments: list[Amendment | Skip] = []
@@ -298,8 +302,12 @@ class Stream:
     def _refuse_ids(self, shards: Ints, narrow: NDArray[Any]) -> None:
         row = int(narrow.max(axis=1).argmax())
         source, file = self.sources[self._source_of[shards[row]]], self._region(int(shards[row])).shard.file
-        raise BadShard(file, f"{file} of {source.corpus.folder}: holds token {narrow[row].max()}, the vocabulary has "
-                             f"{self.vocab_size} entries; the file is damaged, or belongs to another tokenizer", source.name)  # fmt: skip
+        raise BadShard(
+            file,
+            f"{file} of {source.corpus.folder}: holds token {narrow[row].max()}, the vocabulary has "
+            f"{self.vocab_size} entries; the file is damaged, or belongs to another tokenizer",
+            source.name,
+        )
 
 
 class _OpenShard:

@@ -65,8 +65,10 @@ def open_streams(
         UserError: bad text, a tokenizer that does not match, less text than one batch.
     """
     if data.document_mask and not recipe.keeps_documents:
-        raise UserError(f"--data.document_mask true: {type(recipe).__name__.removesuffix('Recipe')}'s noise goes across documents, as its paper's "
-                        f"does; leave the flag out")  # fmt: skip
+        raise UserError(
+            f"--data.document_mask true: {type(recipe).__name__.removesuffix('Recipe')}'s noise goes across documents, as its paper's "
+            f"does; leave the flag out"
+        )
     cache_dir = cache_folder(data)
     given = data.sources or [SourceConfig(path=data.train, name="")]
     names = source_names(given)
@@ -77,8 +79,10 @@ def open_streams(
 
     def source(name: str, corpus: Corpus, regions: list[Region]) -> StreamSource:
         if not corpus.num_documents and (data.document_mask or data.packing == "best_fit"):
-            raise UserError(f"{name or data.train}: does not say where its documents end, as --data.document_mask and --data.packing "
-                            f"best_fit need; give the id that ends them: --data.end_id N")  # fmt: skip
+            raise UserError(
+                f"{name or data.train}: does not say where its documents end, as --data.document_mask and --data.packing "
+                f"best_fit need; give the id that ends them: --data.end_id N"
+            )
         how: Cut | Packed = Cut(regions, window_len, stride)
         if data.packing == "best_fit":
             how = pack(corpus, regions, window_len, stride, cache_dir, say)
@@ -109,8 +113,10 @@ def _vocabulary(needs: Needs | None, tokenizer: str | None) -> Vocabulary | None
     if needs is None:
         return None
     if tokenizer is None:
-        raise UserError("the corpus is ids without a tokenizer, and this objective needs one for its special tokens; give "
-                        "--data.tokenizer")  # fmt: skip
+        raise UserError(
+            "the corpus is ids without a tokenizer, and this objective needs one for its special tokens; give "
+            "--data.tokenizer"
+        )
     return vocabulary_of(extended(tokenizers.load(tokenizer), needs))
 
 
@@ -126,8 +132,10 @@ def _mixture(
                     f"--data.stages: there is no source {name}{nearest(name, names)}; there are {', '.join(names)}"
                 )
         if (position := -(-stage.at_tokens // seq_len)) <= stages[-1][0]:
-            raise UserError(f"--data.stages: at_tokens {stage.at_tokens} does not come after the stage before it; order them by at_tokens, "
-                            f"the first above 0")  # fmt: skip
+            raise UserError(
+                f"--data.stages: at_tokens {stage.at_tokens} does not come after the stage before it; order them by at_tokens, "
+                f"the first above 0"
+            )
         stages.append((position, [stage.weights.get(name, 0) for name in names]))
     return Mixture(tuple(Stage(position, parse_weights(weights, sizes)) for position, weights in stages))
 

@@ -120,11 +120,19 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     begins, first, last = _word_tables(tokenizer, tokens, texts)
     prefix, suffix = _wrapping(tokenizer)
     return Vocabulary(
-        end=end_of_document(tokenizer), prefix=prefix, suffix=suffix, mask=tokenizer.mask_token_id,
-        pad=tokenizer.pad_token_id or 0, sentinels=np.array(_sentinels(tokenizer), np.int64), special=special,
-        begins_word=begins, first_kind=first, last_kind=last,
-        ends_sentence=np.array([text.rstrip().rstrip(CLOSING).endswith((".", "!", "?", "…")) for text in texts]) & ~special,
-    )  # fmt: skip
+        end=end_of_document(tokenizer),
+        prefix=prefix,
+        suffix=suffix,
+        mask=tokenizer.mask_token_id,
+        pad=tokenizer.pad_token_id or 0,
+        sentinels=np.array(_sentinels(tokenizer), np.int64),
+        special=special,
+        begins_word=begins,
+        first_kind=first,
+        last_kind=last,
+        ends_sentence=np.array([text.rstrip().rstrip(CLOSING).endswith((".", "!", "?", "…")) for text in texts])
+        & ~special,
+    )
 
 
 def _sentinels(tokenizer: Tokenizer) -> list[int]:

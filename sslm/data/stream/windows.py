@@ -59,6 +59,8 @@ class Cut:
     def __init__(self, regions: list[Region], window_len: int, stride: int) -> None:
         self.window_len, self.stride = window_len, stride
         self.num_windows = tuple(max((len(r) - window_len) // stride + 1, 0) for r in regions)
-        self.num_unread = sum(len(r) - (n - 1) * stride - window_len if n else len(r)
-                              for r, n in zip(regions, self.num_windows, strict=True))  # fmt: skip
+        self.num_unread = sum(
+            len(r) - (n - 1) * stride - window_len if n else len(r)
+            for r, n in zip(regions, self.num_windows, strict=True)
+        )
         """Tokens that stand in no window."""

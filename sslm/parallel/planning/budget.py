@@ -58,9 +58,13 @@ def shapes_of(data: "DataModule") -> dict[str, tuple[int, ...]]:
     tokens = np.zeros((1, data.window_len), np.int64)
     is_packed = isinstance(data.train_stream.sources[0].windows, Packed)
     examples = Examples(
-        tokens, one, one, one, one + data.window_len if is_packed else None,
+        tokens,
+        one,
+        one,
+        one,
+        one + data.window_len if is_packed else None,
         tokens.astype(np.int32) if data.data.document_mask else None,
-    )  # fmt: skip
+    )
     batch = data.recipe.make_batch(examples, data.vocabulary, data.seed)
     return {name: array.shape[1:] for name, array in batch.items()}
 
@@ -70,13 +74,17 @@ def check_batch(config: Config, shares: int) -> None:
     UserError: the batch doesn't divide into shares of micro-batches; it says what would.
     """
     if config.batch_size % shares:
-        raise UserError(f"--batch_size {config.batch_size}: can't be shared by {shares} devices; give a multiple of {shares}, such as "
-                        f"{-(-config.batch_size // shares) * shares}")  # fmt: skip
+        raise UserError(
+            f"--batch_size {config.batch_size}: can't be shared by {shares} devices; give a multiple of {shares}, such as "
+            f"{-(-config.batch_size // shares) * shares}"
+        )
     share, micro = config.batch_size // shares, config.micro_batch_size
     if isinstance(micro, int) and share % micro:
         divisors = [str(n) for n in range(1, share + 1) if share % n == 0]
-        raise UserError(f"--micro_batch_size {micro}: does not divide a device's {share} sequences (batch_size {config.batch_size} / "
-                        f"{shares} devices); what would: {', '.join(divisors)}")  # fmt: skip
+        raise UserError(
+            f"--micro_batch_size {micro}: does not divide a device's {share} sequences (batch_size {config.batch_size} / "
+            f"{shares} devices); what would: {', '.join(divisors)}"
+        )
 
 
 def settle(
@@ -136,8 +144,10 @@ class Needs:
 
         check_strategy(self.config, launch, self.model)
         if launch.precision == "fp8" and not self.machine.has_fp8:
-            raise UserError(f"--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not "
-                            f"{self.machine.device}; give --precision bf16-mixed")  # fmt: skip
+            raise UserError(
+                f"--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not "
+                f"{self.machine.device}; give --precision bf16-mixed"
+            )
         check_batch(self.config, launch.shares)
 
     def memory(self, launch: "Launch", micro_batch_size: int, checkpointing: str | None = None) -> Memory:
@@ -147,9 +157,13 @@ class Needs:
         length = self.shapes["labels"][0]
         scored = min(self.max_scored or length, length)
         batch = of_batch(
-            self.activations(launch), micro_batch_size, checkpointing or self.config.activation_checkpointing, self.config.compile,
-            scored / length, scored * self.model.config.vocab_size,
-        )  # fmt: skip
+            self.activations(launch),
+            micro_batch_size,
+            checkpointing or self.config.activation_checkpointing,
+            self.config.compile,
+            scored / length,
+            scored * self.model.config.vocab_size,
+        )
         return replace(fixed, activations=batch.activations, logits=batch.logits)
 
     def activations(self, launch: "Launch") -> "Activations":
@@ -163,10 +177,16 @@ class Needs:
             robust = self.config.robust
             try:
                 self.measured[key] = activation_memory.measure(
-                    self.model, self.shapes, on_gpu=self.machine.is_gpu, weights=weights,
-                    autocast=None if holds_16_bits(launch) else in_16_bits, tensor_parallel=launch.tensor_parallel_size,
-                    label_smoothing=robust.label_smoothing, z_loss=robust.z_loss, embedding_noise=robust.embedding_noise,
-                )  # fmt: skip
+                    self.model,
+                    self.shapes,
+                    on_gpu=self.machine.is_gpu,
+                    weights=weights,
+                    autocast=None if holds_16_bits(launch) else in_16_bits,
+                    tensor_parallel=launch.tensor_parallel_size,
+                    label_smoothing=robust.label_smoothing,
+                    z_loss=robust.z_loss,
+                    embedding_noise=robust.embedding_noise,
+                )
             except Exception:  # each architecture has its own way to look at its tensors' contents
                 self.measured[key] = activation_memory.by_formula(
                     self.model, self.shapes, bytes_per_number=2 if in_16_bits else 4
@@ -219,8 +239,10 @@ class Needs:
             if not larger._can("fsdp"):
                 break
             if larger.memory(launch, 1, "full").total <= ROOM * self.machine.memory:
-                return (f"nothing would on {world} of them; {world * more} would do, with --strategy fsdp --micro_batch_size 1 "
-                        f"--activation_checkpointing full --fsdp.reduce_gradients micro_batch")  # fmt: skip
+                return (
+                    f"nothing would on {world} of them; {world * more} would do, with --strategy fsdp --micro_batch_size 1 "
+                    f"--activation_checkpointing full --fsdp.reduce_gradients micro_batch"
+                )
         return "nothing would, on any number of them: take a smaller model, a shorter --seq_len, or a larger --batch_size on more devices"
 
     def proposals(self, strategy: str) -> list["Proposal"]:

@@ -91,8 +91,17 @@ def named(text: str) -> Machine:
         )
 
     kind = KINDS[name]
-    return Machine(kind.title, kind.memory * GIB, devices, num_nodes, True, listed_peak(kind.title), kind.price,
-                   "bf16-mixed" if kind.has_bf16 else "16-mixed", kind.has_fp8)  # fmt: skip
+    return Machine(
+        kind.title,
+        kind.memory * GIB,
+        devices,
+        num_nodes,
+        True,
+        listed_peak(kind.title),
+        kind.price,
+        "bf16-mixed" if kind.has_bf16 else "16-mixed",
+        kind.has_fp8,
+    )
 
 
 def here(accelerator: str, devices: int, num_nodes: int = 1) -> Machine:
@@ -107,9 +116,17 @@ def here(accelerator: str, devices: int, num_nodes: int = 1) -> Machine:
     least, title = min(p.total_memory for p in properties), properties[0].name
     kind = next((kind for kind in KINDS.values() if is_named(title, kind.title)), None)
     has_bf16 = torch.cuda.is_bf16_supported(including_emulation=False)
-    return Machine(title.removeprefix("NVIDIA "), least, devices, num_nodes, True,
-                   listed_peak(title), kind.price if kind else None,
-                   "bf16-mixed" if has_bf16 else "16-mixed", supports_float8(torch.device("cuda", 0)))  # fmt: skip
+    return Machine(
+        title.removeprefix("NVIDIA "),
+        least,
+        devices,
+        num_nodes,
+        True,
+        listed_peak(title),
+        kind.price if kind else None,
+        "bf16-mixed" if has_bf16 else "16-mixed",
+        supports_float8(torch.device("cuda", 0)),
+    )
 
 
 def cpu(processes: int, num_nodes: int = 1) -> Machine:
@@ -120,10 +137,21 @@ def cpu(processes: int, num_nodes: int = 1) -> Machine:
 
 
 PEAKS = {
-    "B200": 2250e12, "H200": 989.4e12, "H100 NVL": 835e12, "H100 PCIe": 756e12, "H100": 989.4e12, "A100": 312e12, "L40S": 362e12,
-    "L4": 121e12, "A10G": 70e12, "A10": 125e12, "V100": 125e12, "RTX 4090": 165e12, "RTX 3090": 71e12,
+    "B200": 2250e12,
+    "H200": 989.4e12,
+    "H100 NVL": 835e12,
+    "H100 PCIe": 756e12,
+    "H100": 989.4e12,
+    "A100": 312e12,
+    "L40S": 362e12,
+    "L4": 121e12,
+    "A10G": 70e12,
+    "A10": 125e12,
+    "V100": 125e12,
+    "RTX 4090": 165e12,
+    "RTX 3090": 71e12,
     "T4": 65e12,
-}  # fmt: skip
+}
 """Dense bf16 (V100, T4: fp16) FLOP/s by words of the device's name, as the makers state them; first match holds."""
 
 

@@ -28,8 +28,10 @@ def choose_micro_batch_size(config: Config, run: RunFolder, needs: "Needs", on: 
         return None if config.micro_batch_size is None else needs.chosen_size(on)
     size = needs.micro_batch_size(on)
     if needs.is_narrow(on, size):
-        say("Warning: this will leave less than a tenth of the memory free; --micro_batch_size auto finds what fits, sslm plan tells what takes "
-            "how much")  # fmt: skip
+        say(
+            "Warning: this will leave less than a tenth of the memory free; --micro_batch_size auto finds what fits, sslm plan tells what takes "
+            "how much"
+        )
     return None if config.micro_batch_size is None else size
 
 

@@ -187,8 +187,10 @@ def check(url: str) -> None:
     scheme = re.match(r"([\w+.-]{2,}):", url)
     if scheme and (scheme[1] not in WRITABLE or not re.match(r"://[^/]|:///.", url[scheme.end(1) :])):
         choice = ", ".join(f"{name}://" for name in WRITABLE if name != "memory")
-        raise UserError(f"--checkpoint.upload {shown(url)}: not a place to write to; give a folder's path, or the URL of one that begins "
-                        f"with {choice}, such as s3://bucket/runs/mine")  # fmt: skip
+        raise UserError(
+            f"--checkpoint.upload {shown(url)}: not a place to write to; give a folder's path, or the URL of one that begins "
+            f"with {choice}, such as s3://bucket/runs/mine"
+        )
     errors: list[BaseException] = []
     asking = threading.Thread(target=_try_to_write, args=(url, errors), name="sslm-upload-check", daemon=True)
     asking.start()

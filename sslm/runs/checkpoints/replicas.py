@@ -42,9 +42,11 @@ def check_replicas(pieces: list[Piece], holders: dict[str, list[int]], group: di
     values = {rank: everyones[rank][place] for rank in holders[place]}
     common = max(values.values(), key=list(values.values()).count)
     odd = [rank for rank, value in values.items() if value != common]
-    raise RunFailed(f"replicas have drifted apart: {place.split(' ')[0]} differs on rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} "
-                    f"of {', '.join(map(str, holders[place]))} (a bit that flipped in a device's memory, as a rule). No checkpoint was written "
-                    f"of this; run the same command to go on from the last one, and look at that device if it comes again")  # fmt: skip
+    raise RunFailed(
+        f"replicas have drifted apart: {place.split(' ')[0]} differs on rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} "
+        f"of {', '.join(map(str, holders[place]))} (a bit that flipped in a device's memory, as a rule). No checkpoint was written "
+        f"of this; run the same command to go on from the last one, and look at that device if it comes again"
+    )
 
 
 def agree(ranks: list[dict[str, int]]) -> bool:

@@ -33,9 +33,12 @@ class Saver:
     """
 
     def __init__(
-        self, folder: Path, group: dist.ProcessGroup | None, when_written: Callable[[Path], Iterable[Path]],
+        self,
+        folder: Path,
+        group: dist.ProcessGroup | None,
+        when_written: Callable[[Path], Iterable[Path]],
         training_group: dist.ProcessGroup | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.training_group = training_group or group
         self.folder, self.group, self.when_written = folder, group, when_written
         self.rank = 0 if group is None else dist.get_rank(group)

@@ -28,10 +28,23 @@ MOST_DIMENSIONS = 64
 """torch has no tensor with more."""
 
 DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64, "I64": torch.int64, "I32": torch.int32, "I16": torch.int16,
-    "I8": torch.int8, "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 """Bytes of an element -> integers with the same bits."""
 
@@ -190,8 +203,10 @@ def _header(stream: BinaryIO) -> tuple[dict[str, Any], int, int]:
 
 def _whole(numbers: Any) -> tuple[int, ...]:
     """A list of whole numbers from 0 to 2^63 - 1, as a tuple."""
-    _require(isinstance(numbers, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers),
-             "sizes and offsets are whole numbers")  # fmt: skip
+    _require(
+        isinstance(numbers, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers),
+        "sizes and offsets are whole numbers",
+    )
     return tuple(numbers)
 
 

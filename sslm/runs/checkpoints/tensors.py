@@ -130,5 +130,7 @@ def check_weights(checkpoint: Path, model: PreTrainedModel) -> None:
     has = {n.removeprefix(prefix): shape for n, shape in shapes_in(checkpoint).items() if n.startswith(prefix)}
     needs = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied_names(model)}
     if different := sorted(name for name in has.keys() | needs.keys() if has.get(name) != needs.get(name)):
-        raise UserError(f"{checkpoint}: holds another model's weights ({len(different)} differ, {different[0]} first); give the "
-                        f"--model flags it was made with, or another --run_dir")  # fmt: skip
+        raise UserError(
+            f"{checkpoint}: holds another model's weights ({len(different)} differ, {different[0]} first); give the "
+            f"--model flags it was made with, or another --run_dir"
+        )

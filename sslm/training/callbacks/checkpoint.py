@@ -132,17 +132,23 @@ class Checkpoint(Callback):
     def _state(self, trainer: Trainer, pl_module: Objective) -> dict[str, Any]:
         data, step = trainer.datamodule, self._step(trainer, pl_module)
         state = {
-            "sslm": sslm.__version__, "objective": type(pl_module).__name__, "step": step,
-            "position": step * data.batch_size, "amendments": data.amendments, "fingerprint": data.fingerprint(),
+            "sslm": sslm.__version__,
+            "objective": type(pl_module).__name__,
+            "step": step,
+            "position": step * data.batch_size,
+            "amendments": data.amendments,
+            "fingerprint": data.fingerprint(),
             "anomaly": pl_module.judge.state(),
-        }  # fmt: skip
+        }
         if (scaler := loss_scaler(trainer)) is not None:
             state["loss_scale"] = {key: scaler.state_dict()[key] for key in ("scale", "_growth_tracker")}
         if pl_module.validated_at == step and trainer.is_global_zero:
             state["metrics"] = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             if self.when.keep_best is not None and self.when.best_metric not in state["metrics"]:
-                say(f"Warning: --checkpoint.best_metric {self.when.best_metric}: not measured, so none is kept as best; there are "
-                    f"{', '.join(state['metrics'])}")  # fmt: skip
+                say(
+                    f"Warning: --checkpoint.best_metric {self.when.best_metric}: not measured, so none is kept as best; there are "
+                    f"{', '.join(state['metrics'])}"
+                )
         if (wandb_id := RunFolder(self.folder.parent).known_wandb_id()) is not None:
             state["wandb_id"] = wandb_id
         return state

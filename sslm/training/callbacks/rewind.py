@@ -41,16 +41,21 @@ class Anomalies(Callback):
         if anomaly is None:
             return
         does = "rewind" if pl_module.judge.must_rewind else "skip" if pl_module.judge.streak else "none"
-        told = {"rewind": "its update is left out, and the run goes back", "skip": "its update is left out",
-                "none": "DeepSpeed's engine has made its update"}  # fmt: skip
+        told = {
+            "rewind": "its update is left out, and the run goes back",
+            "skip": "its update is left out",
+            "none": "DeepSpeed's engine has made its update",
+        }
         say(f"Step {trainer.global_step}: {anomaly.kind}; {told[does]}")
         if trainer.is_global_zero:
             self.run.record_anomaly(entry(trainer.datamodule, trainer.global_step, anomaly, does))
         if pl_module.judge.must_rewind:  # Lightning's epoch ends here; its next one begins where the run goes back to
             trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = True
         elif pl_module.judge.streak >= WINDOW:
-            raise RunFailed(f"all of the last {WINDOW} steps up to {trainer.global_step} were out of the ordinary ({anomaly.kind}), so nothing "
-                            f"is learned any more; look at {self.run.anomalies}, and try a lower --optim.lr in a new --run_dir")  # fmt: skip
+            raise RunFailed(
+                f"all of the last {WINDOW} steps up to {trainer.global_step} were out of the ordinary ({anomaly.kind}), so nothing "
+                f"is learned any more; look at {self.run.anomalies}, and try a lower --optim.lr in a new --run_dir"
+            )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Objective) -> None:
         """The step is done with and counted: now its counters can be set back."""
@@ -65,16 +70,22 @@ class Anomalies(Callback):
         what = f"{which}: {pl_module.judge.last.kind}"
         done = sum(isinstance(one, Skip) for one in data.train_stream.amendments)
         if done >= most:
-            raise RunFailed(f"{what}, after going back {done} time{'s' * (done != 1)} (--anomaly.max_rewinds {most}); look at "
-                            f"{self.run.anomalies}, and try a lower --optim.lr in a new --run_dir")  # fmt: skip
+            raise RunFailed(
+                f"{what}, after going back {done} time{'s' * (done != 1)} (--anomaly.max_rewinds {most}); look at "
+                f"{self.run.anomalies}, and try a lower --optim.lr in a new --run_dir"
+            )
         data.skip(first, num_steps, f"{what} (rewind {done + 1})", write=trainer.is_global_zero)
         pl_module.wait_for_all()  # rank 0 has written it down
         checkpoint = self.checkpoint.rewind(trainer, pl_module, first)
         if checkpoint is None:
-            raise RunFailed(f"{what}, and there is no checkpoint before to go back to; look at {self.run.anomalies}, and give "
-                            f"--checkpoint.every_steps {max(first, 1)} or less, or try a lower --optim.lr")  # fmt: skip
-        say(f"Back to step {trainer.global_step}; the {num_steps * data.batch_size} examples of {which} are left out (rewind {done + 1} of at "
-            f"most {most})")  # fmt: skip
+            raise RunFailed(
+                f"{what}, and there is no checkpoint before to go back to; look at {self.run.anomalies}, and give "
+                f"--checkpoint.every_steps {max(first, 1)} or less, or try a lower --optim.lr"
+            )
+        say(
+            f"Back to step {trainer.global_step}; the {num_steps * data.batch_size} examples of {which} are left out (rewind {done + 1} of at "
+            f"most {most})"
+        )
 
 
 def entry(data: DataModule, step: int, anomaly: Anomaly, does: str) -> dict[str, Any]:

@@ -142,17 +142,33 @@ class Watchdog(Callback):
         while not self._ended.wait(self.interval):
             if patience.is_over(time.monotonic(), own.beats + self.looks, self.limit, dict):
                 faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-                print(f"error: rank {self.rank}: no progress for {self.limit:g} s in step {own.step}, {own.what}, and {self.folder} can't "
-                      f"be written; its stacks stand above", file=sys.stderr, flush=True)  # fmt: skip
+                print(
+                    f"error: rank {self.rank}: no progress for {self.limit:g} s in step {own.step}, {own.what}, and {self.folder} can't "
+                    f"be written; its stacks stand above",
+                    file=sys.stderr,
+                    flush=True,
+                )
                 os._exit(FAILED)
 
     def _write_heartbeat(self) -> None:
         self.looks += 1
         at, waits = heartbeats.place()
         mine = Heartbeat(
-            self.start, self.rank, socket.gethostname(), os.getpid(), own.step, own.rounds, own.turns, own.beats, own.what,
-            round(self.patience.idle, 1), at, waits, self.looks, self.has_stacks,
-        )  # fmt: skip
+            self.start,
+            self.rank,
+            socket.gethostname(),
+            os.getpid(),
+            own.step,
+            own.rounds,
+            own.turns,
+            own.beats,
+            own.what,
+            round(self.patience.idle, 1),
+            at,
+            waits,
+            self.looks,
+            self.has_stacks,
+        )
         with suppress(OSError):  # the disk may be full
             self.folder.mkdir(exist_ok=True)
             heartbeats.write(self.folder, mine)
