@@ -116,10 +116,7 @@ def collator(corpus: Corpus, num: int, seq_len: int, kind: str, whole_words: boo
         seed=SEED,
     )
     ids = corpus.windows(num, seq_len, seq_len)
-    rows = {
-        "input_ids": ids.tolist(),
-        "special_tokens_mask": corpus.vocabulary.special[ids].astype(int).tolist(),
-    }
+    rows = {"input_ids": ids.tolist(), "special_tokens_mask": corpus.vocabulary.special[ids].astype(int).tolist()}
     if whole_words:
         rows["offset_mapping"] = corpus.offsets[: ids.size].reshape(*ids.shape, 2).tolist()
     examples = [dict(zip(rows, row, strict=True)) for row in zip(*rows.values(), strict=True)]

@@ -55,12 +55,7 @@ def cpu_seconds() -> float:
 
 def result(before: float, cpu: float, tokens: int | None) -> dict[str, Any]:
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {
-        "seconds": time.perf_counter() - before,
-        "cpu": cpu_seconds() - cpu,
-        "peak_mb": peak,
-        "tokens": tokens,
-    }
+    return {"seconds": time.perf_counter() - before, "cpu": cpu_seconds() - cpu, "peak_mb": peak, "tokens": tokens}
 
 
 def main() -> None:

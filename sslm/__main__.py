@@ -18,10 +18,7 @@ def main() -> int:
         print(sslm.__version__)
         return 0
     if verb not in VERBS:
-        print(
-            f"sslm: there is no verb {verb!r}{nearest(verb, VERBS)}; allowed: {', '.join(VERBS)}",
-            file=sys.stderr,
-        )
+        print(f"sslm: there is no verb {verb!r}{nearest(verb, VERBS)}; allowed: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     module = "sslm.train" if verb == "train" else f"sslm.cli.{verb.replace('-', '_')}"
     code: int = import_module(module).main(rest)

@@ -71,15 +71,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def tiny(text: Path, cache: Path) -> list[str]:
     """Command line of a tiny run, but for --run_dir."""
-    return [
-        *TINY,
-        "--data.train",
-        str(text),
-        "--data.document_separator",
-        "\n-----\n",
-        "--data.cache_dir",
-        str(cache),
-    ]
+    return [*TINY, "--data.train", str(text), "--data.document_separator", "\n-----\n", "--data.cache_dir", str(cache)]
 
 
 @pytest.fixture

@@ -33,15 +33,7 @@ def test_flags_win_over_files_and_later_files_over_earlier_whatever_the_order_ty
 
 def test_config_written_to_yaml_is_read_back_equal(tmp_path: Path) -> None:
     config = parse(
-        [
-            "--model.model_type",
-            "gpt2",
-            "--model.n_embd",
-            "8",
-            "--data.document_separator",
-            "\n--\n",
-            "--compile",
-        ]
+        ["--model.model_type", "gpt2", "--model.n_embd", "8", "--data.document_separator", "\n--\n", "--compile"]
     )
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert parse(["--config", str(tmp_path / "config.yaml")]) == config
@@ -160,11 +152,7 @@ def test_help_of_train_imports_nothing_heavy() -> None:
     code = "import sys; from sslm.train import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
     code += "print([m for m in ('torch', 'transformers', 'lightning', 'datasets') if m in sys.modules])"
     done = subprocess.run(
-        [sys.executable, "-c", code],
-        capture_output=True,
-        text=True,
-        check=True,
-        env={**os.environ, "COLUMNS": "100"},
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"}
     )
     assert done.stdout.splitlines()[-1] == "[]"
 

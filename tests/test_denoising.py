@@ -580,13 +580,7 @@ def test_a_row_depends_on_no_other(recipe: DenoisingRecipe, lengths: NDArray[np.
 
 @pytest.mark.parametrize(
     "recipe",
-    [
-        INFILLING,
-        PERMUTING,
-        replace(CLEAN, token_mask=0.3),
-        replace(CLEAN, token_delete=0.3),
-        replace(CLEAN, rotate=1),
-    ],
+    [INFILLING, PERMUTING, replace(CLEAN, token_mask=0.3), replace(CLEAN, token_delete=0.3), replace(CLEAN, rotate=1)],
     ids=["infill", "permute_sentences", "token_mask", "token_delete", "rotate"],
 )
 def test_another_seed_epoch_or_position_gives_another_noise(recipe: DenoisingRecipe) -> None:

@@ -13,10 +13,7 @@ from sslm.system.errors import sentence_of
 from tests.processes import run_command
 from tests.test_train import losses_of
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small file system"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small file system")]
 
 
 @pytest.fixture

@@ -377,9 +377,7 @@ def test_activation_checkpointing_recomputes_with_the_mask() -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
-def test_compiled_blocks_take_the_mask_and_other_documents_compile_nothing_anew(
-    one_compiler: None,
-) -> None:
+def test_compiled_blocks_take_the_mask_and_other_documents_compile_nothing_anew(one_compiler: None) -> None:
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()

@@ -201,11 +201,7 @@ def test_flops_agree_with_published_counts() -> None:
 
     assert per_token(GPT2Config(), 1024) == pytest.approx(855e6, rel=0.002)
     tiny_llama = LlamaConfig(
-        hidden_size=2048,
-        intermediate_size=5632,
-        num_hidden_layers=22,
-        num_attention_heads=32,
-        num_key_value_heads=4,
+        hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4
     )
     assert per_token(tiny_llama, 2048) == pytest.approx(7.31e9, rel=0.005)
 
@@ -228,9 +224,7 @@ DATA = [f"sslm.data.stream.{name}" for name in ("order", "mixture", "windows", "
 )
 def test_docstrings_examples(name: str) -> None:
     found = doctest.testmod(
-        importlib.import_module(name),
-        extraglobs={"Path": __import__("pathlib").Path},
-        optionflags=doctest.ELLIPSIS,
+        importlib.import_module(name), extraglobs={"Path": __import__("pathlib").Path}, optionflags=doctest.ELLIPSIS
     )
     assert found.attempted
     assert not found.failed

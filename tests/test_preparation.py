@@ -458,15 +458,7 @@ def test_prepare_verb_makes_what_training_takes(tmp_path: Path, text: Path, caps
 
     assert (
         prepare_main(
-            [
-                str(text),
-                "--out",
-                str(tmp_path / "c"),
-                "--tokenizer",
-                "bpe:512",
-                "--document_separator",
-                "\n-----\n",
-            ]
+            [str(text), "--out", str(tmp_path / "c"), "--tokenizer", "bpe:512", "--document_separator", "\n-----\n"]
         )
         == 0
     )

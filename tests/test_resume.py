@@ -11,16 +11,7 @@ import pytest
 from tests.processes import run_command, start_command
 from tests.test_train import losses_of
 
-CHAOS = [
-    "--model.attention_dropout",
-    "0.1",
-    "--max_steps",
-    "40",
-    "--val_every",
-    "10",
-    "--checkpoint.every_steps",
-    "3",
-]
+CHAOS = ["--model.attention_dropout", "0.1", "--max_steps", "40", "--val_every", "10", "--checkpoint.every_steps", "3"]
 
 
 def command(tiny: list[str], run: Path, *flags: str) -> list[str]:

@@ -29,16 +29,13 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
     parser.add_argument(
-        "--tokenizer",
-        default="bpe:32000",
-        help="folder, hub name, or bpe:SIZE to train one (default: %(default)s)",
+        "--tokenizer", default="bpe:32000", help="folder, hub name, or bpe:SIZE to train one (default: %(default)s)"
     )
     parser.add_argument(
         "--text_field", default="text", help="field that holds the text, in .jsonl, .parquet and datasets"
     )
     parser.add_argument(
-        "--document_separator",
-        help="regular expression between the documents of a .txt; default: a file is one",
+        "--document_separator", help="regular expression between the documents of a .txt; default: a file is one"
     )
     parser.add_argument(
         "--shard_tokens",

@@ -21,13 +21,7 @@ def draw_curves(rows: Rows, file: Path, title: str, unigram_loss: float | None =
     loss.plot(*_xy(train, "train/loss"), label="training", color="tab:blue", alpha=0.6, linewidth=1)
     loss.plot(*_xy(val, "val/loss"), label="validation", color="tab:orange", marker="o", markersize=4)
     if unigram_loss is not None:
-        loss.axhline(
-            unigram_loss,
-            color="gray",
-            linestyle="--",
-            linewidth=1,
-            label="unigram loss",
-        )
+        loss.axhline(unigram_loss, color="gray", linestyle="--", linewidth=1, label="unigram loss")
     loss.set_ylabel("loss (nats/token)")
     loss.set_title(title)
     loss.legend()

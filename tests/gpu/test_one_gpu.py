@@ -8,10 +8,7 @@ import torch
 from tests.processes import run_command
 from tests.test_train import losses_of
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 
 RUN = [
     "-m",
