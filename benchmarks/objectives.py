@@ -27,7 +27,7 @@ from transformers import DataCollatorForLanguageModeling
 
 from sslm.data.corpus.tokenizer import Tokenizer, train_bpe
 from sslm.data.stream.recipe import Examples, Recipe
-from sslm.data.stream.vocabulary import Needs, Vocabulary, extended, vocabulary_of
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, vocabulary_of
 from sslm.objectives.causal_lm import CausalLMRecipe
 from sslm.objectives.denoising import DenoisingRecipe
 from sslm.objectives.masked_lm import MaskedLMRecipe
@@ -248,9 +248,9 @@ def lay_out(given: Path | None, vocab_size: int, num: int, seq_len: int) -> Corp
         texts.append(text)
         if (chars := chars + len(text)) > TRAINING_CHARS:
             break
-    needs = [needs for recipe in RECIPES.values() if (needs := recipe.needs(seq_len))]
+    needs = [needs for recipe in RECIPES.values() if (needs := recipe.special_tokens(seq_len))]
     tokenizer = extended(
-        train_bpe([(text, True) for text in texts], vocab_size), Needs(*map(max, zip(*needs, strict=True)))
+        train_bpe([(text, True) for text in texts], vocab_size), SpecialTokens(*map(max, zip(*needs, strict=True)))
     )
     vocabulary = vocabulary_of(tokenizer)
     return Corpus(texts, tokenizer, vocabulary, num * max(r.window_len(seq_len, vocabulary) for r in RECIPES.values()))

@@ -49,7 +49,7 @@ def gradients(
 ) -> dict[str, torch.Tensor]:
     """Of 8 sequences packed so that their scored tokens differ in number."""
     objective = load_objective(name)
-    objective = objective.fitting(objective.default_model["model_type"])
+    objective = objective.for_model_type(objective.default_model["model_type"])
     recipe = objective.make_recipe({})
     source = DataConfig(
         train=text,

@@ -28,11 +28,11 @@ from sslm.config import DataConfig
 from sslm.data.corpus.shards import Corpus
 from sslm.data.module import DataModule
 from sslm.data.stream.amendments import Amendment, Skip
-from sslm.data.stream.batches import TrainSteps, finished, with_tensors
+from sslm.data.stream.batches import TrainSteps, step_batch, with_tensors
 from sslm.objectives.causal_lm import CausalLMRecipe
 from sslm.runs import checkpoints
 from sslm.train import main
-from sslm.training.anomalies import FEWEST, Detector
+from sslm.training.anomalies import FEWEST, SpikeDetector
 from tests.conftest import SMALL_RUN, TINY, TrainTiny
 from tests.processes import kill_group, run_command, start_command
 from tests.streams import make_corpus, make_stream
@@ -46,7 +46,7 @@ STRANGE = 511
 # ------------------------------------------------------------------------------------------------ the detector
 
 
-def trained(detector: Detector, steps: int = 60, seed: int = 0) -> Detector:
+def trained(detector: SpikeDetector, steps: int = 60, seed: int = 0) -> SpikeDetector:
     chance = random.Random(seed)
     for _ in range(steps):
         assert detector.judge(chance.gauss(3.0, 0.1), math.exp(chance.gauss(0.0, 0.2))) is None
@@ -63,20 +63,20 @@ def test_what_is_far_above_the_last_steps_is_an_anomaly_and_what_is_below_is_not
         (0.1, 1e-9, None),
         (3.0, 0.0, None),
     ):
-        anomaly = trained(Detector(12.0)).judge(loss, norm)
+        anomaly = trained(SpikeDetector(12.0)).judge(loss, norm)
         assert (anomaly is None) if kind is None else (anomaly is not None and anomaly.kind.startswith(kind))
 
 
 def test_few_steps_are_no_ground_for_a_spike() -> None:
-    detector = trained(Detector(12.0), steps=FEWEST - 1)
+    detector = trained(SpikeDetector(12.0), steps=FEWEST - 1)
     assert detector.judge(99.0, 1.0) is None
-    assert trained(Detector(12.0), steps=FEWEST).judge(99.0, 1.0) is not None
-    assert trained(Detector(None)).judge(99.0, 1.0) is None
-    assert Detector(None).judge(float("nan"), 1.0) is not None
+    assert trained(SpikeDetector(12.0), steps=FEWEST).judge(99.0, 1.0) is not None
+    assert trained(SpikeDetector(None)).judge(99.0, 1.0) is None
+    assert SpikeDetector(None).judge(float("nan"), 1.0) is not None
 
 
 def test_anomalies_are_not_remembered_and_the_state_passes_through_json() -> None:
-    detector, other = trained(Detector(12.0)), Detector(12.0)
+    detector, other = trained(SpikeDetector(12.0)), SpikeDetector(12.0)
     before = detector.state()
     assert detector.judge(99.0, 1.0) is not None
     assert detector.state() == before
@@ -130,7 +130,7 @@ def test_batches_after_a_skip_are_the_same_on_any_number_of_ranks(shards: Corpus
 
     def digest(world: int, step: int) -> int:
         steps = [TrainSteps(stream, CausalLMRecipe(), 4, 0, rank, world) for rank in range(world)]
-        return sum(finished(with_tensors(one[step]), 1, with_digest=True)["digest"] for one in steps) % (1 << 64)
+        return sum(step_batch(with_tensors(one[step]), 1, with_digest=True)["digest"] for one in steps) % (1 << 64)
 
     digests = [digest(world, step) for step in range(12)]
     assert digests == [digest(1, step) for step in range(12)]

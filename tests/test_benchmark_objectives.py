@@ -14,7 +14,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from sslm.data.stream.recipe import Examples
-from sslm.data.stream.vocabulary import Needs, Vocabulary, extended, vocabulary_of
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, vocabulary_of
 from sslm.objectives.span_corruption import SpanCorruptionRecipe
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -105,7 +105,7 @@ def small_vocabulary() -> Vocabulary:
     names = {"</s>": 0, **{f"t{number}": number for number in range(1, 100)}}
     backend = Tokenizer(models.WordLevel(names, unk_token="t1"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, eos_token="</s>")
-    return vocabulary_of(extended(tokenizer, Needs(sentinels=2)))
+    return vocabulary_of(extended(tokenizer, SpecialTokens(sentinels=2)))
 
 
 def restored(inputs: list[int], labels: list[int]) -> list[int]:

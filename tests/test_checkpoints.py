@@ -18,7 +18,7 @@ from sslm.models.head import LanguageModel
 from sslm.parallel.parallelize import parallelize
 from sslm.runs import checkpoints
 from sslm.runs.checkpoints.replicas import checksum
-from sslm.runs.checkpoints.retention import surplus
+from sslm.runs.checkpoints.retention import expired
 from sslm.system.errors import RunFailed
 from sslm.system.terminal import keep_libraries_quiet
 from tests.processes import run_ranks
@@ -158,18 +158,18 @@ def test_torchs_own_reader_knows_the_layout(tmp_path: Path) -> None:
 
 def test_best_and_nth_checkpoints_are_kept_beside_the_last(tmp_path: Path) -> None:
     metrics = {100: 3.0, 200: 2.0, 300: None, 400: 2.5, 500: 2.6, 600: 9.0}
-    assert surplus(metrics, 600, CheckpointConfig(keep_last=1)) == [100, 200, 300, 400, 500]
-    assert surplus(metrics, 600, CheckpointConfig(keep_last=2, keep_best=2)) == [100, 300]
-    assert surplus(metrics, 600, CheckpointConfig(keep_last=1, keep_best=1, best_is="highest")) == [
+    assert expired(metrics, 600, CheckpointConfig(keep_last=1)) == [100, 200, 300, 400, 500]
+    assert expired(metrics, 600, CheckpointConfig(keep_last=2, keep_best=2)) == [100, 300]
+    assert expired(metrics, 600, CheckpointConfig(keep_last=1, keep_best=1, best_is="highest")) == [
         100,
         200,
         300,
         400,
         500,
     ]
-    assert surplus(metrics, 600, CheckpointConfig(keep_last=1, keep_every_steps=300)) == [100, 200, 400, 500]
-    assert surplus(metrics, 400, CheckpointConfig(keep_last=1)) == [100, 200, 300]
-    assert surplus(metrics, 600, CheckpointConfig(keep_last=None)) == []
+    assert expired(metrics, 600, CheckpointConfig(keep_last=1, keep_every_steps=300)) == [100, 200, 400, 500]
+    assert expired(metrics, 400, CheckpointConfig(keep_last=1)) == [100, 200, 300]
+    assert expired(metrics, 600, CheckpointConfig(keep_last=None)) == []
 
 
 @pytest.mark.parametrize("name", ["../outside", "/etc/passwd", "model/../../x", "a\\b"])

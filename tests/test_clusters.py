@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from sslm.cli.parse import parse
-from sslm.parallel.launch import num_shares
+from sslm.parallel.launch import data_parallel_size
 from sslm.parallel.launchers import Slurm
 from sslm.system.errors import UserError
 from sslm.system.ranks import is_first_process
@@ -137,18 +137,18 @@ def test_sruns_tasks_are_the_ranks(srun: pytest.MonkeyPatch) -> None:
     assert not is_first_process()
     assert (cluster.world_size(), cluster.global_rank(), cluster.local_rank(), cluster.node_rank()) == (8, 7, 3, 1)
     assert cluster.main_address == "node1"
-    assert num_shares(parse(["--accelerator", "cpu"])) == 8
+    assert data_parallel_size(parse(["--accelerator", "cpu"])) == 8
     with pytest.raises(UserError, match=r"--devices 2: srun started 4 tasks on each of 2 nodes; give --devices 4"):
-        num_shares(parse(["--accelerator", "cpu", "--devices", "2"]))
+        data_parallel_size(parse(["--accelerator", "cpu", "--devices", "2"]))
     with pytest.raises(UserError, match=r"--num_nodes 3: srun started 4 tasks on each of 2 nodes"):
-        num_shares(parse(["--accelerator", "cpu", "--num_nodes", "3"]))
+        data_parallel_size(parse(["--accelerator", "cpu", "--num_nodes", "3"]))
 
 
 def test_the_shell_of_a_batch_script_is_no_task(srun: pytest.MonkeyPatch) -> None:
     srun.delenv("SLURM_STEP_ID")
     srun.setenv("SLURM_PROCID", "0")
     assert is_first_process()
-    assert num_shares(parse(["--accelerator", "cpu", "--devices", "2"])) == 2
+    assert data_parallel_size(parse(["--accelerator", "cpu", "--devices", "2"])) == 2
 
 
 def test_a_requeued_job_meets_at_another_port(srun: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ from transformers.modeling_utils import local_torch_dtype
 from sslm.models.blocks import blocks
 from sslm.models.build import build, model_config, on_meta
 from sslm.models.head import LanguageModel, first_of_head
-from sslm.parallel.materialise import Entangled, in_turn, materialise, stand_in, units, without_weights
+from sslm.parallel.materialise import Entangled, in_turn, materialise, shallow_model, units, without_weights
 from tests.processes import run_ranks
 
 CAUSAL, MASKED, SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM"
@@ -184,7 +184,7 @@ def test_architectures_that_can_not_be_made_in_parts_are_found_out() -> None:
 )
 def test_a_few_layers_stand_in_for_many(kind: str, layers: dict[str, Any], num_blocks: int) -> None:
     given, auto_class = config(kind, **layers)
-    few, many = stand_in(given, auto_class), build(given, auto_class, 0)
+    few, many = shallow_model(given, auto_class), build(given, auto_class, 0)
     assert len(blocks(few)) == num_blocks
     assert first_of_head(few) == first_of_head(many)
 

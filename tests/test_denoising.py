@@ -17,7 +17,7 @@ from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from sslm.data.stream.recipe import IGNORED, Arrays, Examples
-from sslm.data.stream.vocabulary import Needs, Vocabulary, extended, vocabulary_of
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, vocabulary_of
 from sslm.objectives.denoising import DenoisingRecipe
 from sslm.system.errors import UserError
 
@@ -212,7 +212,7 @@ def test_settings_are_those_of_barts_large_models() -> None:
     assert DenoisingRecipe() == DenoisingRecipe(
         infill=0.3, poisson_lambda=3, permute_sentences=1, token_mask=0, token_delete=0, rotate=0
     )
-    assert DenoisingRecipe().needs(512) == Needs(mask=True, pad=True)
+    assert DenoisingRecipe().special_tokens(512) == SpecialTokens(mask=True, pad=True)
 
 
 def test_what_a_decoder_writes_has_an_end_though_the_tokenizer_puts_none() -> None:
@@ -233,7 +233,7 @@ def test_a_plain_tokenizer_gets_what_is_needed() -> None:
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")), eos_token="</s>", unk_token="<unk>"
     )
     recipe = DenoisingRecipe()
-    tokenizer = extended(plain, recipe.needs(16))
+    tokenizer = extended(plain, recipe.special_tokens(16))
     vocabulary = vocabulary_of(tokenizer)
     window = np.arange(2, 2 + recipe.window_len(16, vocabulary))[None]
     row = recipe.make_batch(examples_of(window), vocabulary, 0)["input_ids"][0].tolist()

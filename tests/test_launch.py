@@ -145,12 +145,12 @@ def test_a_model_that_cant_fit_is_refused_with_by_how_much_and_what_would(
 def test_micro_batch_auto_is_remembered_and_changes_no_loss(train_tiny: TrainTiny, tmp_path: Path) -> None:
     run, other, file = tmp_path / "run", tmp_path / "other", tmp_path / "run/micro_batch_size.json"
     assert train_tiny(run, "--micro_batch_size", "auto", "--stop_after", "3steps") == 75
-    ((holds_for, size),) = json.loads(file.read_text()).items()
+    ((micro_batch_key, size),) = json.loads(file.read_text()).items()
     assert size == 4
-    assert "strategy='single'" in holds_for
-    file.write_text(json.dumps({holds_for: 2}))
+    assert "strategy='single'" in micro_batch_key
+    file.write_text(json.dumps({micro_batch_key: 2}))
     assert train_tiny(run, "--micro_batch_size", "auto", "--stop_after", "3steps") == 75
-    assert json.loads(file.read_text()) == {holds_for: 2}
+    assert json.loads(file.read_text()) == {micro_batch_key: 2}
     assert train_tiny(run, "--micro_batch_size", "auto", "--activation_checkpointing", "full") == 0
     assert list(json.loads(file.read_text()).values()) == [2, 4]  # other things, another size
     assert train_tiny(other) == 0

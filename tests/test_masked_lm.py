@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 from sslm.data.stream.noise import uniform, words, words_at
 from sslm.data.stream.recipe import IGNORED, Examples
-from sslm.data.stream.vocabulary import Needs, Vocabulary, extended, vocabulary_of
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, vocabulary_of
 from sslm.objectives.masked_lm import GEOMETRIC, MaskedLMRecipe
 from sslm.system.errors import UserError
 
@@ -233,7 +233,7 @@ def trained(kind: str) -> PreTrainedTokenizerFast:
 
 @pytest.mark.parametrize("kind", ["wordpiece", "unigram", "bytes"])
 def test_words_begin_where_the_tokenizer_says(kind: str) -> None:
-    tokenizer = extended(trained(kind), Needs(mask=True))
+    tokenizer = extended(trained(kind), SpecialTokens(mask=True))
     vocabulary = vocabulary_of(tokenizer)
     encoding = tokenizer(TEXT, add_special_tokens=False)
     ids, of_word = np.array(encoding.input_ids), np.array(encoding.word_ids())
@@ -252,7 +252,7 @@ def test_words_begin_where_the_tokenizer_says(kind: str) -> None:
 def test_what_a_tokenizer_lacks_is_added_to_a_copy_and_gaps_are_refused() -> None:
     plain = trained("bytes")
     assert plain.mask_token_id is None
-    more = extended(plain, Needs(mask=True, pad=True, sentinels=3))
+    more = extended(plain, SpecialTokens(mask=True, pad=True, sentinels=3))
     assert len(more) == len(plain) + 4
     assert plain.mask_token_id is None
     assert more.convert_ids_to_tokens([more.mask_token_id, *vocabulary_of(more).sentinels.tolist()]) == [
@@ -262,7 +262,7 @@ def test_what_a_tokenizer_lacks_is_added_to_a_copy_and_gaps_are_refused() -> Non
         "<extra_id_2>",
     ]
     assert vocabulary_of(more).special[len(plain) :].all()
-    assert len(extended(more, Needs(mask=True, sentinels=2))) == len(more)
+    assert len(extended(more, SpecialTokens(mask=True, sentinels=2))) == len(more)
     gaps = Tokenizer(models.WordLevel({"a": 0, "b": 7, "[SEP]": 2}, unk_token="a"))
     with pytest.raises(UserError, match="ids have gaps"):
         vocabulary_of(PreTrainedTokenizerFast(tokenizer_object=gaps, eos_token="[SEP]"))

@@ -21,10 +21,17 @@ from sslm.models.lstm import LstmConfig
 from sslm.parallel.launch import Launch
 from sslm.parallel.parallelize import parallelize
 from sslm.parallel.planning.activation_memory import Activations, Kept, by_formula, measure
-from sslm.parallel.planning.budget import Needs
+from sslm.parallel.planning.budget import Budget
 from sslm.parallel.planning.host_memory import free_memory
 from sslm.parallel.planning.machines import Machine, named
-from sslm.parallel.planning.memory import Memory, choose_strategy, largest_micro_batch, of_batch, sizes, states
+from sslm.parallel.planning.memory import (
+    Memory,
+    batch_memory,
+    choose_strategy,
+    largest_micro_batch,
+    sizes,
+    static_memory,
+)
 from sslm.system.errors import UserError
 from sslm.training.optim import build_optimizer
 from tests.processes import run_command, run_ranks
@@ -137,18 +144,18 @@ def test_recomputation_keeps_less_the_more_is_recomputed() -> None:
     config = LlamaConfig(**(BLOCKS | {"num_hidden_layers": 6}), vocab_size=VOCABULARY)
     activations = measure(on_meta(config, CAUSAL), SHAPES, on_gpu=True)
     hows = ("full", "budget:0.5", "selective", "none")
-    amounts = [of_batch(activations, 4, how, False, 1.0, 0).activations for how in hows]
+    amounts = [batch_memory(activations, 4, how, False, 1.0, 0).activations for how in hows]
     assert amounts == sorted(amounts)
     assert amounts[0] < amounts[-1] / 4
     assert amounts[0] >= activations.of(4).largest + activations.of(4).inputs
-    assert of_batch(activations, 4, "none", True, 1.0, 0).activations <= amounts[2]
+    assert batch_memory(activations, 4, "none", True, 1.0, 0).activations <= amounts[2]
 
 
 def test_logits_are_counted_at_scored_places_with_their_gradients() -> None:
     activations = measure(on_meta(*FAMILIES["bert"]), SHAPES, on_gpu=True)
     assert activations.has_head
-    all_places = of_batch(activations, 2, "none", False, 1.0, LENGTH * VOCABULARY).logits
-    some = of_batch(activations, 2, "none", False, 0.25, LENGTH * VOCABULARY // 4).logits
+    all_places = batch_memory(activations, 2, "none", False, 1.0, LENGTH * VOCABULARY).logits
+    some = batch_memory(activations, 2, "none", False, 0.25, LENGTH * VOCABULARY // 4).logits
     assert some == pytest.approx(all_places / 4)
     assert all_places > 12 * 2 * LENGTH * VOCABULARY  # log-softmax, and two gradients
 
@@ -184,7 +191,7 @@ def compare_states(rank: int, world: int, strategy: str, family: str, in_bf16: b
     model = build(config, auto_class, 0).train()
     precision = "bf16-true" if in_bf16 else "32"
     shards = world if strategy == "fsdp" else 1
-    planned = states(
+    planned = static_memory(
         sizes(on_meta(config, auto_class), shards), launch(strategy, world, precision=precision), Config(), 1
     )
     network: nn.Module = LanguageModel(model)
@@ -220,7 +227,9 @@ def test_strategies_shard_what_they_say() -> None:
 
     def of(strategy: str, world: int, num_micro_batches: int = 1, precision: str = "32") -> Memory:
         shards = 1 if strategy == "ddp" else world
-        return states(sizes(model, shards), launch(strategy, world, precision=precision), Config(), num_micro_batches)
+        return static_memory(
+            sizes(model, shards), launch(strategy, world, precision=precision), Config(), num_micro_batches
+        )
 
     def numbers(memory: Memory) -> list[float]:
         return [round(part / n, 1) for part in (memory.weights, memory.gradients, memory.optimizer)]
@@ -237,9 +246,9 @@ def test_strategies_shard_what_they_say() -> None:
 
 def test_offloaded_states_are_the_hosts() -> None:
     of, config = sizes(on_meta(LLAMA, CAUSAL), 2), Config()
-    kept = states(of, launch("deepspeed_3", 2), config, 1)
+    kept = static_memory(of, launch("deepspeed_3", 2), config, 1)
     config = replace(config, deepspeed=replace(config.deepspeed, offload_optimizer=True, offload_parameters=True))
-    offloaded = states(of, launch("deepspeed_3", 2), config, 1)
+    offloaded = static_memory(of, launch("deepspeed_3", 2), config, 1)
     assert (offloaded.weights, offloaded.optimizer) == (0, 0)
     assert offloaded.host == kept.weights + kept.optimizer
 
@@ -263,14 +272,14 @@ def test_the_largest_micro_batch_divides_the_share_and_leaves_room() -> None:
     assert largest_micro_batch(8, 100, lambda size: 91.0) is None
 
 
-def needs(machine: Machine, **asked: Any) -> Needs:
+def budget(machine: Machine, **asked: Any) -> Budget:
     config = Config(seq_len=LENGTH, batch_size=64, **asked)
-    return Needs(config, on_meta(LLAMA, CAUSAL), SHAPES, None, machine)
+    return Budget(config, on_meta(LLAMA, CAUSAL), SHAPES, None, machine)
 
 
 def test_the_micro_batch_grows_with_memory_until_it_is_the_whole_share() -> None:
     found = [
-        needs(replace(named("h100:2"), memory=mib * 2.0**20), micro_batch_size="auto") for mib in (8, 16, 32, 64, 128)
+        budget(replace(named("h100:2"), memory=mib * 2.0**20), micro_batch_size="auto") for mib in (8, 16, 32, 64, 128)
     ]
     of = [n.micro_batch_size(n.launch("ddp")) for n in found]
     assert of == sorted(of)
@@ -282,7 +291,7 @@ def test_the_micro_batch_grows_with_memory_until_it_is_the_whole_share() -> None
 
 
 def test_what_can_not_fit_is_refused_saying_by_how_much_and_what_would() -> None:
-    small = needs(replace(named("h100:2"), memory=10 * 2.0**20))
+    small = budget(replace(named("h100:2"), memory=10 * 2.0**20))
     with pytest.raises(
         UserError,
         match=r"--strategy ddp: with micro-batches of 32 each device needs \d+ MiB of memory, \d+ MiB more than "
@@ -300,7 +309,7 @@ def test_what_can_not_fit_is_refused_saying_by_how_much_and_what_would() -> None
         ),
     )
     assert would.micro_batch_size(would.launch(typed.get("strategy", "ddp"))) == int(typed["micro_batch_size"])
-    tiny = needs(replace(named("h100:2"), memory=1000.0))
+    tiny = budget(replace(named("h100:2"), memory=1000.0))
     with pytest.raises(UserError, match="nothing would, on any number of them"):
         tiny.micro_batch_size(tiny.launch("ddp"))
 
@@ -314,7 +323,7 @@ def test_auto_takes_what_communicates_least_of_what_fits() -> None:
     assert chosen("h100:8", ddp=70, fsdp=20) == "fsdp"
     assert chosen("h100:8x4", ddp=70, hsdp=20, fsdp=10) == "hsdp"
     assert chosen("h100:8x4", ddp=400, hsdp=70, fsdp=30) == "fsdp"
-    assert needs(named("cpu:2")).choose_strategy()[0] == "ddp"
+    assert budget(named("cpu:2")).choose_strategy()[0] == "ddp"
 
 
 def test_an_architecture_that_can_not_be_measured_is_planned_by_formula() -> None:
@@ -323,7 +332,7 @@ def test_an_architecture_that_can_not_be_measured_is_planned_by_formula() -> Non
     config = MixtralConfig(
         **BLOCKS, vocab_size=VOCABULARY, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2
     )
-    mixture = replace(needs(named("h100:2")), model=on_meta(config, CAUSAL))
+    mixture = replace(budget(named("h100:2")), model=on_meta(config, CAUSAL))
     activations = mixture.activations(mixture.launch("ddp"))
     assert isinstance(activations, Activations)
     assert activations.one.inside == by_formula(mixture.model, SHAPES, bytes_per_number=2).one.inside
@@ -409,7 +418,7 @@ def test_a_real_run_grows_by_what_is_planned(text: Path, cache: Path, tmp_path: 
     )
     model = on_meta(config, CAUSAL)
     asked = Config(seq_len=16, batch_size=1)
-    plan = Needs(asked, model, {"input_ids": (16,), "labels": (16,)}, None, named("cpu"))
+    plan = Budget(asked, model, {"input_ids": (16,), "labels": (16,)}, None, named("cpu"))
     planned = plan.memory(plan.launch("single"), 1)
     assert 45e6 < model.num_parameters() < 55e6
     assert grown == pytest.approx(planned.weights + planned.gradients + planned.optimizer, rel=0.10)

@@ -214,7 +214,7 @@ def test_checkpoints_that_are_gone_here_go_there(url: str, run: Path) -> None:
     for checkpoint in old[:2]:
         remove(checkpoint)
     upload(url, run, save(run, 400), keeps=lambda step: step == 200)
-    with contextlib.closing(remote_folder.Server(url if "://" in url else f"file://{url}")) as files:
+    with contextlib.closing(remote_folder.RemoteFolder(url if "://" in url else f"file://{url}")) as files:
         assert {file.split("/")[1] for file in files.files("checkpoints")} == {
             "step-000200",
             "step-000300",
@@ -360,7 +360,7 @@ def test_a_server_that_stays_away_is_told_of_once_and_the_next_checkpoint_tries_
 ) -> None:
     monkeypatch.setattr(remote_folder, "PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(
-        remote_folder.Server, "_options", lambda *_: {"config_kwargs": {"retries": {"max_attempts": 0}}}
+        remote_folder.RemoteFolder, "_options", lambda *_: {"config_kwargs": {"retries": {"max_attempts": 0}}}
     )
     said: list[str] = []
     with opened("s3://bucket/run", run, said.append) as mirror:
@@ -511,7 +511,7 @@ def test_a_full_disk_is_told_as_such_and_leaves_nothing(there: Path, run: Path, 
 
 def test_a_place_that_can_be_written_to_is_left_as_it_was(url: str) -> None:
     check(url)
-    with contextlib.closing(remote_folder.Server(url if "://" in url else f"file://{url}")) as files:
+    with contextlib.closing(remote_folder.RemoteFolder(url if "://" in url else f"file://{url}")) as files:
         assert not files.files("")
 
 

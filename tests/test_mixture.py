@@ -48,7 +48,7 @@ def test_a_place_is_found_without_what_came_before(mixture: Mixture, position: i
     for offset in (0, 7, 49):
         alone = mixture.at(around[offset : offset + 1])
         assert (alone[0][0], alone[1][0]) == (sources[offset], numbers[offset])
-        counts = mixture.counts(position + offset)
+        counts = mixture.examples_before(position + offset)
         assert counts[sources[offset]] == numbers[offset]
         assert sum(counts) == position + offset
 

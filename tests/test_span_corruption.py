@@ -142,8 +142,8 @@ def test_the_docstrings_example() -> None:
 def test_lengths_are_t5s(seq_len: int, window_len: int, target_len: int, num_spans: int) -> None:
     assert T5.window_len(seq_len, VOCABULARY) == T5.stride(seq_len, VOCABULARY) == window_len
     assert T5.widths(window_len) == (seq_len, target_len)
-    assert T5.needs(seq_len).sentinels == num_spans
-    assert T5.needs(seq_len).pad
+    assert T5.special_tokens(seq_len).sentinels == num_spans
+    assert T5.special_tokens(seq_len).pad
     batch = T5.make_batch(a_text(2, window_len), VOCABULARY, 0)
     assert batch["input_ids"].shape == (2, seq_len)
     assert batch["labels"].shape == (2, target_len)
@@ -170,7 +170,7 @@ def test_no_setting_makes_an_input_too_long_or_much_too_short(recipe: SpanCorrup
 
 @given(recipe=recipes, length=st.integers(2, 3000))
 def test_noise_is_the_ratio_and_spans_are_of_the_mean_length(recipe: SpanCorruptionRecipe, length: int) -> None:
-    num_noise, spans = map(int, recipe.counts(np.array(length)))
+    num_noise, spans = map(int, recipe.num_noise_and_spans(np.array(length)))
     assert num_noise == min(max(round(length * recipe.ratio), 1), length - 1)
     assert spans == min(max(round(num_noise / recipe.mean_span), 1), length - num_noise)
 
@@ -223,7 +223,7 @@ def test_first_span_is_extra_id_0() -> None:
     plain = PreTrainedTokenizerFast(
         tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="<unk>")), eos_token="</s>", unk_token="<unk>"
     )
-    tokenizer = extended(plain, T5.needs(32))
+    tokenizer = extended(plain, T5.special_tokens(32))
     vocabulary = vocabulary_of(tokenizer)
     window = np.arange(2, 2 + 20).repeat(2)[None, : T5.window_len(32, vocabulary)]
     batch = T5.make_batch(examples_of(window), vocabulary, 0)

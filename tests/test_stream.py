@@ -13,7 +13,7 @@ from sslm.data.corpus.shards import Corpus, Shard
 from sslm.data.module import DataModule
 from sslm.data.stream import batches, packing
 from sslm.data.stream.amendments import Amendment
-from sslm.data.stream.batches import Loader, TrainSteps, ValSteps, finished, with_tensors
+from sslm.data.stream.batches import Loader, TrainSteps, ValSteps, step_batch, with_tensors
 from sslm.data.stream.packing import best_fit, pieces_of
 from sslm.data.stream.recipe import Examples
 from sslm.data.stream.stream import Stream
@@ -114,16 +114,16 @@ def test_packed_windows_hold_every_token_and_whole_documents_where_they_fit(
     examples = stream.at(np.arange(stream.num_windows))
     documents = examples.documents
     assert documents is not None
-    counts = examples.counts if examples.counts is not None else np.ones(examples.tokens.shape, bool)
-    assert ((documents >= 0) == counts).all()
-    assert set(examples.tokens[counts].tolist()) == set(range(corpus.num_tokens))
+    is_token = examples.is_token if examples.is_token is not None else np.ones(examples.tokens.shape, bool)
+    assert ((documents >= 0) == is_token).all()
+    assert set(examples.tokens[is_token].tolist()) == set(range(corpus.num_tokens))
     if not overlap:
-        assert counts.sum() == corpus.num_tokens
+        assert is_token.sum() == corpus.num_tokens
     lengths = [n for shard in shards for n in shard]
     start = 0
     for length in lengths:
         if length <= window_len:  # whole: in one row, in order, under one number
-            row, column = np.argwhere((examples.tokens == start) & counts)[0]
+            row, column = np.argwhere((examples.tokens == start) & is_token)[0]
             assert examples.tokens[row, column : column + length].tolist() == list(range(start, start + length))
             assert len(set(documents[row, column : column + length].tolist())) == 1
         start += length
@@ -165,7 +165,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Stream:
 def test_ranks_share_each_batch_in_order_whatever_their_number(mixed: Stream, world: int, step: int) -> None:
     def batch(rank: int, world: int) -> dict[str, object]:
         made = with_tensors(TrainSteps(mixed, CausalLMRecipe(), 24, 0, rank, world)[step])
-        return finished(made, 2, with_digest=True) | {"positions": made["positions"]}
+        return step_batch(made, 2, with_digest=True) | {"positions": made["positions"]}
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(batches, "PLACES_AT_ONCE", 48)
@@ -200,7 +200,7 @@ def test_loader_processes_give_the_same_batches(text: Path, cache: Path) -> None
         )
         data.setup()
         data.first_step = 2
-        return [finished(batch, 1, with_digest=True)["digest"] for batch in data.train_dataloader()]
+        return [step_batch(batch, 1, with_digest=True)["digest"] for batch in data.train_dataloader()]
 
     assert digests(0) == digests(2)
     assert len(digests(0)) == 4
@@ -210,7 +210,7 @@ def test_loader_processes_read_packed_mixtures_alike(mixed: Stream) -> None:
     def digests(workers: int) -> list[int]:
         loader = Loader(TrainSteps(mixed, CausalLMRecipe(), 4, 0), 3, 9, workers)
         assert len(loader) == 6
-        return [finished(batch, 2, with_digest=True)["digest"] for batch in loader]
+        return [step_batch(batch, 2, with_digest=True)["digest"] for batch in loader]
 
     assert digests(0) == digests(2)
 

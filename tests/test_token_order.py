@@ -471,9 +471,9 @@ def test_tokens_are_left_as_they_were(unit: str, mark: int, layout: str) -> None
 
 
 def test_what_is_needed_of_the_tokenizer() -> None:
-    assert TokenOrderRecipe().needs(64) == (False, True, 0)
-    assert TokenOrderRecipe(mark=True).needs(64).mask
-    assert TokenOrderRecipe(layout="encoder_decoder").needs(64).pad
+    assert TokenOrderRecipe().special_tokens(64) == (False, True, 0)
+    assert TokenOrderRecipe(mark=True).special_tokens(64).mask
+    assert TokenOrderRecipe(layout="encoder_decoder").special_tokens(64).pad
 
 
 @pytest.mark.parametrize("ratio", [0, 2, -0.1, float("nan")])

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from sslm.system import heartbeats
-from sslm.system.heartbeats import Heartbeat, Patience, first_to_stop, own, silent, told
+from sslm.system.heartbeats import Heartbeat, Patience, first_to_stop, own, silent, stall_message
 from tests.conftest import TrainTiny
 from tests.processes import Finished, kill_group, start_command
 from tests.test_clusters import ranks_of, wait_for_step
@@ -69,17 +69,19 @@ def test_a_process_is_silent_where_it_neither_looks_nor_leaves_stacks() -> None:
 
 def test_the_sentence_tells_who_stopped_doing_what_where_the_stacks_are_and_what_to_type() -> None:
     them = {0: one(0, rounds=6, waits=True), 1: one(1), 2: one(2, rounds=6, waits=True)}
-    assert told(them, set(), 3, 900, Path("run/stacks")) == (
+    assert stall_message(them, set(), 3, 900, Path("run/stacks")) == (
         "no progress for 900 s: rank 1 (process 101 on node1) stopped first, in step 40, taking the step (at mine.py:3, load); the stacks "
         "of 3 of 3 ranks are in run/stacks; run the same command again to go on, with a larger --watchdog_seconds if it was only slow"
     )
-    assert "last seen in step 40, taking the step: the process itself is paused, gone, or in" in told(
+    assert "last seen in step 40, taking the step: the process itself is paused, gone, or in" in stall_message(
         them, {1}, 3, 900, Path()
     )
-    assert "5 of 8 ranks have no heartbeat there" in told(them, set(), 8, 900, Path())
-    assert ": all ranks stopped together, in step 40" in told({0: one(0), 1: one(1)}, set(), 2, 900, Path())
-    assert ": ranks 0, 1 stopped together" in told({0: one(0), 1: one(1), 2: one(2, rounds=9)}, set(), 3, 900, Path())
-    assert "no rank's heartbeat can be read" in told({}, set(), 3, 900, Path())
+    assert "5 of 8 ranks have no heartbeat there" in stall_message(them, set(), 8, 900, Path())
+    assert ": all ranks stopped together, in step 40" in stall_message({0: one(0), 1: one(1)}, set(), 2, 900, Path())
+    assert ": ranks 0, 1 stopped together" in stall_message(
+        {0: one(0), 1: one(1), 2: one(2, rounds=9)}, set(), 3, 900, Path()
+    )
+    assert "no rank's heartbeat can be read" in stall_message({}, set(), 3, 900, Path())
 
 
 def looks_until_over(

@@ -19,7 +19,7 @@ from rich.table import Table
 from sslm.cli.parse import parse
 from sslm.config import Config
 from sslm.parallel.launch import devices
-from sslm.parallel.planning.budget import Needs, Proposal, settle
+from sslm.parallel.planning.budget import Budget, Proposal, plan_launch
 from sslm.parallel.planning.expected_speed import expected_speed
 from sslm.parallel.planning.machines import PRICED, Machine, here, named
 from sslm.runs.folder import RunFolder
@@ -98,17 +98,15 @@ def make_plan(
         machine = here(*devices(config))
     else:
         config = replace(config, devices=machine.devices, num_nodes=machine.num_nodes)
-    needs, launch, why = settle(config, model, data, machine)
-    return Plan(needs, data, launch, why, price, is_elsewhere)
+    budget, launch = plan_launch(config, model, data, machine)
+    return Plan(budget, data, launch, price, is_elsewhere)
 
 
 @dataclass(frozen=True)
 class Plan:
-    needs: Needs
+    budget: Budget
     data: "DataModule"
     launch: "Launch"
-    why: str
-    """This strategy."""
     price: float | None = None
     """Dollars per device and hour, as given; None: the machine's typical."""
     is_elsewhere: bool = False
@@ -116,7 +114,7 @@ class Plan:
 
     @property
     def config(self) -> Config:
-        return self.needs.config
+        return self.budget.config
 
     def show(self, arguments: list[str]) -> None:
         """Print it; `arguments` are what was typed.
@@ -134,7 +132,7 @@ class Plan:
         """Raises:
         UserError: it can't fit into memory, or not one checkpoint onto the disk.
         """
-        self.needs.micro_batch_size(self.launch)
+        self.budget.micro_batch_size(self.launch)
         room, needed = self.disk_room(), self.checkpoint_bytes()
         if room < needed and not self.is_elsewhere:
             raise UserError(
@@ -148,14 +146,14 @@ class Plan:
     # ---------------------------------------------------------------------------------------- what is trained
 
     def _title(self) -> str:
-        machine = self.needs.machine
+        machine = self.budget.machine
         nodes = f"{machine.num_nodes} nodes of " if machine.num_nodes > 1 else ""
         return f"[bold]Plan for {nodes}{machine.devices} x {machine.device}[/bold] ({gib(machine.memory)} each)"
 
     def _run(self) -> Table:
         from sslm.models.flops import matmul_parameters, of_experts, share_of_experts
 
-        config, model, data = self.config, self.needs.model, self.data
+        config, model, data = self.config, self.budget.model, self.data
         total = model.num_parameters()
         embedding = sum(
             {
@@ -218,10 +216,10 @@ class Plan:
     # ---------------------------------------------------------------------------------------- memory
 
     def _memory(self) -> list[Table | str]:
-        size, launch, has = self.needs.chosen_size(self.launch), self.launch, self.needs.machine.memory
-        memory = self.needs.memory(launch, size)
+        size, launch, has = self.budget.chosen_size(self.launch), self.launch, self.budget.machine.memory
+        memory = self.budget.memory(launch, size)
         recomputed = self.config.activation_checkpointing
-        how = f"{launch.strategy} ({self.why}), micro-batches of {size}, {launch.precision}" + (
+        how = f"{launch.strategy} ({launch.why}), micro-batches of {size}, {launch.precision}" + (
             f", {recomputed} recomputed" if recomputed != "none" else ""
         )
         table = _table(right=(1, 2))
@@ -229,7 +227,7 @@ class Plan:
             if number:
                 table.add_row(name, gib(number), f"{number / has:.0%}", _bar(number / has))
         verdict = "[green]fits[/green]" if memory.total <= has else "[red]does not fit[/red]"
-        if memory.total <= has and self.needs.is_narrow(launch, size):
+        if memory.total <= has and self.budget.is_narrow(launch, size):
             verdict = "[yellow]fits narrowly: a tenth should be left for what is not counted[/yellow]"
         table.add_row("[bold]in all[/bold]", f"[bold]{gib(memory.total)}[/bold]", f"{memory.total / has:.0%}", verdict)
         if memory.host:
@@ -242,16 +240,16 @@ class Plan:
         steps = self.config.total_steps - self._steps_done()
         tokens = steps * self.config.batch_size * self.config.seq_len
         rows = []
-        speed, why = expected_speed(self.needs, self.launch)
+        speed, why = expected_speed(self.budget, self.launch)
         if speed is None:
             rows.append(("Time", f"unknown: {why}"))
         else:
             seconds = tokens / speed
             rows.append(("Time", f"{duration(seconds)} for {count(tokens)} tokens, at {count(speed)} tokens/s"))
             rows.append(("", f"[dim]an estimate: {why}[/dim]"))
-            price = self.needs.machine.price if self.price is None else self.price
+            price = self.budget.machine.price if self.price is None else self.price
             if price is not None:
-                cost = seconds / 3600 * self.needs.machine.world * price
+                cost = seconds / 3600 * self.budget.machine.world * price
                 typical = f"typical on demand in {PRICED}; give yours with --price_per_hour"
                 source = typical if self.price is None else "as given"
                 rows.append(("Cost", f"{_dollars(cost)}, at {_dollars(price)} per device and hour ({source})"))
@@ -277,7 +275,7 @@ class Plan:
 
     def checkpoint_bytes(self) -> int:
         """Weights, two moments and perhaps an average, in fp32."""
-        return (12 if self.config.optim.average_decay is None else 16) * int(self.needs.model.num_parameters())
+        return (12 if self.config.optim.average_decay is None else 16) * int(self.budget.model.num_parameters())
 
     def disk_room(self) -> int:
         folder = Path(self.config.run_folder).absolute()
@@ -287,7 +285,7 @@ class Plan:
     # ---------------------------------------------------------------------------------------- what would do
 
     def _proposals(self, arguments: list[str]) -> list[Table | str]:
-        found = self.needs.proposals(self.launch.strategy)
+        found = self.budget.proposals(self.launch.strategy)
         fitting = [proposal for proposal in found if proposal.fits]
         if not fitting:
             return ["[bold]Nothing fits[/bold] on these devices."]
@@ -307,12 +305,12 @@ class Plan:
 
     def _command(self, arguments: list[str], proposal: Proposal) -> list[str]:
         """What was typed, with what differs from it."""
-        machine, asked = self.needs.machine, parse(arguments)
+        machine, asked = self.budget.machine, parse(arguments)
         kept = {"strategy": self.launch.strategy, "micro_batch_size": proposal.micro_batch_size}
         auto: Any = {name: value for name, value in kept.items() if getattr(asked, name) == "auto"}  # it finds the same
         changed = proposal.flags(replace(asked, **auto))
-        if asked.micro_batch_size is None and proposal.micro_batch_size == self.needs.share(
-            self.needs.launch(proposal.strategy)
+        if asked.micro_batch_size is None and proposal.micro_batch_size == self.budget.rows_per_rank(
+            self.budget.launch(proposal.strategy)
         ):
             changed.pop("micro_batch_size")  # all of it is the default
         if self.is_elsewhere:

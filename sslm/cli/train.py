@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sslm.config import Config
 from sslm.objectives.choose import build_on_meta, check_embedding, choose_model, choose_objective, open_data
 from sslm.parallel import strategies
-from sslm.parallel.planning.budget import check_processes, choose_launch
-from sslm.parallel.planning.micro_batch import choose_micro_batch_size, holds_for
+from sslm.parallel.planning.budget import check_processes, plan_launch
+from sslm.parallel.planning.micro_batch import choose_micro_batch_size, micro_batch_key
 from sslm.runs.checkpoints.mirror import check_upload
 from sslm.runs.folder import RunFolder, pretrained_folder
 from sslm.runs.resume import choose_checkpoint, reaches_the_end
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from sslm.data.module import DataModule
     from sslm.data.stream.recipe import Recipe
     from sslm.parallel.launch import Launch
-    from sslm.parallel.planning.budget import Needs
+    from sslm.parallel.planning.budget import Budget
     from sslm.runs.checkpoints.mirror import Mirror
     from sslm.training.callbacks.checkpoint import Checkpoint
     from sslm.training.callbacks.monitor import Monitor
@@ -57,11 +57,11 @@ def run(config: Config, arguments: list[str]) -> int:
     model_config = choose_model(config, objective, data)
     model = build_on_meta(config, objective, model_config)
     check_embedding(config, data, model)
-    needs, on, why = choose_launch(config, model, data)
+    budget, launch = plan_launch(config, model, data)
     if config.dry_run:
-        return show_plan(needs, data, on, why, arguments) if ranks.is_first_process() else DONE
+        return show_plan(budget, data, launch, arguments) if ranks.is_first_process() else DONE
     describe(config, data, model)
-    describe_launch(config, on, why)
+    describe_launch(config, launch)
 
     # a job that is requeued after it lost a node may meet itself: its old first process, which has not noticed yet
     patience = config.start_timeout_seconds if os.environ.get("SLURM_RESTART_COUNT") else 0.0
@@ -72,12 +72,12 @@ def run(config: Config, arguments: list[str]) -> int:
                 file.unlink(missing_ok=True)  # of a run that never had a checkpoint
         if checkpoint is not None and reaches_the_end(checkpoint, config):
             return already_done(config, folder, data, checkpoint)
-        micro_batch_size = choose_micro_batch_size(config, folder, needs, on)
+        micro_batch_size = choose_micro_batch_size(config, folder, budget, launch)
         module = build_module(
-            config, on, objective, recipe, model_config, data, micro_batch_size, fresh=checkpoint is None
+            config, launch, objective, recipe, model_config, data, micro_batch_size, fresh=checkpoint is None
         )
-        callbacks = build_callbacks(config, needs, on, folder, data, model_config, checkpoint)
-        trainer = build_trainer(config, folder, strategies.trainer_settings(config, on), callbacks)
+        callbacks = build_callbacks(config, budget, launch, folder, data, model_config, checkpoint)
+        trainer = build_trainer(config, folder, strategies.trainer_settings(config, launch), callbacks)
         return train(config, folder, data, module, trainer, callbacks)
 
 
@@ -125,11 +125,11 @@ def train(
     return STOPPED if callbacks.preemption.stopped else DONE
 
 
-def show_plan(needs: "Needs", data: "DataModule", on: "Launch", why: str, arguments: list[str]) -> int:
+def show_plan(budget: "Budget", data: "DataModule", launch: "Launch", arguments: list[str]) -> int:
     """What --dry_run is for; `sslm plan` shows the same."""
     from sslm.cli.plan import Plan
 
-    Plan(needs, data, on, why).show(arguments)
+    Plan(budget, data, launch).show(arguments)
     say("Dry run: all of this is in order; leave --dry_run out to train.")
     return DONE
 
@@ -176,7 +176,7 @@ def already_done(config: Config, run: RunFolder, data: "DataModule", checkpoint:
 
 def build_module(
     config: Config,
-    on: "Launch",
+    launch: "Launch",
     objective: "type[Objective]",
     recipe: "Recipe",
     model_config: "PreTrainedConfig",
@@ -209,11 +209,11 @@ def build_module(
         seed=config.seed,
         parallelize=functools.partial(
             parallelize,
-            replicas=on.replicas,
+            replicas=launch.replicas,
             reshard_after_forward=config.fsdp.reshard_after_forward,
-            in_bf16=on.holds_bf16,
-            computes_in_bf16=on.autocasts_to_bf16,
-            in_float8=on.precision == "fp8",
+            in_bf16=launch.holds_bf16,
+            computes_in_bf16=launch.autocasts_to_bf16,
+            in_float8=launch.precision == "fp8",
             compile_blocks=config.compile,
             activation_checkpointing=config.activation_checkpointing,
         ),
@@ -233,8 +233,8 @@ class Callbacks(NamedTuple):
 
 def build_callbacks(
     config: Config,
-    needs: "Needs",
-    on: "Launch",
+    budget: "Budget",
+    launch: "Launch",
     run: RunFolder,
     data: "DataModule",
     model_config: "PreTrainedConfig",
@@ -253,7 +253,7 @@ def build_callbacks(
     checkpoint = Checkpoint(run.checkpoints, config.checkpoint, resume_from, total)
     checkpoint.mirror = mirror_of(config, run, checkpoint)
     is_auto = config.micro_batch_size == "auto"
-    auto = [MicroBatch(run.micro_batch_sizes, holds_for(config, needs, on))] if is_auto else []
+    auto = [MicroBatch(run.micro_batch_sizes, micro_batch_key(config, budget, launch))] if is_auto else []
     watchdog = [Watchdog(run.path, config.watchdog_seconds)] if config.watchdog_seconds is not None else []
     return Callbacks(
         Monitor(

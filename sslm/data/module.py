@@ -18,12 +18,12 @@ from sslm.data.corpus import prepare
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.tokenizer import Tokenizer
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
-from sslm.data.stream.batches import Batch, Loader, TrainSteps, ValSteps, finished, with_tensors
+from sslm.data.stream.batches import Batch, Loader, TrainSteps, ValSteps, step_batch, with_tensors
 from sslm.data.stream.recipe import IGNORED, Recipe
 from sslm.data.stream.stream import Places, Stream
 from sslm.data.stream.streams import cache_folder, open_streams
 from sslm.data.stream.verify import Verifier
-from sslm.data.stream.vocabulary import Needs, Vocabulary, extended
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended
 from sslm.system.errors import UserError
 
 UNIGRAM_TOKENS, UNIGRAM_ROWS = 1 << 19, 64
@@ -62,7 +62,7 @@ class DataModule(LightningDataModule):
         amendments: Path | None = None,
     ) -> None:
         super().__init__()
-        self.data, self.recipe, self.seq_len, self.batch_size = data, recipe, seq_len, batch_size
+        self.config, self.recipe, self.seq_len, self.batch_size = data, recipe, seq_len, batch_size
         self.total_steps, self.seed = total_steps, seed
         self.default_tokenizer = tokenizer
         self.amendments_file = amendments
@@ -83,7 +83,7 @@ class DataModule(LightningDataModule):
         """
         if not hasattr(self, "train_stream"):
             self.train_stream, self.val_stream, self._tokenizer, self.vocabulary = open_streams(
-                self.data,
+                self.config,
                 self.recipe,
                 seq_len=self.seq_len,
                 batch_size=self.batch_size,
@@ -99,7 +99,7 @@ class DataModule(LightningDataModule):
         """
         if self._tokenizer is None:
             return None
-        return extended(tokenizers.load(self._tokenizer), self.recipe.needs(self.seq_len) or Needs())
+        return extended(tokenizers.load(self._tokenizer), self.recipe.special_tokens(self.seq_len) or SpecialTokens())
 
     # -------------------------------------------------------------------------------------------- streams
 
@@ -132,7 +132,7 @@ class DataModule(LightningDataModule):
     @functools.cached_property
     def val_places(self) -> Places:
         """Where the held-out sequences stand that are validated on: of each source its share, evenly spread over it."""
-        stream, at_most = self.val_stream, self.data.val_sequences
+        stream, at_most = self.val_stream, self.config.val_sequences
         shares = np.ones(1)
         if len(stream.sources) > 1:
             stages = np.array([stage.weights for stage in stream.mixture.stages], float)
@@ -256,11 +256,11 @@ class DataModule(LightningDataModule):
             self.seed,
             rank,
             world,
-            substitute=self.data.on_bad_shard == "substitute",
+            substitute=self.config.on_bad_shard == "substitute",
             vocabulary=self.vocabulary,
         )
         end = self.total_steps or self.trainer.max_steps  # type: ignore[union-attr]
-        return Loader(self._train_steps, self._next_step, end, self.data.num_workers)
+        return Loader(self._train_steps, self._next_step, end, self.config.num_workers)
 
     def _next_step(self) -> int:
         return self.first_step if self.trainer is None else self.trainer.global_step
@@ -277,7 +277,7 @@ class DataModule(LightningDataModule):
             world,
             vocabulary=self.vocabulary,
         )
-        return Loader(steps, lambda: 0, steps.num_steps, self.data.num_workers)
+        return Loader(steps, lambda: 0, steps.num_steps, self.config.num_workers)
 
     def val_rows(self, num: int) -> dict[str, Tensor]:
         """The tensors of the first held-out sequences, the same on all ranks."""
@@ -295,27 +295,27 @@ class DataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         if self.trainer is None or not self.trainer.training:
-            return finished(batch, len(self.val_stream.sources))
+            return step_batch(batch, len(self.val_stream.sources))
         step = self.trainer.global_step
         if batch["amendments"] < len(self.train_stream.amendments):  # made by a loader process that does not know them
             return self.train_batch(step)
-        return self._finished(batch, step)
+        return self._step_batch(batch, step)
 
     def train_batch(self, step: int) -> Batch:
         """This rank's share of optimizer step `step`, made here and now."""
-        return self._finished(with_tensors(self._train_steps[step]), step)
+        return self._step_batch(with_tensors(self._train_steps[step]), step)
 
-    def _finished(self, batch: Batch, step: int) -> Batch:
+    def _step_batch(self, batch: Batch, step: int) -> Batch:
         trainer = self.trainer
         assert trainer is not None
         if self._verifier is None and trainer.local_rank == 0:
-            self._verifier = Verifier(self.train_stream.sources, prepare.remembering_hash(cache_folder(self.data)))
+            self._verifier = Verifier(self.train_stream.sources, prepare.remembering_hash(cache_folder(self.config)))
         if self._verifier is not None and (bad := self._verifier.found()) is not None:
-            if self.data.on_bad_shard == "fail":
+            if self.config.on_bad_shard == "fail":
                 raise bad
             batch = {**batch, "bad": [bad.source, bad.file, str(bad)]}
         is_logged = (step + 1) % trainer.log_every_n_steps == 0
-        return finished(batch, len(self.train_stream.sources), with_digest=is_logged)
+        return step_batch(batch, len(self.train_stream.sources), with_digest=is_logged)
 
     def teardown(self, stage: str) -> None:
         if self._verifier is not None:

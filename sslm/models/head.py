@@ -37,7 +37,7 @@ class LanguageModel(nn.Module):
         label_smoothing: share of each target's probability that is spread over the vocabulary, while training.
         z_loss: weight of log² of the softmax's denominator in the loss, while training.
         embedding_noise: NEFTune's α: noise on what is read, uniform within ± α / √(tokens · width), while training.
-        tried: a model of the same make that can be run, where `model` has no weights yet: it shows where the head begins.
+        probe: a model of the same make that can be run, where `model` has no weights yet: it shows where the head begins.
     """
 
     def __init__(
@@ -48,7 +48,7 @@ class LanguageModel(nn.Module):
         label_smoothing: float = 0.0,
         z_loss: float = 0.0,
         embedding_noise: float = 0.0,
-        tried: PreTrainedModel | None = None,
+        probe: PreTrainedModel | None = None,
     ) -> None:
         super().__init__()
         self.model = model
@@ -63,7 +63,7 @@ class LanguageModel(nn.Module):
         self.max_scored = max_scored
         self.vocab_size = real_vocab_size(model.config)
         self._places: Tensor | None = None
-        head = first_of_head(tried or model) if max_scored is not None else None
+        head = first_of_head(probe or model) if max_scored is not None else None
         self._gathers_in_head = head is not None
         if head is not None:
             model.get_submodule(head).register_forward_pre_hook(self._let_scored_through)
@@ -194,7 +194,7 @@ def decoder_inputs(labels: Tensor, config: PreTrainedConfig, segment_ids: Tensor
 @torch.no_grad()
 def first_of_head(model: PreTrainedModel) -> str | None:
     """Name of the module in which the head begins, seen by watching the model run: of its direct parts the first after the last that
-    gives more than a tensor (the body). What comes from there on must treat each place for itself: that is tried.
+    gives more than a tensor (the body). What comes from there on must treat each place for itself: that is probe.
 
     None: an architecture without such a part; its logits are made for all places.
     """

@@ -46,12 +46,12 @@ class CausalLMRecipe(Recipe):
 
     def make_batch(self, examples: Examples, vocabulary: Vocabulary | None, seed: int) -> Arrays:
         inputs, labels = examples.tokens[:, :-1], examples.tokens[:, 1:]
-        documents, counts = examples.documents, examples.counts
+        documents, is_token = examples.documents, examples.is_token
         if documents is not None:  # a document's first token is predicted from nothing: not at all
             labels = np.where((documents[:, 1:] == documents[:, :-1]) & (documents[:, 1:] >= 0), labels, IGNORED)
             return {"input_ids": inputs, "labels": labels, "segment_ids": documents[:, :-1]}
-        if counts is not None:
-            labels = np.where(counts[:, 1:], labels, IGNORED)
+        if is_token is not None:
+            labels = np.where(is_token[:, 1:], labels, IGNORED)
         return {"input_ids": inputs, "labels": labels}
 
 
@@ -73,8 +73,8 @@ class CausalLM(Objective):
     def check_model(self, model: PreTrainedModel) -> None:
         check_causal(model)
 
-    def of_loss(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
-        metrics = super().of_loss(loss, data)
+    def loss_metrics(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
+        metrics = super().loss_metrics(loss, data)
         if bytes_per_token := getattr(data, "val_bytes_per_token", None):
             metrics["bits_per_byte"] = loss / math.log(2) / bytes_per_token
         return metrics

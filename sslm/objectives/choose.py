@@ -24,7 +24,7 @@ def choose_objective(config: Config) -> "tuple[type[Objective], Recipe]":
     objective, given = load_objective(config.objective.name), config.model
     pretrained = pretrained_folder(config)
     model_type = given.model_type if pretrained is None else read_config(pretrained).model_type
-    objective = objective.fitting(model_type or objective.default_model["model_type"])
+    objective = objective.for_model_type(model_type or objective.default_model["model_type"])
     return objective, objective.make_recipe(typed(objective.recipe_class, "objective", config.objective.settings))
 
 

@@ -39,8 +39,8 @@ from numpy.typing import NDArray
 
 from sslm.data.stream import noise
 from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
-from sslm.data.stream.vocabulary import Needs, Vocabulary
-from sslm.objectives.wrapping import PADDING, around, documents_of, wrapped, wrapped_documents
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
+from sslm.objectives.wrapping import PADDING, documents_of, prefix_and_suffix, wrapped, wrapped_documents
 from sslm.system.errors import UserError
 from sslm.training.module import Objective
 
@@ -89,12 +89,12 @@ class DenoisingRecipe(Recipe):
                 f"{SMALLEST_LAMBDA:g} to {LARGEST_LAMBDA:g}; type --objective.poisson_lambda 3"
             )
 
-    def needs(self, seq_len: int) -> Needs:
-        return Needs(mask=True, pad=True)
+    def special_tokens(self, seq_len: int) -> SpecialTokens:
+        return SpecialTokens(mask=True, pad=True)
 
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         assert vocabulary is not None
-        length = seq_len - sum(map(len, around(vocabulary, with_end=True)))
+        length = seq_len - sum(map(len, prefix_and_suffix(vocabulary, with_end=True)))
         if length < 2:
             raise UserError(
                 f"--seq_len {seq_len}: denoising needs room for two tokens besides the tokenizer's own; "
@@ -108,7 +108,7 @@ class DenoisingRecipe(Recipe):
         inputs, input_documents = self._noised(examples, documents, vocabulary, seed)
         if self.rotate:
             inputs = inputs.ravel()[self._rotation(examples, input_documents, seed)]
-        before, after = around(vocabulary, with_end=True)
+        before, after = prefix_and_suffix(vocabulary, with_end=True)
         original = np.where(documents >= 0, examples.tokens, IGNORED)
         batch = {
             "input_ids": wrapped(inputs, input_documents, before, after, vocabulary.pad),

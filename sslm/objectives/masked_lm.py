@@ -30,8 +30,8 @@ from torch import Tensor
 
 from sslm.data.stream import noise
 from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
-from sslm.data.stream.vocabulary import Needs, Vocabulary
-from sslm.objectives.wrapping import around, documents_of, wrapped, wrapped_documents
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
+from sslm.objectives.wrapping import documents_of, prefix_and_suffix, wrapped, wrapped_documents
 from sslm.system.errors import UserError
 from sslm.training.module import Objective
 
@@ -71,8 +71,8 @@ class MaskedLMRecipe(Recipe):
                 f"such as 0.8 and 0.1"
             )
 
-    def needs(self, seq_len: int) -> Needs:
-        return Needs(mask=True, pad=True)
+    def special_tokens(self, seq_len: int) -> SpecialTokens:
+        return SpecialTokens(mask=True, pad=True)
 
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         assert vocabulary is not None
@@ -92,10 +92,10 @@ class MaskedLMRecipe(Recipe):
 
     def make_batch(self, examples: Examples, vocabulary: Vocabulary | None, seed: int) -> Arrays:
         assert vocabulary is not None
-        tokens, counts = examples.tokens, examples.counts
+        tokens, is_token = examples.tokens, examples.is_token
         eligible = ~vocabulary.special[tokens]
-        if counts is not None:
-            eligible &= counts
+        if is_token is not None:
+            eligible &= is_token
         units = None if self.unit == "token" else self._units(examples, vocabulary, seed)
         chosen = self._chosen(examples, eligible, units, seed)
         labels = np.where(chosen, tokens, IGNORED)
@@ -177,7 +177,7 @@ class MaskedLMRecipe(Recipe):
         return inputs
 
     def _wrapped(self, inputs: Ints, labels: Ints, examples: Examples, vocabulary: Vocabulary) -> Arrays:
-        documents, ends = documents_of(examples), around(vocabulary, with_end=False)
+        documents, ends = documents_of(examples), prefix_and_suffix(vocabulary, with_end=False)
         before, after = (np.full_like(some, IGNORED) for some in ends)
         batch = {
             "input_ids": wrapped(np.where(documents >= 0, inputs, vocabulary.pad), documents, *ends, vocabulary.pad),
@@ -205,7 +205,7 @@ class MaskedLM(Objective):
     default_lr: ClassVar[float] = 2e-3
     recipe_class = MaskedLMRecipe
 
-    def of_loss(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
+    def loss_metrics(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
         """Pseudo-perplexity of the masked tokens given all the others (Salazar et al. 2020, arXiv:1910.14659), here with all of a
         row's chosen tokens masked at once, as RoBERTa reports it."""
         return {"pseudo_perplexity": loss.exp()}

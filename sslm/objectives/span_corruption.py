@@ -26,7 +26,7 @@ from torch import Tensor
 
 from sslm.data.stream import noise
 from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
-from sslm.data.stream.vocabulary import Needs, Vocabulary
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
 from sslm.system.errors import UserError
 from sslm.training.module import Objective
 
@@ -57,9 +57,9 @@ class SpanCorruptionRecipe(Recipe):
                 f"--objective.mean_span {self.mean_span}: a span has at least 1 token; type --objective.mean_span 3"
             )
 
-    def needs(self, seq_len: int) -> Needs:
-        _, spans = self.counts(np.array(self.window_len(seq_len, None)))
-        return Needs(pad=True, sentinels=int(spans))
+    def special_tokens(self, seq_len: int) -> SpecialTokens:
+        _, spans = self.num_noise_and_spans(np.array(self.window_len(seq_len, None)))
+        return SpecialTokens(pad=True, sentinels=int(spans))
 
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         """The longest window whose input has no more than seq_len tokens, one sentinel a span and the end among them.
@@ -77,10 +77,10 @@ class SpanCorruptionRecipe(Recipe):
 
     def widths(self, window_len: int) -> tuple[int, int]:
         """Length of the input and of the labels that a window gives, their ends included."""
-        num_noise, spans = map(int, self.counts(np.array(window_len)))
+        num_noise, spans = map(int, self.num_noise_and_spans(np.array(window_len)))
         return window_len - num_noise + spans + 1, num_noise + spans + 1
 
-    def counts(self, lengths: Ints) -> tuple[Ints, Ints]:
+    def num_noise_and_spans(self, lengths: Ints) -> tuple[Ints, Ints]:
         """Of rows of so many tokens, how many are noise, and in how many spans; halves are rounded to even, as T5 does.
 
         There is a token of noise and one of text at least, and none of noise where a row has less than two tokens.
@@ -95,7 +95,7 @@ class SpanCorruptionRecipe(Recipe):
         input_len, target_len = self.widths(window_len)
         lengths = np.full(n, window_len) if examples.lengths is None else examples.lengths
         lengths = np.where(lengths > 1, lengths, 0)  # of one token there is nothing to take out: its row is not scored
-        _, spans = self.counts(lengths)
+        _, spans = self.num_noise_and_spans(lengths)
 
         corrupted = np.arange(window_len) < lengths[:, None]
         is_noise = np.zeros_like(corrupted)
@@ -103,7 +103,7 @@ class SpanCorruptionRecipe(Recipe):
         numbers = np.arange(spans.max(initial=0))
         sentinels = np.broadcast_to(vocabulary.sentinels[numbers], (n, len(numbers)))[numbers < spans[:, None]]
 
-        real = corrupted if examples.counts is None else examples.counts
+        real = corrupted if examples.is_token is None else examples.is_token
         inputs, input_counts = _condensed(tokens, is_noise, real, sentinels, input_len, vocabulary.pad)
         labels, label_counts = _condensed(tokens, corrupted ^ is_noise, corrupted, sentinels, target_len, IGNORED)
         inputs[np.arange(n), input_counts] = vocabulary.end
@@ -118,8 +118,8 @@ class SpanCorruptionRecipe(Recipe):
         """Of all rows' first `lengths` tokens, row after row, which are noise."""
         window_len = examples.tokens.shape[1]
         keys = noise.words(examples, window_len, seed, "spans")
-        most, _ = self.counts(np.array(window_len))
-        num_noise, spans = self.counts(lengths)
+        most, _ = self.num_noise_and_spans(np.array(window_len))
+        num_noise, spans = self.num_noise_and_spans(lengths)
         text_lengths = _random_segments(keys[:, most:], lengths - num_noise, spans)
         noise_lengths = _random_segments(keys[:, :most], num_noise, spans)
         turns = np.arange(2 * len(text_lengths)) % 2 == 1  # text, noise, text, noise …
@@ -172,9 +172,9 @@ class SpanCorruption(Objective):
     }
     default_lr: ClassVar[float] = 4e-3
     recipe_class = SpanCorruptionRecipe
-    shares = ("accuracy", "span_exact_match")
+    metric_names = ("accuracy", "span_exact_match")
 
-    def judged(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Tokens that are right, and spans all of whose tokens are, each predicted from the true ones before it."""
         labels = batch["labels"]
         sentinels = torch.from_numpy(self.trainer.datamodule.vocabulary.sentinels).to(labels.device)
@@ -183,4 +183,4 @@ class SpanCorruption(Objective):
         within = (labels != IGNORED) & ~begins & (span >= 0) & (labels != self.trainer.datamodule.vocabulary.end)
         wrong = torch.zeros_like(labels).scatter_add(1, span.clamp(0), (within & (predicted != labels)).long())
         length = torch.zeros_like(labels).scatter_add(1, span.clamp(0), within.long())
-        return {**super().judged(batch, predicted), "span_exact_match": (wrong == 0, length > 0)}
+        return {**super().correct(batch, predicted), "span_exact_match": (wrong == 0, length > 0)}

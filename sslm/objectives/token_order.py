@@ -46,10 +46,10 @@ from transformers import PreTrainedModel
 
 from sslm.data.stream import noise
 from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
-from sslm.data.stream.vocabulary import Needs, Vocabulary
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
 from sslm.models.build import auto_class_of, check_causal
 from sslm.objectives.masked_lm import MaskedLM
-from sslm.objectives.wrapping import PADDING, around, documents_of, wrapped, wrapped_documents
+from sslm.objectives.wrapping import PADDING, documents_of, prefix_and_suffix, wrapped, wrapped_documents
 from sslm.system.errors import UserError
 from sslm.training.module import Objective
 
@@ -90,8 +90,8 @@ class TokenOrderRecipe(Recipe):
                 "or leave --objective.mark out"
             )
 
-    def needs(self, seq_len: int) -> Needs:
-        return Needs(mask=self.mark, pad=self.layout != "decoder")
+    def special_tokens(self, seq_len: int) -> SpecialTokens:
+        return SpecialTokens(mask=self.mark, pad=self.layout != "decoder")
 
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         """The longest window whose input has no more than seq_len tokens.
@@ -120,7 +120,7 @@ class TokenOrderRecipe(Recipe):
         """What stands before and after each row."""
         if self.layout == "decoder":
             return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        return around(vocabulary, with_end=self.layout == "encoder_decoder")
+        return prefix_and_suffix(vocabulary, with_end=self.layout == "encoder_decoder")
 
     def _input_len(self, window_len: int) -> int:
         """Tokens of the input that a window gives, without what stands around it."""
@@ -251,11 +251,11 @@ class TokenOrder(Objective):
     default_model: ClassVar[dict[str, Any]] = MaskedLM.default_model
     default_lr: ClassVar[float] = 1e-3
     recipe_class = TokenOrderRecipe
-    shares = ("accuracy", "restored_order")
+    metric_names = ("accuracy", "restored_order")
     layout: ClassVar[str] = "encoder"
 
     @classmethod
-    def fitting(cls, model_type: str) -> type[Objective]:
+    def for_model_type(cls, model_type: str) -> type[Objective]:
         by_auto_class = {kind.auto_class: kind for kind in (TokenOrder, EncoderDecoderTokenOrder, DecoderTokenOrder)}
         return by_auto_class[auto_class_of(model_type)]
 
@@ -265,14 +265,14 @@ class TokenOrder(Objective):
             raise UserError(f"--objective.layout {asked}: this model is for {cls.layout}; leave the flag out")
         return TokenOrderRecipe(**{**settings, "layout": cls.layout})
 
-    def judged(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Besides all scored places, those alone at which another token stands than did: copying gets none of them right.
 
         These are known where what is read and what is written stand side by side: not where a decoder's input has marks, or its
         documents follow one another.
         """
         labels, reads = batch["labels"], batch["input_ids"]
-        shares = super().judged(batch, predicted)
+        shares = super().correct(batch, predicted)
         if self.layout == "decoder":  # what is read stands before what is written
             reads = reads.roll(labels.shape[1] // 2, dims=1)
         apart = self.recipe.mark or (self.layout == "decoder" and "segment_ids" in batch)

@@ -17,10 +17,10 @@ def documents_of(examples: Examples) -> Ints:
     if examples.documents is not None:
         return examples.documents.astype(np.int64)
     documents = np.zeros(examples.tokens.shape, np.int64)
-    return documents if examples.counts is None else np.where(examples.counts, documents, PADDING)
+    return documents if examples.is_token is None else np.where(examples.is_token, documents, PADDING)
 
 
-def around(vocabulary: Vocabulary, with_end: bool) -> tuple[Ints, Ints]:
+def prefix_and_suffix(vocabulary: Vocabulary, with_end: bool) -> tuple[Ints, Ints]:
     """What stands before and after each row; where a decoder writes it, an end at least."""
     ends = with_end and not len(vocabulary.suffix)
     return vocabulary.prefix, np.array([vocabulary.end]) if ends else vocabulary.suffix

@@ -33,14 +33,14 @@ CHUNK_NUMEL = 100_000_000
 """Elements of weights that are read from a checkpoint at a time, by each rank."""
 
 
-def strategy_and_precision(config: Config, launch: Launch) -> "tuple[Zero, ZeroPrecision]":
-    strategy = Zero(
+def strategy_and_precision(config: Config, launch: Launch) -> "tuple[DeepSpeed, DeepSpeedCasting]":
+    strategy = DeepSpeed(
         config=settings(config, launch),
         timeout=timedelta(seconds=config.start_timeout_seconds),
         logging_level=logging.ERROR,
         process_group_backend="nccl" if launch.device_type == "cuda" else "gloo",
     )
-    return strategy, ZeroPrecision(launch)
+    return strategy, DeepSpeedCasting(launch)
 
 
 LIGHTNINGS: dict[str, Any] = {
@@ -148,7 +148,7 @@ def merged(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     return ours | both
 
 
-class ZeroPrecision(DeepSpeedPrecision):
+class DeepSpeedCasting(DeepSpeedPrecision):
     """Leaves modules and batches as they are: DeepSpeed casts the weights itself, and nothing else is to be cast."""
 
     def __init__(self, launch: Launch) -> None:
@@ -168,7 +168,7 @@ class ZeroPrecision(DeepSpeedPrecision):
             yield
 
 
-class Zero(DeepSpeedStrategy):
+class DeepSpeed(DeepSpeedStrategy):
     """What Lightning's lacks: CPUs, and states that other strategies can read."""
 
     def setup_environment(self) -> None:
@@ -224,15 +224,15 @@ class Zero(DeepSpeedStrategy):
         """Of the last step, before clipping."""
         return torch.as_tensor(self.model.get_global_grad_norm())  # type: ignore[union-attr, operator]
 
-    def loss_scaler(self) -> "ZeroLossScale | None":
+    def loss_scaler(self) -> "DeepSpeedLossScale | None":
         scaler = self.optimizers[0].loss_scaler  # type: ignore[attr-defined]
-        return ZeroLossScale(scaler) if scaler.dynamic else None
+        return DeepSpeedLossScale(scaler) if scaler.dynamic else None
 
-    def states(self, network: LanguageModel) -> "ZeroStates":
-        return ZeroStates(network, self.optimizers[0], self.root_device)
+    def states(self, network: LanguageModel) -> "DeepSpeedStates":
+        return DeepSpeedStates(network, self.optimizers[0], self.root_device)
 
 
-class ZeroLossScale:
+class DeepSpeedLossScale:
     """DeepSpeed's loss scale, with the state of torch's GradScaler: each goes on from the other's."""
 
     def __init__(self, scaler: Any) -> None:
@@ -247,7 +247,7 @@ class ZeroLossScale:
         self.scaler.cur_iter = int(state["_growth_tracker"])
 
 
-class ZeroStates:
+class DeepSpeedStates:
     """Weights and optimizer states in the form in which other strategies have them: whole fp32 tensors by name."""
 
     def __init__(self, network: LanguageModel, zero: Any, device: torch.device) -> None:

@@ -1,7 +1,7 @@
 """From names to Lightning: strategy, precision, devices, cluster; and who this process is."""
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
@@ -13,7 +13,7 @@ CPU_PROCESSES = 8
 """More processes than cores are allowed up to this: enough to try a strategy on a laptop."""
 
 
-def num_shares(config: Config) -> int:
+def data_parallel_size(config: Config) -> int:
     """Shares of the global batch: one for each device, or for those together that share each matrix."""
     _, per_node, num_nodes = devices(config)
     return max(per_node * num_nodes // tensor_parallel_size(config, config.strategy, per_node, num_nodes), 1)
@@ -83,14 +83,16 @@ class Launch:
     """hsdp: groups of devices that hold all of the weights among them."""
     tensor_parallel_size: int = 1
     """Devices that share each matrix."""
+    why: str = field(default="as asked", repr=False, compare=False)
+    """Why this strategy, in words."""
 
     @property
     def world(self) -> int:
         return self.devices * self.num_nodes
 
     @property
-    def shares(self) -> int:
-        """Of the global batch: one for each device, or for those together that share each matrix."""
+    def data_parallel_size(self) -> int:
+        """Parts of the global batch: one for each device, or for each group of devices that share each matrix."""
         return max(self.world // self.tensor_parallel_size, 1)
 
     @property

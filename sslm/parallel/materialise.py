@@ -192,7 +192,7 @@ class Alone(TorchDispatchMode):  # type: ignore[no-untyped-call]
 # ------------------------------------------------------------------------------------------------ what can be tried
 
 
-def stand_in(config: PreTrainedConfig, auto_class: str, seed: int = 0) -> PreTrainedModel:
+def shallow_model(config: PreTrainedConfig, auto_class: str, seed: int = 0) -> PreTrainedModel:
     """A model of the same architecture and widths, with weights, whose few layers have one of each kind among them.
 
     What is found out by running a model (where its head begins, whether it is causal, whether it keeps documents apart) can be

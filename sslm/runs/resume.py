@@ -91,13 +91,13 @@ def bring_checkpoint(config: Config, run: RunFolder) -> None:
     Raises:
         UserError: another run's are there.
     """
-    from sslm.runs.checkpoints.fetch import fetch, look
+    from sslm.runs.checkpoints.fetch import fetch, newest_remote
     from sslm.runs.checkpoints.folder import found, number_of
     from sslm.runs.folder import check_same_run
 
     url = config.checkpoint.upload
     assert url is not None
-    newest, config_yaml = look(url)
+    newest, config_yaml = newest_remote(url)
     if newest is None:
         return
     if config.resume == "never":

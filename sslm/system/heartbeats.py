@@ -184,7 +184,7 @@ def first_to_stop(heartbeats: dict[int, Heartbeat], silent: set[int]) -> list[He
     return [heartbeat for _, heartbeat in sorted(heartbeats.items()) if order(heartbeat) == first]
 
 
-def told(heartbeats: dict[int, Heartbeat], silent: set[int], world: int, seconds: float, folder: Path) -> str:
+def stall_message(heartbeats: dict[int, Heartbeat], silent: set[int], world: int, seconds: float, folder: Path) -> str:
     """The one sentence about a stall."""
     first = first_to_stop(heartbeats, silent)
     if not first:

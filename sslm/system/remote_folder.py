@@ -60,7 +60,7 @@ class Stopped(Exception):
     """The server was closed by another thread."""
 
 
-class Server:
+class RemoteFolder:
     """The files under one URL. For one process: threads may share it, a forked child makes its own.
 
     fsspec runs one thread of its own in a process, from the first file read over S3 or HTTP on.
@@ -198,12 +198,14 @@ class Server:
                 if tried + wait > patience:
                     advice = "; run the same command again once the server answers" if done == "read" else ""
                     raise UserError(
-                        f"{shown(self.url)}/{file}: could not be {done} for {tried:.0f} seconds ({_said(error)}){advice}"
+                        f"{without_password(self.url)}/{file}: could not be {done} for {tried:.0f} seconds ({_said(error)}){advice}"
                     ) from None
                 if tried > WARN_SECONDS and not has_warned:
                     has_warned = True
                     left = patience - tried
-                    _LOG.warning("%s/%s: %s; trying for %.0f seconds more", shown(self.url), file, _said(error), left)
+                    _LOG.warning(
+                        "%s/%s: %s; trying for %.0f seconds more", without_password(self.url), file, _said(error), left
+                    )
             self._stop.wait(wait)
         raise AssertionError
 
@@ -211,7 +213,7 @@ class Server:
         """Raise what trying again won't mend; what clients raise beside that is taken to be about the network."""
         if isinstance(error, (FileNotFoundError, UserError)):
             raise error
-        where, kind, status = f"{shown(self.url)}/{file}", type(error).__name__, _status(error) or 0
+        where, kind, status = f"{without_password(self.url)}/{file}", type(error).__name__, _status(error) or 0
         is_refused = 400 <= status < 500 and status not in PASSING_4XX and not isinstance(error, TimeoutError)
         if isinstance(error, PermissionError) or is_refused or "Credential" in kind:
             raise UserError(
@@ -238,13 +240,13 @@ class Server:
         scheme = self.url.partition("://")[0]
         if scheme not in PACKAGES:
             raise UserError(
-                f"{shown(self.url)}: can't read {scheme}://; choose from {', '.join(f'{s}://' for s in PACKAGES)}"
+                f"{without_password(self.url)}: can't read {scheme}://; choose from {', '.join(f'{s}://' for s in PACKAGES)}"
             )
         try:
             filesystem, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, **self._options(scheme))
         except ImportError as error:
             raise UserError(
-                f"{shown(self.url)}: {PACKAGES[scheme]} is needed for {scheme}:// ({_said(error)}): "
+                f"{without_password(self.url)}: {PACKAGES[scheme]} is needed for {scheme}:// ({_said(error)}): "
                 f"pip install {EXTRAS.get(scheme, PACKAGES[scheme])}"
             ) from None
         if scheme == "s3":
@@ -286,7 +288,7 @@ def _status(error: BaseException) -> int | None:
 
 
 def _said(error: BaseException) -> str:
-    said = shown(" ".join(str(error).split()))[:200]
+    said = without_password(" ".join(str(error).split()))[:200]
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
 
 
@@ -296,6 +298,6 @@ def _credentials(url: str) -> str:
     return "your permissions there"
 
 
-def shown(url: str) -> str:
+def without_password(url: str) -> str:
     """Without a password."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", url)

@@ -18,7 +18,7 @@ def size(num_bytes: int) -> str:
     return f"{num_bytes} B"
 
 
-def shown(name: str) -> str:
+def printable(name: str) -> str:
     """A name out of a file that somebody else made: nothing in it steers the terminal."""
     return name if name.isprintable() else ascii(name)[1:-1]
 
@@ -30,7 +30,7 @@ def rows(titles: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[
         right: indices of columns that are flush right.
         wide: of those that may take several lines where the terminal is narrow.
     """
-    cells = [[shown(cell) for cell in row] for row in cells]
+    cells = [[printable(cell) for cell in row] for row in cells]
     if is_watched():
         table = Table(box=None, pad_edge=False)
         for column, title in enumerate(titles):

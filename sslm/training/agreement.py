@@ -3,7 +3,7 @@
 from typing import NamedTuple
 
 
-class Agreed(NamedTuple):
+class StepTotals(NamedTuple):
     """What all ranks know of a step before they take it."""
 
     scored: list[int]

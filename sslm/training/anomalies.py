@@ -34,15 +34,15 @@ class Anomaly(NamedTuple):
     is_finite: bool
 
 
-class Judge:
-    """Judges a run's steps one after the other, and counts those in a row that are out of the ordinary.
+class AnomalyDetector:
+    """Looks at a run's steps one after the other, and counts those in a row that are out of the ordinary.
 
     Args:
         settings: what is one, and what happens then.
     """
 
     def __init__(self, settings: AnomalyConfig) -> None:
-        self.settings, self.detector = settings, Detector(settings.spike_z)
+        self.settings, self.detector = settings, SpikeDetector(settings.spike_z)
         self.last: Anomaly | None = None
         """What is out of the ordinary with the last step."""
         self.streak = 0
@@ -53,8 +53,8 @@ class Judge:
     def is_on(self) -> bool:
         return self.settings.action != "off"
 
-    def look_at(self, loss: float, grad_norm: float, is_withheld: bool, is_scale_at_fault: bool = False) -> None:
-        """Judge a step.
+    def observe(self, loss: float, grad_norm: float, is_withheld: bool, is_scale_at_fault: bool = False) -> None:
+        """Look at a step.
 
         Args:
             loss: mean over the global batch's targets.
@@ -80,7 +80,7 @@ class Judge:
         self.streak, self.last = 0, None
 
 
-class Detector:
+class SpikeDetector:
     """Remembers good steps, and judges others by them.
 
     A spike is a loss, or a logarithm of the gradient norm, whose robust z-score (distance from the window's median, in standard
@@ -89,7 +89,7 @@ class Detector:
     Args:
         spike_z: None: only what is no number is an anomaly.
 
-    >>> detector = Detector(spike_z=8.0)
+    >>> detector = SpikeDetector(spike_z=8.0)
     >>> [detector.judge(loss=3.0 + step % 2 / 10, grad_norm=1.0) for step in range(40)] == [None] * 40
     True
     >>> detector.judge(loss=3.4, grad_norm=1.0) is None

@@ -31,12 +31,12 @@ from sslm.models.build import on_meta
 from sslm.models.head import LanguageModel
 from sslm.models.masks import check_documents
 from sslm.models.weights import weights_of
-from sslm.parallel.materialise import materialise, stand_in
+from sslm.parallel.materialise import materialise, shallow_model
 from sslm.system.collectives import gather_json
 from sslm.system.terminal import say
 from sslm.training.adversarial import adversarial_losses
-from sslm.training.agreement import Agreed, as_int64
-from sslm.training.anomalies import Judge
+from sslm.training.agreement import StepTotals, as_int64
+from sslm.training.anomalies import AnomalyDetector
 from sslm.training.average import Average
 from sslm.training.optim import build_optimizer, clip_gradient, learning_rate
 from sslm.training.samples import NUM_SAMPLES, filled_in, written
@@ -70,11 +70,11 @@ class Objective(LightningModule):
     default_lr: ClassVar[float]
     """Peak learning rate of a run that names none."""
     recipe_class: ClassVar[type[Recipe]]
-    shares: ClassVar[tuple[str, ...]] = ("accuracy",)
-    """Names of what `judged` tells."""
+    metric_names: ClassVar[tuple[str, ...]] = ("accuracy",)
+    """Names of what `correct` tells."""
 
     @classmethod
-    def fitting(cls, model_type: str) -> "type[Objective]":
+    def for_model_type(cls, model_type: str) -> "type[Objective]":
         """The objective as this kind of model does it, where kinds do it in different ways.
 
         Raises:
@@ -110,13 +110,13 @@ class Objective(LightningModule):
         if self.optim.lr is None:
             self.optim = replace(self.optim, lr=self.default_lr)
         self.robust = robust or RobustConfig()
-        self.judge = Judge(anomaly or AnomalyConfig(action="off"))
+        self.anomaly_detector = AnomalyDetector(anomaly or AnomalyConfig(action="off"))
         self.total_steps = total_steps
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.network: LanguageModel = None  # type: ignore[assignment]  # built in configure_model
         self.validation = TokenLoss(num_sources=1)
-        self.right = {name: MeanMetric(nan_strategy="ignore") for name in self.shares}  # "disable" drops weights
+        self.right = {name: MeanMetric(nan_strategy="ignore") for name in self.metric_names}  # "disable" drops weights
         self.stop_requested = self.save_requested = self.save_failed = False
         """Set on any rank by who wants the run to stop, or a checkpoint, or could not save; all ranks learn of it with the next
         step."""
@@ -128,7 +128,7 @@ class Objective(LightningModule):
         self._parallelize = parallelize
         self.reduce_gradients = reduce_gradients
         self._grad_norm = torch.zeros(())
-        self._at_hand = 0, torch.zeros(())
+        self._step_loss = 0, torch.zeros(())
         """The step's number, and this share's part of its mean loss."""
         self._average: Average | None = None
         self.side_group: dist.ProcessGroup | None = None
@@ -141,12 +141,12 @@ class Objective(LightningModule):
             return
         given, data = self._given[0], getattr(self.trainer, "datamodule", None)
         if isinstance(given, PreTrainedModel):
-            model = tried = given
+            model = probe = given
         else:  # its weights come last, to where they belong
-            model, tried = on_meta(given, self.auto_class), stand_in(given, self.auto_class)
-        self.check_model(tried)
-        if data is not None and data.data.document_mask:
-            check_documents(tried)
+            model, probe = on_meta(given, self.auto_class), shallow_model(given, self.auto_class)
+        self.check_model(probe)
+        if data is not None and data.config.document_mask:
+            check_documents(probe)
         model.train()
         self.network = LanguageModel(
             model,
@@ -154,9 +154,9 @@ class Objective(LightningModule):
             label_smoothing=self.robust.label_smoothing,
             z_loss=self.robust.z_loss,
             embedding_noise=self.robust.embedding_noise,
-            tried=tried,
+            probe=probe,
         )
-        del tried  # it is as large as embeddings and head
+        del probe  # it is as large as embeddings and head
         if self._parallelize is not None:
             self._parallelize(self.network, model, self.device_mesh)
         if not isinstance(given, PreTrainedModel):
@@ -186,15 +186,15 @@ class Objective(LightningModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Any]:
         optimizer: Any = self.optimizers()
-        batch, agreed = self._agree(batch)
-        lr, weight = self.learning_rate, self.num_shares / agreed.all_scored
+        batch, totals = self._agree(batch)
+        lr, weight = self.learning_rate, self.data_parallel_size / totals.all_scored
         for group in optimizer.param_groups:
             group["lr"] = lr
-        loss_sums = torch.zeros(len(agreed.scored), dtype=torch.float32, device=self.device)
+        loss_sums = torch.zeros(len(totals.scored), dtype=torch.float32, device=self.device)
         for micro, sources, position, is_last in self._micro_batches(batch):
             row_losses = self._losses(micro, position, is_last, weight)
             loss_sums.index_add_(0, sources, row_losses.float())
-        self._at_hand = self.global_step, loss_sums.double().sum() / agreed.all_scored
+        self._step_loss = self.global_step, loss_sums.double().sum() / totals.all_scored
         self.is_updating = True
         optimizer.step()
         self.is_updating = False
@@ -202,21 +202,21 @@ class Objective(LightningModule):
         own = getattr(self.trainer.strategy, "grad_norm", None)
         grad_norm = self._grad_norm if own is None else own()
         if own is not None:
-            self._judge(grad_norm)
-        if self.average is not None and self.judge.last is None:
+            self._observe(grad_norm)
+        if self.average is not None and self.anomaly_detector.last is None:
             self.average.update()
         outputs = {
             "loss_sums": loss_sums,
             "lr": lr,
             "grad_norm": grad_norm,
-            "anomaly": self.judge.last,
-            **agreed._asdict(),
+            "anomaly": self.anomaly_detector.last,
+            **totals._asdict(),
         }
         if self.global_step % self.trainer.log_every_n_steps == 0:
             if self.trainer.world_size > 1:
                 dist.all_reduce(loss_sums)
-                loss_sums /= self.trainer.world_size // self.num_shares
-            self.log("train/loss", loss_sums.sum() / agreed.all_scored, rank_zero_only=True)
+                loss_sums /= self.trainer.world_size // self.data_parallel_size
+            self.log("train/loss", loss_sums.sum() / totals.all_scored, rank_zero_only=True)
         return outputs
 
     def _losses(self, micro: dict[str, Tensor], position: int, is_last: bool, weight: float) -> Tensor:
@@ -235,12 +235,12 @@ class Objective(LightningModule):
         return row_losses.detach()
 
     @property
-    def num_shares(self) -> int:
+    def data_parallel_size(self) -> int:
         """Shares of the global batch: one for each device, or for those together that share each matrix (tensor parallel)."""
         return data_parallel(self.trainer)[1]
 
     @property
-    def _leads(self) -> bool:
+    def _is_group_leader(self) -> bool:
         """Whether this rank speaks for its share of the batch."""
         return self.device_mesh is None or self.device_mesh["tensor_parallel"].get_local_rank() == 0
 
@@ -249,10 +249,10 @@ class Objective(LightningModule):
         """The rate of the step to come."""
         return learning_rate(self.global_step, self.total_steps or self.trainer.max_steps, self.optim)
 
-    def _agree(self, batch: dict[str, Any]) -> "tuple[dict[str, Any], Agreed]":
+    def _agree(self, batch: dict[str, Any]) -> "tuple[dict[str, Any], StepTotals]":
         """The step's one small collective, on the CPU; and the batch, made again where a rank met a bad shard."""
         bad = batch.get("bad")
-        counts = int(self._leads)
+        counts = int(self._is_group_leader)
         mine = torch.tensor(
             [
                 *(counts * n for n in batch["scored"]),
@@ -269,7 +269,7 @@ class Objective(LightningModule):
         if any_bad:
             return self._agree(self._substitute(bad))
         self.save_requested = False
-        return batch, Agreed(scored, digest % (1 << 64), stop > 0, save > 0, save_failed > 0)
+        return batch, StepTotals(scored, digest % (1 << 64), stop > 0, save > 0, save_failed > 0)
 
     def _substitute(self, bad: list[str] | None) -> dict[str, Any]:
         """Amend the stream from this step on, on all ranks alike; this step's batch, made anew.
@@ -319,30 +319,30 @@ class Objective(LightningModule):
         if scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
             scaler.unscale_(optimizer)  # Lightning leaves this to fused optimizers, which would do it after clipping
         self._grad_norm = clip_gradient(self.network.parameters(), self.optim.clip_norm or float("inf"))
-        self._judge(self._grad_norm)
-        if self.judge.last is not None:
+        self._observe(self._grad_norm)
+        if self.anomaly_detector.last is not None:
             optimizer.zero_grad()  # what has no gradient is left as it is, its moments and count of steps too
 
     # -------------------------------------------------------------------------------------------- anomalies
 
-    def _judge(self, grad_norm: Tensor) -> None:
+    def _observe(self, grad_norm: Tensor) -> None:
         """Look for what is out of the ordinary with this step; all ranks see the same numbers. The host waits for the device here."""
-        if not self.judge.is_on:
+        if not self.anomaly_detector.is_on:
             return
-        step, mean_loss = self._at_hand
+        step, mean_loss = self._step_loss
         loss, norm = self._global(mean_loss, grad_norm)
         data, strategy = getattr(self.trainer, "datamodule", None), self.trainer.strategy
         if data is not None and data.begins_stage(step):
-            self.judge.detector.forget()
+            self.anomaly_detector.detector.forget()
         own = getattr(strategy, "loss_scaler", None)
         scaler = getattr(self.trainer.precision_plugin, "scaler", None) if own is None else own()
         overflowed = scaler is not None and not math.isfinite(norm) and math.isfinite(loss)
         is_withheld = not hasattr(strategy, "grad_norm")  # DeepSpeed tells the norm when it is too late
-        self.judge.look_at(loss, norm, is_withheld, is_scale_at_fault=overflowed)
+        self.anomaly_detector.observe(loss, norm, is_withheld, is_scale_at_fault=overflowed)
 
     def _global(self, loss: Tensor, grad_norm: Tensor) -> tuple[float, float]:
         """This share's part of the mean loss -> that of the global batch; and the first rank's norm of the gradient."""
-        mine = torch.stack([loss if self._leads else torch.zeros_like(loss), grad_norm.to(loss)]).cpu()
+        mine = torch.stack([loss if self._is_group_leader else torch.zeros_like(loss), grad_norm.to(loss)]).cpu()
         if self.side_group is None:
             return float(mine[0]), float(mine[1])
         theirs = [torch.empty_like(mine) for _ in range(self.trainer.world_size)]
@@ -378,10 +378,10 @@ class Objective(LightningModule):
         for micro, sources, _, _ in self._micro_batches(batch):
             predicted = self.network(**micro, predict=True)
             self.validation.update(predicted.row_losses, (micro["labels"] >= 0).flatten(1).sum(1), sources)
-            for name, (right, looked_at) in self.judged(micro, predicted.tokens).items():
+            for name, (right, looked_at) in self.correct(micro, predicted.tokens).items():
                 self.right[name].to(self.device).update(right.float(), looked_at.float())
 
-    def judged(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """What validation tells of predictions besides their loss: share -> (what is right, what is looked at), booleans.
 
         Args:
@@ -390,7 +390,7 @@ class Objective(LightningModule):
         labels = batch["labels"]
         return {"accuracy": (predicted == labels, labels != IGNORED)}
 
-    def of_loss(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
+    def loss_metrics(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
         """The held-out loss [nats/token] in other units."""
         return {"perplexity": loss.exp()}
 
@@ -400,7 +400,7 @@ class Objective(LightningModule):
         self.validation.reset()
         loss = losses.nansum() / scored.sum()
         data = getattr(self.trainer, "datamodule", None)
-        metrics = {"val/loss": loss} | {f"val/{name}": value for name, value in self.of_loss(loss, data).items()}
+        metrics = {"val/loss": loss} | {f"val/{name}": value for name, value in self.loss_metrics(loss, data).items()}
         for name, metric in self.right.items():
             if metric.update_called and not (share := metric.compute()).isnan():  # nothing was looked at
                 metrics[f"val/{name}"] = share

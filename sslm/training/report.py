@@ -49,15 +49,15 @@ def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> No
     )
 
 
-def describe_launch(config: Config, on: "Launch", why: str) -> None:
+def describe_launch(config: Config, launch: "Launch") -> None:
     """Say on what and how it will be trained, and what was asked for that this strategy knows nothing of."""
     from sslm.parallel.strategies import without_effect
 
-    nodes = f"{on.num_nodes} nodes of " if on.num_nodes > 1 else ""
-    devices = f"{on.devices} {on.accelerator.upper()}{'s' if on.devices > 1 else ''}"
-    say(f"Launch: {on.strategy} on {nodes}{devices} ({why}), {on.precision}")
-    if idle := without_effect(config, on.strategy):
-        say(f"Warning: --strategy {on.strategy} knows nothing of {', '.join(idle)}")
+    nodes = f"{launch.num_nodes} nodes of " if launch.num_nodes > 1 else ""
+    devices = f"{launch.devices} {launch.accelerator.upper()}{'s' if launch.devices > 1 else ''}"
+    say(f"Launch: {launch.strategy} on {nodes}{devices} ({launch.why}), {launch.precision}")
+    if idle := without_effect(config, launch.strategy):
+        say(f"Warning: --strategy {launch.strategy} knows nothing of {', '.join(idle)}")
 
 
 def describe_mixture(config: Config, data: "DataModule") -> None:

@@ -15,7 +15,7 @@ from sslm.runs.checkpoints.shards import BITS, Stored, index
 from sslm.system import tables as looks
 from sslm.system.errors import UserError
 from sslm.system.files import sha256_of
-from sslm.system.tables import shown
+from sslm.system.tables import printable
 from sslm.system.terminal import say, transfer_progress
 
 MOST_ROWS = 20
@@ -87,7 +87,7 @@ def differing_values(a: Stored, b: Stored, done: Callable[[int], None]) -> Value
 
 def show(found: Differences) -> None:
     for line in [*found.state, *found.files, *found.tensors]:
-        say(shown(line))
+        say(printable(line))
     if found.values:
         say(f"{len(found.values)} of {found.num_tensors} tensors differ in value:")
         cells = [

@@ -10,7 +10,7 @@ from sslm.runs import checkpoints
 from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError, nearest
 from sslm.system.files import write_atomically
-from sslm.system.tables import shown, size
+from sslm.system.tables import printable, size
 from sslm.system.terminal import say
 
 MOST_DIGITS = 18
@@ -42,7 +42,7 @@ def rm(given: str, steps: Sequence[str], keep_last: int | None, force: bool) -> 
         _keep_latest_true(run.checkpoints, kept, good)
         for name in names:
             _remove(there[name].path)
-            say(f"{shown(name)} removed ({size(there[name].num_bytes)})")
+            say(f"{printable(name)} removed ({size(there[name].num_bytes)})")
     if not names:
         say(f"nothing to remove: there are {len(there)}")
 
@@ -66,7 +66,7 @@ def _names(steps: Sequence[str], there: dict[str, ls.Entry]) -> list[str]:
     for step, name in zip(steps, names, strict=True):
         if name not in there:
             raise UserError(
-                f"there is no checkpoint {shown(step)}{nearest(name, there)}; there are: {', '.join(map(shown, there)) or 'none'}"
+                f"there is no checkpoint {printable(step)}{nearest(name, there)}; there are: {', '.join(map(printable, there)) or 'none'}"
             )
     return list(dict.fromkeys(names))
 

@@ -9,7 +9,7 @@ from sslm.runs import checkpoints
 from sslm.runs.checkpoints.folder import NONSENSE, Written, files_of, manifest_of, shards_of
 from sslm.runs.checkpoints.shards import index
 from sslm.system.errors import UserError
-from sslm.system.tables import shown, size
+from sslm.system.tables import printable, size
 
 READ_BYTES = 4 << 20
 NEEDED = {"format", "step", "position", "fingerprint"}
@@ -30,14 +30,14 @@ class Verdict:
     @property
     def line(self) -> str:
         if self.is_gone:
-            return f"{shown(str(self.checkpoint))}: was removed while it was read"
+            return f"{printable(str(self.checkpoint))}: was removed while it was read"
         verdict = (
             f"DAMAGED: {'; '.join(self.damage)}"
             if self.damage
             else f"good ({self.num_files} files, {size(self.num_bytes)})"
         )
-        unknown = f"; not in its manifest: {', '.join(map(shown, self.unknown))}" if self.unknown else ""
-        return f"{shown(str(self.checkpoint))}: {verdict}{unknown}"
+        unknown = f"; not in its manifest: {', '.join(map(printable, self.unknown))}" if self.unknown else ""
+        return f"{printable(str(self.checkpoint))}: {verdict}{unknown}"
 
 
 def verify(checkpoint: Path, done: Callable[[int], None]) -> Verdict:
@@ -52,7 +52,7 @@ def verify(checkpoint: Path, done: Callable[[int], None]) -> Verdict:
     except UserError as error:
         return Verdict(checkpoint, len(there), 0, [_said(error, checkpoint)], [])
     changed = {name: what for name, was in manifest.items() if (what := _change(checkpoint / name, was, done))}
-    damage = [f"{shown(name)} {what}" for name, what in changed.items()]
+    damage = [f"{printable(name)} {what}" for name, what in changed.items()]
     unknown = [name for name in there if name not in manifest and name != "manifest.json"]
     if not changed:
         damage = _contents(checkpoint, unknown)
@@ -101,7 +101,7 @@ def _contents(checkpoint: Path, unknown: list[str]) -> list[str]:
         tensors = index(checkpoint)
     except UserError as error:
         return [_said(error, checkpoint)]
-    wrong = [f"{shown(name)} is not in its manifest" for name in unknown if name in needed]
+    wrong = [f"{printable(name)} is not in its manifest" for name in unknown if name in needed]
     wrong += [f"state.json lacks {', '.join(sorted(lacking))}"] if lacking else []
     return wrong if tensors else [*wrong, "there are no tensors"]
 

@@ -280,7 +280,7 @@ def tolerance_for(plain: Config, other: Config, drawn: Sequence[str]) -> float:
 def drawn_by(config: Config) -> tuple[Any, ...]:
     """What the random numbers of a forward pass depend on, beside the position of its first sequence."""
     accelerator, per_node, _ = launch.devices(config)
-    shares = launch.num_shares(config)
+    shares = launch.data_parallel_size(config)
     return accelerator, config.compile, per_node // shares, config.micro_batch_size or config.batch_size // shares
 
 

@@ -24,7 +24,7 @@ from sslm.data.corpus.shards import BadShard, Corpus, open_corpus
 from sslm.system.cache import Cache, claimed
 from sslm.system.errors import UserError
 from sslm.system.files import write_atomically
-from sslm.system.remote_folder import DOWNLOADS, Server, Stopped, shown
+from sslm.system.remote_folder import DOWNLOADS, RemoteFolder, Stopped, without_password
 
 NUM_THREADS = 4
 """That bring files ahead."""
@@ -60,12 +60,12 @@ def open_remote_corpus(url: str, cache_dir: Path, limit_bytes: int | None) -> Co
     url = url.rstrip("/")
     cache = Cache(cache_dir / "remote", limit_bytes)
     cache.remove_leftovers()
-    with contextlib.closing(Server(url)) as server:
+    with contextlib.closing(RemoteFolder(url)) as server:
         try:
             index = b"".join(server.chunks("index.json"))
         except FileNotFoundError:
             raise UserError(
-                f"{shown(url)}: no index.json there, so it is no prepared corpus; make one with: "
+                f"{without_password(url)}: no index.json there, so it is no prepared corpus; make one with: "
                 f"sslm prepare TEXT --out DIR, and copy that folder there"
             ) from None
         tokenizer = _tokenizer_files(url, index)
@@ -88,7 +88,7 @@ def _tokenizer_files(url: str, index: bytes) -> list[File]:
         files = [(name, int(file["bytes"]), str(file["sha256"])) for name, file in listed.items()]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(
-            f"{shown(url)}/index.json: not the index of a corpus as this sslm prepares it "
+            f"{without_password(url)}/index.json: not the index of a corpus as this sslm prepares it "
             f"({type(error).__name__}: {error}); prepare it again"
         ) from None
     for name, *_ in files:
@@ -98,10 +98,12 @@ def _tokenizer_files(url: str, index: bytes) -> list[File]:
 
 def _check_name(url: str, name: str) -> None:
     if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise UserError(f"{shown(url)}/index.json: names a file {name!r}, which is no plain name; prepare it again")
+        raise UserError(
+            f"{without_password(url)}/index.json: names a file {name!r}, which is no plain name; prepare it again"
+        )
 
 
-def _write_folder(folder: Path, server: Server, index: bytes, tokenizer: list[File]) -> None:
+def _write_folder(folder: Path, server: RemoteFolder, index: bytes, tokenizer: list[File]) -> None:
     """The index comes last: it says that the rest is there."""
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     for name, num_bytes, sha256 in tokenizer:
@@ -112,14 +114,14 @@ def _write_folder(folder: Path, server: Server, index: bytes, tokenizer: list[Fi
     write_atomically(folder / "index.json", index.decode())
 
 
-def _download(server: Server, file: File, stream: IO[bytes]) -> None:
+def _download(server: RemoteFolder, file: File, stream: IO[bytes]) -> None:
     """Write a file's bytes, from the stream's beginning.
 
     Raises:
         BadShard: missing there, or never what it should be.
     """
     name, num_bytes, sha256 = file
-    where = f"{shown(server.url)}/{name}"
+    where = f"{without_password(server.url)}/{name}"
     try:
         wrong = server.download(name, num_bytes, sha256, stream)
     except FileNotFoundError:
@@ -196,7 +198,7 @@ class RemoteFiles:
         limit, needed = self.cache.limit_bytes, sum(together.values())
         if limit is not None and needed > limit:
             raise UserError(
-                f"--data.cache_gb {limit / 1e9:g}: is too small, {shown(self.url)} needs {needed} bytes here at once; give at "
+                f"--data.cache_gb {limit / 1e9:g}: is too small, {without_password(self.url)} needs {needed} bytes here at once; give at "
                 f"least {-(-needed // 10**7) / 100:g}, or a smaller --data.block_shards"
             )
 
@@ -238,7 +240,7 @@ class _Here:
     """What belongs to one process."""
 
     def __init__(self, url: str) -> None:
-        self.server = Server(url)
+        self.server = RemoteFolder(url)
         self.lock = threading.Lock()
         self.window: dict[str, int] = {}
         """{file: bytes} of the last read_ahead."""

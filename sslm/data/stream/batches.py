@@ -224,7 +224,7 @@ def _widened(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(np.int64) if array.dtype.kind == "i" and array.itemsize < 8 else array
 
 
-def finished(batch: Batch, num_sources: int, with_digest: bool = False) -> Batch:
+def step_batch(batch: Batch, num_sources: int, with_digest: bool = False) -> Batch:
     """What a step takes: `sources` as a tensor, `first_position`, `scored` targets per source, `digest` (0: not asked for).
 
     A batch with a bad shard stays without tensors; `bad` says which.

@@ -129,12 +129,12 @@ class Mixture:
             order, ranks = _round(stage.weights)
             rounds, places = np.divmod(positions[here] - stage.position, len(order))
             source = order[places]
-            before = np.array(self.counts(stage.position))
+            before = np.array(self.examples_before(stage.position))
             sources[here] = source
             numbers[here] = before[source] + rounds * np.array(stage.weights)[source] + ranks[places]
         return sources, numbers
 
-    def counts(self, position: int) -> list[int]:
+    def examples_before(self, position: int) -> list[int]:
         """Examples of each source at all positions before this one."""
         last = max(bisect.bisect_left([stage.position for stage in self.stages], position) - 1, 0)
         total = np.zeros(len(self.stages[0].weights), np.int64)

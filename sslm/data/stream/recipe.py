@@ -6,7 +6,7 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sslm.data.stream.vocabulary import Needs, Vocabulary
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
 
 IGNORED = -100
 """Label of a place that is not scored."""
@@ -43,7 +43,7 @@ class Examples(NamedTuple):
         )
 
     @property
-    def counts(self) -> NDArray[np.bool_] | None:
+    def is_token(self) -> NDArray[np.bool_] | None:
         """[n, window_len] whether a place holds a token of the corpus; None: all do."""
         return None if self.lengths is None else np.arange(self.tokens.shape[1]) < self.lengths[:, None]
 
@@ -55,7 +55,7 @@ class Recipe:
     keeps_documents: ClassVar[bool] = False
     """Whether it says what belongs to which document, so that attention can be kept inside them."""
 
-    def needs(self, seq_len: int) -> Needs | None:
+    def special_tokens(self, seq_len: int) -> SpecialTokens | None:
         """Special tokens without which it can't work; None: it needs no tokenizer, and is given no vocabulary."""
         return None
 

@@ -187,7 +187,7 @@ class Stream:
         if not self._is_remote:
             return
         first, last = self.unskipped(np.array([first, last])).tolist()
-        spans = zip(self.mixture.counts(first), self.mixture.counts(last), strict=True)
+        spans = zip(self.mixture.examples_before(first), self.mixture.examples_before(last), strict=True)
         for source, before, (begin, end) in zip(self.sources, self._first_shard.tolist(), spans, strict=True):
             if source.corpus.is_remote:
                 needed = source.order.shards_between(begin, end)
@@ -198,7 +198,7 @@ class Stream:
 
     def seen(self, position: int) -> dict[str, tuple[int, float]]:
         """Per source: its examples before a position, with those that were skipped, and in epochs."""
-        counts = self.mixture.counts(int(self.unskipped(np.array(position - 1))) + 1)
+        counts = self.mixture.examples_before(int(self.unskipped(np.array(position - 1))) + 1)
         return {s.name: (n, n / max(s.num_windows, 1)) for s, n in zip(self.sources, counts, strict=True)}
 
     def fingerprint(self) -> dict[str, Any]:

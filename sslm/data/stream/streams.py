@@ -1,6 +1,6 @@
 """The two streams of a run, to train on and to validate on: corpora opened, split, cut or packed, shuffled and mixed.
 
-Needs neither Lightning nor, where the corpora are prepared, transformers: whoever writes a training loop of their own gets
+SpecialTokens neither Lightning nor, where the corpora are prepared, transformers: whoever writes a training loop of their own gets
 its batches so:
 
     streams = open_streams(DataConfig(train="corpus"), recipe, seq_len=1024, batch_size=16)
@@ -24,7 +24,7 @@ from sslm.data.stream.order import Order
 from sslm.data.stream.packing import Packed, pack
 from sslm.data.stream.recipe import Recipe
 from sslm.data.stream.stream import Stream, StreamSource
-from sslm.data.stream.vocabulary import Needs, Vocabulary, extended, vocabulary_of
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, vocabulary_of
 from sslm.data.stream.windows import Cut, Region
 from sslm.system.errors import UserError, nearest
 from sslm.system.terminal import say
@@ -74,7 +74,7 @@ def open_streams(
     names = source_names(given)
     with_val = given if data.val is None else [*given, SourceConfig(data.val)]
     corpora, tokenizer = open_corpora(with_val, data.tokenizer or tokenizer, data, cache_dir)
-    vocabulary = _vocabulary(recipe.needs(seq_len), tokenizer)
+    vocabulary = _vocabulary(recipe.special_tokens(seq_len), tokenizer)
     window_len, stride = recipe.window_len(seq_len, vocabulary), recipe.stride(seq_len, vocabulary)
 
     def source(name: str, corpus: Corpus, regions: list[Region]) -> StreamSource:
@@ -109,7 +109,7 @@ def open_streams(
     return streams
 
 
-def _vocabulary(needs: Needs | None, tokenizer: str | None) -> Vocabulary | None:
+def _vocabulary(needs: SpecialTokens | None, tokenizer: str | None) -> Vocabulary | None:
     if needs is None:
         return None
     if tokenizer is None:

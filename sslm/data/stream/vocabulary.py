@@ -26,7 +26,7 @@ CLOSING = "\"'”’»)]}"
 """May follow the mark that ends a sentence."""
 
 
-class Needs(NamedTuple):
+class SpecialTokens(NamedTuple):
     """Special tokens that an objective can't do without."""
 
     mask: bool = False
@@ -82,10 +82,10 @@ class Vocabulary:
         return starts
 
 
-def extended(tokenizer: Tokenizer, needs: Needs) -> Tokenizer:
+def extended(tokenizer: Tokenizer, needs: SpecialTokens) -> Tokenizer:
     """A copy that has what is needed: tokens it lacks are added after its own, whose ids stay.
 
-    >>> extended(tokenizer, Needs(mask=True)).mask_token  # doctest: +SKIP
+    >>> extended(tokenizer, SpecialTokens(mask=True)).mask_token  # doctest: +SKIP
     '<mask>'
     """
     tokenizer = copy.deepcopy(tokenizer)

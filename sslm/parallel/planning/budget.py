@@ -1,7 +1,7 @@
 """What a run needs of a machine, whatever the strategy: asked before any process is started, and by `sslm plan`.
 
-needs, launch, why = settle(config, model, data, machine)
-micro_batch_size = needs.micro_batch_size(launch)
+budget, launch = plan_launch(config, model, data, machine)
+micro_batch_size = budget.micro_batch_size(launch)
 """
 
 import math
@@ -15,29 +15,21 @@ import torch
 
 from sslm.config import FSDP_STRATEGIES, Config
 from sslm.data.stream.recipe import Examples
-from sslm.parallel import launch
-from sslm.parallel.launch import tensor_parallel_size
-from sslm.parallel.planning.machines import Machine
+from sslm.parallel.launch import data_parallel_size, devices, tensor_parallel_size
+from sslm.parallel.planning.machines import Machine, here
 from sslm.parallel.planning.memory import (
     ROOM,
     Memory,
+    batch_memory,
     choose_strategy,
     gathers_16_bits,
     holds_16_bits,
     largest_micro_batch,
-    of_batch,
     sizes,
-    states,
+    static_memory,
 )
 from sslm.system.errors import UserError
 from sslm.system.terminal import gib
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from sslm.data.module import DataModule
-    from sslm.parallel.launch import Launch
-
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -63,7 +55,7 @@ def shapes_of(data: "DataModule") -> dict[str, tuple[int, ...]]:
         one,
         one,
         one + data.window_len if is_packed else None,
-        tokens.astype(np.int32) if data.data.document_mask else None,
+        tokens.astype(np.int32) if data.config.document_mask else None,
     )
     batch = data.recipe.make_batch(examples, data.vocabulary, data.seed)
     return {name: array.shape[1:] for name, array in batch.items()}
@@ -87,23 +79,26 @@ def check_batch(config: Config, shares: int) -> None:
         )
 
 
-def settle(
-    config: Config, model: "PreTrainedModel", data: "DataModule", machine: Machine
-) -> "tuple[Needs, Launch, str]":
-    """What the run needs, how it is launched (`auto` settled), and why by this strategy.
+def plan_launch(
+    config: Config, model: "PreTrainedModel", data: "DataModule", machine: Machine | None = None
+) -> "tuple[Budget, Launch]":
+    """What the run takes, and how it is launched (`auto` settled).
+
+    Args:
+        machine: what it runs on; default: this machine.
 
     Raises:
         UserError: the model can't be trained so on this machine, or batches don't divide; it says what would.
     """
-    needs = Needs(config, model, shapes_of(data), data.max_scored, machine)
-    strategy, why = needs.choose_strategy() if config.strategy == "auto" else (config.strategy, "as asked")
-    launch = needs.launch(strategy)
-    needs.check(launch)
-    return needs, launch, why
+    budget = Budget(config, model, shapes_of(data), data.max_scored, machine or here(*devices(config)))
+    strategy, why = budget.choose_strategy() if config.strategy == "auto" else (config.strategy, "as asked")
+    launch = replace(budget.launch(strategy), why=why)
+    budget.check(launch)
+    return budget, launch
 
 
 @dataclass(frozen=True)
-class Needs:
+class Budget:
     """A run's memory on a machine, whatever the strategy.
 
     Args:
@@ -132,9 +127,9 @@ class Needs:
         kind = "gpu" if machine.is_gpu else "cpu"
         return Launch(kind, machine.devices, machine.num_nodes, strategy, precision, replicas, size)
 
-    def share(self, launch: "Launch") -> int:
+    def rows_per_rank(self, launch: "Launch") -> int:
         """Sequences of the batch that each device works on (or the devices together that share each matrix)."""
-        return self.config.batch_size // launch.shares
+        return self.config.batch_size // launch.data_parallel_size
 
     def check(self, launch: "Launch") -> None:
         """Raises:
@@ -148,15 +143,15 @@ class Needs:
                 f"--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not "
                 f"{self.machine.device}; give --precision bf16-mixed"
             )
-        check_batch(self.config, launch.shares)
+        check_batch(self.config, launch.data_parallel_size)
 
     def memory(self, launch: "Launch", micro_batch_size: int, checkpointing: str | None = None) -> Memory:
         data_parallel = launch.world // launch.tensor_parallel_size
         of = sizes(self.model, max(data_parallel // launch.replicas, 1), launch.tensor_parallel_size)
-        fixed = states(of, launch, self.config, -(-self.share(launch) // micro_batch_size))
+        fixed = static_memory(of, launch, self.config, -(-self.rows_per_rank(launch) // micro_batch_size))
         length = self.shapes["labels"][0]
         scored = min(self.max_scored or length, length)
-        batch = of_batch(
+        batch = batch_memory(
             self.activations(launch),
             micro_batch_size,
             checkpointing or self.config.activation_checkpointing,
@@ -195,7 +190,7 @@ class Needs:
 
     def largest_micro_batch(self, launch: "Launch", checkpointing: str | None = None) -> int | None:
         return largest_micro_batch(
-            self.share(launch), self.machine.memory, lambda size: self.memory(launch, size, checkpointing).total
+            self.rows_per_rank(launch), self.machine.memory, lambda size: self.memory(launch, size, checkpointing).total
         )
 
     def choose_strategy(self) -> tuple[str, str]:
@@ -205,7 +200,7 @@ class Needs:
     def chosen_size(self, launch: "Launch") -> int:
         """Of micro-batches, as asked for; `auto`: the largest that fits with room for what isn't counted, or 1."""
         asked = self.config.micro_batch_size
-        return (self.largest_micro_batch(launch) or 1) if asked == "auto" else asked or self.share(launch)
+        return (self.largest_micro_batch(launch) or 1) if asked == "auto" else asked or self.rows_per_rank(launch)
 
     def micro_batch_size(self, launch: "Launch") -> int:
         """The chosen size, seen to fit.
@@ -263,15 +258,15 @@ class Needs:
 
     def _proposal(self, strategy: str) -> "Proposal":
         launch, seq_len = self.launch(strategy), self.config.seq_len
-        enough = min(self.share(launch), math.ceil(ENOUGH_TOKENS / seq_len))
+        enough = min(self.rows_per_rank(launch), math.ceil(ENOUGH_TOKENS / seq_len))
         best: Proposal | None = None
         for checkpointing in ("none", "selective", "full"):
             for reduced in (
                 ("step", "micro_batch") if strategy in FSDP_STRATEGIES else (self.config.fsdp.reduce_gradients,)
             ):
-                needs = self._reducing(reduced)
-                size = needs.largest_micro_batch(launch, checkpointing)
-                memory = needs.memory(launch, size or 1, checkpointing)
+                budget = self._reducing(reduced)
+                size = budget.largest_micro_batch(launch, checkpointing)
+                memory = budget.memory(launch, size or 1, checkpointing)
                 this = Proposal(strategy, size or 1, checkpointing, reduced, memory, fits=size is not None)
                 if best is None or this.sequences > best.sequences:
                     best = this
@@ -280,7 +275,7 @@ class Needs:
         assert best is not None
         return best
 
-    def _reducing(self, when: Any) -> "Needs":
+    def _reducing(self, when: Any) -> "Budget":
         return replace(self, config=replace(self.config, fsdp=replace(self.config.fsdp, reduce_gradients=when)))
 
 
@@ -314,15 +309,8 @@ def check_processes(config: Config) -> None:
     """Raises:
     UserError: more loader processes than make sense, or a batch that the devices can't share; it says what would do.
     """
-    check_batch(config, launch.num_shares(config))
+    check_batch(config, data_parallel_size(config))
     if config.data.num_workers > (most := 4 * (os.cpu_count() or 1)):
         raise UserError(
             f"--data.num_workers {config.data.num_workers}: this machine has {os.cpu_count()} CPU cores; give at most {most}"
         )
-
-
-def choose_launch(config: Config, model: "PreTrainedModel", data: "DataModule") -> "tuple[Needs, Launch, str]":
-    """What the run needs, how it is launched, and why so."""
-    from sslm.parallel.planning.machines import here
-
-    return settle(config, model, data, here(*launch.devices(config)))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from sslm.models.flops import flops_per_sequence
-from sslm.parallel.planning.budget import Needs
+from sslm.parallel.planning.budget import Budget
 from sslm.parallel.planning.machines import peak_flops
 from sslm.system.terminal import count
 
@@ -38,10 +38,10 @@ PEAK_SHARE = {"32": 1 / 15, "fp8": 1.17}
 """Of the bf16 peak: fp32 has no tensor cores; fp8 gained so much with 0.9B parameters."""
 
 
-def expected_speed(needs: Needs, launch: "Launch") -> tuple[float | None, str]:
+def expected_speed(budget: Budget, launch: "Launch") -> tuple[float | None, str]:
     """(tokens per second over all devices, or None where nothing can be said; what that rests on, in words)."""
-    machine, model, config, shapes = needs.machine, needs.model, needs.config, needs.shapes
-    flops = flops_per_sequence(model, shapes["input_ids"][0], shapes["labels"][0], needs.max_scored)
+    machine, model, config, shapes = budget.machine, budget.model, budget.config, budget.shapes
+    flops = flops_per_sequence(model, shapes["input_ids"][0], shapes["labels"][0], budget.max_scored)
     if flops is None:
         return None, f"no formula tells the FLOPs of {model.config.model_type}"
     flops /= config.seq_len
@@ -52,7 +52,7 @@ def expected_speed(needs: Needs, launch: "Launch") -> tuple[float | None, str]:
     if machine.peak is None:
         return None, f"the peak rate of {machine.device} is not known"
     peak = machine.peak * PEAK_SHARE.get(launch.precision, 1.0)
-    rate, slower = PUBLISHED[_kind(needs)], {}
+    rate, slower = PUBLISHED[_kind(budget)], {}
     if not config.compile:
         slower["without --compile"] = UNCOMPILED[model.num_parameters() < SMALL]
     if config.activation_checkpointing != "none":
@@ -65,7 +65,7 @@ def expected_speed(needs: Needs, launch: "Launch") -> tuple[float | None, str]:
     return machine.world * peak * mfu / flops, why
 
 
-def _kind(needs: Needs) -> str:
-    if needs.model.config.is_encoder_decoder:
+def _kind(budget: Budget) -> str:
+    if budget.model.config.is_encoder_decoder:
         return "encoder-decoder"
-    return "encoder" if type(needs.model).__name__.endswith("ForMaskedLM") else "decoder"
+    return "encoder" if type(budget.model).__name__.endswith("ForMaskedLM") else "decoder"

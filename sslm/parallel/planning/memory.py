@@ -103,7 +103,7 @@ def gathers_16_bits(launch: "Launch") -> bool:
     return holds_16_bits(launch) or (launch.strategy in FSDP_STRATEGIES and launch.autocasts_to_bf16)
 
 
-def states(of: Sizes, launch: "Launch", config: Config, num_micro_batches: int) -> Memory:
+def static_memory(sizes: Sizes, launch: "Launch", config: Config, num_micro_batches: int) -> Memory:
     """Weights, gradients, optimizer states and what sharding needs in passing; nothing of a batch.
 
     Bytes a parameter: weights and gradients 4 (in 16 bits: 2), AdamW's moments 8 in fp32; DeepSpeed steps on a copy in fp32 (4),
@@ -114,34 +114,34 @@ def states(of: Sizes, launch: "Launch", config: Config, num_micro_batches: int) 
     width, moments = 2 if holds_16_bits(launch) else 4, 12 if stage else 8
     is_sharded = launch.strategy in FSDP_STRATEGIES
     waits = config.fsdp.reduce_gradients == "step" and num_micro_batches > 1
-    weights = width * (of.sharded if is_sharded or stage == 3 else of.whole)
-    gradients = width * (of.sharded if is_sharded or stage >= 2 else of.whole)
+    weights = width * (sizes.sharded if is_sharded or stage == 3 else sizes.whole)
+    gradients = width * (sizes.sharded if is_sharded or stage >= 2 else sizes.whole)
     if is_sharded and waits:
-        gradients = 4 * of.whole  # FSDP2 sums them in the type in which it reduces them
+        gradients = 4 * sizes.whole  # FSDP2 sums them in the type in which it reduces them
     averages = 0 if config.optim.average_decay is None else 4
-    optimizer = moments * (of.sharded if is_sharded or stage else of.whole)
-    optimizer += averages * (of.sharded if is_sharded else of.whole)
-    transient, unit = 0.0, max(of.root, of.block)
+    optimizer = moments * (sizes.sharded if is_sharded or stage else sizes.whole)
+    optimizer += averages * (sizes.sharded if is_sharded else sizes.whole)
+    transient, unit = 0.0, max(sizes.root, sizes.block)
     if is_sharded:
-        at_work = of.root + 2 * of.block if config.fsdp.reshard_after_forward else of.whole
+        at_work = sizes.root + 2 * sizes.block if config.fsdp.reshard_after_forward else sizes.whole
         transient = (2 if gathers_16_bits(launch) else width) * at_work + 4 * (1 if waits else 2) * unit
     elif stage:
         bucket = (
-            ZERO_BUCKET if launch.accelerator == "gpu" else min(ZERO_BUCKET, of.whole)
+            ZERO_BUCKET if launch.accelerator == "gpu" else min(ZERO_BUCKET, sizes.whole)
         )  # CPUs: what is not used is not there
-        transient = width * (bucket + (of.root + 2 * of.block if stage == 3 else 0))
+        transient = width * (bucket + (sizes.root + 2 * sizes.block if stage == 3 else 0))
     host = 0.0
     if stage and config.deepspeed.offload_optimizer:
         optimizer, host = 0, optimizer
     if stage == 3 and config.deepspeed.offload_parameters:
         weights, host = 0, host + weights
     if not config.checkpoint.sync:  # what is written while training goes on, each device's share
-        copy = (12 + averages) * of.whole / launch.world
+        copy = (12 + averages) * sizes.whole / launch.world
         host, transient = (host, transient + copy) if launch.accelerator == "cpu" else (host + copy, transient)
     return Memory(weights, gradients, optimizer, transient=transient, host=host)
 
 
-def of_batch(
+def batch_memory(
     activations: "Activations",
     micro_batch_size: int,
     checkpointing: str,

@@ -11,23 +11,23 @@ from sslm.system.terminal import say
 
 if TYPE_CHECKING:
     from sslm.parallel.launch import Launch
-    from sslm.parallel.planning.budget import Needs
+    from sslm.parallel.planning.budget import Budget
 
 
-def choose_micro_batch_size(config: Config, run: RunFolder, needs: "Needs", on: "Launch") -> int | None:
+def choose_micro_batch_size(config: Config, run: RunFolder, budget: "Budget", launch: "Launch") -> int | None:
     """Sequences for each forward pass; auto: as the run folder remembers, or what fits. None: all of a device's share.
 
     Raises:
         UserError: it doesn't fit into memory: by how much, and what would.
     """
     if config.micro_batch_size == "auto" and (
-        size := remembered_sizes(run.micro_batch_sizes).get(holds_for(config, needs, on))
+        size := remembered_sizes(run.micro_batch_sizes).get(micro_batch_key(config, budget, launch))
     ):
         return size
     if not ranks.is_first_process():  # the first one has seen, or will, whether it fits
-        return None if config.micro_batch_size is None else needs.chosen_size(on)
-    size = needs.micro_batch_size(on)
-    if needs.is_narrow(on, size):
+        return None if config.micro_batch_size is None else budget.chosen_size(launch)
+    size = budget.micro_batch_size(launch)
+    if budget.is_narrow(launch, size):
         say(
             "Warning: this will leave less than a tenth of the memory free; --micro_batch_size auto finds what fits, sslm plan tells what takes "
             "how much"
@@ -35,7 +35,7 @@ def choose_micro_batch_size(config: Config, run: RunFolder, needs: "Needs", on: 
     return None if config.micro_batch_size is None else size
 
 
-def holds_for(config: Config, needs: "Needs", on: "Launch") -> str:
+def micro_batch_key(config: Config, budget: "Budget", launch: "Launch") -> str:
     """What a micro-batch size that was found depends on."""
     asked = (
         f"batch {config.batch_size}",
@@ -44,7 +44,7 @@ def holds_for(config: Config, needs: "Needs", on: "Launch") -> str:
         config.fsdp,
         config.deepspeed,
     )
-    return "; ".join(map(str, (needs.machine.device, on, *asked)))
+    return "; ".join(map(str, (budget.machine.device, launch, *asked)))
 
 
 def remembered_sizes(file: Path) -> dict[str, int]:

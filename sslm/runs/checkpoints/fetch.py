@@ -19,7 +19,7 @@ from pathlib import Path
 from sslm.runs.checkpoints.folder import Manifest, damage_of, newest_good, number_of, part_of, read_manifest
 from sslm.runs.checkpoints.transaction import seal
 from sslm.system.files import fsync, write_atomically
-from sslm.system.remote_folder import Server, shown
+from sslm.system.remote_folder import RemoteFolder, without_password
 from sslm.system.terminal import transfer_progress
 
 BESIDE = ("config.yaml", "metrics.jsonl", "amendments.jsonl", "anomalies.jsonl", "wandb_id", "micro_batch_size.json")
@@ -47,7 +47,7 @@ def fetch(url: str, run: Path, tell: Callable[[str], None]) -> Path | None:
         OSError: the disk is full.
     """
     folder = run / "checkpoints"
-    with contextlib.closing(Server(url_of(url))) as server:
+    with contextlib.closing(RemoteFolder(url_of(url))) as server:
         there = server.files("checkpoints")
         complete = {name for name in steps_in(there) if f"checkpoints/{name}/manifest.json" in there}
         newest = newest_good(folder, tell) if complete else None
@@ -56,15 +56,15 @@ def fetch(url: str, run: Path, tell: Callable[[str], None]) -> Path | None:
                 break
             if not (damage := _bring(server, there, folder / name)):
                 return folder / name
-            tell(f"{shown(url)}/checkpoints/{name} is damaged ({damage}): set aside there")
+            tell(f"{without_password(url)}/checkpoints/{name} is damaged ({damage}): set aside there")
             with contextlib.suppress(Exception):  # it may be read-only
                 _set_aside(server, f"checkpoints/{name}")
     return None
 
 
-def look(url: str) -> tuple[int | None, bytes | None]:
+def newest_remote(url: str) -> tuple[int | None, bytes | None]:
     """(the step of the newest complete checkpoint there, the run's config.yaml); None: there is none."""
-    with contextlib.closing(Server(url_of(url))) as server:
+    with contextlib.closing(RemoteFolder(url_of(url))) as server:
         there = server.files("checkpoints")
         steps = (number_of(Path(name)) for name in steps_in(there) if f"checkpoints/{name}/manifest.json" in there)
         newest, config = max(steps, default=None), None
@@ -73,7 +73,7 @@ def look(url: str) -> tuple[int | None, bytes | None]:
     return newest, config
 
 
-def _bring(server: Server, there: dict[str, int], final: Path) -> str:
+def _bring(server: RemoteFolder, there: dict[str, int], final: Path) -> str:
     """Bring a checkpoint to its place; returns what is wrong with it, and then nothing of it is here."""
     part, folder = part_of(final), f"checkpoints/{final.name}"
     shutil.rmtree(part, ignore_errors=True)
@@ -111,7 +111,7 @@ def _manifest_damage(manifest: Manifest) -> str:
     return ""
 
 
-def _bring_files(server: Server, there: dict[str, int], folder: str, part: Path, manifest: Manifest) -> str:
+def _bring_files(server: RemoteFolder, there: dict[str, int], folder: str, part: Path, manifest: Manifest) -> str:
     """Bring a checkpoint's files, some at a time; returns what is wrong with the first wrong one."""
     for name, was in manifest.items():
         if (num_bytes := there.get(f"{folder}/{name}")) != was["bytes"]:
@@ -136,7 +136,7 @@ def _bring_files(server: Server, there: dict[str, int], folder: str, part: Path,
             raise
 
 
-def _bring_beside(server: Server, run: Path) -> None:
+def _bring_beside(server: RemoteFolder, run: Path) -> None:
     """The run's small files, where they lack here; of logs, the longer one."""
     for name in BESIDE:
         here = run / name
@@ -148,7 +148,7 @@ def _bring_beside(server: Server, run: Path) -> None:
                 write_atomically(here, data.decode(errors="replace"))
 
 
-def _set_aside(server: Server, folder: str) -> None:
+def _set_aside(server: RemoteFolder, folder: str) -> None:
     """Take a checkpoint's manifest its name, so that it is uploaded anew when it is made again."""
     server.write(f"{folder}/manifest.json.corrupt", b"".join(server.chunks(f"{folder}/manifest.json", MANIFEST_BYTES)))
     server.remove(f"{folder}/manifest.json")

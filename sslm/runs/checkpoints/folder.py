@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from sslm.runs import checkpoints
 from sslm.system.errors import UserError
 from sslm.system.files import sha256_of
-from sslm.system.tables import shown
+from sslm.system.tables import printable
 
 FORMAT = 1
 
@@ -144,7 +144,7 @@ def manifest_of(checkpoint: Path) -> dict[str, Written]:
         manifest = read_manifest(checkpoint)
         return {name: Written(was["bytes"], was["sha256"]) for name, was in manifest.items()}
     except NONSENSE as error:
-        why = f" ({shown(str(error))})" if "outside" in str(error) else ""
+        why = f" ({printable(str(error))})" if "outside" in str(error) else ""
         raise UserError(f"{checkpoint}: no sound manifest.json{why}") from None
 
 

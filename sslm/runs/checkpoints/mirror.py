@@ -21,7 +21,7 @@ from sslm.runs.checkpoints.fetch import BESIDE, MANIFEST_BYTES, steps_in, url_of
 from sslm.runs.checkpoints.folder import found, number_of, read_manifest
 from sslm.system import ranks
 from sslm.system.errors import UserError, sentence_of
-from sslm.system.remote_folder import Server, Stopped, shown
+from sslm.system.remote_folder import RemoteFolder, Stopped, without_password
 
 WRITABLE = ("s3", "gs", "gcs", "file", "memory")
 CHECK_SECONDS, CHECK_PATIENCE_SECONDS = 30.0, 5.0
@@ -46,7 +46,7 @@ class Mirror:
         self.url, self.run, self.tell, self.keeps = url, run, tell, keeps
         self.failure: str | None = None
         """Of the last try."""
-        self._server = Server(url_of(url))
+        self._server = RemoteFolder(url_of(url))
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._asked: Path | None = None
@@ -92,10 +92,10 @@ class Mirror:
             upload(self._server, self.run, checkpoint, self.keeps)
             self.failure = None
         except Stopped:
-            self.failure = f"{checkpoint.name} was not uploaded to {shown(self.url)}: there was no time left"
+            self.failure = f"{checkpoint.name} was not uploaded to {without_password(self.url)}: there was no time left"
         except Exception as error:
             why = sentence_of(error) or f"{type(error).__name__}: {error}"
-            failure = f"{checkpoint.name} was not uploaded to {shown(self.url)}: {why}"
+            failure = f"{checkpoint.name} was not uploaded to {without_password(self.url)}: {why}"
             is_news, self.failure = self.failure is None, failure
             if is_news:
                 with contextlib.suppress(
@@ -107,7 +107,7 @@ class Mirror:
 # ------------------------------------------------------------------------------------------------ there
 
 
-def upload(server: Server, run: Path, checkpoint: Path, keeps: Callable[[int], bool]) -> None:
+def upload(server: RemoteFolder, run: Path, checkpoint: Path, keeps: Callable[[int], bool]) -> None:
     """Make the server's folder hold a checkpoint, the run's small files, and no checkpoint that is gone here.
 
     Raises:
@@ -128,7 +128,7 @@ def upload(server: Server, run: Path, checkpoint: Path, keeps: Callable[[int], b
             server.remove_folder(f"checkpoints/{name}")
 
 
-def _upload_files(server: Server, there: dict[str, int], checkpoint: Path) -> None:
+def _upload_files(server: RemoteFolder, there: dict[str, int], checkpoint: Path) -> None:
     """What is there already, by its manifest, is not sent again."""
     folder = f"checkpoints/{checkpoint.name}"
     new, was = (checkpoint / "manifest.json").read_bytes(), b""
@@ -188,7 +188,7 @@ def check(url: str) -> None:
     if scheme and (scheme[1] not in WRITABLE or not re.match(r"://[^/]|:///.", url[scheme.end(1) :])):
         choice = ", ".join(f"{name}://" for name in WRITABLE if name != "memory")
         raise UserError(
-            f"--checkpoint.upload {shown(url)}: not a place to write to; give a folder's path, or the URL of one that begins "
+            f"--checkpoint.upload {without_password(url)}: not a place to write to; give a folder's path, or the URL of one that begins "
             f"with {choice}, such as s3://bucket/runs/mine"
         )
     errors: list[BaseException] = []
@@ -197,7 +197,7 @@ def check(url: str) -> None:
     asking.join(CHECK_SECONDS)
     if asking.is_alive():
         raise UserError(
-            f"--checkpoint.upload {shown(url)}: no answer in {CHECK_SECONDS:.0f} seconds; check the address"
+            f"--checkpoint.upload {without_password(url)}: no answer in {CHECK_SECONDS:.0f} seconds; check the address"
         )
     if errors:
         raise UserError(f"--checkpoint.upload: {sentence_of(errors[0]) or errors[0]}")
@@ -206,12 +206,14 @@ def check(url: str) -> None:
 def _try_to_write(url: str, errors: list[BaseException]) -> None:
     file = f".sslm-{os.urandom(4).hex()}"
     try:
-        with contextlib.closing(Server(url_of(url), CHECK_PATIENCE_SECONDS)) as server:
+        with contextlib.closing(RemoteFolder(url_of(url), CHECK_PATIENCE_SECONDS)) as server:
             server.write(file, b"sslm was here to see whether it may write\n")
             server.remove(file)
     except FileNotFoundError as error:
         errors.append(
-            UserError(f"{shown(url)}: there is no such bucket or folder ({error}); create it, or give another one")
+            UserError(
+                f"{without_password(url)}: there is no such bucket or folder ({error}); create it, or give another one"
+            )
         )
     except BaseException as error:
         errors.append(error)

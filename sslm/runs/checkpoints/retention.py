@@ -5,14 +5,14 @@ from collections.abc import Mapping
 from sslm.config import CheckpointConfig
 
 
-def surplus(metrics: Mapping[int, float | None], step: int, when: CheckpointConfig) -> list[int]:
+def expired(metrics: Mapping[int, float | None], step: int, when: CheckpointConfig) -> list[int]:
     """Steps whose checkpoints may go, now that the one of `step` is there.
 
     Args:
         metrics: step -> what the checkpoint's metric was; None: not measured there.
         step: later ones are none of this run's business.
 
-    >>> surplus({100: 3.0, 200: 2.0, 300: 2.5, 400: 2.6}, 400, CheckpointConfig(keep_last=1, keep_best=1))
+    >>> expired({100: 3.0, 200: 2.0, 300: 2.5, 400: 2.6}, 400, CheckpointConfig(keep_last=1, keep_best=1))
     [100, 300]
     """
     past = sorted(number for number in metrics if number <= step)

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from sslm.runs.checkpoints.folder import NONSENSE, shards_of
 from sslm.system.errors import UserError
-from sslm.system.tables import shown
+from sslm.system.tables import printable
 
 BLOCK_BYTES = 16 << 20
 MOST_HEADER_BYTES = 100_000_000
@@ -126,7 +126,7 @@ def index(checkpoint: Path) -> dict[str, Stored]:
                 raise
             why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
             why = why if isinstance(error, KeyError | ValueError) else "its header is of another form"
-            raise UserError(f"{file}: not a sound safetensors file ({shown(why)[:200]})") from None
+            raise UserError(f"{file}: not a sound safetensors file ({printable(why)[:200]})") from None
     return {name: _stored(checkpoint, name, chunks[name]) for name in sorted(chunks)}
 
 
@@ -219,12 +219,12 @@ def _stored(checkpoint: Path, name: str, found: list[tuple[str, Chunk]]) -> Stor
     dtypes, chunks = {dtype for dtype, _ in found}, [chunk for _, chunk in found]
     dimensions = {len(chunk.shape) for chunk in chunks}
     if len(dtypes) > 1 or len(dimensions) > 1:
-        raise UserError(f"{checkpoint}: the chunks of {shown(name)} are of different kinds")
+        raise UserError(f"{checkpoint}: the chunks of {printable(name)} are of different kinds")
     ends = [[o + n for o, n in zip(c.offsets, c.shape, strict=True)] for c in chunks]
     shape = tuple(map(max, zip(*ends, strict=True)))
     full = sorted((c for c in chunks if math.prod(c.shape)), key=lambda c: c.offsets)
     if math.prod(shape) and not _fill(full, shape, 0):
-        raise UserError(f"{checkpoint}: the chunks of {shown(name)} leave gaps, or overlap; is a shard missing?")
+        raise UserError(f"{checkpoint}: the chunks of {printable(name)} leave gaps, or overlap; is a shard missing?")
     return Stored(name, dtypes.pop(), shape, tuple(full))
 
 

@@ -18,7 +18,7 @@ from sslm.data.module import DataModule
 from sslm.models.weights import local_part
 from sslm.runs import checkpoints
 from sslm.runs.checkpoints.folder import number_of
-from sslm.runs.checkpoints.retention import surplus
+from sslm.runs.checkpoints.retention import expired
 from sslm.runs.folder import RunFolder
 from sslm.system.collectives import gather_json
 from sslm.system.errors import RunFailed
@@ -81,7 +81,7 @@ class Checkpoint(Callback):
         states_of(trainer, pl_module).load(checkpoint)
         if (scaler := loss_scaler(trainer)) is not None and "loss_scale" in state:
             scaler.load_state_dict(scaler.state_dict() | state["loss_scale"])
-        pl_module.judge.load(state.get("anomaly", {}))
+        pl_module.anomaly_detector.load(state.get("anomaly", {}))
         trainer.datamodule.restore(state["step"], state["amendments"])
         set_step(trainer, state["step"])
 
@@ -103,13 +103,13 @@ class Checkpoint(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
-        if pl_module.judge.must_rewind:
+        if pl_module.anomaly_detector.must_rewind:
             return
         if outputs["save_failed"]:
             self.saver.wait()
         is_last = outputs["stop"] or trainer.global_step >= self.total_steps
         is_due = self._is_due(trainer.global_step, outputs["save"], pl_module)
-        if is_due and pl_module.judge.streak:  # the weights may be what is wrong: later, then
+        if is_due and pl_module.anomaly_detector.streak:  # the weights may be what is wrong: later, then
             pl_module.save_requested, is_due = True, False
         if is_last or is_due:
             self.save(trainer, pl_module)
@@ -138,7 +138,7 @@ class Checkpoint(Callback):
             "position": step * data.batch_size,
             "amendments": data.amendments,
             "fingerprint": data.fingerprint(),
-            "anomaly": pl_module.judge.state(),
+            "anomaly": pl_module.anomaly_detector.state(),
         }
         if (scaler := loss_scaler(trainer)) is not None:
             state["loss_scale"] = {key: scaler.state_dict()[key] for key in ("scale", "_growth_tracker")}
@@ -156,13 +156,13 @@ class Checkpoint(Callback):
     def _step(self, trainer: Trainer, pl_module: Objective) -> int:
         """Where the state as it is now goes on: at the first of the last steps whose updates were withheld, which come again then."""
         step = trainer.global_step
-        return step if step >= self.total_steps else step - pl_module.judge.streak
+        return step if step >= self.total_steps else step - pl_module.anomaly_detector.streak
 
     def _when_written(self, checkpoint: Path) -> list[Path]:
         """Bring it elsewhere; those that are not to be kept. Called on rank 0, in the saver's thread."""
         there = {number_of(path): path for path in checkpoints.found(self.folder)}
         metrics = {step: metric_of(path, self.when.best_metric) for step, path in there.items()}
-        going = [there[step] for step in surplus(metrics, number_of(checkpoint), self.when)]
+        going = [there[step] for step in expired(metrics, number_of(checkpoint), self.when)]
         if self.mirror is not None:
             self.mirror.put(checkpoint)
             going = [path for path in going if path != self.mirror.busy()]

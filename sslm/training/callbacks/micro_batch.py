@@ -19,11 +19,11 @@ class MicroBatch(Callback):
 
     Args:
         file: of sizes found, by what they hold for.
-        holds_for: devices, strategy and all else that they depend on.
+        micro_batch_key: devices, strategy and all else that they depend on.
     """
 
-    def __init__(self, file: Path, holds_for: str) -> None:
-        self.file, self.holds_for, self.is_written = file, holds_for, False
+    def __init__(self, file: Path, micro_batch_key: str) -> None:
+        self.file, self.micro_batch_key, self.is_written = file, micro_batch_key, False
 
     def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
         assert pl_module.micro_batch_size is not None
@@ -47,5 +47,5 @@ class MicroBatch(Callback):
     def _remember(self, trainer: Trainer, size: int | None) -> None:
         self.is_written = True
         if trainer.is_global_zero:
-            sizes = remembered_sizes(self.file) | {self.holds_for: size}
+            sizes = remembered_sizes(self.file) | {self.micro_batch_key: size}
             write_atomically(self.file, json.dumps(sizes, indent=1) + "\n")

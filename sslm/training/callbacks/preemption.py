@@ -85,7 +85,7 @@ class Preemption(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
     ) -> None:
-        if outputs["stop"] and trainer.global_step < trainer.max_steps and not pl_module.judge.must_rewind:
+        if outputs["stop"] and trainer.global_step < trainer.max_steps and not pl_module.anomaly_detector.must_rewind:
             self.stopped = trainer.should_stop = True
             self.reason = self.reason or "a signal to another process"
             trainer.fit_loop.epoch_loop._skip_next_val = True  # Lightning would validate; Validation decides when

@@ -1,6 +1,6 @@
 """Steps out of the ordinary: on record with their texts, and after several in a row the run goes back and leaves their examples out.
 
-The objective withholds their updates (`Objective.judge`). Going back takes the newest checkpoint before the first of them:
+The objective withholds their updates (`Objective.anomaly_detector`). Going back takes the newest checkpoint before the first of them:
 should weights in memory be what is broken, these are sound. That the examples are skipped is amended to the data's state, on the
 disk before it holds, so a run that is killed at any moment of this goes on as the uninterrupted one does.
 """
@@ -40,7 +40,13 @@ class Anomalies(Callback):
         anomaly: Anomaly | None = outputs["anomaly"]
         if anomaly is None:
             return
-        does = "rewind" if pl_module.judge.must_rewind else "skip" if pl_module.judge.streak else "none"
+        does = (
+            "rewind"
+            if pl_module.anomaly_detector.must_rewind
+            else "skip"
+            if pl_module.anomaly_detector.streak
+            else "none"
+        )
         told = {
             "rewind": "its update is left out, and the run goes back",
             "skip": "its update is left out",
@@ -49,9 +55,11 @@ class Anomalies(Callback):
         say(f"Step {trainer.global_step}: {anomaly.kind}; {told[does]}")
         if trainer.is_global_zero:
             self.run.record_anomaly(entry(trainer.datamodule, trainer.global_step, anomaly, does))
-        if pl_module.judge.must_rewind:  # Lightning's epoch ends here; its next one begins where the run goes back to
+        if (
+            pl_module.anomaly_detector.must_rewind
+        ):  # Lightning's epoch ends here; its next one begins where the run goes back to
             trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = True
-        elif pl_module.judge.streak >= WINDOW:
+        elif pl_module.anomaly_detector.streak >= WINDOW:
             raise RunFailed(
                 f"all of the last {WINDOW} steps up to {trainer.global_step} were out of the ordinary ({anomaly.kind}), so nothing "
                 f"is learned any more; look at {self.run.anomalies}, and try a lower --optim.lr in a new --run_dir"
@@ -59,15 +67,15 @@ class Anomalies(Callback):
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Objective) -> None:
         """The step is done with and counted: now its counters can be set back."""
-        if pl_module.judge.must_rewind:
+        if pl_module.anomaly_detector.must_rewind:
             self._rewind(trainer, pl_module)
 
     def _rewind(self, trainer: Trainer, pl_module: Objective) -> None:
-        data, last, num_steps = trainer.datamodule, trainer.global_step, pl_module.judge.streak
-        first, most = last - num_steps, pl_module.judge.settings.max_rewinds
-        assert pl_module.judge.last is not None
+        data, last, num_steps = trainer.datamodule, trainer.global_step, pl_module.anomaly_detector.streak
+        first, most = last - num_steps, pl_module.anomaly_detector.settings.max_rewinds
+        assert pl_module.anomaly_detector.last is not None
         which = f"steps {first + 1} to {last}" if num_steps > 1 else f"step {last}"
-        what = f"{which}: {pl_module.judge.last.kind}"
+        what = f"{which}: {pl_module.anomaly_detector.last.kind}"
         done = sum(isinstance(one, Skip) for one in data.train_stream.amendments)
         if done >= most:
             raise RunFailed(

@@ -24,7 +24,7 @@ class Validation(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Objective, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if pl_module.judge.must_rewind:
+        if pl_module.anomaly_detector.must_rewind:
             return
         if trainer.global_step % self.every == 0 or trainer.global_step >= self.total_steps:
             validate(trainer)

@@ -201,7 +201,7 @@ class Watchdog(Callback):
         after = heartbeats.read(self.folder, ranks, self.start)
         silent = heartbeats.silent(before, after)
         if tells:
-            self._tell(heartbeats.told(after, silent, self.world, self.limit, self.folder))
+            self._tell(heartbeats.stall_message(after, silent, self.world, self.limit, self.folder))
         for rank in silent:  # the parent of this process may be paused: its children, as a scheduler, wait for it
             if (after[rank].pid, after[rank].host) == (os.getppid(), socket.gethostname()):
                 os.kill(after[rank].pid, signal.SIGKILL)
