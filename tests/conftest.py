@@ -2,7 +2,7 @@
 
 import multiprocessing
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
 
@@ -10,47 +10,11 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from sslm.train import main
-from tests.processes import Ranks
+from tests.support.processes import Ranks
+from tests.support.runs import TINY, TrainTiny
 
 settings.register_profile("sslm", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("sslm")
-
-SMALL_RUN = [
-    "--data.tokenizer",
-    "bpe:512",
-    "--seq_len",
-    "32",
-    "--batch_size",
-    "4",
-    "--data.val_sequences",
-    "12",
-    "--optim.warmup_steps",
-    "2",
-    "--log_every",
-    "1",
-    "--val_every",
-    "4",
-    "--max_steps",
-    "8",
-    "--checkpoint.every_steps",
-    "4",
-    "--accelerator",
-    "cpu",
-]
-SMALL_LLAMA = [
-    "--model.hidden_size",
-    "32",
-    "--model.intermediate_size",
-    "64",
-    "--model.num_hidden_layers",
-    "2",
-    "--model.num_attention_heads",
-    "2",
-]
-TINY = SMALL_RUN + SMALL_LLAMA
-"""Flags of a run of a second or two."""
-
-TrainTiny = Callable[..., int]
 
 
 @pytest.fixture(scope="session")

@@ -19,9 +19,8 @@ from safetensors.torch import load_file
 from sslm.runs import checkpoints
 from sslm.runs.checkpoints.transaction import write_manifest
 from sslm.runs.folder import RunFolder
-from tests.conftest import TINY
-from tests.processes import Ranks
-from tests.test_train import losses_of, rows_of, val_of
+from tests.support.processes import Ranks
+from tests.support.runs import TINY, losses_of, rows_of, val_of
 
 EVERY = 2
 STEPS = 40
@@ -442,7 +441,7 @@ time.time = lambda: real() - 86400 * (time.monotonic() - began > 2)
 @pytest.mark.slow
 def test_a_clock_that_is_set_back_changes_nothing(command: list[str], straight: Path, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(CLOCK_SET_BACK)
-    from tests.processes import run_command
+    from tests.support.processes import run_command
 
     for stop in (["--stop_after", "13steps"], []):
         done = run_command(

@@ -10,8 +10,8 @@ import pytest
 
 from sslm.data.foreign import open_foreign
 from sslm.system.errors import sentence_of
-from tests.processes import run_command
-from tests.test_train import losses_of
+from tests.support.processes import run_command
+from tests.support.runs import losses_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small file system")]
 

@@ -10,7 +10,7 @@ import pytest
 from sslm.cli.parse import parse
 from sslm.objectives import OBJECTIVES
 from sslm.train import main
-from tests.test_train import losses_of
+from tests.support.runs import losses_of
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()

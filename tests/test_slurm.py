@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.processes import run_command
-from tests.slurm import Cluster, slurm_cluster
-from tests.test_train import rows_of
+from tests.support.processes import run_command
+from tests.support.runs import rows_of
+from tests.support.slurm import Cluster, slurm_cluster
 
 pytestmark = pytest.mark.slow
 

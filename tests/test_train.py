@@ -4,7 +4,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,20 +15,8 @@ from sslm.objectives.causal_lm import CausalLMRecipe
 from sslm.runs import checkpoints
 from sslm.runs.folder import RunFolder
 from sslm.train import main
-from tests.conftest import SMALL_RUN, TINY, TrainTiny
-from tests.processes import run_command
-
-
-def rows_of(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-
-
-def losses_of(run: Path) -> list[float]:
-    return [row["train/loss"] for row in rows_of(run) if "train/loss" in row]
-
-
-def val_of(run: Path) -> dict[int, float]:
-    return {row["step"]: row["val/loss"] for row in rows_of(run) if "val/loss" in row}
+from tests.support.processes import run_command
+from tests.support.runs import SMALL_RUN, TINY, TrainTiny, losses_of, rows_of, val_of
 
 
 @pytest.fixture(scope="module")

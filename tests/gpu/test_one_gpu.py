@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.processes import run_command
-from tests.test_train import losses_of
+from tests.support.processes import run_command
+from tests.support.runs import losses_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no GPU")]
 

@@ -1,0 +1,84 @@
+"""The benchmark runs, and its results have the shape that the tables need."""
+
+import importlib.util
+import json
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import pytest
+
+from tests.support.processes import run_command
+
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
+PEERS = {"litdata": "litdata", "mosaic": "streaming", "hf_map": "torchdata", "hf_streaming": "torchdata"}
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_sslm_and_the_installed_peers_in_every_column(tmp_path: Path) -> None:
+    text, out = tmp_path / "text.txt", tmp_path / "results.json"
+    text.write_text("\n".join(topics[name] for name in sorted(topics)))
+    names = [
+        "sslm",
+        "sslm_mixture",
+        "megatron",
+        "limit",
+        *(name for name, package in PEERS.items() if importlib.util.find_spec(package)),
+    ]
+    finished = run_command(
+        [
+            str(BENCHMARKS / "data.py"),
+            "--text",
+            str(text),
+            "--tokens",
+            "400000",
+            "--vocab_size",
+            "257",
+            "--rounds",
+            "1",
+            "--seconds",
+            "0.1",
+            "--only",
+            ",".join(names),
+            "--out",
+            str(out),
+        ],
+        timeout=900,
+    )
+    assert finished.returncode == 0, finished.stderr
+    results = json.loads(out.read_text())
+    assert results["text"]["tokens"] >= 400_000
+    assert list(results["systems"]) == names
+    for name, system in results["systems"].items():
+        if name not in PEERS:  # of the others, some can't be resumed by other processes
+            assert system["errors"] == []
+        if name not in ("hf_streaming", "sslm_mixture"):
+            assert system["prepare"]["seconds"][0] > 0
+        for shape in ("16x1024", "8x2048"):
+            for workers in "0" if name == "limit" else "012":
+                assert system["read"][shape][workers][0] > 0
+        assert 0 < system["start"]["without_imports"][0] < system["start"]["0"][0]
+        assert system["memory"]["0"][0] > 50e6
+    for name in ("sslm", "megatron"):
+        for change in results["systems"][name]["changes"].values():
+            assert (change["lost"], change["doubled"], change["exact"]) == (0, 0, True)
+            assert change["rows"] > 300
+    assert "| **sslm** |" in finished.stdout
+
+
+def test_a_row_lost_and_a_row_seen_twice_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCHMARKS))
+    import data
+
+    whole = [["a", "b"], ["c", "d"], ["e", "f"]]
+    assert counted(data.compare(whole, whole, whole)) == (0, 0, True, True)
+    seen = [["a", "b"], ["a", "d"], ["e", "f"]]
+    assert counted(data.compare(seen, whole, whole)) == (1, 1, False, True)
+    shorter = whole[:2]  # after the change, an epoch leaves e and f out: they are not lost
+    assert counted(data.compare(shorter, whole, shorter)) == (0, 0, False, True)
+    others = [["g", "h"], ["i", "j"], ["k", "l"]]
+    assert not data.compare(whole, whole, others)["same_rows"]
+
+
+def counted(found: dict[str, Any]) -> tuple[int, int, bool, bool]:
+    return found["lost"], found["doubled"], found["exact"], found["same_rows"]

@@ -1,0 +1,163 @@
+"""Settings: where each comes from, what the flags are called, that every YAML in configs/ builds."""
+
+import itertools
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sslm.cli.parse import _flags, parse
+from sslm.config import Config, differences, parse_stop_after, to_tree, to_yaml
+from sslm.models.build import model_config, on_meta
+from sslm.objectives import load_objective
+from sslm.system.typed import typed
+
+CONFIGS = sorted(Path(__file__).parents[2].joinpath("configs").glob("*.yaml"))
+
+
+def test_flags_win_over_files_and_later_files_over_earlier_whatever_the_order_typed(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "batch_size: 2\nseq_len: 2\nmodel: {hidden_size: 2, num_hidden_layers: 2}\noptim: {lr: 2e-3}\n"
+    )
+    (tmp_path / "b.yaml").write_text("seq_len: 3\nmodel: {num_hidden_layers: 3}\n")
+    files = [f"--config={tmp_path}/a.yaml", "--config", f"{tmp_path}/b.yaml"]
+    flags = ["--optim.lr", "4e-3", "--model.hidden_size=4"]
+    for arguments in ([*files, *flags], [*flags, *files]):
+        config = parse(arguments)
+        assert (config.batch_size, config.seq_len, config.optim.lr) == (2, 3, 4e-3)
+        assert config.model.settings == {"hidden_size": 4, "num_hidden_layers": 3}
+
+
+def test_config_written_to_yaml_is_read_back_equal(tmp_path: Path) -> None:
+    config = parse(
+        ["--model.model_type", "gpt2", "--model.n_embd", "8", "--data.document_separator", "\n--\n", "--compile"]
+    )
+    (tmp_path / "config.yaml").write_text(to_yaml(config))
+    assert parse(["--config", str(tmp_path / "config.yaml")]) == config
+    assert config.compile
+
+
+def test_whole_numbers_may_be_written_with_an_exponent(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("max_tokens: 1e9\n")
+    assert parse(["--config", f"{tmp_path}/a.yaml"]).max_tokens == parse(["--max_tokens", "1e9"]).max_tokens == 10**9
+
+
+def test_earlier_of_max_steps_and_max_tokens_ends_a_run() -> None:
+    batch = Config().batch_size * Config().seq_len
+    assert parse(["--max_tokens", str(batch * 7)]).total_steps == 7
+    assert parse(["--max_tokens", str(batch * 7), "--max_steps", "5"]).total_steps == 5
+    assert parse(["--max_steps", "9"]).total_steps == 9
+
+
+def test_stop_after_takes_times_and_steps() -> None:
+    assert parse_stop_after("3h50m") == (13800.0, None)
+    assert parse_stop_after("90s") == (90.0, None)
+    assert parse_stop_after("200steps") == (None, 200)
+
+
+def test_differences_name_keys_that_may_not_change() -> None:
+    old = to_tree(parse(["--model.hidden_size", "8"]))
+    new = to_tree(parse(["--optim.lr", "1", "--strategy", "ddp", "--max_steps", "7", "--checkpoint.every_steps", "3"]))
+    assert [line.split(" ")[0] for line in differences(old, new)] == ["model.hidden_size", "optim.lr"]
+
+
+FLAGS = """run_dir resume seed strategy tensor_parallel_size precision accelerator devices num_nodes seq_len batch_size micro_batch_size max_steps
+max_tokens stop_after log_every val_every logger compile activation_checkpointing start_timeout_seconds
+collective_timeout_seconds watchdog_seconds dry_run objective.name objective.settings
+model.model_type model.pretrained model.embedding_init model.embedding_project model.settings data.train data.val data.sources data.stages data.packing
+data.document_mask data.text_field data.document_separator data.end_id data.tokenizer
+data.cache_dir data.cache_gb data.block_shards
+data.on_bad_shard data.num_workers data.val_sequences optim.name optim.lr optim.schedule optim.warmup_steps optim.decay_fraction
+optim.min_lr_ratio optim.weight_decay optim.beta1 optim.beta2 optim.eps optim.clip_norm optim.average_decay
+robust.label_smoothing robust.z_loss robust.embedding_noise robust.adversarial robust.epsilon robust.adversarial_steps
+fsdp.reshard_after_forward fsdp.reduce_gradients fsdp.replicas
+deepspeed.offload_optimizer deepspeed.offload_parameters deepspeed.config checkpoint.every_steps checkpoint.every_minutes checkpoint.keep_last
+checkpoint.keep_best checkpoint.best_metric checkpoint.best_is checkpoint.keep_every_steps checkpoint.sync checkpoint.upload
+anomaly.action anomaly.spike_z anomaly.patience anomaly.max_rewinds"""
+
+
+def test_the_everyday_flags_are_these() -> None:
+    assert list(_flags()) == FLAGS.split()
+
+
+def test_every_flag_has_its_phrase_of_help(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        parse(["--help"])
+    said = " ".join(capsys.readouterr().out.split())
+    for flag in FLAGS.split():
+        if flag.endswith(".settings"):
+            assert f"--{flag}" not in said
+        elif flag != "objective.name":
+            assert f"--{flag} " in said
+            explained = said.split(f"--{flag} ")[-1]
+            assert len(explained.split(" --")[0].split()) > 4, flag
+
+
+def test_laptop_config_is_the_default_run() -> None:
+    config = parse(["--config", str(next(f for f in CONFIGS if f.stem == "laptop"))])
+    default = Config()
+    kept = {k: v for k, v in load_objective("causal_lm").default_model.items() if k != "model_type"}
+    assert config.model.settings == kept
+    assert config.total_steps == default.total_steps
+    for section in ("optim", "data", "checkpoint", "seq_len", "batch_size", "val_every", "log_every"):
+        ours, theirs = getattr(config, section), getattr(default, section)
+        assert ours == theirs or (section == "data" and ours.tokenizer == "bpe:2048"), section
+
+
+@pytest.mark.parametrize("file", CONFIGS, ids=lambda file: file.stem)
+def test_every_config_parses_and_builds_and_explains_each_key(file: Path) -> None:
+    config = parse(["--config", str(file)])
+    objective = load_objective(config.objective.name)
+    objective.make_recipe(typed(objective.recipe_class, "objective", config.objective.settings))
+    built = model_config(
+        config.model.settings,
+        model_type=config.model.model_type,
+        default=objective.default_model,
+        auto_class=objective.auto_class,
+        vocab_size=512,
+        seq_len=config.seq_len,
+        special_ids={"eos_token_id": 0},
+    )
+    parameters = sum(p.numel() for p in on_meta(built, objective.auto_class).parameters())
+    # the tokenizer is a small one here: where the vocabulary follows it, a model is smaller than in its paper
+    expected = {
+        "gpt2-124m": 124.5e6,
+        "llama-1b": 0.97e9,
+        "laptop": 0.92e6,
+        "mixture": 0.92e6,
+        "masked_lm": 86.4e6,
+        "span_corruption": 198.9e6,
+        "denoising": 100.4e6,
+        "token_order": 86.4e6,
+    }
+    assert parameters == pytest.approx(expected[file.stem], rel=0.02)
+    lines = file.read_text().splitlines()
+    for before, line in itertools.pairwise(lines):
+        if re.match(r"\s*\w+: \S", line):
+            assert before.strip().startswith("#"), f"{file.name}: no comment above {line!r}"
+
+
+def test_help_of_sslm_comes_at_once_and_imports_nothing_heavy() -> None:
+    code = "import sys, runpy; sys.argv = ['sslm', '--help']\ntry: runpy.run_module('sslm', run_name='__main__')\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'transformers', 'lightning', 'numpy', 'datasets') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "prepare" in done.stdout
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_help_of_train_imports_nothing_heavy() -> None:
+    code = "import sys; from sslm.train import main\ntry: main(['--help'])\nexcept SystemExit: pass\n"
+    code += "print([m for m in ('torch', 'transformers', 'lightning', 'datasets') if m in sys.modules])"
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "100"}
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_unknown_verb_names_the_nearest() -> None:
+    done = subprocess.run([sys.executable, "-m", "sslm", "trian"], capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "did you mean train?" in done.stderr

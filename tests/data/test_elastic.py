@@ -1,0 +1,137 @@
+"""The same sequence of global batches on any number of processes, workers and micro-batches, stopped anywhere: with a mixture
+whose weights change, packing, documents kept apart, and epochs that end on the way."""
+
+from pathlib import Path
+from pydoc_data.topics import topics
+
+import pytest
+
+from sslm.config import DataConfig, SourceConfig
+from sslm.data.corpus.embedded import EMBEDDED
+from sslm.data.module import DataModule
+from sslm.objectives.causal_lm import CausalLMRecipe
+from tests.support.processes import run_command
+from tests.support.runs import TINY, losses_of, rows_of
+
+
+@pytest.fixture(scope="module")
+def mixture(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> list[str]:
+    """Command line of a run of 24 steps over three sources, the smallest of which is read twice and more."""
+    folder = tmp_path_factory.mktemp("mixture")
+    names = sorted(topics)
+    for name, some, size in (
+        ("large", names[:30], 99_999),
+        ("middle", names[30:45], 30_000),
+        ("small", names[45:50], 1_800),
+    ):
+        (folder / f"{name}.txt").write_text("\n---\n".join(topics[topic] for topic in some)[:size])
+    sources = ", ".join(f"{{path: {folder}/{name}.txt, weight: size^0.5}}" for name in ("large", "middle", "small"))
+    return [
+        *TINY,
+        "--data.sources",
+        f"[{sources}]",
+        "--data.stages",
+        "[{at_tokens: 1500, weights: {large: 1, small: 2}}]",
+        "--data.document_separator",
+        "\n---\n",
+        "--data.packing",
+        "best_fit",
+        "--data.document_mask",
+        "true",
+        "--data.cache_dir",
+        str(cache),
+        "--max_steps",
+        "24",
+        "--val_every",
+        "12",
+    ]
+
+
+def train(mixture: list[str], run: Path, *flags: str) -> int:
+    done = run_command(["-m", "sslm.train", *mixture, "--run_dir", str(run), *flags], timeout=200)
+    assert done.returncode in (0, 75), done.stderr
+    return done.returncode
+
+
+def digests_of(run: Path) -> list[str]:
+    return [row["batch_digest"] for row in rows_of(run) if "batch_digest" in row]
+
+
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory, mixture: list[str]) -> Path:
+    run = tmp_path_factory.mktemp("straight") / "run"
+    train(mixture, run)
+    assert len(set(digests_of(run))) == 24
+    return run
+
+
+def test_each_source_is_told_apart_in_the_metrics(straight: Path) -> None:
+    rows = [row for row in rows_of(straight) if "train/loss" in row]
+    last = rows[-1]
+    tokens = [last[f"tokens/{name}"] for name in ("large", "middle", "small")]
+    assert sum(tokens) == last["tokens"] == 24 * 4 * 32
+    assert last["epochs/small"] > 1
+    middle = [row["tokens/middle"] for row in rows]
+    changed = -(-1500 // (4 * 32))
+    assert middle[changed] == middle[-1]  # its weight is 0 in the second stage
+    assert middle[0] < middle[changed - 1]
+    assert all(f"train/loss/{name}" in row for row in rows[changed:] for name in ("large", "small"))
+    assert not any("train/loss/middle" in row for row in rows[changed:])
+    validated = [row for row in rows_of(straight) if "val/loss" in row]
+    assert {"val/loss/large", "val/loss/middle", "val/loss/small"} <= validated[0].keys()
+
+
+@pytest.mark.slow
+def test_stopped_and_resumed_with_other_workers_and_micro_batch(
+    mixture: list[str], straight: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert train(mixture, run, "--stop_after", "7steps", "--data.num_workers", "2") == 75
+    assert train(mixture, run, "--stop_after", "9steps", "--micro_batch_size", "1") == 75
+    assert train(mixture, run) == 0
+    assert digests_of(run) == digests_of(straight)
+    assert losses_of(run) == pytest.approx(losses_of(straight), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("strategy", "worlds"), [("ddp", (2, 4, 1)), ("fsdp", (1, 4, 2))])
+def test_stopped_and_resumed_on_other_numbers_of_processes(
+    mixture: list[str], straight: Path, tmp_path: Path, strategy: str, worlds: tuple[int, ...]
+) -> None:
+    run = tmp_path / "run"
+    for part, world in enumerate(worlds):
+        flags = ["--devices", str(world), "--strategy", strategy if world > 1 else "single"]
+        assert train(mixture, run, *flags, *(["--stop_after", "8steps"] if part < 2 else [])) == (75 if part < 2 else 0)
+    assert digests_of(run) == digests_of(straight)
+    assert losses_of(run) == pytest.approx(losses_of(straight), abs=1e-5)
+
+
+def test_other_sources_weights_or_packing_are_another_run(mixture: list[str], straight: Path) -> None:
+    given = mixture[mixture.index("--data.sources") + 1]
+    for flags in (
+        ["--data.sources", f"{given[:-1]}, {{path: embedded, weight: size^0.5}}]"],
+        ["--data.packing", "concat"],
+        ["--data.stages", "[{at_tokens: 9000, weights: {large: 1}}]"],
+    ):
+        done = run_command(["-m", "sslm.train", *mixture, "--run_dir", str(straight), *flags, "--max_steps", "30"])
+        assert done.returncode == 2
+        assert flags[0].removeprefix("--") in done.stderr
+        assert len(done.stderr.splitlines()) == 1
+
+
+def test_source_of_weight_nothing_is_not_read(text: Path, cache: Path) -> None:
+    sources = [SourceConfig(str(text), weight=1, name="read"), SourceConfig(EMBEDDED, weight=0, name="not")]
+    data = DataModule(
+        DataConfig(sources=sources, tokenizer="bpe:512", cache_dir=str(cache), val_sequences=20),
+        CausalLMRecipe(),
+        seq_len=32,
+        batch_size=4,
+        total_steps=30,
+    )
+    data.setup()
+    assert {int(source) for batch in data.train_dataloader() for source in batch["sources"]} == {0}
+    assert set(data.val_places.sources.tolist()) == {0}
+    assert data.train_stream.seen(120) == {
+        "read": (120, pytest.approx(120 / data.train_stream.sources[0].num_windows)),
+        "not": (0, 0),
+    }

@@ -1,0 +1,109 @@
+"""Runs over shards on a server: the batches of a local run, whatever the server does, with room for a few shards only."""
+
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sslm.cli.prepare import main as prepare
+from sslm.train import main
+from tests.support.processes import run_command, start_command
+from tests.support.runs import TINY, losses_of, rows_of
+from tests.support.servers import HttpServer
+
+LONGER = ["--max_steps", "40", "--val_every", "20", "--data.block_shards", "2"]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory, text: Path) -> Path:
+    """A prepared corpus of ninety shards, of which a run of 40 steps reads three blocks of two."""
+    out = tmp_path_factory.mktemp("remote") / "corpus"
+    flags = ["--tokenizer", "bpe:512", "--document_separator", "\n-----\n", "--shard_tokens", "1000"]
+    assert prepare([str(text), "--out", str(out), *flags]) == 0
+    assert len(list(out.glob("train-*.bin"))) > 50
+    return out
+
+
+@pytest.fixture
+def http(corpus: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[HttpServer]:
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    server = HttpServer(corpus.parent)
+    yield server
+    server.released.set()
+    server.stop()
+
+
+def flags_of(corpus: str, run: Path, *more: str) -> list[str]:
+    return [
+        *TINY,
+        *LONGER,
+        "--data.train",
+        corpus,
+        "--run_dir",
+        str(run),
+        "--data.cache_dir",
+        str(run.parent / "cache"),
+        *more,
+    ]
+
+
+@pytest.fixture(scope="module")
+def local(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    run = tmp_path_factory.mktemp("local") / "run"
+    assert main(flags_of(str(corpus), run)) == 0
+    return run
+
+
+def digests_of(run: Path) -> list[str]:
+    return [row["batch_digest"] for row in rows_of(run) if "batch_digest" in row]
+
+
+@pytest.mark.slow
+def test_a_run_over_http_is_the_local_one_with_room_for_a_few_shards(
+    http: HttpServer, local: Path, tmp_path: Path
+) -> None:
+    room = 12 * (1000 * 2 + 100)
+    assert main(flags_of(f"{http.url}/corpus", tmp_path / "run", "--data.cache_gb", str(room / 1e9))) == 0
+    assert digests_of(tmp_path / "run") == digests_of(local)
+    assert losses_of(tmp_path / "run") == losses_of(local)
+    cached = [file for file in (tmp_path / "cache/remote").glob("*/shards/*") if not file.name.startswith(".")]
+    assert sum(file.stat().st_size for file in cached) <= room
+    assert len({file for file in http.files() if file.startswith("train")}) >= 2 * 6
+
+
+def test_too_little_room_is_refused_in_a_sentence(
+    http: HttpServer, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(flags_of(f"{http.url}/corpus", tmp_path / "run", "--data.cache_gb", "1e-5")) == 2
+    said = capsys.readouterr().err
+    assert "--data.cache_gb 1e-05" in said
+    assert len(said.splitlines()) == 1
+
+
+@pytest.mark.slow
+def test_a_server_that_is_switched_off_in_mid_run_costs_nothing_but_time(
+    http: HttpServer, local: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    process = start_command(["-m", "sslm.train", *flags_of(f"{http.url}/corpus", run)])
+    while not (run / "metrics.jsonl").is_file() and process.poll() is None:
+        time.sleep(0.05)
+    http.stop()
+    back = threading.Timer(8, http.start)
+    back.start()
+    _, err = process.communicate(timeout=120)
+    back.join()
+    assert process.returncode == 0, err
+    assert digests_of(run) == digests_of(local)
+
+
+@pytest.mark.slow
+def test_two_processes_over_http_share_the_shards(http: HttpServer, local: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    done = run_command(["-m", "sslm.train", *flags_of(f"{http.url}/corpus", run, "--devices", "2")], timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert digests_of(run) == digests_of(local)
+    shards = [file for file in http.files() if file.endswith(".bin")]
+    assert len(shards) == len(set(shards)), "a shard was brought twice"

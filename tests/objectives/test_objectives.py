@@ -1,0 +1,307 @@
+"""Every objective, end to end: trained from the command line, resumed, shared out over processes, exported, restored elsewhere."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sslm.objectives import OBJECTIVES
+from sslm.train import main
+from tests.support.exact_gradients import gradients
+from tests.support.processes import run_command
+from tests.support.runs import SMALL_RUN, losses_of, rows_of, val_of
+
+
+@dataclass(frozen=True)
+class Case:
+    """An objective and a small model for it."""
+
+    objective: str
+    flags: str
+    dropout: str
+    metric: str
+    auto_class: str
+    name: str = ""
+
+    def __str__(self) -> str:
+        return self.name or self.objective
+
+
+ENCODER = (
+    "--model.hidden_size 32 --model.intermediate_size 64 --model.num_hidden_layers 2 --model.num_attention_heads 2"
+)
+T5 = "--model.d_model 32 --model.d_kv 16 --model.d_ff 64 --model.num_layers 2 --model.num_heads 2"
+BART = (
+    "--model.d_model 32 --model.encoder_layers 2 --model.decoder_layers 2 --model.encoder_ffn_dim 64 --model.decoder_ffn_dim 64 "
+    "--model.encoder_attention_heads 2 --model.decoder_attention_heads 2"
+)
+NO_DROPOUT = {
+    "bert": "--model.hidden_dropout_prob 0 --model.attention_probs_dropout_prob 0",
+    "t5": "--model.dropout_rate 0",
+    "bart": "--model.dropout 0",
+}
+CASES = [
+    Case(
+        "masked_lm",
+        f"--model.model_type bert {ENCODER}",
+        NO_DROPOUT["bert"],
+        "pseudo_perplexity",
+        "AutoModelForMaskedLM",
+    ),
+    Case(
+        "masked_lm",
+        f"{ENCODER} --objective.unit span --data.packing best_fit --data.document_mask true",
+        "",
+        "accuracy",
+        "AutoModelForMaskedLM",
+        "masked_lm-spans",
+    ),
+    Case("span_corruption", T5, NO_DROPOUT["t5"], "span_exact_match", "AutoModelForSeq2SeqLM"),
+    Case(
+        "span_corruption",
+        f"{T5} --data.packing best_fit",
+        NO_DROPOUT["t5"],
+        "accuracy",
+        "AutoModelForSeq2SeqLM",
+        "span_corruption-packed",
+    ),
+    Case("denoising", BART, NO_DROPOUT["bart"], "accuracy", "AutoModelForSeq2SeqLM"),
+    Case("token_order", ENCODER, "", "restored_order", "AutoModelForMaskedLM"),
+    Case(
+        "token_order",
+        f"--model.model_type t5 {T5} --objective.mark true",
+        NO_DROPOUT["t5"],
+        "accuracy",
+        "AutoModelForSeq2SeqLM",
+        "token_order-both",
+    ),
+    Case(
+        "token_order",
+        f"--model.model_type llama {ENCODER} --objective.unit sentence",
+        "",
+        "restored_order",
+        "AutoModelForCausalLM",
+        "token_order-decoder",
+    ),
+]
+each = pytest.mark.parametrize("case", CASES, ids=str)
+each_but_variants_slow = pytest.mark.parametrize(
+    "case", [pytest.param(case, marks=pytest.mark.slow if case.name else ()) for case in CASES], ids=str
+)
+
+
+@pytest.fixture(scope="module")
+def small_run(tiny: list[str]) -> list[str]:
+    """Command line of a run of eight steps without a model."""
+    return [*SMALL_RUN, *tiny[tiny.index("--data.train") :]]
+
+
+def command(case: Case, run: Path, small_run: list[str], *more: str) -> list[str]:
+    return [*small_run, "--objective", case.objective, *case.flags.split(), "--run_dir", str(run), *more]
+
+
+def test_every_objective_is_tried_here() -> None:
+    assert {case.objective for case in CASES} | {"causal_lm"} == set(OBJECTIVES)
+
+
+LOAD = """
+import json, sys
+import torch, transformers
+folder, auto_class, arrays = sys.argv[1:]
+assert not any(name.startswith("sslm") for name in sys.modules)
+model = getattr(transformers, auto_class).from_pretrained(folder)
+tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+assert model.config.vocab_size == len(tokenizer), (model.config.vocab_size, len(tokenizer))
+inputs = {name: torch.tensor(values) for name, values in json.load(open(arrays)).items()}
+with torch.no_grad():
+    print(model(**inputs).loss.item())
+"""
+
+
+@each_but_variants_slow
+def test_run_learns_and_its_export_gives_the_same_loss_without_sslm(
+    case: Case, small_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    flags = [
+        *case.dropout.split(),
+        "--max_steps",
+        "30",
+        "--optim.lr",
+        "1e-2",
+        "--val_every",
+        "30",
+        "--checkpoint.every_steps",
+        "30",
+    ]
+    assert main(command(case, run, small_run, *flags)) == 0
+    said = capsys.readouterr().out
+    assert "Unigram loss" in said
+    assert f"{case.auto_class}.from_pretrained" in said
+    assert f"{case.auto_class}.from_pretrained" in (run / "export/README.md").read_text()
+    first, last = val_of(run).values()
+    assert last < first - 0.2
+    row = [row for row in rows_of(run) if "val/loss" in row][-1]
+    assert f"val/{case.metric}" in row
+    assert 0 <= row["val/accuracy"] <= 1
+    if "document_mask" in case.flags or case.name == "token_order-decoder":
+        return  # transformers alone has no such mask, and would shift a decoder's labels
+    loss, arrays = held_out(case, run, small_run)
+    (tmp_path / "arrays.json").write_text(json.dumps(arrays))
+    done = run_command(["-c", LOAD, str(run / "export"), case.auto_class, str(tmp_path / "arrays.json")])
+    assert done.returncode == 0, done.stderr
+    assert float(done.stdout) == pytest.approx(loss, abs=1e-5)
+
+
+def held_out(case: Case, run: Path, small_run: list[str]) -> tuple[float, dict[str, Any]]:
+    """Of the run's first held-out batch: our network's mean loss with the exported weights, and the arrays."""
+    import transformers
+
+    from sslm.cli.parse import parse
+    from sslm.models.head import LanguageModel
+    from sslm.objectives.choose import choose_objective, open_data
+
+    config = parse(command(case, run, small_run))
+    _, recipe = choose_objective(config)
+    data = open_data(config, recipe)
+    batch = next(iter(data.val_dataloader()))["tensors"]
+    data.teardown("fit")
+    model = getattr(transformers, case.auto_class).from_pretrained(run / "export").eval()
+    with torch.no_grad():
+        loss = LanguageModel(model, data.max_scored)(**batch).sum() / (batch["labels"] >= 0).sum()
+    return loss.item(), {name: tensor.tolist() for name, tensor in batch.items()}
+
+
+@pytest.mark.parametrize("case", [case for case in CASES if case.dropout and not case.name], ids=str)
+def test_resumed_run_is_the_uninterrupted_one_bit_for_bit_with_dropout(
+    case: Case, small_run: list[str], tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(command(case, whole, small_run)) == 0
+    assert main(command(case, parts, small_run, "--stop_after", "3steps")) == 75
+    assert main(command(case, parts, small_run)) == 0
+    assert losses_of(parts) == losses_of(whole)
+    weights, resumed = (load_file(run / "export/model.safetensors") for run in (whole, parts))
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+def digests_of(run: Path) -> list[str]:
+    return [row["batch_digest"] for row in rows_of(run) if "batch_digest" in row]
+
+
+@pytest.mark.slow
+@each
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_two_processes_give_the_losses_of_one_and_go_on_from_it(
+    strategy: str, case: Case, small_run: list[str], tmp_path: Path
+) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    flags = case.dropout.split()
+    assert main(command(case, one, small_run, *flags)) == 0
+    assert main(command(case, two, small_run, *flags, "--stop_after", "3steps")) == 75
+    more = ["--data.num_workers", "1", "--strategy", strategy, "--devices", "2", "--micro_batch_size", "1"]
+    done = run_command(["-m", "sslm.train", *command(case, two, small_run, *flags, *more)], timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert digests_of(two) == digests_of(one)
+    assert losses_of(two) == pytest.approx(losses_of(one), abs=2e-6)
+    last = [[row for row in rows_of(run) if "val/loss" in row][-1] for run in (one, two)]
+    numbers = [{k: v for k, v in row.items() if k.startswith("val/")} for row in last]
+    assert numbers[1] == pytest.approx(numbers[0], abs=1e-5, rel=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        ("--objective maskd_lm", ["maskd_lm", "masked_lm"]),
+        ("--objective masked_lm --objective.ratio x", ["--objective.ratio x: expected a number"]),
+        ("--objective masked_lm --objective.unit words", ["--objective.unit words: expected one of token, word"]),
+        ("--objective masked_lm --objective.rato 0.3", ["--objective.rato", "ratio"]),
+        ("--objective masked_lm --model.model_type llama", ["llama: has no model for this objective", "bert"]),
+        ("--objective masked_lm --model.model_type bart", ["bart: has no model for this objective", "bert"]),
+        ("--objective span_corruption --model.model_type bert", ["bert: has no model for this objective", "t5"]),
+        ("--objective span_corruption --data.document_mask true", ["--data.document_mask true", "SpanCorruption"]),
+        ("--objective causal_lm --objective.ratio 0.3", ["--objective.ratio", "it has none"]),
+    ],
+)
+def test_what_does_not_fit_gets_a_sentence(
+    flags: str, says: list[str], small_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*small_run, *flags.split(), "--run_dir", str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert all(part in error for part in says), error
+    assert not (tmp_path / "run").exists()
+
+
+def differ(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
+    """The largest difference, beside the largest gradient."""
+    assert ours.keys() == theirs.keys()
+    largest = max(gradient.abs().max().item() for gradient in theirs.values())
+    assert largest > 1e-6
+    return max((ours[name] - theirs[name]).abs().max().item() for name in theirs) / largest
+
+
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradients_of_micro_batches_are_those_of_the_whole_batch(objective: str, text: Path, cache: Path) -> None:
+    whole = gradients(objective, str(text), str(cache), None)
+    for size in (1, 2):
+        assert differ(gradients(objective, str(text), str(cache), size), whole) < 1e-9
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_gradients_of_two_ranks_are_those_of_the_whole_batch(
+    objective: str, text: Path, cache: Path, tmp_path: Path
+) -> None:
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "tests.exact_gradients"]
+    done = run_command([*torchrun, objective, str(text), str(cache), str(tmp_path / "gradients")], timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert differ(torch.load(tmp_path / "gradients"), gradients(objective, str(text), str(cache), None)) < 1e-9
+
+
+def test_a_model_goes_on_with_the_corpus_it_was_made_on_and_gets_the_tokens_it_lacks(
+    small_run: list[str], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import AutoTokenizer
+
+    from sslm.cli.prepare import main as prepare
+
+    corpus = str(tmp_path / "corpus")
+    assert prepare([str(text), "--out", corpus, "--tokenizer", "bpe:500"]) == 0
+    flags = [*small_run, "--data.train", corpus, "--max_steps", "2"]
+    flags = [flag for n, flag in enumerate(flags) if "--data.tokenizer" not in (flag, flags[n - 1])]
+    flags = [flag for n, flag in enumerate(flags) if "--data.document_separator" not in (flag, flags[n - 1])]
+    first, second = tmp_path / "first", tmp_path / "second"
+    t5 = ["--objective", "span_corruption", *T5.split()]
+    assert main([*flags, *t5, "--run_dir", str(first)]) == 0
+    few = AutoTokenizer.from_pretrained(first / "export")
+    capsys.readouterr()
+    more = ["--objective", "span_corruption", "--model.pretrained", str(first), "--seq_len", "96"]
+    assert main([*flags, *more, "--run_dir", str(second)]) == 0
+    many = AutoTokenizer.from_pretrained(second / "export")
+    sentinels = [sum(token.startswith("<extra_id_") for token in tokenizer.get_vocab()) for tokenizer in (few, many)]
+    assert sentinels == [2, 5]
+    assert f"{len(many) - len(few)} rows of the vocabulary" not in capsys.readouterr().out  # rounded up to 64
+    assert all(many.get_vocab()[token] == n for token, n in few.get_vocab().items())
+    assert json.loads((second / "export/config.json").read_text())["vocab_size"] == len(many)
+
+
+def test_roberta_has_the_positions_that_it_needs(small_run: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = [
+        "--objective",
+        "masked_lm",
+        "--model.model_type",
+        "roberta",
+        *ENCODER.split(),
+        "--data.packing",
+        "best_fit",
+    ]
+    assert main([*small_run, *flags, "--max_steps", "2", "--run_dir", str(run)]) == 0
+    config = json.loads((run / "export/config.json").read_text())
+    pad = config["pad_token_id"] or 0
+    assert config["max_position_embeddings"] >= 32 + pad + 1

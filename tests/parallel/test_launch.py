@@ -1,0 +1,183 @@
+"""Micro-batches that fit, memory that doesn't, and what is refused before a process is started."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from sslm.system.errors import sentence_of
+from sslm.train import main
+from tests.support.processes import run_command
+from tests.support.runs import TrainTiny, losses_of, without_model
+
+REFUSED = [
+    (["--strategy", "single", "--devices", "2"], "--strategy single: runs on one device, got 2"),
+    (
+        ["--strategy", "hsdp", "--devices", "2"],
+        "--strategy hsdp: 1 replicas of 2 devices; give --fsdp.replicas a divisor of 2 above 1",
+    ),
+    (["--strategy", "hsdp", "--devices", "4", "--fsdp.replicas", "3"], "--strategy hsdp: 3 replicas of 4 devices"),
+    (
+        ["--strategy", "tp", "--devices", "4", "--batch_size", "8"],
+        "--tensor_parallel_size 4: does not divide the model's 2 (num_attention_heads); what would: 1, 2",
+    ),
+    (
+        ["--strategy", "tp", "--devices", "2", "--tensor_parallel_size", "1"],
+        "--tensor_parallel_size 1: does not fit 2 devices; give 2, or --strategy fsdp_tp",
+    ),
+    (
+        ["--strategy", "fsdp_tp", "--devices", "4", "--tensor_parallel_size", "3"],
+        "--tensor_parallel_size 3: does not fit 4 devices; give a divisor of that",
+    ),
+    (["--tensor_parallel_size", "2"], "--tensor_parallel_size 2: belongs to --strategy tp and fsdp_tp"),
+    (
+        ["--strategy", "fsdp", "--devices", "2", "--precision", "16-mixed"],
+        "--precision 16-mixed: has no loss scaling under --strategy fsdp; give --precision bf16-mixed",
+    ),
+    (
+        ["--strategy", "tp", "--devices", "2", "--precision", "16-mixed"],
+        "--precision 16-mixed: has no loss scaling under --strategy tp",
+    ),
+    (
+        ["--strategy", "deepspeed_2", "--devices", "2", "--precision", "16-mixed"],
+        "--precision 16-mixed: DeepSpeed has it on GPUs alone",
+    ),
+    (
+        ["--strategy", "deepspeed_2", "--deepspeed.offload_parameters"],
+        "--deepspeed.offload_parameters: deepspeed_2 keeps all weights on each device; give --strategy deepspeed_3",
+    ),
+    (
+        ["--strategy", "deepspeed_3", "--deepspeed.config", "nowhere.json"],
+        "--deepspeed.config nowhere.json: there is no such file",
+    ),
+    (["--strategy", "tp", "--devices", "2", "--compile"], "--compile: not under --strategy tp"),
+    (["--start_timeout_seconds", "1e15"], "--start_timeout_seconds 1e+15: expected at most 1e9"),
+    (["--precision", "fp8"], "--precision fp8: needs a GPU that multiplies in 8 bits"),
+    (
+        ["--activation_checkpointing", "budget:2"],
+        "--activation_checkpointing budget:2: expected none, selective, full, or budget:SHARE",
+    ),
+    (
+        ["--activation_checkpointing", "budget:0.5"],
+        "--activation_checkpointing budget:0.5: it is the compiler that keeps to a budget; add --compile true",
+    ),
+    (["--accelerator", "gpu"], "--accelerator gpu: this machine has no GPU that torch can use; give --accelerator cpu"),
+    (["--micro_batch_size", "some"], "--micro_batch_size some: expected a whole number, auto or null"),
+    (["--start_timeout_seconds", "0"], "--start_timeout_seconds 0.0: expected a number above 0"),
+]
+
+
+@pytest.mark.parametrize(("flags", "sentence"), REFUSED, ids=[" ".join(flags) for flags, _ in REFUSED])
+def test_what_cant_run_is_refused_in_one_sentence(
+    flags: list[str], sentence: str, train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_tiny(tmp_path / "run", *flags) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: {sentence}")
+    assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("[1]", "expected an object, as in"),
+        ('{"zero_optimization": 3}', "expected an object, as in"),
+        (
+            '{"optimizer": {"type": "Adam"}}',
+            "optimizer is ours to set; leave it out, and give --optim.name and its kin",
+        ),
+        ('{"bf16": {"enabled": true}}', "bf16 is ours to set; leave it out, and give --precision"),
+        ('{"zero_optimization": {"stage": 1}}', "has stage 1, --strategy deepspeed_2 another; leave one of them out"),
+        ('{"zero_optimization": {"bucket": 1}}', "DeepSpeed refuses its zero_optimization ("),
+    ],
+)
+def test_deepspeeds_settings_are_looked_at_beforehand(
+    content: str, sentence: str, train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "zero.json"
+    file.write_text(content)
+    assert train_tiny(tmp_path / "run", "--strategy", "deepspeed_2", "--deepspeed.config", str(file)) == 2
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: --deepspeed.config {file}: {sentence}")
+    assert len(said.splitlines()) == 1
+
+
+def test_flags_without_effect_are_told(
+    train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    idle = ["--fsdp.replicas", "2", "--deepspeed.offload_optimizer", "true"]
+    assert train_tiny(tmp_path / "run", *idle, "--stop_after", "1steps") == 75
+    said = " ".join(capsys.readouterr().out.split())
+    assert "Warning: --strategy single knows nothing of --fsdp.replicas, --deepspeed.offload_optimizer" in said
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        "--objective masked_lm --model.model_type bert --model.hidden_size 48",
+        "--model.model_type sslm_lstm --model.hidden_size 32",
+    ],
+)
+def test_a_family_without_a_plan_is_refused_for_tensor_parallelism_and_those_with_one_are_named(
+    flags: str, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--strategy", "tp", "--devices", "2", "--run_dir", str(tmp_path / "run")]
+    assert main([*without_model(tiny), *flags.split(), *where]) == 2
+    said = capsys.readouterr().err
+    assert "has no plan for its tensor parallelism that sslm knows; llama, qwen3, mistral, gemma2" in said
+    assert len(said.splitlines()) == 1
+
+
+def test_a_model_that_cant_fit_is_refused_with_by_how_much_and_what_would(
+    train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert train_tiny(tmp_path / "run", "--model.hidden_size", "16384", "--model.num_hidden_layers", "60") == 2
+    said = capsys.readouterr().err
+    assert said.startswith("error: --strategy single: with micro-batches of 4 each device needs ")
+    assert " more than the " in said
+    assert "would do" in said or "what would fit" in said or "take a smaller model" in said
+
+
+def test_micro_batch_auto_is_remembered_and_changes_no_loss(train_tiny: TrainTiny, tmp_path: Path) -> None:
+    run, other, file = tmp_path / "run", tmp_path / "other", tmp_path / "run/micro_batch_size.json"
+    assert train_tiny(run, "--micro_batch_size", "auto", "--stop_after", "3steps") == 75
+    ((micro_batch_key, size),) = json.loads(file.read_text()).items()
+    assert size == 4
+    assert "strategy='single'" in micro_batch_key
+    file.write_text(json.dumps({micro_batch_key: 2}))
+    assert train_tiny(run, "--micro_batch_size", "auto", "--stop_after", "3steps") == 75
+    assert json.loads(file.read_text()) == {micro_batch_key: 2}
+    assert train_tiny(run, "--micro_batch_size", "auto", "--activation_checkpointing", "full") == 0
+    assert list(json.loads(file.read_text()).values()) == [2, 4]  # other things, another size
+    assert train_tiny(other) == 0
+    assert losses_of(run) == pytest.approx(losses_of(other), abs=1e-6)
+
+
+def test_a_size_that_did_not_fit_after_all_is_halved_for_the_next_time(
+    train_tiny: TrainTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def too_much(self: object, closure: object) -> None:
+        raise MemoryError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.AdamW, "step", too_much)
+        assert train_tiny(tmp_path / "run", "--micro_batch_size", "auto") == 2
+    assert list(json.loads((tmp_path / "run/micro_batch_size.json").read_text()).values()) == [2]
+    assert train_tiny(tmp_path / "run", "--micro_batch_size", "auto") == 0
+
+
+@pytest.mark.slow
+def test_ranks_that_find_different_micro_batches_take_the_smallest(tiny: list[str], tmp_path: Path) -> None:
+    flags = ["--strategy", "ddp", "--devices", "2", "--batch_size", "8", "--micro_batch_size", "auto"]
+    done = run_command(["-m", "sslm.train", *tiny, "--run_dir", str(tmp_path / "run"), *flags])
+    assert done.returncode == 0, done.stderr
+    assert list(json.loads((tmp_path / "run/micro_batch_size.json").read_text()).values()) == [4]
+
+
+def test_out_of_memory_says_what_to_change() -> None:
+    allocation = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    for error in (MemoryError(), RuntimeError(allocation)):
+        assert "lower --micro_batch_size" in str(sentence_of(error))
+    assert sentence_of(RuntimeError("something else")) is None

@@ -1,0 +1,143 @@
+"""Processes started by Lightning's launcher, torchrun and SLURM's srun: ranks, time limits, and exit codes that reach the shell."""
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from sslm.cli.parse import parse
+from sslm.parallel.launch import data_parallel_size
+from sslm.parallel.launchers import Slurm
+from sslm.system.errors import UserError
+from sslm.system.ranks import is_first_process
+from tests.support.processes import kill_group, run_command, start_command
+from tests.support.runs import ranks_of, wait_for_step
+
+LONE_FAILURE = """
+import os, time
+from pathlib import Path
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.strategies import DDPStrategy
+from sslm.parallel.launchers import watch_children
+
+class Fails(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(1, 1)
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+    def on_train_start(self):
+        if self.global_rank == 1:
+            os._exit(CODE)
+        time.sleep(60)  # as one that waits for the other would
+    def training_step(self, batch, index):
+        return self.layer(batch).sum()
+
+trainer = Trainer(accelerator="cpu", devices=2, strategy=DDPStrategy(process_group_backend="gloo"), logger=False,
+                  enable_checkpointing=False, enable_progress_bar=False, enable_model_summary=False, max_steps=1)
+watch_children(trainer, lambda code, reason: Path("FOLDER/reason").write_text(f"{code} {reason}"))
+trainer.fit(Fails(), torch.utils.data.DataLoader(torch.zeros(4, 1)))
+"""
+
+
+@pytest.mark.parametrize(("childs", "at_the_shell"), [(2, 2), pytest.param(7, 1, marks=pytest.mark.slow)])
+def test_a_child_that_fails_alone_ends_the_run_with_its_code(childs: int, at_the_shell: int, tmp_path: Path) -> None:
+    script = tmp_path / "fails.py"
+    script.write_text(LONE_FAILURE.replace("CODE", str(childs)).replace("FOLDER", str(tmp_path)))
+    done = run_command([str(script)], timeout=60, env={"PYTHONPATH": str(Path(__file__).parents[2])})
+    assert done.returncode == at_the_shell
+    assert f"error: local rank 1 ended with exit code {childs}; what it said of this stands above" in done.stderr
+    assert (tmp_path / "reason").read_text() == f"{at_the_shell} local rank 1 ended with exit code {childs}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+def test_a_rank_that_dies_or_hangs_ends_the_run_in_time(
+    number: signal.Signals, tiny: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    flags = ["--strategy", "ddp", "--devices", "2", "--max_steps", "100000", "--collective_timeout_seconds", "5"]
+    process = start_command(["-m", "sslm.train", *tiny, "--run_dir", str(run), *flags])
+    try:
+        wait_for_step(run)
+        child = ranks_of(run)["1"]
+        os.kill(child, number)
+        before = time.monotonic()
+        assert process.wait(timeout=40) == 1
+        assert time.monotonic() - before < 30
+    finally:
+        kill_group(process)
+        process.communicate()
+    assert json.loads((run / "status.json").read_text())["exit_code"] == 1
+    end = time.monotonic() + 10
+    while ranks_of(run):
+        assert time.monotonic() < end, "a rank was left behind"
+        time.sleep(0.1)
+
+
+def test_a_process_that_the_others_dont_meet_ends_in_time(tiny: list[str], tmp_path: Path) -> None:
+    flags = ["--strategy", "ddp", "--num_nodes", "2", "--start_timeout_seconds", "3"]
+    alone = {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29583"}
+    done = run_command(["-m", "sslm.train", *tiny, "--run_dir", str(tmp_path / "run"), *flags], timeout=60, env=alone)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[-1].endswith("not all processes came within 3 s (--start_timeout_seconds)")
+
+
+# ------------------------------------------------------------------------------------------------ SLURM
+
+
+@pytest.fixture
+def srun(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The variables that srun gives the last of 2 x 4 tasks."""
+    task = {
+        "SLURM_JOB_ID": "1234",
+        "SLURM_JOB_NAME": "sslm",
+        "SLURM_NTASKS": "8",
+        "SLURM_NNODES": "2",
+        "SLURM_PROCID": "7",
+        "SLURM_STEP_ID": "0",
+        "SLURM_LOCALID": "3",
+        "SLURM_NODEID": "1",
+        "SLURM_NODELIST": "node[1-2]",
+    }
+    for name, value in task.items():
+        monkeypatch.setenv(name, value)
+    for name in ("MASTER_ADDR", "MASTER_PORT", "LOCAL_RANK"):
+        monkeypatch.setenv(name, "")  # or what is set meanwhile would not be taken back
+        monkeypatch.delenv(name)
+    return monkeypatch
+
+
+def test_sruns_tasks_are_the_ranks(srun: pytest.MonkeyPatch) -> None:
+    cluster = Slurm()
+    assert not is_first_process()
+    assert (cluster.world_size(), cluster.global_rank(), cluster.local_rank(), cluster.node_rank()) == (8, 7, 3, 1)
+    assert cluster.main_address == "node1"
+    assert data_parallel_size(parse(["--accelerator", "cpu"])) == 8
+    with pytest.raises(UserError, match=r"--devices 2: srun started 4 tasks on each of 2 nodes; give --devices 4"):
+        data_parallel_size(parse(["--accelerator", "cpu", "--devices", "2"]))
+    with pytest.raises(UserError, match=r"--num_nodes 3: srun started 4 tasks on each of 2 nodes"):
+        data_parallel_size(parse(["--accelerator", "cpu", "--num_nodes", "3"]))
+
+
+def test_the_shell_of_a_batch_script_is_no_task(srun: pytest.MonkeyPatch) -> None:
+    srun.delenv("SLURM_STEP_ID")
+    srun.setenv("SLURM_PROCID", "0")
+    assert is_first_process()
+    assert data_parallel_size(parse(["--accelerator", "cpu", "--devices", "2"])) == 2
+
+
+def test_a_requeued_job_meets_at_another_port(srun: pytest.MonkeyPatch) -> None:
+    ports = []
+    for restarts in (None, "1", "2"):
+        if restarts:
+            srun.setenv("SLURM_RESTART_COUNT", restarts)
+        ports.append(Slurm().main_port)
+        srun.delenv("MASTER_PORT")
+    assert len(set(ports)) == 3
+    srun.setenv("MASTER_PORT", "4321")
+    assert Slurm().main_port == 4321

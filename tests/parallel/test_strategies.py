@@ -1,0 +1,217 @@
+"""One process == several under every strategy, and each goes on from the others' checkpoints. Real gloo processes."""
+
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from sslm.cli.parse import parse
+from sslm.parallel.deepspeed import settings
+from sslm.parallel.launch import Launch
+from tests.support.processes import Ranks, run_command
+from tests.support.runs import losses_of, rows_of, val_of, without_model
+
+STRATEGIES = {
+    "single": ["--strategy", "single"],
+    "ddp": ["--strategy", "ddp", "--devices", "2"],
+    "fsdp": ["--strategy", "fsdp", "--devices", "2"],
+    "zero2": [
+        "--strategy",
+        "fsdp",
+        "--devices",
+        "2",
+        "--fsdp.reshard_after_forward",
+        "false",
+        "--fsdp.reduce_gradients",
+        "micro_batch",
+    ],
+    "hsdp": ["--strategy", "hsdp", "--devices", "4", "--fsdp.replicas", "2"],
+    "tp": ["--strategy", "tp", "--devices", "2"],
+    "fsdp_tp": ["--strategy", "fsdp_tp", "--devices", "4", "--tensor_parallel_size", "2"],
+    "deepspeed_1": ["--strategy", "deepspeed_1", "--devices", "2"],
+    "deepspeed_2": ["--strategy", "deepspeed_2", "--devices", "2", "--deepspeed.offload_optimizer"],
+    "deepspeed_3": ["--strategy", "deepspeed_3", "--devices", "2"],
+}
+
+FAMILIES = {
+    "bert": """--objective masked_lm --model.model_type bert --model.hidden_size 32 --model.intermediate_size 64
+        --model.num_hidden_layers 2 --model.num_attention_heads 2 --model.hidden_dropout_prob 0
+        --model.attention_probs_dropout_prob 0""",
+    "t5": """--objective span_corruption --model.model_type t5 --model.d_model 32 --model.d_ff 64 --model.d_kv 16
+        --model.num_layers 2 --model.num_heads 2 --model.dropout_rate 0""",
+    "bart": """--objective denoising --model.model_type bart --model.d_model 32 --model.encoder_layers 2
+        --model.decoder_layers 2 --model.encoder_ffn_dim 64 --model.decoder_ffn_dim 64 --model.encoder_attention_heads 2
+        --model.decoder_attention_heads 2 --model.dropout 0""",
+    "lstm": "--model.model_type sslm_lstm --model.hidden_size 32",
+}
+"""But for Llama, which all the other tests here train."""
+
+
+def train(run: Path, tiny: list[str], *flags: str) -> int:
+    world = int(flags[flags.index("--devices") + 1]) if "--devices" in flags else 1
+    ranks = Ranks([*tiny, "--run_dir", str(run), *flags], run.with_name(f"{run.name}.log"), world)
+    code = ranks.wait(150)[0]
+    assert code in (0, 75), ranks.said()
+    return code
+
+
+@pytest.fixture(scope="module")
+def single(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
+    run = tmp_path_factory.mktemp("single") / "run"
+    train(run, tiny, *STRATEGIES["single"])
+    return run
+
+
+def assert_alike(run: Path, other: Path, tolerance: float = 1e-6) -> None:
+    assert losses_of(run) == pytest.approx(losses_of(other), abs=tolerance)
+    assert list(val_of(run).values()) == pytest.approx(list(val_of(other).values()), abs=tolerance)
+    norms, digests = (
+        [[row[name] for row in rows_of(r) if name in row] for r in (run, other)]
+        for name in ("grad_norm", "batch_digest")
+    )
+    assert norms[0] == pytest.approx(norms[1], rel=10 * tolerance)
+    assert digests[0] == digests[1]
+
+
+EVERYDAY = ("fsdp", "deepspeed_2")
+NAMES_OF_PRECISIONS = ("single", "ddp", "fsdp", "tp", "deepspeed_2", "deepspeed_3")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(n, marks=[] if n in EVERYDAY else pytest.mark.slow) for n in STRATEGIES if n != "single"]
+)
+def test_several_processes_give_the_losses_of_one(name: str, single: Path, tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(run, tiny, *STRATEGIES[name], "--micro_batch_size", "1")
+    assert_alike(run, single)
+    assert json.loads((run / "status.json").read_text())["state"] == "done"
+    assert weights_of(run).keys() == weights_of(single).keys()
+    for weight, other in zip(weights_of(run).values(), weights_of(single).values(), strict=True):
+        assert (weight - other).abs().mean() < 1e-6  # of single ones AdamW blows rounding errors up
+
+
+def weights_of(run: Path) -> dict[str, torch.Tensor]:
+    return dict(sorted(load_file(run / "export/model.safetensors").items()))
+
+
+@pytest.fixture(scope="module")
+def single_of(tiny: list[str], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, list[str]]]:
+    """A family's run on one process, made once, and its flags."""
+
+    @functools.cache
+    def run_of(family: str) -> tuple[Path, list[str]]:
+        flags = [*without_model(tiny), *FAMILIES[family].split()]
+        run = tmp_path_factory.mktemp(family) / "run"
+        train(run, flags, *STRATEGIES["single"])
+        return run, flags
+
+    return run_of
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "deepspeed_1", "deepspeed_2", "deepspeed_3"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_so_do_those_of_every_family(
+    family: str, name: str, single_of: Callable[[str], tuple[Path, list[str]]], tmp_path: Path
+) -> None:
+    single, flags = single_of(family)
+    train(tmp_path / "run", flags, *STRATEGIES[name], "--micro_batch_size", "1")
+    assert_alike(tmp_path / "run", single)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("precision", "tolerance", "name"),
+    [
+        *((p, t, name) for p, t in (("bf16-mixed", 2e-3), ("bf16-true", 4e-3)) for name in NAMES_OF_PRECISIONS),
+        *(("16-mixed", 5e-4, name) for name in ("single", "ddp")),  # refused of the others (test_launch)
+    ],
+)
+def test_every_precision_gives_nearly_the_losses_of_fp32(
+    precision: str, tolerance: float, name: str, single: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    train(tmp_path / "run", tiny, *STRATEGIES[name], "--precision", precision, "--stop_after", "3steps")
+    train(tmp_path / "run", tiny, *STRATEGIES[name], "--precision", precision)
+    assert losses_of(tmp_path / "run") == pytest.approx(losses_of(single), abs=tolerance)
+    assert losses_of(tmp_path / "run") != losses_of(single)
+    scales = json.loads((tmp_path / "run/checkpoints/step-000008/state.json").read_text()).get("loss_scale")
+    assert (scales == {"scale": 65536.0, "_growth_tracker": 8}) == (precision == "16-mixed")
+
+
+CHAINS = [
+    ["deepspeed_1", "tp", "single"],
+    pytest.param(["fsdp", "ddp", "single"], marks=pytest.mark.slow),
+    pytest.param(["ddp", "fsdp"], marks=pytest.mark.slow),
+    pytest.param(["single", "deepspeed_3", "fsdp", "deepspeed_2", "ddp"], marks=pytest.mark.slow),
+    pytest.param(["tp", "deepspeed_3", "deepspeed_1", "hsdp", "fsdp_tp", "deepspeed_2"], marks=pytest.mark.slow),
+]
+
+
+@pytest.mark.parametrize("order", CHAINS, ids="-".join)
+def test_each_strategy_goes_on_from_anothers_checkpoint(
+    order: list[str], single: Path, tiny: list[str], tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    for name in order[:-1]:
+        assert train(run, tiny, *STRATEGIES[name], "--stop_after", "1steps" if len(order) > 3 else "3steps") == 75
+    assert train(run, tiny, *STRATEGIES[order[-1]]) == 0
+    assert_alike(run, single)
+
+
+@pytest.mark.slow
+def test_a_familys_run_goes_through_all_strategies(
+    single_of: Callable[[str], tuple[Path, list[str]]], tmp_path: Path
+) -> None:
+    single, flags = single_of("bart")
+    for name in ("ddp", "deepspeed_1", "fsdp", "deepspeed_3"):
+        assert train(tmp_path / "run", flags, *STRATEGIES[name], "--stop_after", "1steps") == 75
+    assert train(tmp_path / "run", flags, *STRATEGIES["single"]) == 0
+    assert_alike(tmp_path / "run", single)
+
+
+@pytest.mark.slow
+def test_deepspeeds_own_settings_win_and_change_no_loss(single: Path, tiny: list[str], tmp_path: Path) -> None:
+    file = tmp_path / "zero.json"
+    file.write_text('{"zero_optimization": {"reduce_bucket_size": 1000, "stage": "auto"}, "train_batch_size": "auto"}')
+    flags = ["--deepspeed.config", str(file), "--strategy", "deepspeed_2"]
+    made = settings(parse(flags), Launch("cpu", 2, 1, "deepspeed_2", "32"))
+    assert made["zero_optimization"] == {"stage": 2, "overlap_comm": False, "reduce_bucket_size": 1000}
+    assert "train_batch_size" not in made
+    train(tmp_path / "run", tiny, *STRATEGIES["deepspeed_2"], "--deepspeed.config", str(file))
+    assert_alike(tmp_path / "run", single)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "how",
+    [["--robust.adversarial", "fgm"], ["--robust.embedding_noise", "5"], ["--model.tie_word_embeddings", "true"]],
+    ids=["fgm", "noise", "tied"],
+)
+def test_tensor_parallel_reads_embeddings_as_one_process_does(how: list[str], tiny: list[str], tmp_path: Path) -> None:
+    flags = [*how, "--micro_batch_size", "2"]
+    train(tmp_path / "one", tiny, *STRATEGIES["single"], *flags)
+    train(tmp_path / "two", tiny, *STRATEGIES["tp"], *flags)
+    assert_alike(tmp_path / "two", tmp_path / "one", tolerance=1e-5)
+
+
+def test_wrong_flags_end_before_a_process_is_started(tiny: list[str], tmp_path: Path) -> None:
+    done = run_command(["-m", "sslm.train", *tiny, "--run_dir", str(tmp_path / "run"), "--devices", "3"])
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: --batch_size 4: can't be shared by 3 devices")
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_torchrun_starts_the_ranks_and_says_how_many(single: Path, tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "29591", "-m", "sslm.train"]
+    done = run_command([*torchrun, *tiny, "--run_dir", str(run)], timeout=200)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("Run folder:") == 1
+    assert losses_of(run) == pytest.approx(losses_of(single), abs=1e-6)
+    assert run_command([*torchrun, *tiny, "--run_dir", str(run), "--devices", "3"], timeout=200).returncode != 0
