@@ -38,6 +38,7 @@ def share_of_experts(model: nn.Module) -> float:
 def active_matmul_parameters(model: PreTrainedModel, scored_share: float = 1.0) -> float:
     """Those that multiply a token's activations on average: the head works on scored places alone.
 
+    >>> import torch
     >>> from transformers import BertConfig, BertForMaskedLM
     >>> with torch.device("meta"):
     ...     bert = BertForMaskedLM(BertConfig())
@@ -74,6 +75,7 @@ def encoder_decoder_flops(model: PreTrainedModel, source_len: int, target_len: i
     S: source_len, D: target_len, P: matmul parameters, the head's included; P_enc: the encoder's; P_kv: of the cross-attention's
     keys and values, which the decoder has and makes of the encoder's tokens; L: layers, H·Q: heads times head size.
 
+    >>> import torch
     >>> from transformers import T5Config, T5ForConditionalGeneration
     >>> v1_1 = T5Config(d_model=768, d_ff=2048, num_layers=12, num_heads=12, feed_forward_proj="gated-gelu")
     >>> with torch.device("meta"):
