@@ -149,7 +149,7 @@ def test_corpus_is_the_same_for_any_number_of_threads(
     done = run_command([*command, "--out", str(tmp_path / "c")], env={"RAYON_NUM_THREADS": threads})
     assert done.returncode == 0, done.stderr
     monkeypatch.setenv("TOKENIZERS_PARALLELISM", "false")
-    assert prepare_main([*command[2:], "--out", str(tmp_path / "d")]) == 0
+    assert prepare_main([*command[3:], "--out", str(tmp_path / "d")]) == 0
     assert contents(tmp_path / "c") == contents(tmp_path / "d")
 
 

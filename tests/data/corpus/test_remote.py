@@ -269,7 +269,7 @@ def test_a_shard_that_is_missing_or_empty_there_is_named_at_once(
 
 def test_mistakes_are_told_at_once(http: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     began = time.monotonic()
-    with pytest.raises(UserError, match=r"elsewhere: no index\.json there.*sslm\.prepare"):
+    with pytest.raises(UserError, match=r"elsewhere: no index\.json there.*sslm prepare"):
         open_remote_corpus(f"{http.url}/elsewhere", tmp_path, None)
     for status in (401, 403):
         http.faults = [status]

@@ -20,7 +20,7 @@ from sslm.models.head import LanguageModel
 from sslm.models.lstm import LstmConfig
 from sslm.parallel.launch import Launch
 from sslm.parallel.parallelize import parallelize
-from sslm.parallel.planning.activation_memory import Activations, Kept, by_formula, measure
+from sslm.parallel.planning.activation_memory import LSTM_RESERVE, Activations, Kept, by_formula, measure
 from sslm.parallel.planning.budget import Budget
 from sslm.parallel.planning.host_memory import free_memory
 from sslm.parallel.planning.machines import Machine, named
@@ -107,10 +107,9 @@ def test_activations_without_contents_are_those_of_a_real_forward_pass(family: s
     config, auto_class = FAMILIES[family]
     measured = measure(on_meta(config, auto_class), SHAPES, on_gpu=False, autocast=dtype)
     real = saved_by_a_real_forward_pass(config, auto_class, 3, dtype)
-    tolerance = (
-        0.3 if family == "lstm" and dtype else 0.04
-    )  # of a fused LSTM's own buffer in bf16 more is planned than it takes
-    assert everything(measured.of(3)) == pytest.approx(real, rel=tolerance)
+    # whether there is a fused LSTM in bf16, with its buffer, depends on the CPU: it is planned for on all
+    buffer = LSTM_RESERVE * 3 * LENGTH * 2 * 64 if family == "lstm" and dtype else 0
+    assert everything(measured.of(3)) <= 1.04 * real + buffer
     assert everything(measured.of(3)) >= 0.98 * real
 
 
