@@ -8,10 +8,12 @@ they belong to. The defaults are the newcomer's run.
 """
 
 import dataclasses
+import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
@@ -21,8 +23,34 @@ Strategy = Literal[
     "auto", "single", "ddp", "fsdp", "hsdp", "tp", "fsdp_tp", "deepspeed_1", "deepspeed_2", "deepspeed_3"
 ]
 FSDP_STRATEGIES = ("fsdp", "hsdp", "fsdp_tp")
-"""Those in which FSDP2 has a part."""
+"""Strategies in which FSDP2 shards weights."""
 Precision = Literal["auto", "32", "bf16-mixed", "bf16-true", "16-mixed", "fp8"]
+
+
+class Range(NamedTuple):
+    """Numbers that a setting takes."""
+
+    words: str
+    contains: Callable[[float], bool]
+
+
+POSITIVE = Range("a number above 0", lambda number: 0 < number < math.inf)
+NOT_NEGATIVE = Range("a number of 0 or more", lambda number: 0 <= number < math.inf)
+SHARE = Range("a share from 0 to 1", lambda number: 0 <= number <= 1)
+BELOW_ONE = Range("a number from 0 to below 1", lambda number: 0 <= number < 1)
+SEED = Range("a whole number from 0 to 2^63 - 1", lambda number: 0 <= number < 1 << 63)
+SECONDS = Range("a number above 0 and at most 1e9", lambda number: 0 < number <= 1e9)
+
+
+def setting(default: Any, numbers: Range | None = None, may_change: bool = False) -> Any:
+    """Declare a field of a section.
+
+    Args:
+        default: value if neither a file nor a flag gives one.
+        numbers: range that a number has to lie in; None if any will do.
+        may_change: whether a resumed run may have another value than the run began with.
+    """
+    return field(default=default, metadata={"numbers": numbers, "may_change": may_change})
 
 
 @dataclass(frozen=True)
@@ -104,17 +132,17 @@ class DataConfig:
     tokenizer: str | None = None
     """Tokenizer: a folder, a hub name, or bpe:SIZE to train a byte-level BPE; default: that of --model.pretrained or of the
     prepared corpus, else bpe:2048."""
-    cache_dir: str | None = None
+    cache_dir: str | None = setting(None, may_change=True)
     """Folder for corpora prepared on the fly; default: the user's cache folder."""
-    cache_gb: float | None = None
+    cache_gb: float | None = setting(None, POSITIVE, may_change=True)
     """Room for remote shards in the cache folder, in gigabytes; default: no limit."""
-    block_shards: int | None = None
+    block_shards: int | None = setting(None, POSITIVE)
     """Shards that are shuffled together; default: all of a local corpus, 4 of a remote one (twice as many are kept here)."""
-    on_bad_shard: Literal["fail", "substitute"] = "fail"
+    on_bad_shard: Literal["fail", "substitute"] = setting("fail", may_change=True)
     """A shard that stays unreadable or damaged: end the run with its name, or read others in its place and record it."""
-    num_workers: int = 0
+    num_workers: int = setting(0, NOT_NEGATIVE, may_change=True)
     """Loader processes per device; 0 reads in the training process, which is usually fastest."""
-    val_sequences: int = 1024
+    val_sequences: int = setting(1024, POSITIVE)
     """At most this many held-out sequences are used at each validation, spread evenly."""
 
 
@@ -124,27 +152,27 @@ class OptimConfig:
 
     name: Literal["adamw"] = "adamw"
     """Optimizer."""
-    lr: float | None = None
+    lr: float | None = setting(None, POSITIVE)
     """Peak learning rate; default: what suits the objective's default model (causal_lm: 4e-3)."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
     """After warm-up: cosine decay, warm-up-stable-decay, or constant."""
-    warmup_steps: int = 40
+    warmup_steps: int = setting(40, NOT_NEGATIVE)
     """Optimizer steps of linear warm-up."""
-    decay_fraction: float = 0.2
+    decay_fraction: float = setting(0.2, SHARE)
     """wsd: the share of all steps, at the end, in which the rate decays."""
-    min_lr_ratio: float = 0.1
+    min_lr_ratio: float = setting(0.1, SHARE)
     """Rate at the end, as a share of the peak."""
-    weight_decay: float = 0.1
+    weight_decay: float = setting(0.1, NOT_NEGATIVE)
     """Decoupled weight decay, on matrices only."""
-    beta1: float = 0.9
+    beta1: float = setting(0.9, BELOW_ONE)
     """Decay of the mean of gradients."""
-    beta2: float = 0.95
+    beta2: float = setting(0.95, BELOW_ONE)
     """Decay of the mean of squared gradients."""
-    eps: float = 1e-8
+    eps: float = setting(1e-8, POSITIVE)
     """Added to the root of the second moment."""
-    clip_norm: float | None = 1.0
+    clip_norm: float | None = setting(1.0, POSITIVE)
     """Largest norm of the whole gradient; null: no clipping."""
-    average_decay: float | None = None
+    average_decay: float | None = setting(None, BELOW_ONE)
     """Keep an exponential moving average of the weights with this decay (0.999), which is validated and exported; null: none."""
 
 
@@ -152,19 +180,19 @@ class OptimConfig:
 class RobustConfig:
     """What makes training more robust, of any objective; all of it is off unless asked for."""
 
-    label_smoothing: float = 0.0
+    label_smoothing: float = setting(0.0, BELOW_ONE)
     """Share of each target's probability that is spread evenly over the vocabulary (Szegedy et al. 2016); costs nothing."""
-    z_loss: float = 0.0
+    z_loss: float = setting(0.0, NOT_NEGATIVE)
     """Weight of log(Z)^2, Z the softmax's denominator, in the loss (Chowdhery et al. 2022: 1e-4); costs little."""
-    embedding_noise: float = 0.0
+    embedding_noise: float = setting(0.0, NOT_NEGATIVE)
     """NEFTune's alpha: uniform noise on the input embeddings, at most alpha / sqrt(tokens x width) (Jain et al. 2023: 5); costs
     nothing."""
     adversarial: Literal["fgm", "pgd", "freelb"] | None = None
     """Perturb the input embeddings where it hurts most: fgm (2 passes a step), pgd (adversarial_steps + 1), freelb
     (adversarial_steps)."""
-    epsilon: float = 1.0
+    epsilon: float = setting(1.0, POSITIVE)
     """Largest L2 norm of a sequence's perturbation."""
-    adversarial_steps: int = 3
+    adversarial_steps: int = setting(3, POSITIVE)
     """Steps of pgd and freelb, each of 2.5 epsilon / steps."""
 
 
@@ -172,13 +200,13 @@ class RobustConfig:
 class FsdpConfig:
     """How fsdp, hsdp and fsdp_tp share weights among devices (FSDP2)."""
 
-    reshard_after_forward: bool = True
+    reshard_after_forward: bool = setting(True, may_change=True)
     """Give a block's weights back after its forward pass (ZeRO-3); false keeps them for the backward pass (ZeRO-2): more memory,
     less communication."""
-    reduce_gradients: Literal["step", "micro_batch"] = "step"
+    reduce_gradients: Literal["step", "micro_batch"] = setting("step", may_change=True)
     """step: once, after the last micro-batch, for which each device holds whole gradients; micro_batch: after each, holding its
     own part alone."""
-    replicas: int | None = None
+    replicas: int | None = setting(None, POSITIVE, may_change=True)
     """hsdp: groups of devices that hold all of the weights among them; default: the number of nodes."""
 
 
@@ -186,11 +214,11 @@ class FsdpConfig:
 class DeepspeedConfig:
     """What deepspeed_1, deepspeed_2 and deepspeed_3 (ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054) keep where."""
 
-    offload_optimizer: bool = False
+    offload_optimizer: bool = setting(False, may_change=True)
     """Keep optimizer states in the host's memory, and step there."""
-    offload_parameters: bool = False
+    offload_parameters: bool = setting(False, may_change=True)
     """deepspeed_3: keep weights in the host's memory until they are needed."""
-    config: str | None = None
+    config: str | None = setting(None, may_change=True)
     """A JSON file of DeepSpeed's own settings, which win over ours."""
 
 
@@ -198,23 +226,23 @@ class DeepspeedConfig:
 class CheckpointConfig:
     """When the run is saved."""
 
-    every_steps: int | None = 100
+    every_steps: int | None = setting(100, POSITIVE, may_change=True)
     """Save every so many optimizer steps; null: never by steps."""
-    every_minutes: float | None = None
+    every_minutes: float | None = setting(None, POSITIVE, may_change=True)
     """Save every so many minutes; null: never by time."""
-    keep_last: int | None = 2
+    keep_last: int | None = setting(2, POSITIVE, may_change=True)
     """Keep this many newest checkpoints; null: all."""
-    keep_best: int | None = None
+    keep_best: int | None = setting(None, POSITIVE, may_change=True)
     """Keep this many best ones too, and save at every validation; null: none."""
-    best_metric: str = "val/loss"
+    best_metric: str = setting("val/loss", may_change=True)
     """What tells the best."""
-    best_is: Literal["lowest", "highest"] = "lowest"
+    best_is: Literal["lowest", "highest"] = setting("lowest", may_change=True)
     """Which value of it."""
-    keep_every_steps: int | None = None
+    keep_every_steps: int | None = setting(None, POSITIVE, may_change=True)
     """Keep for good what is saved at multiples of so many steps; null: none."""
-    sync: bool = False
+    sync: bool = setting(False, may_change=True)
     """Let training wait until a checkpoint is on the disk; default: only for the copy to the host's memory."""
-    upload: str | None = None
+    upload: str | None = setting(None, may_change=True)
     """Folder of this run elsewhere (s3://bucket/runs/mine, or a path), to which checkpoints are uploaded in the background, and from
     where a machine without the run folder goes on."""
 
@@ -226,12 +254,12 @@ class AnomalyConfig:
     action: Literal["rewind", "skip", "off"] = "rewind"
     """skip: leave its update out and go on; rewind: when that happens several times in a row, also go back to the last checkpoint
     before, and leave those examples out; off: neither, and don't look."""
-    spike_z: float | None = 12.0
+    spike_z: float | None = setting(12.0, POSITIVE)
     """A spike is a loss, or a logarithm of the gradient norm, so many robust standard deviations above the median of the last 128 good
     steps; null: only what is no number counts."""
-    patience: int = 3
+    patience: int = setting(3, POSITIVE)
     """Go back after so many anomalous steps in a row."""
-    max_rewinds: int = 3
+    max_rewinds: int = setting(3, NOT_NEGATIVE, may_change=True)
     """End the run instead of going back more often than this."""
 
 
@@ -239,58 +267,58 @@ class AnomalyConfig:
 class Config:
     """A run."""
 
-    run_dir: str | None = None
+    run_dir: str | None = setting(None, may_change=True)
     """Run folder; default: runs/OBJECTIVE."""
-    resume: str = "auto"
+    resume: str = setting("auto", may_change=True)
     """auto: go on from the run folder's newest checkpoint; never: refuse a folder that has one; PATH: a run or checkpoint
     to begin from where the run folder has none of its own."""
-    seed: int = 0
+    seed: int = setting(0, SEED)
     """Seed of order, noise, dropout and initial weights."""
-    strategy: Strategy = "auto"
+    strategy: Strategy = setting("auto", may_change=True)
     """auto, single, ddp, fsdp (FSDP2), hsdp (sharded inside a node, replicated across), tp (tensor parallel), fsdp_tp, deepspeed_1,
     deepspeed_2, or deepspeed_3."""
-    tensor_parallel_size: int | None = None
+    tensor_parallel_size: int | None = setting(None, POSITIVE, may_change=True)
     """Devices that share each matrix, in tp and fsdp_tp; default: tp: all, fsdp_tp: those of a node."""
-    precision: Precision = "auto"
+    precision: Precision = setting("auto", may_change=True)
     """32; bf16-mixed; bf16-true: weights in bf16, rounded stochastically; 16-mixed: with loss scaling; fp8: matmuls of the blocks,
     the rest as bf16-mixed; auto: bf16-mixed on GPUs that have it (else 16-mixed), 32 on CPUs."""
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", may_change=True)
     """auto, cpu, or gpu."""
-    devices: int | None = None
+    devices: int | None = setting(None, POSITIVE, may_change=True)
     """Devices per node; default: every GPU, or one CPU process."""
-    num_nodes: int = 1
+    num_nodes: int = setting(1, POSITIVE, may_change=True)
     """Nodes."""
-    seq_len: int = 128
+    seq_len: int = setting(128, POSITIVE)
     """Tokens per sequence."""
-    batch_size: int = 16
+    batch_size: int = setting(16, POSITIVE)
     """Sequences per optimizer step, over all devices."""
-    micro_batch_size: int | Literal["auto"] | None = None
+    micro_batch_size: int | Literal["auto"] | None = setting(None, POSITIVE, may_change=True)
     """Sequences per forward pass and device; auto: the most that fit in memory; default: a device's whole share of the batch."""
-    max_steps: int | None = None
+    max_steps: int | None = setting(None, POSITIVE, may_change=True)
     """End after so many optimizer steps (default 700, where neither this nor max_tokens is given)."""
-    max_tokens: int | None = None
+    max_tokens: int | None = setting(None, POSITIVE, may_change=True)
     """End after so many tokens; the earlier of the two ends the run."""
-    stop_after: str | None = None
+    stop_after: str | None = setting(None, may_change=True)
     """Stop with everything saved (exit code 75) within a time (3h50m), or after a number of this command's steps (200steps)."""
-    log_every: int = 10
+    log_every: int = setting(10, POSITIVE, may_change=True)
     """Optimizer steps between rows of metrics."""
-    val_every: int = 100
+    val_every: int = setting(100, POSITIVE, may_change=True)
     """Optimizer steps between validations; there is always one at step 0 and one at the end."""
-    logger: Literal["none", "wandb", "csv", "tensorboard"] = "none"
+    logger: Literal["none", "wandb", "csv", "tensorboard"] = setting("none", may_change=True)
     """A logger beside metrics.jsonl. wandb works offline where nobody is logged in."""
-    compile: bool = False
+    compile: bool = setting(False, may_change=True)
     """Compile each block of the model with torch.compile."""
-    activation_checkpointing: str = "none"
+    activation_checkpointing: str = setting("none", may_change=True)
     """Recompute activations in the backward pass, to save memory: none, selective (all but matmuls and attention), full (each
     block), or budget:SHARE of the memory (budget:0.5; with --compile)."""
-    start_timeout_seconds: float = 1800.0
+    start_timeout_seconds: float = setting(1800.0, SECONDS, may_change=True)
     """A process that the others don't meet in this time ends the run; the first may have a large checkpoint to verify before."""
-    collective_timeout_seconds: float = 1800.0
+    collective_timeout_seconds: float = setting(1800.0, SECONDS, may_change=True)
     """So does a collective operation that takes longer than this."""
-    watchdog_seconds: float | None = 900.0
+    watchdog_seconds: float | None = setting(900.0, POSITIVE, may_change=True)
     """Time without progress on any rank after which all stacks are written to the run folder and the run ends, for a scheduler to
     start it again (the first two steps may take ten times as long); null: never."""
-    dry_run: bool = False
+    dry_run: bool = setting(False, may_change=True)
     """Prepare, check and build everything, print the plan, and stop before training."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What the model is trained to do."""
@@ -326,52 +354,17 @@ class Config:
 
 DEFAULT_STEPS = 700
 OPEN_SECTIONS = ("model", "objective")
-MAY_CHANGE = frozenset(
-    (
-        "accelerator",
-        "devices",
-        "num_nodes",
-        "strategy",
-        "tensor_parallel_size",
-        "fsdp.reshard_after_forward",
-        "fsdp.reduce_gradients",
-        "fsdp.replicas",
-        "deepspeed.offload_optimizer",
-        "deepspeed.offload_parameters",
-        "deepspeed.config",
-        "start_timeout_seconds",
-        "collective_timeout_seconds",
-        "watchdog_seconds",
-        "precision",
-        "micro_batch_size",
-        "max_steps",
-        "max_tokens",
-        "stop_after",
-        "log_every",
-        "val_every",
-        "logger",
-        "compile",
-        "activation_checkpointing",
-        "dry_run",
-        "run_dir",
-        "resume",
-        "data.num_workers",
-        "data.cache_dir",
-        "data.cache_gb",
-        "data.on_bad_shard",
-        "anomaly.max_rewinds",
-        "checkpoint.every_steps",
-        "checkpoint.every_minutes",
-        "checkpoint.keep_last",
-        "checkpoint.keep_best",
-        "checkpoint.best_metric",
-        "checkpoint.best_is",
-        "checkpoint.keep_every_steps",
-        "checkpoint.sync",
-        "checkpoint.upload",
-    )
-)
-"""Keys that a resumed run may change. All others belong to the run and make another run when they differ."""
+SECTIONS: dict[str, Any] = {"": Config} | {
+    section.name: section.type for section in dataclasses.fields(Config) if dataclasses.is_dataclass(section.type)
+}
+"""Name -> dataclass of every section; "" names the settings that stand in none."""
+FLAGS = {
+    f"{section}.{leaf.name}".removeprefix("."): leaf
+    for section, kind in SECTIONS.items()
+    for leaf in dataclasses.fields(kind)
+    if leaf.name not in SECTIONS and leaf.name != "settings"
+}
+"""Name -> field of every flag, but for those of the open sections' own keys."""
 
 
 def parse_stop_after(text: str) -> tuple[float | None, int | None]:
@@ -407,6 +400,6 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
             continue
         if isinstance(was, dict) or isinstance(now, dict):
             found += differences(was or {}, now or {}, f"{name}.")
-        elif was != now and name not in MAY_CHANGE:
+        elif was != now and not (name in FLAGS and FLAGS[name].metadata.get("may_change")):
             found.append(f"{name} (was {was!r}, now {now!r})")
     return found

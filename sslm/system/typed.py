@@ -1,70 +1,86 @@
-"""Values as a command line, a YAML file or an open section has them, held against a dataclass's types; errors of one sentence."""
+"""Values as a command line or a YAML file has them, turned into what a dataclass's types ask for."""
 
-import argparse
 import dataclasses
+import functools
 import re
 import types
 import typing
+from argparse import ArgumentError
 from collections.abc import Mapping
 from typing import Any, Literal
+
+from jsonargparse import ArgumentParser
 
 from sslm.system.errors import UserError, nearest
 
 
-def typed(kind: type[Any], section: str, settings: dict[str, Any]) -> dict[str, Any]:
-    """An open section's settings, seen to be of the types that a dataclass gives its fields.
-
-    Raises:
-        UserError: one isn't, or there is no such field.
-    """
-    from jsonargparse import ArgumentParser
-
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}
-    for key in settings:
-        if key not in fields:
-            known = f"it has {', '.join(fields)}" if fields else "it has none"
-            raise UserError(f"--{section}.{key}: there is no such setting{nearest(key, fields)}; {known}")
-    parser = ArgumentParser(exit_on_error=False)
-    for key in settings:
-        parser.add_argument(f"--{section}.{key}", type=fields[key])
-    try:
-        return dict(parser.parse_object({section: settings}).get(section, {})) if settings else {}
-    except argparse.ArgumentError as error:
-        raise UserError(one_sentence(error, {f"{section}.{key}": kind for key, kind in fields.items()})) from None
-
-
-def fits(value: Any, kind: Any) -> bool:
-    """Whether an item's value, as YAML has it, is of a field's type."""
-    allowed = {typing.get_origin(part) or part for part in _parts(kind)} - {Literal}
-    allowed |= {int} if float in allowed else set()
-    return value in _choices(kind) or (not isinstance(value, bool) and isinstance(value, tuple(allowed)))
-
-
-def whole(value: Any, kind: Any) -> Any:
-    """1e9 -> 1000000000 where a whole number is asked for; anything else as it came."""
-    if (kind is not int and int not in typing.get_args(kind)) or not re.fullmatch(
-        r"\d+(\.\d*)?[eE]\+?\d+|\d+\.0", str(value)
-    ):
-        return value
-    return int(float(value)) if float(value).is_integer() else value
-
-
-def one_sentence(error: argparse.ArgumentError, flags: Mapping[str, Any]) -> str:
-    """Turn jsonargparse's paragraph about a value into one sentence.
+def typed(kind: type[Any], section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn settings into the types of a dataclass's fields.
 
     Args:
-        flags: name -> type of the flags that there are.
+        kind: the dataclass.
+        section: what stands before a setting's name in its flag (`--SECTION.NAME`), or "" if nothing does.
+        settings: name -> value, as YAML has it or as text. `1e9` is a whole number, too.
+
+    Raises:
+        UserError: there is no such field, or a value is not of its type.
     """
-    text = str(error)
-    name = text.split('Parser key "')[-1].split('"')[0]
-    given = text.split("Got value: ")[-1].split("Given value: ")[-1].strip().partition("\n")[0]
-    if name not in flags:
-        return " ".join(text.split())
-    return f"--{name} {given}: expected {kind_in_words(flags[name])}{nearest(given, _choices(flags[name]))}"
+    kinds = {field.name: field.type for field in dataclasses.fields(kind)}
+    values = {}
+    for key, value in settings.items():
+        flag = f"--{section}.{key}" if section else f"--{key}"
+        if key not in kinds:
+            known = f"it has {', '.join(kinds)}" if kinds else "it has none"
+            raise UserError(f"{flag}: there is no such setting{nearest(key, kinds)}; {known}")
+        values[key] = _converted(value, kinds[key], flag)
+    return values
+
+
+def _converted(value: Any, kind: Any, flag: str) -> Any:
+    if (item := item_of(kind)) and value is not None:
+        return _items(value, item, flag)
+    try:
+        if value is None and type(None) not in _parts(kind):  # jsonargparse takes it for any type
+            raise ArgumentError(None, "null")
+        return _parser(kind).parse_object({"value": _whole(value, kind)}).value
+    except ArgumentError:
+        close = nearest(str(value), _choices(kind))
+        raise UserError(f"{flag} {'null' if value is None else value}: expected {_in_words(kind)}{close}") from None
+
+
+@functools.cache
+def _parser(kind: Any) -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=kind)
+    return parser
+
+
+def item_of(kind: Any) -> Any:
+    """Return the dataclass of which a type is a list, or None if it is something else."""
+    listed = next((part for part in _parts(kind) if typing.get_origin(part) is list), None)
+    item = typing.get_args(listed)[0] if listed else None
+    return item if dataclasses.is_dataclass(item) else None
+
+
+def _items(value: Any, item: Any, flag: str) -> list[Any]:
+    needed = [field.name for field in dataclasses.fields(item) if field.default is dataclasses.MISSING]
+    example = f"[{{{', '.join(f'{key}: …' for key in needed)}}}, …]"
+    if not isinstance(value, list) or not value or not all(isinstance(settings, dict) for settings in value):
+        raise UserError(f"{flag} {'null' if value is None else value}: expected a list such as {example}")
+    for settings in value:
+        if missing := [key for key in needed if settings.get(key) is None]:
+            raise UserError(f"{flag} {settings}: {missing[0]} is missing; expected {example}")
+    return [item(**typed(item, flag.removeprefix("--"), settings)) for settings in value]
+
+
+def _whole(value: Any, kind: Any) -> Any:
+    """Turn 1e9 into 1000000000 if a whole number is asked for; leave anything else as it is."""
+    is_number = int in _parts(kind) and re.fullmatch(r"\d+(\.\d*)?[eE]\+?\d+|\d+\.0", str(value))
+    return int(float(value)) if is_number and float(value).is_integer() else value
 
 
 def _parts(kind: Any) -> tuple[Any, ...]:
-    """The members of a union, which Python keeps in two forms (with a Literal, in typing's own); another type by itself."""
+    """Return the members of a union (Python keeps unions in two forms), or another type by itself."""
     return typing.get_args(kind) if typing.get_origin(kind) in (typing.Union, types.UnionType) else (kind,)
 
 
@@ -73,13 +89,13 @@ def _choices(kind: Any) -> list[str]:
     return [str(value) for literal in literals for value in typing.get_args(literal)]
 
 
-def kind_in_words(kind: Any) -> str:
+def _in_words(kind: Any) -> str:
     if typing.get_origin(kind) is dict:
         return "names and numbers, such as {web: 1}"
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", type(None): "null"}
     *others, last = _parts(kind)
     if others:
-        return f"{', '.join(kind_in_words(part) for part in others)} or {kind_in_words(last)}"
+        return f"{', '.join(_in_words(part) for part in others)} or {_in_words(last)}"
     if choices := _choices(kind):
         return f"one of {', '.join(choices)}" if len(choices) > 1 else choices[0]
     return names.get(kind, str(kind))

@@ -3,12 +3,15 @@
 import gzip
 import json
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 import pytest
 
-from sslm.cli.parse import fits, parse
+from sslm.cli.parse import parse
+from sslm.system.errors import UserError
+from sslm.system.typed import typed
 from sslm.train import main
 
 
@@ -110,10 +113,25 @@ def test_micro_batch_size_is_a_number_or_auto() -> None:
     assert sizes == [100, 7, "auto", None]
 
 
-def test_items_of_lists_may_be_any_part_of_a_union() -> None:
-    assert all(fits(value, int | Literal["auto"] | None) for value in (3, "auto", None))
-    assert not any(fits(value, int | Literal["auto"] | None) for value in (True, 0.5, "text", [3]))
-    assert all(fits(value, str | float) for value in (3, 0.5, "text"))
+@dataclass
+class Item:
+    size: int | Literal["auto"] | None
+    weight: str | float
+
+
+def test_values_may_be_of_any_part_of_a_union() -> None:
+    for size in (3, "auto", None):
+        assert typed(Item, "items", {"size": size}) == {"size": size}
+    for size in (True, 0.5, "text", [3]):
+        with pytest.raises(UserError, match="expected a whole number, auto or null"):
+            typed(Item, "items", {"size": size})
+    for weight in (3, 0.5, "text"):
+        assert typed(Item, "items", {"weight": weight}) == {"weight": weight}
+
+
+def test_null_is_no_number(refuse, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "a.yaml").write_text("optim: {beta1: null}\n")
+    refuse(["--config", str(tmp_path / "a.yaml")], "--optim.beta1 null: expected a number")
 
 
 def test_yaml_key_that_does_not_exist(refuse, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
