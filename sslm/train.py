@@ -8,7 +8,7 @@ The same as `sslm train`. Lightning's launcher starts its children by this name,
 import sys
 
 from sslm.cli.parse import parse
-from sslm.system.errors import exits_politely
+from sslm.system.exits import exits_politely
 from sslm.system.signals import stops_on_signals
 
 

@@ -8,7 +8,8 @@ from pathlib import Path
 
 from sslm.runs.export import export
 from sslm.runs.find import find_checkpoint
-from sslm.system.errors import UserError, exits_politely
+from sslm.system.errors import UserError
+from sslm.system.exits import exits_politely
 from sslm.system.terminal import keep_libraries_quiet, say
 
 

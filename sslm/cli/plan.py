@@ -5,10 +5,9 @@ sslm plan [--plan_for h100:8] [--price_per_hour 2.5] [any flags of train]
 Nothing is trained, and nothing written but the cache of prepared corpora. Without --plan_for the plan is for this machine.
 """
 
+import argparse
 import shlex
 import shutil
-import sys
-from collections.abc import Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,15 +15,16 @@ from typing import TYPE_CHECKING, Any
 from rich.markup import escape
 from rich.table import Table
 
-from sslm.cli.parse import parse
+from sslm.cli.parse import parse, split_flags
 from sslm.config import Config
 from sslm.parallel.launch import devices
 from sslm.parallel.planning.budget import Budget, Proposal, plan_launch
 from sslm.parallel.planning.expected_speed import expected_speed
-from sslm.parallel.planning.machines import PRICED, Machine, here, named
+from sslm.parallel.planning.machines import KINDS, PRICED, Machine, here, named
 from sslm.runs.folder import RunFolder
 from sslm.system import terminal
-from sslm.system.errors import DONE, UserError, exits_politely
+from sslm.system.errors import UserError
+from sslm.system.exits import DONE, exits_politely
 from sslm.system.terminal import console, count, duration, gib, say
 
 if TYPE_CHECKING:
@@ -39,11 +39,28 @@ MAX_EPOCHS = 4.0
 
 @exits_politely
 def main(arguments: list[str] | None = None) -> int:
-    given = list(sys.argv[1:] if arguments is None else arguments)
-    own, rest = take_own(given)
+    parser = argparse.ArgumentParser(
+        prog="sslm plan",
+        usage="sslm plan [--plan_for h100:8] [--price_per_hour 2.5] [any flags of train]",
+        description=__doc__.split("\n")[0],
+        epilog="Nothing is trained, and nothing written but the cache of prepared corpora. `sslm train --help` lists the "
+        "flags of train.",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument(
+        "--plan_for",
+        help=f"machine: one of {', '.join(KINDS)}, each as h100, h100:8 (devices) or "
+        "h100:8x4 (on 4 nodes); default: this machine",
+    )
+    parser.add_argument("--price_per_hour", help="dollars per device and hour; default: the machine's typical price")
+    try:
+        options, rest = parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name} needs a value, such as h100:8 or 2.5") from None
     config = parse(rest)
-    machine = named(own["plan_for"]) if "plan_for" in own else None
-    price = _price(own["price_per_hour"]) if "price_per_hour" in own else None
+    machine = None if options.plan_for is None else named(options.plan_for)
+    price = None if options.price_per_hour is None else _price(options.price_per_hour)
     terminal.keep_libraries_quiet()
 
     from sslm.objectives.choose import build_on_meta, choose_model, choose_objective, open_data
@@ -53,24 +70,6 @@ def main(arguments: list[str] | None = None) -> int:
     model = build_on_meta(config, objective, choose_model(config, objective, data))
     make_plan(config, data, model, machine, price).show(rest)
     return DONE
-
-
-def take_own(arguments: list[str]) -> tuple[dict[str, str], list[str]]:
-    """Split this verb's flags from those of train."""
-    own, rest, stream = {}, [], iter(arguments)
-    for argument in stream:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if argument.startswith("--") and name in ("plan_for", "price_per_hour"):
-            own[name] = value if equals else next(stream, "")
-            if not own[name] or own[name].startswith("--"):
-                raise UserError(
-                    f"--{name} needs a value, such as {'h100:8' if name == 'plan_for' else '2.5 (dollars per device)'}"
-                )
-        else:
-            rest.append(argument)
-    if {"-h", "--help"} & set(rest):
-        print(__doc__)
-    return own, rest
 
 
 def _price(text: str) -> float:
@@ -306,8 +305,10 @@ class Plan:
     def _command(self, arguments: list[str], proposal: Proposal) -> list[str]:
         """What was typed, with what differs from it."""
         machine, asked = self.budget.machine, parse(arguments)
-        kept = {"strategy": self.launch.strategy, "micro_batch_size": proposal.micro_batch_size}
-        auto: Any = {name: value for name, value in kept.items() if getattr(asked, name) == "auto"}  # it finds the same
+        settled = {"strategy": self.launch.strategy, "micro_batch_size": proposal.micro_batch_size}
+        auto: Any = {
+            name: value for name, value in settled.items() if getattr(asked, name) == "auto"
+        }  # it finds the same
         changed = proposal.flags(replace(asked, **auto))
         if asked.micro_batch_size is None and proposal.micro_batch_size == self.budget.rows_per_rank(
             self.budget.launch(proposal.strategy)
@@ -318,25 +319,11 @@ class Plan:
             size |= {} if machine.is_gpu else {"accelerator": "cpu"}
             changed |= {name: value for name, value in size.items() if getattr(asked, name) != value}
         start = ["srun"] if machine.num_nodes > 1 else []
+        kept = [
+            word for flag in split_flags(arguments) if flag.name not in {*changed, "dry_run"} for word in flag.words
+        ]
         new = [text for name, value in changed.items() for text in (f"--{name}", str(value))]
-        return [*start, "python", "-m", "sslm.train", *_without(arguments, {*changed, "dry_run"}), *new]
-
-
-def _without(arguments: list[str], names: Collection[str]) -> list[str]:
-    """Flags but for some.
-
-    >>> _without(["--strategy", "ddp", "--seed", "1", "--devices=2"], {"strategy", "devices"})
-    ['--seed', '1']
-    """
-    rest, stream = [], list(arguments)
-    while stream:
-        argument = stream.pop(0)
-        name, equals, _ = argument.removeprefix("--").partition("=")
-        if name not in names:
-            rest.append(argument)
-        elif not equals and stream and not stream[0].startswith("--"):
-            stream.pop(0)
-    return rest
+        return [*start, "python", "-m", "sslm.train", *kept, *new]
 
 
 def _grid(rows: list[tuple[str, str]]) -> Table:

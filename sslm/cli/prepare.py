@@ -6,21 +6,20 @@ Killed, stopped by a signal or out of time, the same command goes on from where 
 """
 
 import argparse
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
-from sslm.system.errors import DONE, STOPPED, UserError, exits_politely
+from sslm.system.errors import UserError
+from sslm.system.exits import DONE, STOPPED, exits_politely
+from sslm.system.signals import Stopped, stops_on_signals
 from sslm.system.terminal import count, keep_libraries_quiet, preparation_progress, say
 
 LEAST_SHARD_TOKENS = 256
 """Smaller shards would be a file or two for every few sentences."""
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2)
 
 
 @exits_politely
+@stops_on_signals
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sslm prepare", description=__doc__.split("\n")[0])
     parser.add_argument(
@@ -57,7 +56,7 @@ def main(arguments: list[str] | None = None) -> int:
     known = options.tokenizer if tokenizer.bpe_size(options.tokenizer) else tokenizer.load(options.tokenizer)
     start = time.monotonic()
     num_documents = num_tokens = 0  # of this process: an earlier one may have begun
-    with _signals_interrupt(), preparation_progress(f"Preparing {source.name}") as show:
+    with preparation_progress(f"Preparing {source.name}") as show:
 
         def report(documents: int, tokens: int, share: float | None = None) -> None:
             nonlocal num_documents, num_tokens
@@ -66,7 +65,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         try:
             prepared = prepare(source, known, options.out, report, shard_tokens)
-        except KeyboardInterrupt:
+        except Stopped:
             say(f"{options.out}: stopped; run the same command again to go on")
             return STOPPED
     seconds = time.monotonic() - start
@@ -86,14 +85,3 @@ def _shard_tokens(given: str) -> int:
             f"16777216"
         )
     return int(given)
-
-
-@contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Let the signals by which batch systems announce the end do what Ctrl-C does."""
-    handlers = {number: signal.signal(number, signal.default_int_handler) for number in STOP_SIGNALS}
-    try:
-        yield
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)

@@ -17,8 +17,9 @@ from sslm.parallel.planning.micro_batch import choose_micro_batch_size, micro_ba
 from sslm.runs.checkpoints.mirror import check_upload
 from sslm.runs.folder import RunFolder, pretrained_folder
 from sslm.runs.resume import choose_checkpoint, reaches_the_end
-from sslm.system import errors, ranks, terminal
-from sslm.system.errors import DONE, FAILED, INTERRUPTED, STOPPED, USER_ERROR, sentence_of
+from sslm.system import exits, ranks, terminal
+from sslm.system.errors import sentence_of
+from sslm.system.exits import DONE, FAILED, INTERRUPTED, STOPPED, USER_ERROR
 from sslm.system.signals import Stopped
 from sslm.system.terminal import say
 from sslm.training.report import describe, describe_launch, summarise
@@ -43,7 +44,6 @@ def run(config: Config, arguments: list[str]) -> int:
     """Train as the settings say, or show the plan (--dry_run); `arguments` are what was typed. Returns the exit code."""
     if ranks.is_child():
         ranks.die_with_parent()
-        errors.parent_says_it = True
     if not ranks.is_first_process():
         terminal.mute()
     terminal.keep_libraries_quiet()
@@ -121,7 +121,7 @@ def train(
             ) from error
         raise
     if callbacks.preemption.stopped and not ranks.is_first_process():
-        ranks.leave()
+        exits.leave()
     return STOPPED if callbacks.preemption.stopped else DONE
 
 

@@ -13,7 +13,7 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from sslm.system.errors import FAILED, STOPPED, USER_ERROR
+from sslm.system.exits import FAILED, STOPPED, USER_ERROR
 
 GRACE_SECONDS = 5.0
 """How long this process may take to end by itself when another has: it may have met the same error, and say it better."""

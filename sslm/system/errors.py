@@ -6,19 +6,7 @@ traceback. A full disk is told the same way: it is nobody's bug.
 
 import difflib
 import errno
-import functools
-import os
-import sys
-import time
-import traceback
 from collections.abc import Iterable
-from typing import Protocol
-
-from sslm.system.signals import Stopped
-
-DONE, FAILED, USER_ERROR, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
-"""Exit codes. 75 (EX_TEMPFAIL): stopped on request, everything saved; the same command goes on."""
-
 
 PATH_ERRORS = {
     errno.EACCES,
@@ -74,56 +62,3 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Of the host or of a device."""
     is_one = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
     return is_one or any(words in str(error) for words in NO_MEMORY)
-
-
-parent_says_it = False
-"""True in a child of Lightning's launcher: its parent meets the same error mostly, and ends this process with itself; one sentence
-is enough then."""
-PARENTS_SECONDS = 3.0
-
-
-def in_process_group() -> bool:
-    """Whether this process is a rank among others by now."""
-    torch = sys.modules.get("torch")
-    return torch is not None and bool(torch.distributed.is_available() and torch.distributed.is_initialized())
-
-
-class Verb(Protocol):
-    def __call__(self, arguments: list[str] | None = None) -> int: ...
-
-
-def exits_politely(verb: Verb) -> Verb:
-    """Wrap a verb's `main`: user errors become one sentence on stderr and exit code 2."""
-
-    @functools.wraps(verb)
-    def wrapped(arguments: list[str] | None = None) -> int:
-        try:
-            return verb(arguments)
-        except KeyboardInterrupt:
-            print("interrupted", file=sys.stderr)
-            return INTERRUPTED
-        except Stopped as stop:
-            print(
-                f"stopped by {stop} before a step was taken; run the same command to go on", file=sys.stderr, flush=True
-            )
-            if in_process_group():
-                os._exit(STOPPED)
-            return STOPPED
-        except Exception as error:
-            sentence = str(error) if isinstance(error, RunFailed) else sentence_of(error)
-            if sentence is None and in_process_group():  # a thread that waits for another rank must not keep this one
-                traceback.print_exc()
-                sys.stdout.flush()
-                sys.stderr.flush()
-                os._exit(FAILED)
-            if sentence is None:
-                raise
-            code = FAILED if isinstance(error, RunFailed) else USER_ERROR
-            if parent_says_it:
-                time.sleep(PARENTS_SECONDS)
-            print(f"error: {sentence}", file=sys.stderr, flush=True)
-            if in_process_group():
-                os._exit(code)  # its threads, which others wait for, would abort, with another code
-            return code
-
-    return wrapped

@@ -39,11 +39,3 @@ def die_with_parent() -> None:
     """Let the kernel end this child when its parent ends, however that ends (Linux)."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
-
-
-def leave() -> None:
-    """End this process at once, with 0: the first process alone tells the shell that the run stopped, and takes longer to end. A task
-    that ended with 75 before it would have srun end it (--kill-on-bad-exit)."""
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(0)

@@ -13,7 +13,8 @@ import argparse
 from collections.abc import Callable
 from pathlib import Path
 
-from sslm.system.errors import DONE, FAILED, UserError, exits_politely
+from sslm.system.errors import UserError
+from sslm.system.exits import DONE, FAILED, exits_politely
 from sslm.system.terminal import keep_libraries_quiet, say, transfer_progress
 
 

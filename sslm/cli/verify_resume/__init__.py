@@ -36,7 +36,8 @@ from sslm.parallel import launch
 from sslm.parallel.planning.budget import check_processes
 from sslm.runs.folder import RunFolder
 from sslm.system import terminal
-from sslm.system.errors import DONE, FAILED, USER_ERROR, UserError, exits_politely
+from sslm.system.errors import UserError
+from sslm.system.exits import DONE, FAILED, USER_ERROR, exits_politely
 from sslm.system.terminal import console, duration, say
 
 if TYPE_CHECKING:

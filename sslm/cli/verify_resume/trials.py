@@ -17,7 +17,7 @@ from typing import NamedTuple
 from rich.progress import BarColumn, Progress, TextColumn
 
 from sslm.runs.folder import RunFolder
-from sslm.system.errors import DONE, STOPPED
+from sslm.system.exits import DONE, STOPPED
 from sslm.system.terminal import SECONDS_BETWEEN_PLAIN_LINES, console, is_watched, say
 
 SECONDS_BETWEEN_LOOKS = 0.005

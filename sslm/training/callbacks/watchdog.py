@@ -22,7 +22,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from sslm.runs.folder import RunFolder
 from sslm.system import heartbeats
-from sslm.system.errors import FAILED
+from sslm.system.exits import FAILED
 from sslm.system.heartbeats import Heartbeat, Patience, own
 
 FIRST_STEPS, TIMES_AS_LONG = 2, 10

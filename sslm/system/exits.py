@@ -1,0 +1,74 @@
+"""How a process ends: its exit code, and one sentence instead of a traceback if the error is the user's."""
+
+import functools
+import os
+import sys
+import time
+import traceback
+from typing import Protocol
+
+from sslm.system.errors import RunFailed, sentence_of
+from sslm.system.ranks import is_child
+from sslm.system.signals import Stopped
+
+DONE, FAILED, USER_ERROR, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
+"""Exit codes. 75 (EX_TEMPFAIL): stopped on request with everything saved; the same command goes on."""
+PARENT_SECONDS = 3.0
+"""A child of Lightning's launcher waits so long before it says its error: mostly its parent meets the same one, says it
+and ends the child."""
+
+
+class Verb(Protocol):
+    def __call__(self, arguments: list[str] | None = None) -> int: ...
+
+
+def exits_politely(verb: Verb) -> Verb:
+    """Wrap a verb's `main`: the user's errors become one sentence on stderr, and signals and errors exit codes."""
+
+    @functools.wraps(verb)
+    def wrapped(arguments: list[str] | None = None) -> int:
+        try:
+            return verb(arguments)
+        except KeyboardInterrupt:
+            print("interrupted", file=sys.stderr)
+            return INTERRUPTED
+        except Stopped as stop:
+            print(f"stopped by {stop}, with nothing lost; run the same command again to go on", file=sys.stderr)
+            return _ended(STOPPED)
+        except Exception as error:
+            sentence = str(error) if isinstance(error, RunFailed) else sentence_of(error)
+            if sentence is None and not in_process_group():
+                raise
+            if sentence is None:
+                traceback.print_exc()
+                return _ended(FAILED)
+            if is_child():
+                time.sleep(PARENT_SECONDS)
+            print(f"error: {sentence}", file=sys.stderr)
+            return _ended(FAILED if isinstance(error, RunFailed) else USER_ERROR)
+
+    return wrapped
+
+
+def in_process_group() -> bool:
+    """Whether this process is a rank among others by now."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.distributed.is_available() and torch.distributed.is_initialized())
+
+
+def _ended(code: int) -> int:
+    """Return the exit code, or end a rank here: its threads, which wait for other ranks, would keep or abort it."""
+    if in_process_group():
+        leave(code)
+    return code
+
+
+def leave(code: int = DONE) -> None:
+    """End this process at once.
+
+    A rank other than the first leaves a stopped run with 0: the first, which takes longer to end, tells the shell. A task
+    that ended with 75 before it would have srun end it (--kill-on-bad-exit).
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
