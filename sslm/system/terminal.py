@@ -10,20 +10,12 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Protocol
 
+import rich.progress
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    Progress,
-    SpinnerColumn,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
+from rich.progress import BarColumn, TextColumn
 
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
@@ -85,6 +77,44 @@ def duration(seconds: float) -> str:
     return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
 
 
+class Progress:
+    """A bar if somebody watches, else a plain line now and then. Any thread may report."""
+
+    def __init__(self) -> None:
+        self.started = self._last_line = time.monotonic()
+        self._bar: rich.progress.Progress | None = None
+        if is_watched():
+            columns = (BarColumn(bar_width=20), TextColumn("{task.description}", markup=False))
+            self._bar = rich.progress.Progress(*columns, console=console(), transient=True)
+            self._task = self._bar.add_task("", total=None)
+            self._bar.start()
+
+    def show(self, text: str, share: float | None = None) -> None:
+        """Show how far the work is.
+
+        Args:
+            text: the whole line.
+            share: share of the work that is done, or None if nobody knows.
+        """
+        if self._bar is not None:
+            self._bar.update(self._task, description=text, total=None if share is None else 1.0, completed=share or 0.0)
+        elif time.monotonic() - self._last_line > SECONDS_BETWEEN_PLAIN_LINES:
+            self._last_line = time.monotonic()
+            say(text)
+
+    def seconds(self) -> float:
+        return max(time.monotonic() - self.started, 1e-3)
+
+    def time_left(self, share: float) -> str:
+        """Time to the end at the pace so far."""
+        return f"{duration(self.seconds() * (1 - share) / share)} left" if share > 0 else ""
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+
+
 class Report(Protocol):
     """Told of progress while a corpus is prepared: what this process has done, and the share of the input read, if known."""
 
@@ -93,109 +123,50 @@ class Report(Protocol):
 
 @contextmanager
 def preparation_progress(what: str) -> Iterator[Report]:
-    """A bar (or plain lines) with documents/s and tokens/s."""
-    start = last_line = time.monotonic()
-
-    def rates(documents: int, tokens: int) -> str:
-        seconds = max(time.monotonic() - start, 1e-3)
-        return (
-            f"{count(documents)} documents ({count(documents / seconds)}/s), "
-            f"{count(tokens)} tokens ({count(tokens / seconds)}/s)"
-        )
-
-    if not is_watched():
-
-        def plain(documents: int, tokens: int, share: float | None = None) -> None:
-            nonlocal last_line
-            if time.monotonic() - last_line > SECONDS_BETWEEN_PLAIN_LINES:
-                last_line = time.monotonic()
-                done = "" if share is None else f" {share:.0%}"
-                say(f"{what}{done}: {rates(documents, tokens)}")
-
-        yield plain
-        return
-
-    columns = (
-        SpinnerColumn(),
-        TextColumn("{task.description}"),
-        BarColumn(),
-        TextColumn("{task.fields[rates]}"),
-        TimeElapsedColumn(),
-    )
-    with Progress(*columns, console=console(), transient=True) as bar:
-        task = bar.add_task(what, total=None, rates="")
+    """Show documents/s and tokens/s while a corpus is prepared."""
+    with closing(Progress()) as bar:
 
         def show(documents: int, tokens: int, share: float | None = None) -> None:
-            if share is not None:
-                bar.update(task, total=1.0, completed=share)
-            bar.update(task, rates=rates(documents, tokens))
+            done, seconds = "" if share is None else f" {share:.0%}", bar.seconds()
+            bar.show(
+                f"{what}{done}: {count(documents)} documents ({count(documents / seconds)}/s), "
+                f"{count(tokens)} tokens ({count(tokens / seconds)}/s)",
+                share,
+            )
 
         yield show
 
 
 @contextmanager
 def transfer_progress(what: str, total_bytes: int) -> Iterator[Callable[[int], None]]:
-    """A bar (or plain lines) that is told of more bytes by any thread."""
-    if is_watched():
-        columns = (
-            TextColumn("{task.description}"),
-            BarColumn(),
-            DownloadColumn(),
-            TransferSpeedColumn(),
-            TimeRemainingColumn(),
-        )
-        with Progress(*columns, console=console(), transient=True) as bar:
-            task = bar.add_task(what, total=total_bytes)
-            yield lambda num_bytes: bar.advance(task, num_bytes)
-        return
-    start = last_line = time.monotonic()
+    """Show bytes while they come or go; any thread may tell of more of them."""
     done, lock = 0, threading.Lock()
+    with closing(Progress()) as bar:
 
-    def plain(num_bytes: int) -> None:
-        nonlocal done, last_line
-        with lock:
-            done += num_bytes
-            now = time.monotonic()
-            if now - last_line > SECONDS_BETWEEN_PLAIN_LINES:
-                last_line = now
-                left = duration((now - start) * max(total_bytes - done, 0) / max(done, 1))
-                say(f"{what}: {count(done)}B of {count(total_bytes)}B, {left} left")
+        def add(num_bytes: int) -> None:
+            nonlocal done
+            with lock:
+                done += num_bytes
+                share = min(done / max(total_bytes, 1), 1.0)
+                bar.show(f"{what}: {count(done)}B of {count(total_bytes)}B, {bar.time_left(share)}", share)
 
-    yield plain
+        yield add
 
 
-class TrainingProgress:
-    """A bar where somebody watches, else a plain line now and then."""
+class TrainingProgress(Progress):
+    """Step, loss and speed of a run."""
 
     def __init__(self, total_steps: int, first_step: int) -> None:
+        super().__init__()
         self.total_steps, self.first_step = total_steps, first_step
-        self.started = self.last_line = time.monotonic()
-        self.bar: Progress | None = None
-        if is_watched():
-            self.bar = Progress(
-                TextColumn("step {task.completed}/{task.total}"),
-                BarColumn(),
-                TextColumn("{task.fields[what]}"),
-                console=console(),
-                transient=True,
-            )
-            self.task = self.bar.add_task("", total=total_steps, completed=first_step, what="")
-            self.bar.start()
 
     def step(self, step: int, loss: float, tokens_per_second: float, mfu: float | None) -> None:
-        per_step = (time.monotonic() - self.started) / max(step - self.first_step, 1)
-        what = f"loss {loss:.4f}  {count(tokens_per_second)} tokens/s" + (f"  MFU {mfu:.0%}" if mfu else "")
-        what += f"  {duration((self.total_steps - step) * per_step)} left"
-        if self.bar is not None:
-            self.bar.update(self.task, completed=step, what=what)
-        elif time.monotonic() - self.last_line > SECONDS_BETWEEN_PLAIN_LINES:
-            self.last_line = time.monotonic()
-            say(f"step {step:>6}/{self.total_steps}  {what}")
-
-    def close(self) -> None:
-        if self.bar is not None:
-            self.bar.stop()
-            self.bar = None
+        used = f"  MFU {mfu:.0%}" if mfu else ""
+        left = self.time_left((step - self.first_step) / max(self.total_steps - self.first_step, 1))
+        self.show(
+            f"step {step:>6}/{self.total_steps}  loss {loss:.4f}  {count(tokens_per_second)} tokens/s{used}  {left}",
+            step / self.total_steps,
+        )
 
 
 _the_console: Console | None = None

@@ -8,17 +8,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from signal import Signals
 from typing import NamedTuple
 
-from rich.progress import BarColumn, Progress, TextColumn
-
 from sslm.runs.folder import RunFolder
 from sslm.system.exits import DONE, STOPPED
-from sslm.system.terminal import SECONDS_BETWEEN_PLAIN_LINES, console, is_watched, say
+from sslm.system.terminal import Progress, say
 
 SECONDS_BETWEEN_LOOKS = 0.005
 LAST_LINES = 12
@@ -167,19 +165,6 @@ def _send(train: Train, number: Signals) -> None:
 
 @contextmanager
 def progress(steps: int) -> Iterator[Tell]:
-    """Which run is at which step: a bar where somebody watches, else a plain line now and then."""
-    if is_watched():
-        columns = (TextColumn("{task.description}: step {task.completed}/{task.total}"), BarColumn())
-        with Progress(*columns, console=console(), transient=True) as bar:
-            task = bar.add_task("", total=steps)
-            yield lambda name, step: bar.update(task, description=name, completed=step)
-        return
-    last_line = time.monotonic()
-
-    def plain(name: str, step: int) -> None:
-        nonlocal last_line
-        if time.monotonic() - last_line > SECONDS_BETWEEN_PLAIN_LINES:
-            last_line = time.monotonic()
-            say(f"{name}: step {step}/{steps}")
-
-    yield plain
+    """Show which run is at which step."""
+    with closing(Progress()) as bar:
+        yield lambda name, step: bar.show(f"{name}: step {step}/{steps}", step / steps)
