@@ -3,7 +3,8 @@
     python -m sslm.train                      # learns from English that every Python carries, in two minutes
     python -m sslm.train --data.train my.txt  # learns from yours
 
-The public names below are loaded when first asked for: importing sslm starts nothing and imports nothing heavy.
+Importing sslm imports nothing heavy: a public name is loaded when it is first asked for. `__init__.pyi` gives type
+checkers the same names.
 """
 
 from importlib import import_module
@@ -11,30 +12,26 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-_PUBLIC = {
+_MODULES = {
     "CausalLM": "sslm.objectives.causal_lm",
     "Corpus": "sslm.data.corpus.shards",
+    "DataConfig": "sslm.config",
     "DataModule": "sslm.data.module",
     "Denoising": "sslm.objectives.denoising",
     "MaskedLM": "sslm.objectives.masked_lm",
     "Monitor": "sslm.training.callbacks.monitor",
     "SpanCorruption": "sslm.objectives.span_corruption",
     "TokenOrder": "sslm.objectives.token_order",
+    "UserError": "sslm.system.errors",
 }
-__all__ = [
-    "CausalLM",
-    "Corpus",
-    "DataModule",
-    "Denoising",
-    "MaskedLM",
-    "Monitor",
-    "SpanCorruption",
-    "TokenOrder",
-    "__version__",
-]
+__all__ = ["__version__", *_MODULES]
 
 
 def __getattr__(name: str) -> Any:
-    if name in _PUBLIC:
-        return getattr(import_module(_PUBLIC[name]), name)
+    if name in _MODULES:
+        return getattr(import_module(_MODULES[name]), name)
     raise AttributeError(f"module 'sslm' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return __all__
