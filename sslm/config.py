@@ -22,8 +22,6 @@ from sslm.system.errors import UserError
 Strategy = Literal[
     "auto", "single", "ddp", "fsdp", "hsdp", "tp", "fsdp_tp", "deepspeed_1", "deepspeed_2", "deepspeed_3"
 ]
-FSDP_STRATEGIES = ("fsdp", "hsdp", "fsdp_tp")
-"""Strategies in which FSDP2 shards weights."""
 Precision = Literal["auto", "32", "bf16-mixed", "bf16-true", "16-mixed", "fp8"]
 
 

@@ -77,7 +77,7 @@ def settings(config: Config, launch: Launch) -> dict[str, Any]:
         UserError: the file can't be read, has keys that are flags of ours, or settings that DeepSpeed refuses.
     """
     os.environ["DS_ACCELERATOR"] = launch.device_type  # read when DeepSpeed is first imported
-    asked, stage = config.deepspeed, launch.zero_stage
+    asked, stage = config.deepspeed, launch.traits.zero_stage
     zero: dict[str, Any] = {"stage": stage, "overlap_comm": False}
     if asked.offload_optimizer:
         zero["offload_optimizer"] = {"device": "cpu"}

@@ -1,7 +1,8 @@
-"""From names to Lightning: strategy, precision, devices, cluster; and who this process is."""
+"""What a run is launched on: devices, strategy and precision, with `auto` settled."""
 
 import os
 from dataclasses import dataclass, field
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -13,64 +14,42 @@ CPU_PROCESSES = 8
 """More processes than cores are allowed up to this: enough to try a strategy on a laptop."""
 
 
-def data_parallel_size(config: Config) -> int:
-    """Shares of the global batch: one for each device, or for those together that share each matrix."""
-    _, per_node, num_nodes = devices(config)
-    return max(per_node * num_nodes // tensor_parallel_size(config, config.strategy, per_node, num_nodes), 1)
+class Strategy(NamedTuple):
+    """What a strategy does with the devices. The rest of the code asks this, never the name."""
+
+    is_single: bool = False
+    """Runs on one device."""
+    shards_weights: bool = False
+    """FSDP2 shards weights, gradients and optimizer states."""
+    replicates_shards: bool = False
+    """Several groups of devices each hold all of the shards."""
+    tensor_parallel: Literal["all", "node"] | None = None
+    """Devices that share each matrix by default: all, or those of a node. None if no matrix is shared."""
+    zero_stage: int = 0
+    """DeepSpeed's ZeRO stage, or 0 without DeepSpeed."""
+
+    @property
+    def scales_losses(self) -> bool:
+        """Whether fp16 has loss scaling: Lightning has none for FSDP2 and tensor parallelism."""
+        return not (self.shards_weights or self.tensor_parallel)
 
 
-def tensor_parallel_size(config: Config, strategy: str, per_node: int, num_nodes: int) -> int:
-    """Devices that share each matrix: as asked for, or all (tp), or those of a node (fsdp_tp)."""
-    default = {"tp": per_node * num_nodes, "fsdp_tp": per_node}.get(strategy)
-    return 1 if default is None else config.tensor_parallel_size or default
-
-
-def devices(config: Config) -> tuple[str, int, int]:
-    """(accelerator, devices per node, nodes): as torchrun or srun has started them, or as asked for, or all there are."""
-
-    asked, num_nodes = config.devices, config.num_nodes
-    if under_torchrun():
-        local = int(os.environ["LOCAL_WORLD_SIZE"])
-        num_nodes = int(os.environ["WORLD_SIZE"]) // local
-        if asked not in (None, local):
-            raise UserError(
-                f"--devices {asked}: torchrun started {local} processes on this node; give --devices {local}, or "
-                f"leave it out"
-            )
-        asked = local
-    elif under_srun():
-        num_nodes, tasks = int(os.environ["SLURM_NNODES"]), int(os.environ["SLURM_NTASKS"])
-        local, uneven = divmod(tasks, num_nodes)
-        if uneven:
-            raise UserError(
-                f"srun --ntasks {tasks}: {num_nodes} nodes can't have as many each; give srun --ntasks-per-node"
-            )
-        for flag, given, default, started in (
-            ("devices", asked, None, local),
-            ("num_nodes", config.num_nodes, 1, num_nodes),
-        ):
-            if given not in (default, started):
-                raise UserError(
-                    f"--{flag} {given}: srun started {local} tasks on each of {num_nodes} nodes; give --{flag} {started}, or "
-                    f"leave it out"
-                )
-        asked = local
-    gpus = torch.cuda.device_count()
-    if config.accelerator == "gpu" and not gpus:
-        raise UserError("--accelerator gpu: this machine has no GPU that torch can use; give --accelerator cpu")
-    if config.accelerator == "cpu" or not gpus:
-        most = max(os.cpu_count() or 1, CPU_PROCESSES)
-        if asked and asked > most:
-            raise UserError(f"--devices {asked}: this machine has {os.cpu_count()} CPU cores; give at most {most}")
-        return "cpu", asked or 1, num_nodes
-    if asked and asked > gpus:
-        raise UserError(f"--devices {asked}: this machine has {gpus} GPUs; give at most {gpus}")
-    return "gpu", asked or gpus, num_nodes
+STRATEGIES = {
+    "single": Strategy(is_single=True),
+    "ddp": Strategy(),
+    "fsdp": Strategy(shards_weights=True),
+    "hsdp": Strategy(shards_weights=True, replicates_shards=True),
+    "tp": Strategy(tensor_parallel="all"),
+    "fsdp_tp": Strategy(shards_weights=True, tensor_parallel="node"),
+    "deepspeed_1": Strategy(zero_stage=1),
+    "deepspeed_2": Strategy(zero_stage=2),
+    "deepspeed_3": Strategy(zero_stage=3),
+}
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a run is launched on, and how: `auto` is settled."""
+    """What a run is launched on, and how."""
 
     accelerator: str
     """cpu or gpu."""
@@ -80,14 +59,19 @@ class Launch:
     strategy: str
     precision: str
     replicas: int = 1
-    """hsdp: groups of devices that hold all of the weights among them."""
+    """Groups of devices that hold all of the weights among them (hsdp)."""
     tensor_parallel_size: int = 1
     """Devices that share each matrix."""
     why: str = field(default="as asked", repr=False, compare=False)
     """Why this strategy, in words."""
 
     @property
+    def traits(self) -> Strategy:
+        return STRATEGIES[self.strategy]
+
+    @property
     def world(self) -> int:
+        """Devices on all nodes."""
         return self.devices * self.num_nodes
 
     @property
@@ -97,13 +81,8 @@ class Launch:
 
     @property
     def device_type(self) -> str:
-        """As torch calls it."""
+        """The devices as torch calls them."""
         return "cuda" if self.accelerator == "gpu" else "cpu"
-
-    @property
-    def zero_stage(self) -> int:
-        """DeepSpeed's; 0: another strategy."""
-        return int(self.strategy[-1]) if self.strategy.startswith("deepspeed") else 0
 
     @property
     def autocasts_to_bf16(self) -> bool:
@@ -111,5 +90,80 @@ class Launch:
 
     @property
     def holds_bf16(self) -> bool:
-        """Whether weights are in bf16 and nowhere else (DeepSpeed keeps fp32 copies)."""
-        return self.precision == "bf16-true" and not self.zero_stage
+        """Whether there are weights in bf16 and no others (DeepSpeed keeps fp32 copies)."""
+        return self.precision == "bf16-true" and not self.traits.zero_stage
+
+
+class Devices(NamedTuple):
+    """Devices of a run."""
+
+    accelerator: str
+    per_node: int
+    num_nodes: int
+
+
+def data_parallel_size(config: Config) -> int:
+    """Parts of the global batch: one for each device, or for each group of devices that share each matrix."""
+    found = devices(config)
+    shared = tensor_parallel_size(config, config.strategy, found.per_node, found.num_nodes)
+    return max(found.per_node * found.num_nodes // shared, 1)
+
+
+def tensor_parallel_size(config: Config, strategy: str, per_node: int, num_nodes: int) -> int:
+    """Devices that share each matrix: as asked for, else the strategy's default; 1 if it shares none."""
+    group = STRATEGIES[strategy].tensor_parallel if strategy in STRATEGIES else None
+    if group is None:
+        return 1
+    return config.tensor_parallel_size or (per_node * num_nodes if group == "all" else per_node)
+
+
+def devices(config: Config) -> Devices:
+    """Devices as torchrun or srun has started them, or as asked for, or all there are.
+
+    Raises:
+        UserError: there are not so many, or torchrun or srun has started another number.
+    """
+    asked, num_nodes = config.devices, config.num_nodes
+    if under_torchrun():
+        asked, num_nodes = _started_by_torchrun(asked)
+    elif under_srun():
+        asked, num_nodes = _started_by_srun(asked, num_nodes)
+    gpus = torch.cuda.device_count()
+    if config.accelerator == "gpu" and not gpus:
+        raise UserError("--accelerator gpu: this machine has no GPU that torch can use; give --accelerator cpu")
+    if config.accelerator == "cpu" or not gpus:
+        most = max(os.cpu_count() or 1, CPU_PROCESSES)
+        if asked and asked > most:
+            raise UserError(f"--devices {asked}: this machine has {os.cpu_count()} CPU cores; give at most {most}")
+        return Devices("cpu", asked or 1, num_nodes)
+    if asked and asked > gpus:
+        raise UserError(f"--devices {asked}: this machine has {gpus} GPUs; give at most {gpus}")
+    return Devices("gpu", asked or gpus, num_nodes)
+
+
+def _started_by_torchrun(asked: int | None) -> tuple[int, int]:
+    """Return (processes on this node, nodes)."""
+    local = int(os.environ["LOCAL_WORLD_SIZE"])
+    if asked not in (None, local):
+        raise UserError(
+            f"--devices {asked}: torchrun started {local} processes on this node; give --devices {local}, "
+            "or leave it out"
+        )
+    return local, int(os.environ["WORLD_SIZE"]) // local
+
+
+def _started_by_srun(asked: int | None, asked_nodes: int) -> tuple[int, int]:
+    """Return (tasks on each node, nodes)."""
+    num_nodes, tasks = int(os.environ["SLURM_NNODES"]), int(os.environ["SLURM_NTASKS"])
+    local, uneven = divmod(tasks, num_nodes)
+    if uneven:
+        raise UserError(
+            f"srun --ntasks {tasks}: {num_nodes} nodes can't have as many each; give srun --ntasks-per-node"
+        )
+    for flag, value, default, started in (("devices", asked, None, local), ("num_nodes", asked_nodes, 1, num_nodes)):
+        if value not in (default, started):
+            raise UserError(
+                f"--{flag} {value}: srun started {local} tasks on each of {num_nodes} nodes; give --{flag} {started}, "
+                "or leave it out"
+            )
+    return local, num_nodes

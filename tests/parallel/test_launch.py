@@ -2,10 +2,14 @@
 
 import json
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
 
+from sslm.parallel.launch import STRATEGIES
+from sslm.config import Strategy
+from sslm.parallel.launch import STRATEGIES
 from sslm.system.errors import sentence_of
 from sslm.train import main
 from tests.support.processes import run_command
@@ -52,7 +56,7 @@ REFUSED = [
         "--deepspeed.config nowhere.json: there is no such file",
     ),
     (["--strategy", "tp", "--devices", "2", "--compile"], "--compile: not under --strategy tp"),
-    (["--start_timeout_seconds", "1e15"], "--start_timeout_seconds 1e+15: expected at most 1e9"),
+    (["--start_timeout_seconds", "1e15"], "--start_timeout_seconds 1000000000000000.0: expected a number above 0 and at most 1e9"),
     (["--precision", "fp8"], "--precision fp8: needs a GPU that multiplies in 8 bits"),
     (
         ["--activation_checkpointing", "budget:2"],
@@ -181,3 +185,7 @@ def test_out_of_memory_says_what_to_change() -> None:
     for error in (MemoryError(), RuntimeError(allocation)):
         assert "lower --micro_batch_size" in str(sentence_of(error))
     assert sentence_of(RuntimeError("something else")) is None
+
+
+def test_every_strategy_that_can_be_asked_for_has_its_row() -> None:
+    assert {"auto", *STRATEGIES} == set(get_args(Strategy))

@@ -13,9 +13,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 
-from sslm.config import FSDP_STRATEGIES, Config
+from sslm.config import Config
 from sslm.data.stream.recipe import Examples
-from sslm.parallel.launch import data_parallel_size, devices, tensor_parallel_size
+from sslm.parallel.launch import STRATEGIES, data_parallel_size, devices, tensor_parallel_size
 from sslm.parallel.planning.machines import Machine, here
 from sslm.parallel.planning.memory import (
     ROOM,
@@ -120,9 +120,9 @@ class Budget:
 
         config, machine = self.config, self.machine
         precision = config.precision if config.precision != "auto" else machine.precision
-        if config.precision == "auto" and precision == "16-mixed" and strategy in (*FSDP_STRATEGIES, "tp"):
+        if config.precision == "auto" and precision == "16-mixed" and not STRATEGIES[strategy].scales_losses:
             precision = "32"  # these have no loss scaling
-        replicas = (config.fsdp.replicas or machine.num_nodes) if strategy == "hsdp" else 1
+        replicas = (config.fsdp.replicas or machine.num_nodes) if STRATEGIES[strategy].replicates_shards else 1
         size = tensor_parallel_size(config, strategy, machine.devices, machine.num_nodes)
         kind = "gpu" if machine.is_gpu else "cpu"
         return Launch(kind, machine.devices, machine.num_nodes, strategy, precision, replicas, size)
@@ -262,7 +262,7 @@ class Budget:
         best: Proposal | None = None
         for checkpointing in ("none", "selective", "full"):
             for reduced in (
-                ("step", "micro_batch") if strategy in FSDP_STRATEGIES else (self.config.fsdp.reduce_gradients,)
+                ("step", "micro_batch") if launch.traits.shards_weights else (self.config.fsdp.reduce_gradients,)
             ):
                 budget = self._reducing(reduced)
                 size = budget.largest_micro_batch(launch, checkpointing)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import TYPE_CHECKING, NamedTuple
 
-from sslm.config import FSDP_STRATEGIES, Config
+from sslm.config import Config
 from sslm.parallel.planning.machines import Machine
 from sslm.system.terminal import gib
 
@@ -95,12 +95,12 @@ def sizes(model: "PreTrainedModel", shards: int = 1, tensor_parallel: int = 1) -
 
 def holds_16_bits(launch: "Launch") -> bool:
     """Whether the weights are in 16 bits: bf16-true's, and with loss scaling DeepSpeed's."""
-    return launch.precision == "bf16-true" or (launch.precision == "16-mixed" and launch.zero_stage > 0)
+    return launch.precision == "bf16-true" or (launch.precision == "16-mixed" and launch.traits.zero_stage > 0)
 
 
 def gathers_16_bits(launch: "Launch") -> bool:
     """Whether forward passes get weights that are in 16 bits already, whatever they are kept in."""
-    return holds_16_bits(launch) or (launch.strategy in FSDP_STRATEGIES and launch.autocasts_to_bf16)
+    return holds_16_bits(launch) or (launch.traits.shards_weights and launch.autocasts_to_bf16)
 
 
 def static_memory(sizes: Sizes, launch: "Launch", config: Config, num_micro_batches: int) -> Memory:
@@ -110,9 +110,8 @@ def static_memory(sizes: Sizes, launch: "Launch", config: Config, num_micro_batc
     whatever the weights are in (Rajbhandari et al. 2020, arXiv:1910.02054); an average of the weights 4. fsdp shards all of it; but gradients that are reduced
     once a step are whole until then (`fsdp.reduce_gradients`). deepspeed_1 shards the optimizer, _2 gradients too, _3 weights too.
     """
-    stage = launch.zero_stage
+    stage, is_sharded = launch.traits.zero_stage, launch.traits.shards_weights
     width, moments = 2 if holds_16_bits(launch) else 4, 12 if stage else 8
-    is_sharded = launch.strategy in FSDP_STRATEGIES
     waits = config.fsdp.reduce_gradients == "step" and num_micro_batches > 1
     weights = width * (sizes.sharded if is_sharded or stage == 3 else sizes.whole)
     gradients = width * (sizes.sharded if is_sharded or stage >= 2 else sizes.whole)
