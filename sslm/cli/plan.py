@@ -1,75 +1,74 @@
-"""What a run would take and give: memory, time, money, disk; and what to type so that it fits.
+"""Tell beforehand what a run takes: memory, time, money and disk; and what to type so that it fits.
 
-sslm plan [--plan_for h100:8] [--price_per_hour 2.5] [any flags of train]
+    sslm plan [--plan_for h100:8] [--price_per_hour 2.5] [any flags of train]
 
-Nothing is trained, and nothing written but the cache of prepared corpora. Without --plan_for the plan is for this machine.
+Nothing is trained, and nothing is written except the cache of prepared corpora. Without --plan_for the plan is for this
+machine.
 """
 
 import argparse
+import itertools
 import shlex
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
+from transformers import PreTrainedModel
 
 from sslm.cli.parse import parse, split_flags
 from sslm.config import Config
-from sslm.parallel.launch import devices
+from sslm.data.module import DataModule
+from sslm.models.flops import matmul_parameters, of_experts, share_of_experts
+from sslm.objectives.choose import build_on_meta, choose_model, choose_objective, open_data
+from sslm.parallel.launch import Launch, devices
 from sslm.parallel.planning.budget import Budget, Proposal, plan_launch
 from sslm.parallel.planning.expected_speed import expected_speed
 from sslm.parallel.planning.machines import KINDS, PRICED, Machine, here, named
+from sslm.runs.checkpoints import found, step_of
 from sslm.runs.folder import RunFolder
 from sslm.system import terminal
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, exits_politely
 from sslm.system.terminal import console, count, duration, gib, say
+from sslm.training.report import readings
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from sslm.data.module import DataModule
-    from sslm.parallel.launch import Launch
-
-MAX_EPOCHS = 4.0
-"""Of a run's only source; those of a mixture say it themselves (`max_epochs`)."""
+WARNING = "[yellow]Warning[/yellow]"
 
 
 @exits_politely
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(
-        prog="sslm plan",
-        usage="sslm plan [--plan_for h100:8] [--price_per_hour 2.5] [any flags of train]",
-        description=__doc__.split("\n")[0],
-        epilog="Nothing is trained, and nothing written but the cache of prepared corpora. `sslm train --help` lists the "
-        "flags of train.",
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument(
-        "--plan_for",
-        help=f"machine: one of {', '.join(KINDS)}, each as h100, h100:8 (devices) or "
-        "h100:8x4 (on 4 nodes); default: this machine",
-    )
-    parser.add_argument("--price_per_hour", help="dollars per device and hour; default: the machine's typical price")
-    try:
-        options, rest = parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error.argument_name} needs a value, such as h100:8 or 2.5") from None
+    options, rest = _take_own(arguments)
     config = parse(rest)
     machine = None if options.plan_for is None else named(options.plan_for)
     price = None if options.price_per_hour is None else _price(options.price_per_hour)
     terminal.keep_libraries_quiet()
-
-    from sslm.objectives.choose import build_on_meta, choose_model, choose_objective, open_data
-
     objective, recipe = choose_objective(config)
     data = open_data(config, recipe)
     model = build_on_meta(config, objective, choose_model(config, objective, data))
     make_plan(config, data, model, machine, price).show(rest)
     return DONE
+
+
+def _take_own(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Split this verb's flags from those of train."""
+    parser = argparse.ArgumentParser(
+        prog="sslm plan",
+        usage="sslm plan [--plan_for h100:8] [--price_per_hour 2.5] [any flags of train]",
+        description=f"{__doc__.splitlines()[0]} `sslm train --help` lists the flags of train.",
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    machines = f"h100, h100:8 (devices) or h100:8x4 (on 4 nodes); also {', '.join(KINDS)}, cpu; default: this machine"
+    parser.add_argument("--plan_for", metavar="MACHINE", help=machines)
+    price = "price of a device, in dollars per hour; default: what it typically costs on demand"
+    parser.add_argument("--price_per_hour", metavar="PRICE", help=price)
+    try:
+        return parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name} needs a value, as in --plan_for h100:8 --price_per_hour 2.5") from None
 
 
 def _price(text: str) -> float:
@@ -83,14 +82,19 @@ def _price(text: str) -> float:
 
 
 def make_plan(
-    config: Config, data: "DataModule", model: "PreTrainedModel", machine: Machine | None, price: float | None = None
+    config: Config, data: DataModule, model: PreTrainedModel, machine: Machine | None, price: float | None = None
 ) -> "Plan":
-    """Args:
-    machine: None: this one.
-    price: dollars per device and hour; None: the machine's typical one.
+    """Plan a run.
+
+    Args:
+        config: settings of the run.
+        data: its text.
+        model: its model, on the meta device.
+        machine: what it shall run on, or None for this machine.
+        price: dollars per device and hour, or None for what the machine typically costs.
 
     Raises:
-        UserError: the model can't be trained so, or a batch can't be shared so.
+        UserError: the strategy can't train this model, or a batch can't be shared by so many devices.
     """
     is_elsewhere = machine is not None
     if machine is None:
@@ -103,44 +107,48 @@ def make_plan(
 
 @dataclass(frozen=True)
 class Plan:
+    """What a run takes, and what would fit."""
+
     budget: Budget
-    data: "DataModule"
-    launch: "Launch"
+    data: DataModule
+    launch: Launch
     price: float | None = None
-    """Dollars per device and hour, as given; None: the machine's typical."""
+    """Dollars per device and hour, or None for what the machine typically costs."""
     is_elsewhere: bool = False
-    """Not this machine."""
+    """Whether the plan is for another machine than this."""
 
     @property
     def config(self) -> Config:
         return self.budget.config
 
     def show(self, arguments: list[str]) -> None:
-        """Print it; `arguments` are what was typed.
+        """Print the plan.
+
+        Args:
+            arguments: flags of train as typed, which the proposed command repeats.
 
         Raises:
-            UserError: it can't fit.
+            UserError: the run can't fit.
         """
         say()
-        for part in self.told(arguments):
+        for part in [self._title(), self._run(), *self._memory(), self._cost(), *self._proposals(arguments)]:
             console().print(part, highlight=False, soft_wrap=isinstance(part, str))
             say()
         self.check()
 
     def check(self) -> None:
-        """Raises:
-        UserError: it can't fit into memory, or not one checkpoint onto the disk.
+        """Check that the run fits.
+
+        Raises:
+            UserError: it doesn't fit into memory, or not one checkpoint fits onto the disk.
         """
         self.budget.micro_batch_size(self.launch)
-        room, needed = self.disk_room(), self.checkpoint_bytes()
+        room, needed = self._disk_room(), self._checkpoint_bytes()
         if room < needed and not self.is_elsewhere:
             raise UserError(
-                f"{self.config.run_folder}: a checkpoint takes {gib(needed)} and the disk has {gib(room)} left; free some room, "
-                f"or give another --run_dir"
+                f"{self.config.run_folder}: a checkpoint takes {gib(needed)} and the disk has {gib(room)} left; free "
+                "some room, or give another --run_dir"
             )
-
-    def told(self, arguments: list[str]) -> list[Table | str]:
-        return [self._title(), self._run(), *self._memory(), self._cost(), *self._proposals(arguments)]
 
     # ---------------------------------------------------------------------------------------- what is trained
 
@@ -150,67 +158,37 @@ class Plan:
         return f"[bold]Plan for {nodes}{machine.devices} x {machine.device}[/bold] ({gib(machine.memory)} each)"
 
     def _run(self) -> Table:
-        from sslm.models.flops import matmul_parameters, of_experts, share_of_experts
-
-        config, model, data = self.config, self.budget.model, self.data
-        total = model.num_parameters()
-        embedding = sum(
-            {
-                id(p): p.numel()
-                for e in (model.get_input_embeddings(), model.get_output_embeddings())
-                if e is not None
-                for p in e.parameters()
-            }.values()
-        )
-        idle = sum(p.numel() for p in of_experts(model)) * (1 - share_of_experts(model))
-        active = f", {count(total - idle)} active" if idle else ""
+        config, data, model = self.config, self.data, self.budget.model
         steps, tokens = config.total_steps, config.batch_size * config.seq_len
-        sources = self.data.train_stream.sources
-        documents = sum(source.corpus.num_documents for source in sources)
-        of = f"{documents:,} documents, " if documents else ""
-        tokenizer = f"{data.vocab_size:,} entries" + (
-            "" if data.tokenizer is not None else " (ids without a tokenizer)"
-        )
-        epochs = steps * config.batch_size / max(data.train_stream.num_windows, 1)
+        corpora = [source.corpus for source in data.train_stream.sources]
+        documents = sum(corpus.num_documents for corpus in corpora)
+        source = f"{documents:,} documents, " if documents else ""
+        without = "" if data.tokenizer is not None else " (ids without a tokenizer)"
+        vocabulary = f"vocabulary of {data.vocab_size:,} entries{without}, the model's of {model.config.vocab_size:,}"
+        read = readings(config, data)
+        epochs = "" if data.mixes else f", {read[0].epochs:,.2f} epochs"
+        batch = f"{config.batch_size} x {config.seq_len:,} = {count(tokens)} tokens"
         rows = [
-            (
-                "Model",
-                f"{config.objective.name}, {model.config.model_type}: {count(total)} parameters ({count(embedding)} of embeddings"
-                f"{active}; {count(matmul_parameters(model))} multiply each token)",
-            ),
-            (
-                "Text",
-                f"{of}{count(sum(source.corpus.num_tokens for source in sources))} tokens; vocabulary of {tokenizer}, "
-                f"the model's of {model.config.vocab_size:,}",
-            ),
-            (
-                "Run",
-                f"{steps:,} steps of {config.batch_size} x {config.seq_len:,} = {count(tokens)} tokens: {count(steps * tokens)} tokens"
-                + ("" if data.mixes else f", {epochs:,.2f} epochs"),
-            ),
-            *self._epochs(),
+            ("Model", f"{config.objective.name}, {model.config.model_type}: {self._parameters()}"),
+            ("Text", f"{source}{count(sum(corpus.num_tokens for corpus in corpora))} tokens; {vocabulary}"),
+            ("Run", f"{steps:,} steps of {batch}: {count(steps * tokens)} tokens{epochs}"),
         ]
+        for reading in read:
+            rows += [("", escape(str(reading)))] if data.mixes else []
+            rows += [(WARNING, escape(reading.warning))] if reading.warning else []
         return _grid(rows)
 
-    def _epochs(self) -> list[tuple[str, str]]:
-        """Of each source of a mixture; and a warning where one is read too often."""
-        most = [source.max_epochs for source in self.config.data.sources or []] or [MAX_EPOCHS]
-        seen = self.data.train_stream.seen(self.config.total_steps * self.config.batch_size).items()
-        rows = []
-        for (name, (examples, epochs)), at_most in zip(seen, most, strict=True):
-            if self.data.mixes:
-                rows.append(
-                    ("", f"{escape(name)}: {count(examples * self.config.seq_len)} tokens, {epochs:.2f} epochs")
-                )
-            if epochs > at_most:
-                rows.append(
-                    (
-                        "[yellow]Warning[/yellow]",
-                        f"{escape(name) or 'the text'} will be read {epochs:,.1f} times, more than {at_most:g}; bring more text"
-                        f"{', lower its weight' if self.data.mixes else ''}, or train for fewer tokens",
-                    )
-                )
-        return rows
+    def _parameters(self) -> str:
+        model = self.budget.model
+        total = model.num_parameters()
+        ends = [end for end in (model.get_input_embeddings(), model.get_output_embeddings()) if end is not None]
+        embedding = sum({id(p): p.numel() for end in ends for p in end.parameters()}.values())  # tied ones once
+        idle = sum(p.numel() for p in of_experts(model)) * (1 - share_of_experts(model))
+        active = f", {count(total - idle)} active" if idle else ""
+        return (
+            f"{count(total)} parameters ({count(embedding)} of embeddings{active}; {count(matmul_parameters(model))} "
+            f"multiply each token)"
+        )
 
     # ---------------------------------------------------------------------------------------- memory
 
@@ -218,9 +196,8 @@ class Plan:
         size, launch, has = self.budget.chosen_size(self.launch), self.launch, self.budget.machine.memory
         memory = self.budget.memory(launch, size)
         recomputed = self.config.activation_checkpointing
-        how = f"{launch.strategy} ({launch.why}), micro-batches of {size}, {launch.precision}" + (
-            f", {recomputed} recomputed" if recomputed != "none" else ""
-        )
+        how = f"{launch.strategy} ({launch.why}), micro-batches of {size}, {launch.precision}"
+        how += f", {recomputed} recomputed" if recomputed != "none" else ""
         table = _table(right=(1, 2))
         for name, number in memory.parts.items():
             if number:
@@ -252,31 +229,27 @@ class Plan:
                 typical = f"typical on demand in {PRICED}; give yours with --price_per_hour"
                 source = typical if self.price is None else "as given"
                 rows.append(("Cost", f"{_dollars(cost)}, at {_dollars(price)} per device and hour ({source})"))
-        size, keep, room = self.checkpoint_bytes(), self.config.checkpoint.keep_last, self.disk_room()
+        return _grid([*rows, *self._disk()])
+
+    def _disk(self) -> list[tuple[str, str]]:
+        size, keep, room = self._checkpoint_bytes(), self.config.checkpoint.keep_last, self._disk_room()
         kept = f"the last {keep} are kept, {gib((keep + 1) * size)} while one is written" if keep else "all are kept"
         free = "" if self.is_elsewhere else f"; {gib(room)} are free at {escape(str(self.config.run_folder))}"
-        rows.append(("Disk", f"{gib(size)} for a checkpoint; {kept}{free}"))
+        rows = [("Disk", f"{gib(size)} for a checkpoint; {kept}{free}")]
         if not self.is_elsewhere and room < ((keep or 1) + 1) * size:
-            rows.append(
-                (
-                    "[yellow]Warning[/yellow]",
-                    "the disk will be full before that; free some room, lower --checkpoint.keep_last, or give "
-                    "another --run_dir",
-                )
-            )
-        return _grid(rows)
+            instead = "free some room, lower --checkpoint.keep_last, or give another --run_dir"
+            rows.append((WARNING, f"the disk will be full before that; {instead}"))
+        return rows
 
     def _steps_done(self) -> int:
-        from sslm.runs.checkpoints import found, step_of
-
         newest = next(iter(found(RunFolder(self.config.run_folder).checkpoints)), None)
         return min(step_of(newest), self.config.total_steps)
 
-    def checkpoint_bytes(self) -> int:
-        """Weights, two moments and perhaps an average, in fp32."""
+    def _checkpoint_bytes(self) -> int:
+        """Size of weights, two moments and perhaps their average, in fp32."""
         return (12 if self.config.optim.average_decay is None else 16) * int(self.budget.model.num_parameters())
 
-    def disk_room(self) -> int:
+    def _disk_room(self) -> int:
         folder = Path(self.config.run_folder).absolute()
         there = next(path for path in (folder, *folder.parents) if path.exists())
         return shutil.disk_usage(there).free
@@ -284,18 +257,18 @@ class Plan:
     # ---------------------------------------------------------------------------------------- what would do
 
     def _proposals(self, arguments: list[str]) -> list[Table | str]:
-        found = self.budget.proposals(self.launch.strategy)
-        fitting = [proposal for proposal in found if proposal.fits]
+        proposals = self.budget.proposals(self.launch.strategy)
+        fitting = [proposal for proposal in proposals if proposal.fits]
         if not fitting:
             return ["[bold]Nothing fits[/bold] on these devices."]
         table = _table(right=(1, 3))
         table.add_row(*(f"[dim]{title}[/dim]" for title in ("strategy", "micro-batch", "recomputation", "memory", "")))
-        for one in found:
-            notes = [] if one.fits else ["[red]does not fit[/red]"]
-            notes += ["[green]proposed[/green]"] if one is fitting[0] else []
-            notes += ["gradients reduced with each micro-batch"] if one.reduce_gradients == "micro_batch" else []
-            memory, size = gib(one.memory.total), str(one.micro_batch_size)
-            table.add_row(one.strategy, size, one.activation_checkpointing, memory, ", ".join(notes))
+        for proposal in proposals:
+            notes = [] if proposal.fits else ["[red]does not fit[/red]"]
+            notes += ["[green]proposed[/green]"] if proposal is fitting[0] else []
+            notes += ["gradients reduced with each micro-batch"] if proposal.reduce_gradients == "micro_batch" else []
+            memory, size = gib(proposal.memory.total), str(proposal.micro_batch_size)
+            table.add_row(proposal.strategy, size, proposal.activation_checkpointing, memory, ", ".join(notes))
         return [
             "[bold]What fits[/bold], with a tenth of the memory left over, and the largest micro-batch each",
             table,
@@ -303,27 +276,22 @@ class Plan:
         ]
 
     def _command(self, arguments: list[str], proposal: Proposal) -> list[str]:
-        """What was typed, with what differs from it."""
+        """Build the proposed command: what was typed, but for the flags that the proposal changes."""
         machine, asked = self.budget.machine, parse(arguments)
         settled = {"strategy": self.launch.strategy, "micro_batch_size": proposal.micro_batch_size}
-        auto: Any = {
-            name: value for name, value in settled.items() if getattr(asked, name) == "auto"
-        }  # it finds the same
-        changed = proposal.flags(replace(asked, **auto))
-        if asked.micro_batch_size is None and proposal.micro_batch_size == self.budget.rows_per_rank(
-            self.budget.launch(proposal.strategy)
-        ):
-            changed.pop("micro_batch_size")  # all of it is the default
+        auto: Any = {name: value for name, value in settled.items() if getattr(asked, name) == "auto"}
+        changed = proposal.flags(replace(asked, **auto))  # auto finds the same
+        whole = self.budget.rows_per_rank(self.budget.launch(proposal.strategy))
+        if asked.micro_batch_size is None and proposal.micro_batch_size == whole:
+            changed.pop("micro_batch_size")  # it is the default
         if self.is_elsewhere:
-            size: dict[str, Any] = {"devices": machine.devices, "num_nodes": machine.num_nodes}
-            size |= {} if machine.is_gpu else {"accelerator": "cpu"}
-            changed |= {name: value for name, value in size.items() if getattr(asked, name) != value}
+            there: dict[str, Any] = {"devices": machine.devices, "num_nodes": machine.num_nodes}
+            there |= {} if machine.is_gpu else {"accelerator": "cpu"}
+            changed |= {name: value for name, value in there.items() if getattr(asked, name) != value}
         start = ["srun"] if machine.num_nodes > 1 else []
-        kept = [
-            word for flag in split_flags(arguments) if flag.name not in {*changed, "dry_run"} for word in flag.words
-        ]
+        kept = [flag.words for flag in split_flags(arguments) if flag.name not in {*changed, "dry_run"}]
         new = [text for name, value in changed.items() for text in (f"--{name}", str(value))]
-        return [*start, "python", "-m", "sslm.train", *kept, *new]
+        return [*start, "python", "-m", "sslm.train", *itertools.chain(*kept), *new]
 
 
 def _grid(rows: list[tuple[str, str]]) -> Table:
@@ -341,7 +309,8 @@ def _table(right: tuple[int, ...]) -> Table:
 
 
 def _dollars(amount: float) -> str:
-    """
+    """Write an amount of money.
+
     >>> _dollars(2.5), _dollars(1411.69)
     ('$2.50', '$1,412')
     """

@@ -1,8 +1,8 @@
 """What a person is told of a run: before it, what will be trained on what; after it, where the model is and what to do next."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from sslm.config import Config
+from sslm.config import Config, SourceConfig
 from sslm.runs.folder import RunFolder
 from sslm.system.terminal import count, say
 
@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from sslm.data.module import DataModule
     from sslm.parallel.launch import Launch
 
+MAX_EPOCHS = SourceConfig.max_epochs
+"""Warn if a run reads its only text more often; each source of a mixture has its own max_epochs."""
 UNREAD_SHARE = 0.01
 """Windows don't cross shards; of the tokens at shards' ends that stand in none, more than this is worth a word."""
 
@@ -42,8 +44,10 @@ def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> No
         f"Training: {steps} steps of {config.batch_size} sequences, {count(steps * config.batch_size * config.seq_len)} tokens"
         + ("" if data.mixes else f", {steps * config.batch_size / stream.num_windows:.2f} epochs")
     )
-    if data.mixes:
-        describe_mixture(config, data)
+    for reading in readings(config, data) if data.mixes else []:
+        say(f"  {reading}")
+        if reading.warning:
+            say(f"Warning: {reading.warning}")
     say(
         f"Unigram loss: {data.unigram_loss:.4f} nats/token on held-out text, with the frequencies of targets alone (to be beaten)"
     )
@@ -60,21 +64,37 @@ def describe_launch(config: Config, launch: "Launch") -> None:
         say(f"Warning: --strategy {launch.strategy} knows nothing of {', '.join(idle)}")
 
 
-def describe_mixture(config: Config, data: "DataModule") -> None:
-    """Each source's share of the run, and a warning where it is read more often than asked."""
-    positions = config.total_steps * config.batch_size
-    for source, (examples, epochs) in zip(
-        config.data.sources or [], data.train_stream.seen(positions).values(), strict=True
-    ):
-        name = source.name or source.path
-        say(
-            f"  {name}: {examples / positions:.2%} of the run, {count(examples * config.seq_len)} tokens, {epochs:.2f} epochs"
+class Reading(NamedTuple):
+    """What a run reads of one of its sources."""
+
+    name: str
+    """The source's name in metrics; "" if it is the only one."""
+    share: float
+    """Share of the run's sequences."""
+    tokens: int
+    epochs: float
+    warning: str | None
+    """What to do if the run reads it too often, or None if it doesn't."""
+
+    def __str__(self) -> str:
+        return f"{self.name}: {self.share:.2%} of the run, {count(self.tokens)} tokens, {self.epochs:.2f} epochs"
+
+
+def readings(config: Config, data: "DataModule") -> list[Reading]:
+    """Work out what a whole run reads of each source."""
+    sequences = config.total_steps * config.batch_size
+    limits = [source.max_epochs for source in config.data.sources or []] or [MAX_EPOCHS]
+    found = []
+    for (name, (examples, epochs)), limit in zip(data.train_stream.seen(sequences).items(), limits, strict=True):
+        instead = "lower its weight, bring more text, or raise its max_epochs" if name else "bring more text"
+        warning = (
+            f"{name or 'the text'} will be read {epochs:,.1f} times, more than {limit:g}; {instead}, or train for fewer "
+            f"tokens"
         )
-        if epochs > source.max_epochs:
-            say(
-                f"Warning: {name} will be read {epochs:.1f} times, more than its max_epochs {source.max_epochs:g}; lower its weight, "
-                f"bring more text, or raise max_epochs"
-            )
+        found.append(
+            Reading(name, examples / sequences, examples * config.seq_len, epochs, warning if epochs > limit else None)
+        )
+    return found
 
 
 def summarise(config: Config, run: RunFolder, data: "DataModule") -> None:
