@@ -26,7 +26,7 @@ from sslm.objectives.choose import build_on_meta, choose_model, choose_objective
 from sslm.parallel.launch import Launch, devices
 from sslm.parallel.planning.budget import Budget, Proposal, plan_launch
 from sslm.parallel.planning.expected_speed import expected_speed
-from sslm.parallel.planning.machines import KINDS, PRICED, Machine, here, named
+from sslm.parallel.planning.machines import PLANNED_FOR, PRICED, Machine, here, named
 from sslm.runs.checkpoints import found, step_of
 from sslm.runs.folder import RunFolder
 from sslm.system import terminal
@@ -61,7 +61,9 @@ def _take_own(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str
         allow_abbrev=False,
         exit_on_error=False,
     )
-    machines = f"h100, h100:8 (devices) or h100:8x4 (on 4 nodes); also {', '.join(KINDS)}, cpu; default: this machine"
+    machines = (
+        f"h100, h100:8 (devices) or h100:8x4 (on 4 nodes); also {', '.join(PLANNED_FOR)}, cpu; default: this machine"
+    )
     parser.add_argument("--plan_for", metavar="MACHINE", help=machines)
     price = "price of a device, in dollars per hour; default: what it typically costs on demand"
     parser.add_argument("--price_per_hour", metavar="PRICE", help=price)

@@ -14,6 +14,7 @@ from sslm.objectives.choose import build_on_meta, check_embedding, choose_model,
 from sslm.parallel import strategies
 from sslm.parallel.planning.budget import check_processes, plan_launch
 from sslm.parallel.planning.micro_batch import choose_micro_batch_size, micro_batch_key
+from sslm.parallel.recompute import parse_recompute
 from sslm.runs.checkpoints.mirror import check_upload
 from sslm.runs.folder import RunFolder, pretrained_folder
 from sslm.runs.resume import choose_checkpoint, reaches_the_end
@@ -215,7 +216,7 @@ def build_module(
             computes_in_bf16=launch.autocasts_to_bf16,
             in_float8=launch.precision == "fp8",
             compile_blocks=config.compile,
-            activation_checkpointing=config.activation_checkpointing,
+            recomputation=parse_recompute(config.activation_checkpointing, compile_blocks=config.compile),
         ),
         reduce_gradients=config.fsdp.reduce_gradients,
     )

@@ -66,12 +66,12 @@ def build_on_meta(config: Config, objective: "type[Objective]", model_config: "P
     """The model without weights, tried on a few tokens."""
     from sslm.models.blocks import blocks
     from sslm.models.build import check_runs, on_meta
-    from sslm.parallel.recompute import check_recompute
+    from sslm.parallel.recompute import parse_recompute
 
-    check_recompute(config.activation_checkpointing, compile_blocks=config.compile)
+    recomputation = parse_recompute(config.activation_checkpointing, compile_blocks=config.compile)
     model = on_meta(model_config, objective.auto_class)
     check_runs(model, objective.auto_class)
-    if not blocks(model) and (config.compile or config.activation_checkpointing != "none"):
+    if not blocks(model) and (config.compile or recomputation.kind != "none"):
         raise UserError(
             f"--model.model_type {model_config.model_type}: its layers can't be told apart, as --compile and "
             f"--activation_checkpointing need; leave these out"

@@ -1,4 +1,5 @@
-"""The weights' type, tensor parallelism, 8-bit matmuls, activation checkpointing, compilation, sharding: in this order, block by block."""
+"""What a launch makes of a model, block by block: dtype, tensor parallelism, 8-bit matmuls, activation checkpointing,
+compilation, sharding, in this order."""
 
 import torch
 from torch import nn
@@ -8,7 +9,7 @@ from transformers import PreTrainedModel
 
 from sslm.models.blocks import blocks
 from sslm.parallel.float8 import use_float8
-from sslm.parallel.recompute import recompute
+from sslm.parallel.recompute import KEEP_ALL, Recompute, recompute
 from sslm.parallel.tensor_parallel import share_matrices
 
 
@@ -23,7 +24,7 @@ def parallelize(
     computes_in_bf16: bool = False,
     in_float8: bool = False,
     compile_blocks: bool = False,
-    activation_checkpointing: str = "none",
+    recomputation: Recompute = KEEP_ALL,
 ) -> None:
     """Change `network` (which holds `model`) in place.
 
@@ -36,7 +37,7 @@ def parallelize(
         computes_in_bf16: gather fp32 weights as bfloat16: those of matmuls autocast would cast anyway; embeddings and
             norms, and so what runs between blocks, are in bfloat16 too then.
         in_float8: let the blocks' linear layers multiply in 8 bits.
-        activation_checkpointing: none, selective, full, or budget:SHARE (see `recompute`).
+        recomputation: what the blocks' backward passes compute again.
     """
     if in_bf16:
         for parameter in model.parameters():
@@ -46,7 +47,7 @@ def parallelize(
     if in_float8:
         for block in blocks(model):
             use_float8(block)
-    recompute(model, activation_checkpointing)
+    recompute(model, recomputation)
     if compile_blocks:
         for block in blocks(model):
             block.compile()

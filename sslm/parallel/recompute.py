@@ -1,10 +1,12 @@
-"""Activation checkpointing: what the backward pass needs is kept, or computed again (Chen et al. 2016, arXiv:1604.06174)."""
+"""Activation checkpointing: activations are kept for the backward pass, or computed again (Chen et al. 2016,
+arXiv:1604.06174)."""
 
 import functools
 import warnings
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
+import torch._functorch.config as functorch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
@@ -33,72 +35,85 @@ ATTENTION = {
 }
 
 
-def check_recompute(how: str, *, compile_blocks: bool) -> None:
-    """Refuse what is no way to recompute.
+class Recompute(NamedTuple):
+    """What a block's backward pass computes again; see `recompute`."""
+
+    kind: Literal["none", "selective", "full", "budget"] = "none"
+    budget: float = 1.0
+    """Fraction of a block's activations that the compiler may keep."""
+
+    def __str__(self) -> str:
+        return f"budget:{self.budget:g}" if self.kind == "budget" else self.kind
+
+
+KEEP_ALL = Recompute()
+
+
+def parse_recompute(text: str, *, compile_blocks: bool) -> Recompute:
+    """Parse `--activation_checkpointing`.
 
     Args:
-        how: none, selective, full, or budget:SHARE.
+        text: none, selective, full, or budget:SHARE.
 
     Raises:
         UserError: it is none of these, or a budget without the compiler, which alone can keep to it.
+
+    >>> parse_recompute("budget:0.5", compile_blocks=True)
+    Recompute(kind='budget', budget=0.5)
     """
-    if how in ("none", "selective", "full"):
-        return
-    if not 0 < _share(how) < 1:
+    for kind in ("none", "selective", "full"):
+        if text == kind:
+            return Recompute(kind)
+    prefix, _, share = text.partition(":")
+    try:
+        budget = float(share) if prefix == "budget" else 0.0
+    except ValueError:
+        budget = 0.0
+    if not 0 < budget < 1:
         raise UserError(
-            f"--activation_checkpointing {how}: expected none, selective, full, or budget:SHARE with a share between 0 "
-            f"and 1, such as budget:0.5"
+            f"--activation_checkpointing {text}: expected none, selective, full, or budget:SHARE with a share between 0 "
+            "and 1, such as budget:0.5"
         )
     if not compile_blocks:
         raise UserError(
-            f"--activation_checkpointing {how}: it is the compiler that keeps to a budget; add --compile true, or take "
-            f"selective"
+            f"--activation_checkpointing {text}: it is the compiler that keeps to a budget; add --compile true, or take "
+            "selective"
         )
+    return Recompute("budget", budget)
 
 
-def recompute(model: PreTrainedModel, how: str) -> None:
-    """Let each block of the model compute its activations again in the backward pass, in place.
+def recompute(model: PreTrainedModel, how: Recompute) -> None:
+    """Let each block of the model compute activations again in the backward pass, in place.
 
-    none keeps all of them; selective keeps the results of matmuls and of attention, and computes what is cheap (norms,
-    activation functions, dropout) again; full keeps what goes into a block alone. budget:SHARE leaves the choice to the
-    compiler, block by block: it keeps at most that share of what it would keep otherwise, and computes again what is cheapest.
+    none keeps all of them. selective keeps the results of matmuls and of attention, and computes cheap operations (norms,
+    activation functions, dropout) again. full keeps a block's input alone. A budget leaves the choice to the compiler,
+    block by block: it keeps at most that fraction, and computes again what is cheapest.
 
-    The budget is a setting of torch for the whole process: it holds for all that is compiled from here on, and the other ways
-    set it back. Model's blocks must not have been compiled yet.
+    The budget is a setting of torch for the whole process: it holds for all that is compiled from here on, and the other
+    kinds reset it. The model's blocks must not have been compiled yet.
     """
-    import torch._functorch.config as functorch
-
-    functorch.activation_memory_budget = _share(how) if how.startswith("budget:") else 1.0
-    if how not in ("selective", "full"):
+    functorch.activation_memory_budget = how.budget
+    if how.kind not in ("selective", "full"):
         return
     how_exactly: dict[str, Any] = {"use_reentrant": False}
-    if how == "selective":
+    if how.kind == "selective":
         how_exactly["context_fn"] = functools.partial(create_selective_checkpoint_contexts, keep)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it gets another name in transformers 6
         model.gradient_checkpointing_enable(how_exactly)
 
 
 def keep(context: Any, op: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
-    """Whether selective checkpointing keeps what an operation gives.
+    """Tell selective checkpointing whether to keep an operation's result.
 
-    Attention with dropout is computed again: were its result kept, it would not draw, and all dropout after it in its block
-    would draw other numbers than in the forward pass.
+    Attention with dropout is computed again: if its result were kept, it would draw no random numbers, and all dropout
+    after it in its block would draw others than in the forward pass.
     """
     kept = op in MATMULS or (op in ATTENTION and not _dropout(op, arguments, named))
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 def _dropout(op: Any, arguments: tuple[Any, ...], named: dict[str, Any]) -> float:
-    """The dropout that an attention kernel was called with."""
+    """Return the dropout that an attention kernel was called with."""
     names = [argument.name for argument in op._schema.arguments] if hasattr(op, "_schema") else []
     given = dict(zip(names, arguments, strict=False)) | named
     return float(given.get("dropout_p", 0.0))
-
-
-def _share(how: str) -> float:
-    """SHARE of budget:SHARE; 0: it isn't that."""
-    kind, _, share = how.partition(":")
-    try:
-        return float(share) if kind == "budget" else 0.0
-    except ValueError:
-        return 0.0

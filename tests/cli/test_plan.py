@@ -12,7 +12,7 @@ from sslm.cli import VERBS
 from sslm.cli.plan import main
 from sslm.models import flops
 from sslm.models.build import on_meta
-from sslm.parallel.planning.machines import KINDS, named
+from sslm.parallel.planning.machines import PLANNED_FOR, named
 from tests.support.processes import run_command
 
 ROOT = Path(__file__).parents[2]
@@ -174,7 +174,7 @@ def test_it_is_a_verb(text: Path, cache: Path) -> None:
 
 
 def test_every_named_machine_can_be_planned_for() -> None:
-    for name in KINDS:
+    for name in PLANNED_FOR:
         machine = named(f"{name}:4x2")
         assert machine.world == 8
         assert machine.memory > 10 * 2**30

@@ -15,6 +15,7 @@ from sslm.models.build import build, check_causal, model_config, on_meta
 from sslm.models.head import LanguageModel, sample
 from sslm.objectives.causal_lm import CausalLM
 from sslm.parallel.parallelize import parallelize
+from sslm.parallel.recompute import Recompute
 from sslm.system.errors import UserError
 from sslm.training.optim import learning_rate, parameter_groups
 
@@ -123,7 +124,7 @@ def gradients(**how: object) -> list[torch.Tensor]:
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
-    pairs = zip(gradients(), gradients(activation_checkpointing="full"), strict=True)
+    pairs = zip(gradients(), gradients(recomputation=Recompute("full")), strict=True)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
 
 

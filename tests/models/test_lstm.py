@@ -17,6 +17,7 @@ from sslm.models.build import build, check_causal, check_runs, model_config, on_
 from sslm.models.head import LanguageModel
 from sslm.models.lstm import Documents, LstmConfig, LstmForCausalLM, VariationalDropout
 from sslm.parallel.parallelize import parallelize
+from sslm.parallel.recompute import parse_recompute
 from sslm.system.errors import UserError
 from sslm.train import main
 from tests.support.processes import run_command, run_ranks
@@ -139,7 +140,7 @@ def losses(network: nn.Module, documents: Tensor | None, num_steps: int = 4) -> 
 def test_recomputing_layers_changes_no_gradient(documents: Tensor | None) -> None:
     def gradients(how: str) -> list[Tensor]:
         network = LanguageModel(build(config(), AUTO, 0)).train()
-        parallelize(network, network.model, None, activation_checkpointing=how)
+        parallelize(network, network.model, None, recomputation=parse_recompute(how, compile_blocks=False))
         calls = []
         for layer in network.model.layers:
             layer.register_forward_pre_hook(lambda layer, _: calls.append(layer.gradient_checkpointing))

@@ -15,6 +15,7 @@ from sslm.models.build import build
 from sslm.models.head import LanguageModel
 from sslm.models.masks import check_documents, positions_within
 from sslm.parallel.parallelize import parallelize
+from sslm.parallel.recompute import Recompute
 from sslm.system.errors import UserError
 
 SMALL = {
@@ -371,7 +372,7 @@ def llamas_gradients(**how: Any) -> list[Tensor]:
 
 
 def test_activation_checkpointing_recomputes_with_the_mask() -> None:
-    pairs = zip(llamas_gradients(), llamas_gradients(activation_checkpointing="full"), strict=True)
+    pairs = zip(llamas_gradients(), llamas_gradients(recomputation=Recompute("full")), strict=True)
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in pairs)
 
 

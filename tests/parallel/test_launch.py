@@ -7,7 +7,6 @@ from typing import get_args
 import pytest
 import torch
 
-from sslm.parallel.launch import STRATEGIES
 from sslm.config import Strategy
 from sslm.parallel.launch import STRATEGIES
 from sslm.system.errors import sentence_of
@@ -56,7 +55,10 @@ REFUSED = [
         "--deepspeed.config nowhere.json: there is no such file",
     ),
     (["--strategy", "tp", "--devices", "2", "--compile"], "--compile: not under --strategy tp"),
-    (["--start_timeout_seconds", "1e15"], "--start_timeout_seconds 1000000000000000.0: expected a number above 0 and at most 1e9"),
+    (
+        ["--start_timeout_seconds", "1e15"],
+        "--start_timeout_seconds 1000000000000000.0: expected a number above 0 and at most 1e9",
+    ),
     (["--precision", "fp8"], "--precision fp8: needs a GPU that multiplies in 8 bits"),
     (
         ["--activation_checkpointing", "budget:2"],

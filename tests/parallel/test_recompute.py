@@ -15,7 +15,7 @@ from transformers import BertConfig, LlamaConfig, PreTrainedModel, T5Config
 
 from sslm.models.blocks import blocks
 from sslm.models.build import build
-from sslm.parallel.recompute import check_recompute, keep, recompute
+from sslm.parallel.recompute import keep, parse_recompute, recompute
 from sslm.system.errors import UserError
 
 KINDS: dict[str, Any] = {
@@ -66,7 +66,7 @@ def budget_as_before() -> Iterator[None]:
 
 def make(kind: str, how: str, dropout: float = 0.0) -> PreTrainedModel:
     model = build(*KINDS[kind](dropout), seed=0).train()
-    recompute(model, how)
+    recompute(model, parse_recompute(how, compile_blocks=True))
     return model
 
 
@@ -172,7 +172,7 @@ def test_attention_is_kept_unless_it_draws() -> None:
 
 @pytest.mark.parametrize("how", ["none", "selective", "full", "budget:0.5"])
 def test_ways_that_exist_are_taken(how: str) -> None:
-    check_recompute(how, compile_blocks=True)
+    parse_recompute(how, compile_blocks=True)
 
 
 @pytest.mark.parametrize(
@@ -182,9 +182,9 @@ def test_others_are_refused_and_told_what_there_is(how: str) -> None:
     with pytest.raises(
         UserError, match=r"^--activation_checkpointing .*: expected none, selective, full, or budget:SHARE"
     ):
-        check_recompute(how, compile_blocks=True)
+        parse_recompute(how, compile_blocks=True)
 
 
 def test_a_budget_without_the_compiler_is_refused() -> None:
     with pytest.raises(UserError, match="add --compile true, or take selective"):
-        check_recompute("budget:0.5", compile_blocks=False)
+        parse_recompute("budget:0.5", compile_blocks=False)

@@ -28,6 +28,7 @@ from sslm.parallel.planning.memory import (
     sizes,
     static_memory,
 )
+from sslm.parallel.recompute import Recompute, parse_recompute
 from sslm.system.errors import UserError
 from sslm.system.terminal import gib
 
@@ -114,6 +115,10 @@ class Budget:
     machine: Machine
     measured: "dict[Any, Activations]" = field(default_factory=dict, compare=False, repr=False)
 
+    @property
+    def recomputation(self) -> Recompute:
+        return parse_recompute(self.config.activation_checkpointing, compile_blocks=self.config.compile)
+
     def launch(self, strategy: str) -> "Launch":
         """How a strategy runs on the machine."""
         from sslm.parallel.launch import Launch
@@ -145,16 +150,16 @@ class Budget:
             )
         check_batch(self.config, launch.data_parallel_size)
 
-    def memory(self, launch: "Launch", micro_batch_size: int, checkpointing: str | None = None) -> Memory:
+    def memory(self, launch: "Launch", micro_batch_size: int, recomputation: Recompute | None = None) -> Memory:
         data_parallel = launch.world // launch.tensor_parallel_size
-        of = sizes(self.model, max(data_parallel // launch.replicas, 1), launch.tensor_parallel_size)
-        fixed = static_memory(of, launch, self.config, -(-self.rows_per_rank(launch) // micro_batch_size))
+        counted = sizes(self.model, max(data_parallel // launch.replicas, 1), launch.tensor_parallel_size)
+        fixed = static_memory(counted, launch, self.config, -(-self.rows_per_rank(launch) // micro_batch_size))
         length = self.shapes["labels"][0]
         scored = min(self.max_scored or length, length)
         batch = batch_memory(
             self.activations(launch),
             micro_batch_size,
-            checkpointing or self.config.activation_checkpointing,
+            recomputation or self.recomputation,
             self.config.compile,
             scored / length,
             scored * self.model.config.vocab_size,
@@ -188,9 +193,9 @@ class Budget:
                 )
         return self.measured[key]
 
-    def largest_micro_batch(self, launch: "Launch", checkpointing: str | None = None) -> int | None:
+    def largest_micro_batch(self, launch: "Launch", recomputation: Recompute | None = None) -> int | None:
         return largest_micro_batch(
-            self.rows_per_rank(launch), self.machine.memory, lambda size: self.memory(launch, size, checkpointing).total
+            self.rows_per_rank(launch), self.machine.memory, lambda size: self.memory(launch, size, recomputation).total
         )
 
     def choose_strategy(self) -> tuple[str, str]:
@@ -233,7 +238,7 @@ class Budget:
             launch = larger.launch("fsdp")
             if not larger._can("fsdp"):
                 break
-            if larger.memory(launch, 1, "full").total <= ROOM * self.machine.memory:
+            if larger.memory(launch, 1, Recompute("full")).total <= ROOM * self.machine.memory:
                 return (
                     f"nothing would on {world} of them; {world * more} would do, with --strategy fsdp --micro_batch_size 1 "
                     f"--activation_checkpointing full --fsdp.reduce_gradients micro_batch"
@@ -260,14 +265,14 @@ class Budget:
         launch, seq_len = self.launch(strategy), self.config.seq_len
         enough = min(self.rows_per_rank(launch), math.ceil(ENOUGH_TOKENS / seq_len))
         best: Proposal | None = None
-        for checkpointing in ("none", "selective", "full"):
+        for again in (Recompute("none"), Recompute("selective"), Recompute("full")):
             for reduced in (
                 ("step", "micro_batch") if launch.traits.shards_weights else (self.config.fsdp.reduce_gradients,)
             ):
                 budget = self._reducing(reduced)
-                size = budget.largest_micro_batch(launch, checkpointing)
-                memory = budget.memory(launch, size or 1, checkpointing)
-                this = Proposal(strategy, size or 1, checkpointing, reduced, memory, fits=size is not None)
+                size = budget.largest_micro_batch(launch, again)
+                memory = budget.memory(launch, size or 1, again)
+                this = Proposal(strategy, size or 1, again.kind, reduced, memory, fits=size is not None)
                 if best is None or this.sequences > best.sequences:
                     best = this
                 if best.sequences >= enough:

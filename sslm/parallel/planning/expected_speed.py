@@ -33,7 +33,7 @@ ON_CPU = Rate(0.30, "runs reach 15 to 50 % of it")
 SMALL = 1e9
 UNCOMPILED = {True: 0.5, False: 0.8}
 """What is left of it without --compile, of a model with less than SMALL parameters and of one with more."""
-RECOMPUTED = {"none": 1.0, "selective": 0.95, "full": 0.75}
+RECOMPUTED = {"none": 1.0, "selective": 0.95, "full": 0.75, "budget": 0.9}
 PEAK_SHARE = {"32": 1 / 15, "fp8": 1.17}
 """Of the bf16 peak: fp32 has no tensor cores; fp8 gained so much with 0.9B parameters."""
 
@@ -55,8 +55,8 @@ def expected_speed(budget: Budget, launch: "Launch") -> tuple[float | None, str]
     rate, slower = PUBLISHED[_kind(budget)], {}
     if not config.compile:
         slower["without --compile"] = UNCOMPILED[model.num_parameters() < SMALL]
-    if config.activation_checkpointing != "none":
-        slower["with recomputation"] = RECOMPUTED.get(config.activation_checkpointing, 0.9)
+    if (kind := budget.recomputation.kind) != "none":
+        slower["with recomputation"] = RECOMPUTED[kind]
     mfu = rate.mfu
     for factor in slower.values():
         mfu *= factor

@@ -1,34 +1,35 @@
-"""What a run takes of each device's memory, by part; and the strategy and micro-batch that fit.
+"""Memory that a run takes on each device, by part; and the strategy and micro-batch that fit.
 
-Weights, gradients and optimizer states are counted exactly, from shapes. Activations come from a forward pass without contents
-(`activation_memory`), logits from its head. All parts are summed as if they were there at once, which is so in the backward
-pass of any micro-batch but a step's first. With --compile blocks keep about what `selective` keeps, for the compiler runs cheap
-operations again; that is what is counted then.
+Weights, gradients and optimizer states are counted exactly, from shapes. Activations come from a forward pass without
+contents (`activation_memory`), logits from its head. All parts are summed as if they were there at once, as they are in
+the backward pass of every micro-batch but a step's first. With --compile, blocks keep about as much as with `selective`,
+because the compiler runs cheap operations again; so that is what is counted then.
 
-Not counted: the CUDA context and NCCL's buffers (about 1.5 GB of a GPU), the allocator's fragments, what kernels need while they
-run. `ROOM` is left for these.
+Not counted: the CUDA context and NCCL's buffers (about 1.5 GB of a GPU), the allocator's fragments, and what kernels need
+while they run. `ROOM` leaves memory for these.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from transformers import PreTrainedModel
 
 from sslm.config import Config
+from sslm.models.blocks import blocks
+from sslm.parallel.launch import Launch
+from sslm.parallel.planning.activation_memory import Activations
 from sslm.parallel.planning.machines import Machine
+from sslm.parallel.recompute import Recompute
+from sslm.parallel.tensor_parallel import STYLES, planned
 from sslm.system.terminal import gib
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from sslm.parallel.launch import Launch
-    from sslm.parallel.planning.activation_memory import Activations
-
 ROOM = 0.9
-"""Of a device's memory, the share that a run may be planned to take."""
+"""Largest fraction of a device's memory to plan for."""
 COMFORT = 0.7
-"""DDP is chosen while a micro-batch of one sequence takes no more than this share."""
+"""Largest fraction of a device's memory that DDP may take, with one sequence at a time, to be chosen by `auto`."""
 ZERO_BUCKET = 500_000_000
-"""Numbers that DeepSpeed reduces at a time, for which it takes memory in advance."""
+"""Numbers that DeepSpeed reduces at a time; it allocates memory for them in advance."""
 
 
 @dataclass(frozen=True)
@@ -40,11 +41,11 @@ class Memory:
     optimizer: float = 0
     activations: float = 0
     logits: float = 0
-    """Of the loss's places: logits and what becomes of them, in fp32, with their gradients."""
+    """Logits at scored places and what the loss makes of them, in fp32, with their gradients."""
     transient: float = 0
-    """Weights gathered for the blocks at work, gradients on their way."""
+    """Weights gathered for the blocks at work, and gradients being reduced."""
     host: float = 0
-    """In the host's memory for each device: what is offloaded. Not part of the total."""
+    """What each device offloads to the host's memory; not part of the total."""
 
     @property
     def parts(self) -> dict[str, float]:
@@ -59,19 +60,23 @@ class Sizes(NamedTuple):
     """Numbers in a model's weights, tied ones once."""
 
     whole: int
-    """On a device that holds all of them (with tensor parallelism: its part of each matrix)."""
+    """On a device that holds all weights (with tensor parallelism: its part of each matrix)."""
     sharded: int
-    """On a device that shares them with others, each weight divided along its first dimension."""
+    """On a device that holds a shard of each weight, cut along its first dimension."""
     root: int
-    """Outside of blocks."""
+    """Outside the blocks."""
     block: int
     """In the largest block."""
 
 
-def sizes(model: "PreTrainedModel", shards: int = 1, tensor_parallel: int = 1) -> Sizes:
-    from sslm.models.blocks import blocks
-    from sslm.parallel.tensor_parallel import STYLES, planned
+def sizes(model: PreTrainedModel, shards: int = 1, tensor_parallel: int = 1) -> Sizes:
+    """Count the numbers in a model's weights.
 
+    Args:
+        model: may be on the meta device.
+        shards: devices among which each weight is cut.
+        tensor_parallel: devices that share each matrix.
+    """
     shared = {name for name, style in planned(model).items() if style in STYLES and "replicated" not in style}
     block_of = {id(p): number for number, block in enumerate(blocks(model)) for p in block.parameters()}
     whole = sharded = 0
@@ -93,22 +98,23 @@ def sizes(model: "PreTrainedModel", shards: int = 1, tensor_parallel: int = 1) -
     return Sizes(whole, sharded, root, max(units.values(), default=0))
 
 
-def holds_16_bits(launch: "Launch") -> bool:
-    """Whether the weights are in 16 bits: bf16-true's, and with loss scaling DeepSpeed's."""
+def holds_16_bits(launch: Launch) -> bool:
+    """Whether weights are kept in 16 bits: with bf16-true, and with DeepSpeed's loss scaling."""
     return launch.precision == "bf16-true" or (launch.precision == "16-mixed" and launch.traits.zero_stage > 0)
 
 
-def gathers_16_bits(launch: "Launch") -> bool:
-    """Whether forward passes get weights that are in 16 bits already, whatever they are kept in."""
+def gathers_16_bits(launch: Launch) -> bool:
+    """Whether forward passes get weights in 16 bits, whatever dtype they are kept in."""
     return holds_16_bits(launch) or (launch.traits.shards_weights and launch.autocasts_to_bf16)
 
 
-def static_memory(sizes: Sizes, launch: "Launch", config: Config, num_micro_batches: int) -> Memory:
-    """Weights, gradients, optimizer states and what sharding needs in passing; nothing of a batch.
+def static_memory(sizes: Sizes, launch: Launch, config: Config, num_micro_batches: int) -> Memory:
+    """Count weights, gradients, optimizer states and sharding's buffers; nothing that depends on a batch.
 
-    Bytes a parameter: weights and gradients 4 (in 16 bits: 2), AdamW's moments 8 in fp32; DeepSpeed steps on a copy in fp32 (4),
-    whatever the weights are in (Rajbhandari et al. 2020, arXiv:1910.02054); an average of the weights 4. fsdp shards all of it; but gradients that are reduced
-    once a step are whole until then (`fsdp.reduce_gradients`). deepspeed_1 shards the optimizer, _2 gradients too, _3 weights too.
+    Bytes a parameter: weights and gradients 4 (in 16 bits: 2); AdamW's moments 8, in fp32; DeepSpeed's copy of the weights
+    in fp32 4, whatever the weights' dtype (Rajbhandari et al. 2020, arXiv:1910.02054); an average of the weights 4. FSDP2
+    shards all of these, but gradients that are reduced once a step are whole until then (`fsdp.reduce_gradients`). ZeRO
+    shards the optimizer in stage 1, gradients too in stage 2, weights too in stage 3.
     """
     stage, is_sharded = launch.traits.zero_stage, launch.traits.shards_weights
     width, moments = 2 if holds_16_bits(launch) else 4, 12 if stage else 8
@@ -125,9 +131,8 @@ def static_memory(sizes: Sizes, launch: "Launch", config: Config, num_micro_batc
         at_work = sizes.root + 2 * sizes.block if config.fsdp.reshard_after_forward else sizes.whole
         transient = (2 if gathers_16_bits(launch) else width) * at_work + 4 * (1 if waits else 2) * unit
     elif stage:
-        bucket = (
-            ZERO_BUCKET if launch.accelerator == "gpu" else min(ZERO_BUCKET, sizes.whole)
-        )  # CPUs: what is not used is not there
+        # on CPUs memory that is not used is not there
+        bucket = ZERO_BUCKET if launch.accelerator == "gpu" else min(ZERO_BUCKET, sizes.whole)
         transient = width * (bucket + (sizes.root + 2 * sizes.block if stage == 3 else 0))
     host = 0.0
     if stage and config.deepspeed.offload_optimizer:
@@ -141,58 +146,58 @@ def static_memory(sizes: Sizes, launch: "Launch", config: Config, num_micro_batc
 
 
 def batch_memory(
-    activations: "Activations",
+    activations: Activations,
     micro_batch_size: int,
-    checkpointing: str,
+    recomputation: Recompute,
     compiled: bool,
     scored_share: float,
     logits: int,
 ) -> Memory:
-    """Activations and logits of one micro-batch.
+    """Count activations and logits of one micro-batch.
 
     Args:
-        checkpointing: none; selective: blocks keep outputs of matmuls and attention; full: their inputs alone; budget:SHARE lies
-            between full and none. What is run again is one block's at a time.
-        scored_share: of the places, where the head gets the scored alone.
-        logits: of a sequence's scored places. Besides what the head keeps there are two gradients of these at once, in fp32.
+        recomputation: selective keeps the outputs of matmuls and attention, full a block's input alone; a budget lies
+            between full and none. One block's activations are computed again at a time.
+        compiled: whether blocks are compiled.
+        scored_share: fraction of the places that the head works on, if it gets the scored places alone.
+        logits: numbers in the logits of a sequence's scored places. Besides what the head keeps, two gradients of these
+            exist at once, in fp32.
     """
     kept = activations.of(micro_batch_size)
     checkpointed = kept.outside + kept.inputs + kept.repeated
     everything = kept.outside + kept.inputs + kept.inside
     selected = checkpointed + kept.products
-    if checkpointing.startswith("budget:"):
-        share = float(checkpointing.removeprefix("budget:"))
-        amount = min(
-            checkpointed + share * (min(selected, everything) - checkpointed) + (1 - share) * kept.largest, everything
-        )
-    else:
-        amount = {
-            "none": min(selected, everything) if compiled else everything,
-            "selective": min(selected + kept.largest, everything),
-            "full": min(checkpointed + kept.largest, everything),
-        }[checkpointing]
+    chosen = recomputation.budget * (min(selected, everything) - checkpointed)
+    amount = {
+        "none": selected if compiled else everything,
+        "selective": selected + kept.largest,
+        "full": checkpointed + kept.largest,
+        "budget": checkpointed + chosen + (1 - recomputation.budget) * kept.largest,
+    }[recomputation.kind]
     head = kept.head * (scored_share if activations.has_head else 1.0)
-    return Memory(activations=amount, logits=head + 8 * logits * micro_batch_size)
+    return Memory(activations=min(amount, everything), logits=head + 8 * logits * micro_batch_size)
 
 
-def largest_micro_batch(share: int, available: float, total: Callable[[int], float]) -> int | None:
-    """The largest divisor of a device's share of the batch that fits; None: not even one sequence does.
+def largest_micro_batch(rows: int, available: float, total: Callable[[int], float]) -> int | None:
+    """Return the largest micro-batch that fits and divides a device's rows, or None if not even one sequence fits.
 
     Args:
-        total: bytes that a micro-batch of so many sequences takes, with all else.
+        rows: sequences of the global batch that a device works on.
+        available: bytes of a device.
+        total: size of a micro-batch -> bytes that a run with it takes.
 
     >>> largest_micro_batch(12, 100, lambda size: 10 + 20 * size)
     4
     """
-    fitting = (size for size in range(share, 0, -1) if share % size == 0 and total(size) <= ROOM * available)
+    fitting = (size for size in range(rows, 0, -1) if rows % size == 0 and total(size) <= ROOM * available)
     return next(fitting, None)
 
 
 def choose_strategy(total: Callable[[str], float], machine: Machine) -> tuple[str, str]:
-    """(strategy, why in words): what communicates least of what fits.
+    """Return the strategy that communicates least of those that fit, and why, in words.
 
     Args:
-        total: bytes on a device that a strategy takes with micro-batches of one sequence.
+        total: strategy -> bytes that it takes on a device, with micro-batches of one sequence.
 
     >>> from sslm.parallel.planning.machines import named
     >>> choose_strategy(lambda name: {"ddp": 100e9, "fsdp": 14e9}[name], named("h100:8"))

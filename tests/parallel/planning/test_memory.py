@@ -32,6 +32,7 @@ from sslm.parallel.planning.memory import (
     sizes,
     static_memory,
 )
+from sslm.parallel.recompute import Recompute, parse_recompute
 from sslm.system.errors import UserError
 from sslm.training.optim import build_optimizer
 from tests.support.processes import run_command, run_ranks
@@ -143,18 +144,21 @@ def test_recomputation_keeps_less_the_more_is_recomputed() -> None:
     config = LlamaConfig(**(BLOCKS | {"num_hidden_layers": 6}), vocab_size=VOCABULARY)
     activations = measure(on_meta(config, CAUSAL), SHAPES, on_gpu=True)
     hows = ("full", "budget:0.5", "selective", "none")
-    amounts = [batch_memory(activations, 4, how, False, 1.0, 0).activations for how in hows]
+    amounts = [
+        batch_memory(activations, 4, parse_recompute(how, compile_blocks=True), False, 1.0, 0).activations
+        for how in hows
+    ]
     assert amounts == sorted(amounts)
     assert amounts[0] < amounts[-1] / 4
     assert amounts[0] >= activations.of(4).largest + activations.of(4).inputs
-    assert batch_memory(activations, 4, "none", True, 1.0, 0).activations <= amounts[2]
+    assert batch_memory(activations, 4, Recompute(), True, 1.0, 0).activations <= amounts[2]
 
 
 def test_logits_are_counted_at_scored_places_with_their_gradients() -> None:
     activations = measure(on_meta(*FAMILIES["bert"]), SHAPES, on_gpu=True)
     assert activations.has_head
-    all_places = batch_memory(activations, 2, "none", False, 1.0, LENGTH * VOCABULARY).logits
-    some = batch_memory(activations, 2, "none", False, 0.25, LENGTH * VOCABULARY // 4).logits
+    all_places = batch_memory(activations, 2, Recompute(), False, 1.0, LENGTH * VOCABULARY).logits
+    some = batch_memory(activations, 2, Recompute(), False, 0.25, LENGTH * VOCABULARY // 4).logits
     assert some == pytest.approx(all_places / 4)
     assert all_places > 12 * 2 * LENGTH * VOCABULARY  # log-softmax, and two gradients
 
