@@ -18,7 +18,7 @@ from sslm.data.corpus import prepare
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.tokenizer import Tokenizer
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
-from sslm.data.stream.batches import Batch, Loader, TrainSteps, ValSteps, step_batch, with_tensors
+from sslm.data.stream.batches import Batch, Loader, StepBatch, TrainSteps, ValSteps, step_batch, with_tensors
 from sslm.data.stream.recipe import IGNORED, Recipe
 from sslm.data.stream.stream import Places, Stream
 from sslm.data.stream.streams import cache_folder, open_streams
@@ -293,7 +293,7 @@ class DataModule(LightningDataModule):
             )
         return rank, world
 
-    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+    def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> StepBatch:
         if self.trainer is None or not self.trainer.training:
             return step_batch(batch, len(self.val_stream.sources))
         step = self.trainer.global_step
@@ -301,11 +301,11 @@ class DataModule(LightningDataModule):
             return self.train_batch(step)
         return self._step_batch(batch, step)
 
-    def train_batch(self, step: int) -> Batch:
+    def train_batch(self, step: int) -> StepBatch:
         """This rank's share of optimizer step `step`, made here and now."""
         return self._step_batch(with_tensors(self._train_steps[step]), step)
 
-    def _step_batch(self, batch: Batch, step: int) -> Batch:
+    def _step_batch(self, batch: Batch, step: int) -> StepBatch:
         trainer = self.trainer
         assert trainer is not None
         if self._verifier is None and trainer.local_rank == 0:

@@ -5,11 +5,12 @@ nothing but the step's number: restoring it is saying where to start.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from typing import Any
+from typing import Any, TypedDict
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sslm.data.corpus.shards import BadShard
@@ -25,9 +26,39 @@ time: a batch of 256 rows then takes twice as long (mallopt(3), M_MMAP_THRESHOLD
 PLACES_AT_ONCE, ROWS_AT_ONCE = 4096, 256
 """Positions that are looked up, and rows that are read, together: many cost little more than one."""
 
-Batch = dict[str, Any]
-"""tensors: {name: [share, …]}; positions, sources: [share]; amendments: how many were known; bad: a shard that could not be
-read, where it is to be replaced. Before a step `finished` adds scored: [sources], and digest."""
+
+class Batch(TypedDict, total=False):
+    """This rank's share of a batch, as a loader gives it."""
+
+    tensors: dict[str, Any]
+    """Name -> [share, …]: arrays as the recipe made them, then tensors; empty if a shard is bad."""
+    positions: NDArray[np.int64]
+    """[share] global index of each example."""
+    sources: NDArray[np.int64]
+    """[share] number of each example's source in the mixture."""
+    amendments: int
+    """Amendments of the stream that were known when the batch was made; a training batch has it."""
+    bad: list[str]
+    """(source, file, reason) of a shard that could not be read and is to be replaced."""
+    error: UserError
+    """What a loader process met, to be raised in the training process."""
+
+
+class StepBatch(TypedDict, total=False):
+    """This rank's share of a batch, as a step takes it."""
+
+    tensors: dict[str, Tensor]
+    """Name -> [share, …]; empty if a shard is bad."""
+    sources: Tensor
+    """[share] number of each example's source in the mixture."""
+    first_position: int
+    """Global index of the first example."""
+    scored: list[int]
+    """Targets in this share, per source."""
+    digest: int
+    """Digest of this share, or 0 if it was not asked for."""
+    bad: list[str]
+    """(source, file, reason) of a shard that could not be read and is to be replaced."""
 
 
 class TrainSteps(Dataset[Batch]):
@@ -224,10 +255,13 @@ def _widened(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(np.int64) if array.dtype.kind == "i" and array.itemsize < 8 else array
 
 
-def step_batch(batch: Batch, num_sources: int, with_digest: bool = False) -> Batch:
-    """What a step takes: `sources` as a tensor, `first_position`, `scored` targets per source, `digest` (0: not asked for).
+def step_batch(batch: Batch, num_sources: int, with_digest: bool = False) -> StepBatch:
+    """Make of a loader's batch what a step takes.
 
-    A batch with a bad shard stays without tensors; `bad` says which.
+    Args:
+        batch: its tensors are tensors already.
+        num_sources: sources of the mixture.
+        with_digest: whether to work out the digest.
     """
     if "bad" in batch:
         return {"tensors": {}, "bad": batch["bad"], "scored": [0] * num_sources, "digest": 0}
