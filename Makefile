@@ -9,10 +9,10 @@ train: .venv/installed
 	$(BIN)/python -m sslm.train $(ARGS)
 
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-slow: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow --durations 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow --durations 25
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

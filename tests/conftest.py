@@ -1,13 +1,17 @@
 """Shared by all tests: a text, a cache of prepared corpora, a tiny run, and a guard that nothing is left behind."""
 
 import multiprocessing
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from pydoc_data.topics import topics
+from typing import Any
 
 import pytest
+from filelock import FileLock
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 from sslm.train import main
 from tests.support.processes import Ranks
@@ -17,19 +21,52 @@ settings.register_profile("sslm", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("sslm")
 
 
+TIMED = {
+    "tests/parallel/test_launchers.py",
+    "tests/runs/test_resume.py",
+    "tests/test_slurm.py",
+    "tests/training/test_watchdog.py",
+}
+"""Files whose tests measure time or start processes cold; no two of them run beside each other."""
+
+
+class ByFile(LoadScopeScheduling):
+    """pytest-xdist's scheduler: a file stays on one worker, and so do all that measure time."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.split("::")[0]
+        return "timed" if file in TIMED else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    return ByFile(config, log)
+
+
 @pytest.fixture(scope="session")
-def text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that all workers of pytest-xdist have in common."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "shared"
+    folder.mkdir(exist_ok=True)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def text(shared: Path) -> Path:
     """About 200 kB of English in 120 documents, separated by a line of dashes."""
-    file = tmp_path_factory.mktemp("text") / "topics.txt"
+    file = shared / "topics.txt"
     whole = "\n".join(topics[name] for name in sorted(topics))[:200_000]
     size = len(whole) // 120 + 1
-    file.write_text("\n-----\n".join(whole[start : start + size] for start in range(0, len(whole), size)))
+    with FileLock(shared / "topics.lock"):
+        if not file.is_file():
+            file.write_text("\n-----\n".join(whole[start : start + size] for start in range(0, len(whole), size)))
     return file
 
 
 @pytest.fixture(scope="session")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
+def cache(shared: Path) -> Path:
+    """Prepared corpora: whichever worker comes first prepares them."""
+    return shared / "cache"
 
 
 @pytest.fixture(scope="session")

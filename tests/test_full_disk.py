@@ -10,7 +10,7 @@ import pytest
 
 from sslm.data.foreign import open_foreign
 from sslm.system.errors import sentence_of
-from tests.support.processes import run_command
+from tests.support.processes import train_forked
 from tests.support.runs import losses_of
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small file system")]
@@ -27,29 +27,31 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("strategy", ["single", "ddp"])
-def test_full_disk_while_saving(strategy: str, small_disk: Path, tiny: list[str]) -> None:
+def test_full_disk_while_saving(strategy: str, small_disk: Path, tiny: list[str], tmp_path: Path) -> None:
     run = small_disk / "run"
     devices = "1" if strategy == "single" else "2"
-    command = ["-m", "sslm.train", *tiny, "--run_dir", str(run), "--strategy", strategy, "--devices", devices]
-    done = run_command(command)
-    assert done.returncode == 2, done.stderr
-    said = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    command = [*tiny, "--run_dir", str(run), "--strategy", strategy, "--devices", devices]
+    done = train_forked(command, tmp_path / "log")
+    assert done.returncode == 2, done.stdout
+    said = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
     assert len(said) == 1
     assert "the disk is full" in said[0]
     assert not list((run / "checkpoints").glob("*"))
     assert not (run / "export").exists()
     subprocess.run(["mount", "-o", "remount,size=9m", str(small_disk)], check=True)
-    assert run_command(command).returncode == 0
+    assert train_forked(command, tmp_path / "log").returncode == 0
     assert len(losses_of(run)) == 8
 
 
 def test_full_disk_while_preparing(small_disk: Path, tiny: list[str], tmp_path: Path) -> None:
     (small_disk / "filler").write_bytes(bytes(200_000))
-    command = ["-m", "sslm.train", *tiny, "--run_dir", str(tmp_path / "run"), "--data.cache_dir", str(small_disk)]
-    done = run_command(command)
-    assert done.returncode == 2, done.stderr
-    assert "the disk is full" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    command = [*tiny, "--run_dir", str(tmp_path / "run"), "--data.cache_dir", str(small_disk)]
+    done = train_forked(command, tmp_path / "log")
+    assert done.returncode == 2, done.stdout
+    [said] = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert "the disk is full" in said
+    assert done.stdout.endswith(f"{said}\n")
+    assert "Traceback" not in done.stdout
     assert not list((small_disk / "corpora").iterdir())
     assert not (tmp_path / "run").exists()
 

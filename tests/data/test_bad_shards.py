@@ -11,7 +11,7 @@ import pytest
 from sslm.cli.prepare import main as prepare
 from sslm.data.corpus.shards import BadShard, open_corpus
 from sslm.train import main
-from tests.support.processes import run_command
+from tests.support.processes import train_forked
 from tests.support.runs import TINY, losses_of, rows_of
 from tests.support.streams import make_corpus, make_stream
 
@@ -125,10 +125,8 @@ def test_all_ranks_read_the_same_in_place_of_a_missing_shard(corpus: Path, tmp_p
     (corpus / "train-00001.bin").unlink()
     runs = [tmp_path / name for name in ("one", "two", "workers")]
     for run, more in zip(runs, ([], ["--devices", "2"], ["--data.num_workers", "2"]), strict=True):
-        done = run_command(
-            ["-m", "sslm.train", *flags_of(corpus, run, "--data.on_bad_shard", "substitute", *more)], timeout=200
-        )
-        assert done.returncode == 0, done.stderr
+        done = train_forked(flags_of(corpus, run, "--data.on_bad_shard", "substitute", *more), tmp_path / "log")
+        assert done.returncode == 0, done.stdout
     amendments = [(run / "amendments.jsonl").read_text() for run in runs]
     assert amendments[0].count("\n") == 1
     assert amendments[0] == amendments[1] == amendments[2]

@@ -10,7 +10,7 @@ from sslm.config import DataConfig, SourceConfig
 from sslm.data.corpus.embedded import EMBEDDED
 from sslm.data.module import DataModule
 from sslm.objectives.causal_lm import CausalLMRecipe
-from tests.support.processes import run_command
+from tests.support.processes import Finished, train_forked
 from tests.support.runs import TINY, losses_of, rows_of
 
 
@@ -47,9 +47,13 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> list[str]:
     ]
 
 
+def start(mixture: list[str], run: Path, *flags: str) -> Finished:
+    return train_forked([*mixture, "--run_dir", str(run), *flags], run.with_name(f"{run.name}.log"))
+
+
 def train(mixture: list[str], run: Path, *flags: str) -> int:
-    done = run_command(["-m", "sslm.train", *mixture, "--run_dir", str(run), *flags], timeout=200)
-    assert done.returncode in (0, 75), done.stderr
+    done = start(mixture, run, *flags)
+    assert done.returncode in (0, 75), done.stdout
     return done.returncode
 
 
@@ -113,10 +117,11 @@ def test_other_sources_weights_or_packing_are_another_run(mixture: list[str], st
         ["--data.packing", "concat"],
         ["--data.stages", "[{at_tokens: 9000, weights: {large: 1}}]"],
     ):
-        done = run_command(["-m", "sslm.train", *mixture, "--run_dir", str(straight), *flags, "--max_steps", "30"])
+        done = start(mixture, straight, *flags, "--max_steps", "30")
         assert done.returncode == 2
-        assert flags[0].removeprefix("--") in done.stderr
-        assert len(done.stderr.splitlines()) == 1
+        [error] = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+        assert flags[0].removeprefix("--") in error
+        assert done.stdout.endswith(f"{error}\n")
 
 
 def test_source_of_weight_nothing_is_not_read(text: Path, cache: Path) -> None:

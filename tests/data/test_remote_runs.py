@@ -9,7 +9,7 @@ import pytest
 
 from sslm.cli.prepare import main as prepare
 from sslm.train import main
-from tests.support.processes import run_command, start_command
+from tests.support.processes import Ranks, train_forked
 from tests.support.runs import TINY, losses_of, rows_of
 from tests.support.servers import HttpServer
 
@@ -87,23 +87,23 @@ def test_a_server_that_is_switched_off_in_mid_run_costs_nothing_but_time(
     http: HttpServer, local: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    process = start_command(["-m", "sslm.train", *flags_of(f"{http.url}/corpus", run)])
-    while not (run / "metrics.jsonl").is_file() and process.poll() is None:
-        time.sleep(0.05)
+    process = Ranks(flags_of(f"{http.url}/corpus", run), tmp_path / "log")
+    while not (run / "metrics.jsonl").is_file() and process.is_alive():
+        time.sleep(0.02)
     http.stop()
-    back = threading.Timer(8, http.start)
+    back = threading.Timer(5, http.start)
     back.start()
-    _, err = process.communicate(timeout=120)
+    codes = process.wait(120)
     back.join()
-    assert process.returncode == 0, err
+    assert codes == [0], process.said()
     assert digests_of(run) == digests_of(local)
 
 
 @pytest.mark.slow
 def test_two_processes_over_http_share_the_shards(http: HttpServer, local: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
-    done = run_command(["-m", "sslm.train", *flags_of(f"{http.url}/corpus", run, "--devices", "2")], timeout=200)
-    assert done.returncode == 0, done.stderr
+    done = train_forked(flags_of(f"{http.url}/corpus", run, "--devices", "2"), tmp_path / "log")
+    assert done.returncode == 0, done.stdout
     assert digests_of(run) == digests_of(local)
     shards = [file for file in http.files() if file.endswith(".bin")]
     assert len(shards) == len(set(shards)), "a shard was brought twice"

@@ -1,7 +1,6 @@
-"""Every objective, end to end: trained from the command line, resumed, shared out over processes, exported, restored elsewhere."""
+"""Every objective, end to end: trained from the command line, resumed, exported, restored elsewhere."""
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,84 +10,12 @@ from safetensors.torch import load_file
 
 from sslm.objectives import OBJECTIVES
 from sslm.train import main
+from tests.support import exact_gradients
 from tests.support.exact_gradients import gradients
-from tests.support.processes import run_command
+from tests.support.objectives import CASES, ENCODER, T5, Case
+from tests.support.processes import run_command, train_forked
 from tests.support.runs import SMALL_RUN, losses_of, rows_of, val_of
 
-
-@dataclass(frozen=True)
-class Case:
-    """An objective and a small model for it."""
-
-    objective: str
-    flags: str
-    dropout: str
-    metric: str
-    auto_class: str
-    name: str = ""
-
-    def __str__(self) -> str:
-        return self.name or self.objective
-
-
-ENCODER = (
-    "--model.hidden_size 32 --model.intermediate_size 64 --model.num_hidden_layers 2 --model.num_attention_heads 2"
-)
-T5 = "--model.d_model 32 --model.d_kv 16 --model.d_ff 64 --model.num_layers 2 --model.num_heads 2"
-BART = (
-    "--model.d_model 32 --model.encoder_layers 2 --model.decoder_layers 2 --model.encoder_ffn_dim 64 --model.decoder_ffn_dim 64 "
-    "--model.encoder_attention_heads 2 --model.decoder_attention_heads 2"
-)
-NO_DROPOUT = {
-    "bert": "--model.hidden_dropout_prob 0 --model.attention_probs_dropout_prob 0",
-    "t5": "--model.dropout_rate 0",
-    "bart": "--model.dropout 0",
-}
-CASES = [
-    Case(
-        "masked_lm",
-        f"--model.model_type bert {ENCODER}",
-        NO_DROPOUT["bert"],
-        "pseudo_perplexity",
-        "AutoModelForMaskedLM",
-    ),
-    Case(
-        "masked_lm",
-        f"{ENCODER} --objective.unit span --data.packing best_fit --data.document_mask true",
-        "",
-        "accuracy",
-        "AutoModelForMaskedLM",
-        "masked_lm-spans",
-    ),
-    Case("span_corruption", T5, NO_DROPOUT["t5"], "span_exact_match", "AutoModelForSeq2SeqLM"),
-    Case(
-        "span_corruption",
-        f"{T5} --data.packing best_fit",
-        NO_DROPOUT["t5"],
-        "accuracy",
-        "AutoModelForSeq2SeqLM",
-        "span_corruption-packed",
-    ),
-    Case("denoising", BART, NO_DROPOUT["bart"], "accuracy", "AutoModelForSeq2SeqLM"),
-    Case("token_order", ENCODER, "", "restored_order", "AutoModelForMaskedLM"),
-    Case(
-        "token_order",
-        f"--model.model_type t5 {T5} --objective.mark true",
-        NO_DROPOUT["t5"],
-        "accuracy",
-        "AutoModelForSeq2SeqLM",
-        "token_order-both",
-    ),
-    Case(
-        "token_order",
-        f"--model.model_type llama {ENCODER} --objective.unit sentence",
-        "",
-        "restored_order",
-        "AutoModelForCausalLM",
-        "token_order-decoder",
-    ),
-]
-each = pytest.mark.parametrize("case", CASES, ids=str)
 each_but_variants_slow = pytest.mark.parametrize(
     "case", [pytest.param(case, marks=pytest.mark.slow if case.name else ()) for case in CASES], ids=str
 )
@@ -189,30 +116,6 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit_with_dropout(
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
 
-def digests_of(run: Path) -> list[str]:
-    return [row["batch_digest"] for row in rows_of(run) if "batch_digest" in row]
-
-
-@pytest.mark.slow
-@each
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-def test_two_processes_give_the_losses_of_one_and_go_on_from_it(
-    strategy: str, case: Case, small_run: list[str], tmp_path: Path
-) -> None:
-    one, two = tmp_path / "one", tmp_path / "two"
-    flags = case.dropout.split()
-    assert main(command(case, one, small_run, *flags)) == 0
-    assert main(command(case, two, small_run, *flags, "--stop_after", "3steps")) == 75
-    more = ["--data.num_workers", "1", "--strategy", strategy, "--devices", "2", "--micro_batch_size", "1"]
-    done = run_command(["-m", "sslm.train", *command(case, two, small_run, *flags, *more)], timeout=200)
-    assert done.returncode == 0, done.stderr
-    assert digests_of(two) == digests_of(one)
-    assert losses_of(two) == pytest.approx(losses_of(one), abs=2e-6)
-    last = [[row for row in rows_of(run) if "val/loss" in row][-1] for run in (one, two)]
-    numbers = [{k: v for k, v in row.items() if k.startswith("val/")} for row in last]
-    assert numbers[1] == pytest.approx(numbers[0], abs=1e-5, rel=1e-5)
-
-
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -257,9 +160,9 @@ def test_gradients_of_micro_batches_are_those_of_the_whole_batch(objective: str,
 def test_gradients_of_two_ranks_are_those_of_the_whole_batch(
     objective: str, text: Path, cache: Path, tmp_path: Path
 ) -> None:
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "-m", "tests.exact_gradients"]
-    done = run_command([*torchrun, objective, str(text), str(cache), str(tmp_path / "gradients")], timeout=200)
-    assert done.returncode == 0, done.stderr
+    arguments = [objective, str(text), str(cache), str(tmp_path / "gradients")]
+    done = train_forked(arguments, tmp_path / "log", 2, verb=exact_gradients.main)
+    assert done.returncode == 0, done.stdout
     assert differ(torch.load(tmp_path / "gradients"), gradients(objective, str(text), str(cache), None)) < 1e-9
 
 

@@ -11,7 +11,7 @@ from sslm.config import Strategy
 from sslm.parallel.launch import STRATEGIES
 from sslm.system.errors import sentence_of
 from sslm.train import main
-from tests.support.processes import run_command
+from tests.support.processes import train_forked
 from tests.support.runs import TrainTiny, losses_of, without_model
 
 REFUSED = [
@@ -177,8 +177,8 @@ def test_a_size_that_did_not_fit_after_all_is_halved_for_the_next_time(
 @pytest.mark.slow
 def test_ranks_that_find_different_micro_batches_take_the_smallest(tiny: list[str], tmp_path: Path) -> None:
     flags = ["--strategy", "ddp", "--devices", "2", "--batch_size", "8", "--micro_batch_size", "auto"]
-    done = run_command(["-m", "sslm.train", *tiny, "--run_dir", str(tmp_path / "run"), *flags])
-    assert done.returncode == 0, done.stderr
+    done = train_forked([*tiny, "--run_dir", str(tmp_path / "run"), *flags], tmp_path / "log")
+    assert done.returncode == 0, done.stdout
     assert list(json.loads((tmp_path / "run/micro_batch_size.json").read_text()).values()) == [4]
 
 

@@ -13,7 +13,7 @@ from sslm.parallel.launch import data_parallel_size
 from sslm.parallel.launchers import Slurm
 from sslm.system.errors import UserError
 from sslm.system.ranks import is_first_process
-from tests.support.processes import kill_group, run_command, start_command
+from tests.support.processes import free_port, kill_group, run_command, start_command, train_forked
 from tests.support.runs import ranks_of, wait_for_step
 
 LONE_FAILURE = """
@@ -81,10 +81,10 @@ def test_a_rank_that_dies_or_hangs_ends_the_run_in_time(
 
 def test_a_process_that_the_others_dont_meet_ends_in_time(tiny: list[str], tmp_path: Path) -> None:
     flags = ["--strategy", "ddp", "--num_nodes", "2", "--start_timeout_seconds", "3"]
-    alone = {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29583"}
-    done = run_command(["-m", "sslm.train", *tiny, "--run_dir", str(tmp_path / "run"), *flags], timeout=60, env=alone)
+    alone = {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    done = train_forked([*tiny, "--run_dir", str(tmp_path / "run"), *flags], tmp_path / "log", env=alone)
     assert done.returncode == 1
-    assert done.stderr.splitlines()[-1].endswith("not all processes came within 3 s (--start_timeout_seconds)")
+    assert done.stdout.splitlines()[-1].endswith("not all processes came within 3 s (--start_timeout_seconds)")
 
 
 # ------------------------------------------------------------------------------------------------ SLURM

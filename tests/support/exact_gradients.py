@@ -1,10 +1,6 @@
-"""Gradients of one optimizer step in float64, through Lightning's Trainer: `python -m tests.exact_gradients OBJECTIVE TEXT CACHE FILE`.
-
-Run by torchrun it is a rank of DDP. Written to FILE by rank 0: name -> gradient.
-"""
+"""Gradients of one optimizer step in float64, through Lightning's Trainer."""
 
 import os
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +92,9 @@ def gradients(
     return taken.gradients
 
 
-if __name__ == "__main__":
-    found = gradients(*sys.argv[1:4], micro_batch_size=2, devices=int(os.environ["WORLD_SIZE"]))
+def main(arguments: list[str]) -> int:
+    """Be a rank of DDP as torchrun starts it: OBJECTIVE TEXT CACHE FILE; rank 0 writes name -> gradient to FILE."""
+    found = gradients(*arguments[:3], micro_batch_size=2, devices=int(os.environ["WORLD_SIZE"]))
     if os.environ["RANK"] == "0":
-        torch.save(found, Path(sys.argv[4]))
+        torch.save(found, Path(arguments[3]))
+    return 0

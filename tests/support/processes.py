@@ -3,7 +3,9 @@
 import contextlib
 import multiprocessing
 import os
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -13,7 +15,10 @@ from typing import Any, ClassVar
 
 import torch.distributed as dist
 
+from sslm.train import main
+
 Finished = subprocess.CompletedProcess[str]
+Verb = Callable[[list[str]], int]
 FORKS = multiprocessing.get_context("forkserver")
 FORKS.set_forkserver_preload(["tests.support.preloaded"])
 
@@ -47,6 +52,14 @@ def kill_group(process: "subprocess.Popen[str]") -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
+def free_port() -> int:
+    """Return a free port, below those that the kernel gives to outgoing connections."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with contextlib.suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+
+
 def run_ranks(function: Callable[..., Any], world: int, folder: Path, *arguments: Any, timeout: float = 60) -> None:
     """Call `function(rank, world, *arguments)` in `world` processes joined by gloo; all must return in time."""
     rendezvous = folder / f"rendezvous-{time.monotonic_ns()}"
@@ -76,12 +89,31 @@ def _rank(function: Callable[..., Any], rank: int, world: int, rendezvous: Path,
 
 
 class Ranks:
-    """`sslm train` on one process, or on several as torchrun starts them, forked from a server that has imported everything."""
+    """`sslm train` on one process, or on several as torchrun starts them, forked from a server that has imported everything.
+
+    Args:
+        arguments: the flags of `sslm train`.
+        log: rank R's output goes to LOG.R.
+        world: how many processes; without it as many as --devices says.
+        env: more variables of all the processes.
+        before: called in each of them first; a function of a module (or a partial of one), for it is pickled.
+        verb: what is called with the arguments, if not `sslm train`; returns the exit code.
+    """
 
     started: ClassVar[list[Any]] = []
 
-    def __init__(self, arguments: list[str], log: Path, world: int = 1, env: dict[str, str] | None = None) -> None:
-        self.log, port = log, str(20_000 + time.monotonic_ns() // 1000 % 20_000)
+    def __init__(
+        self,
+        arguments: list[str],
+        log: Path,
+        world: int | None = None,
+        env: dict[str, str] | None = None,
+        before: Callable[[], object] | None = None,
+        verb: Verb = main,
+    ) -> None:
+        if world is None:
+            world = int(arguments[arguments.index("--devices") + 1]) if "--devices" in arguments else 1
+        self.log, port = log, str(free_port())
         self.processes = []
         for rank in range(world):
             torchrun = {
@@ -94,7 +126,10 @@ class Ranks:
                 "MASTER_PORT": port,
             }
             variables = {**(torchrun if world > 1 else {}), **(env or {})}
-            self.processes.append(FORKS.Process(target=_train, args=(arguments, f"{log}.{rank}", variables)))
+            Path(f"{log}.{rank}").unlink(missing_ok=True)
+            self.processes.append(
+                FORKS.Process(target=_forked, args=(verb, arguments, f"{log}.{rank}", variables, before))
+            )
             self.processes[-1].start()
         Ranks.started.append(self)
 
@@ -111,6 +146,10 @@ class Ranks:
 
     def is_alive(self) -> bool:
         return any(process.is_alive() for process in self.processes)
+
+    def poll(self) -> int | None:
+        """The first rank's exit code, or None while any of them runs."""
+        return None if self.is_alive() else self.processes[0].exitcode
 
     def signal(self, number: int, rank: int | None = None) -> None:
         """To one rank, or to all."""
@@ -139,11 +178,30 @@ class Ranks:
         )
 
 
-def _train(arguments: list[str], log: str, env: dict[str, str]) -> None:
+def _forked(
+    verb: Verb, arguments: list[str], log: str, env: dict[str, str], before: Callable[[], object] | None
+) -> None:
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.environ.update(env)
-    from sslm.train import main
+    if before:
+        before()
+    sys.exit(verb(arguments))
 
-    sys.exit(main(arguments))
+
+def train_forked(
+    arguments: list[str],
+    log: Path,
+    world: int | None = None,
+    *,
+    timeout: float = 150,
+    env: dict[str, str] | None = None,
+    before: Callable[[], object] | None = None,
+    verb: Verb = main,
+) -> Finished:
+    """Run `sslm train ARGUMENTS` to its end in forked processes; the first rank's exit code, and what all of them said."""
+    ranks = Ranks(arguments, log, world, env, before, verb)
+    code = ranks.wait(timeout)[0]
+    assert code is not None
+    return subprocess.CompletedProcess(arguments, code, ranks.said(), "")

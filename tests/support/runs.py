@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from safetensors.torch import save_file
 
 from sslm.runs import checkpoints
 from sslm.system.files import sha256_of
+from tests.support.processes import Ranks
 
 SMALL_RUN = (
     "--data.tokenizer bpe:512 --seq_len 32 --batch_size 4 --data.val_sequences 12 --optim.warmup_steps 2 --log_every 1 "
@@ -39,10 +41,10 @@ def val_of(run: Path) -> dict[int, float]:
     return {row["step"]: row["val/loss"] for row in rows_of(run) if "val/loss" in row}
 
 
-def wait_for_rows(run: Path, number: int, process: "object", seconds: float = 60) -> None:
-    """Until metrics.jsonl has that many rows."""
+def wait_for_rows(run: Path, number: int, process: "Ranks | subprocess.Popen[str]", seconds: float = 60) -> None:
+    """Wait until metrics.jsonl has that many rows."""
     end = time.monotonic() + seconds
-    while time.monotonic() < end and process.poll() is None:  # type: ignore[attr-defined]
+    while time.monotonic() < end and process.poll() is None:
         if (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_bytes().count(b"\n") >= number:
             return
         time.sleep(0.005)

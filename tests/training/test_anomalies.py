@@ -10,6 +10,7 @@ import json
 import math
 import random
 import shutil
+import signal
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -33,7 +34,7 @@ from sslm.objectives.causal_lm import CausalLMRecipe
 from sslm.runs import checkpoints
 from sslm.train import main
 from sslm.training.anomalies import FEWEST, SpikeDetector
-from tests.support.processes import kill_group, run_command, start_command
+from tests.support.processes import Ranks, train_forked
 from tests.support.runs import SMALL_RUN, TINY, TrainTiny, losses_of, rows_of, val_of, wait_for_rows
 from tests.support.streams import make_corpus, make_stream
 
@@ -423,8 +424,8 @@ def test_runs_go_back_alike_on_any_number_of_processes(
 ) -> None:
     flags = [*broken, *spoil([22, 51, 55, 59]), "--max_steps", "20", "--model.attention_dropout", "0"]
     assert train(tmp_path / "one", *flags) == 0
-    done = run_command(["-m", "sslm.train", *flags, *more, "--run_dir", str(tmp_path / "other")], timeout=200)
-    assert done.returncode == 0, done.stderr
+    done = train_forked([*flags, *more, "--run_dir", str(tmp_path / "other")], tmp_path / "log")
+    assert done.returncode == 0, done.stdout
     one, other = (rows_of(tmp_path / name) for name in ("one", "other"))
     digests = [[row.get("batch_digest") for row in rows] for rows in (one, other)]
     assert digests[0] == digests[1]
@@ -442,9 +443,11 @@ def test_several_processes_end_with_the_sentence_and_code_1(
     broken: list[str], spoil: Spoil, tmp_path: Path, strategy: str
 ) -> None:
     flags = [*broken, *spoil([22, 26, 30]), "--devices", "2", "--strategy", strategy, "--anomaly.max_rewinds", "0"]
-    done = run_command(["-m", "sslm.train", *flags, "--run_dir", str(tmp_path / "run")], timeout=100)
+    done = train_forked([*flags, "--run_dir", str(tmp_path / "run")], tmp_path / "log")
     assert done.returncode == 1
-    assert "steps 6 to 8: loss is nan" in sentence_of(done.stderr)
+    said = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
+    assert len(said) == 1
+    assert "steps 6 to 8: loss is nan" in said[0]
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"
 
 
@@ -455,16 +458,16 @@ def test_killed_at_random_moments_of_going_back(
 ) -> None:
     flags = [*broken, *spoil(of_steps(7, 13, 14, 15, 16, 17, 18, 27, 28, 29)), "--max_steps", "32", *more]
     run, straight, chance = tmp_path / "run", tmp_path / "straight", random.Random(0)
-    begin = ["-m", "sslm.train", *flags, "--run_dir"]
-    assert run_command([*begin, str(straight)], timeout=200).returncode == 0
+    begin = [*flags, "--run_dir"]
+    assert train_forked([*begin, str(straight)], tmp_path / "log").returncode == 0
     for _ in range(6):
         rows = (run / "metrics.jsonl").read_bytes().count(b"\n") if (run / "metrics.jsonl").is_file() else 0
-        process = start_command([*begin, str(run)])
-        wait_for_rows(run, rows + chance.randint(0, 6), process)
+        ranks = Ranks([*begin, str(run)], tmp_path / "log")
+        wait_for_rows(run, rows + chance.randint(0, 6), ranks)
         time.sleep(chance.random() * 0.1)
-        kill_group(process)
-        process.communicate()
-    assert run_command([*begin, str(run)], timeout=200).returncode == 0
+        ranks.signal(signal.SIGKILL)
+        ranks.wait()
+    assert train_forked([*begin, str(run)], tmp_path / "log").returncode == 0
     assert len(rows_of(straight)) > 32
     assert (straight / "amendments.jsonl").read_text().count("\n") == 3
     assert_same(run, straight)
@@ -477,8 +480,8 @@ def test_deepspeed_which_can_withhold_nothing_goes_back_at_once(
     pytest.importorskip("deepspeed")
     run = tmp_path / "run"
     flags = [*broken, *spoil([22, 59]), "--devices", "2", "--strategy", "deepspeed_2", "--max_steps", "20"]
-    done = run_command(["-m", "sslm.train", *flags, "--run_dir", str(run)], timeout=200)
-    assert done.returncode == 0, done.stderr
+    done = train_forked([*flags, "--run_dir", str(run)], tmp_path / "log")
+    assert done.returncode == 0, done.stdout
     amendments = [json.loads(line) for line in (run / "amendments.jsonl").read_text().splitlines()]
     assert [(one["from_position"], one["num_positions"]) for one in amendments] == [(20, 4), (52, 4)]
     assert steps_of(run) == list(range(1, 21))

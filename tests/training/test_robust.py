@@ -14,7 +14,7 @@ from sslm.models.build import build
 from sslm.models.head import LanguageModel
 from sslm.training.adversarial import adversarial_losses, projected
 from tests.support.models import BOTH, GATED, both, masked
-from tests.support.processes import run_command
+from tests.support.processes import train_forked
 from tests.support.runs import TrainTiny, losses_of
 
 AUTO = {
@@ -175,7 +175,7 @@ def test_two_processes_train_as_one(
     flags += ["--micro_batch_size", "1"]  # freelb's random start is a micro-batch's
     assert train_tiny(tmp_path / "one", *flags) == 0
     more = ["--strategy", strategy, "--devices", "2", "--run_dir", str(tmp_path / "two")]
-    done = run_command(["-m", "sslm.train", *tiny, *flags, *more], timeout=200)
-    assert done.returncode == 0, done.stderr
+    done = train_forked([*tiny, *flags, *more], tmp_path / "log")
+    assert done.returncode == 0, done.stdout
     assert losses_of(tmp_path / "two") == pytest.approx(losses_of(tmp_path / "one"), abs=2e-6)
     assert losses_of(tmp_path / "one")[0] != pytest.approx(6.24, abs=1e-3)

@@ -1,20 +1,23 @@
 """A run that hangs leaves its stacks, names the rank that stopped first, and ends; one that is slow, paused or done is left alone."""
 
-import contextlib
 import json
 import os
 import re
 import signal
-import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
+from lightning.pytorch import Callback, Trainer
 
+from sslm.cli import train as cli_train
 from sslm.system import heartbeats
 from sslm.system.heartbeats import Heartbeat, Patience, first_to_stop, own, silent, stall_message
-from tests.support.processes import Finished, kill_group, start_command
+from tests.support.processes import Ranks, kill_group, start_command
 from tests.support.runs import TrainTiny, ranks_of, wait_for_step
 
 # ------------------------------------------------------------------------------------------------ the core
@@ -147,71 +150,73 @@ def test_a_run_that_is_done_leaves_no_heartbeats_and_keeps_those_of_a_former_sta
 
 # ------------------------------------------------------------------------------------------------ runs that hang
 
-HANGS = """
-import os, sys, threading, time
-from pathlib import Path
-import torch.distributed as dist
-from lightning.pytorch import Callback
-from sslm import heartbeats, train
 
 class Strange(Callback):
-    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+    """Does something strange in the fourth step."""
+
+    def __init__(self, strange: Callable[[Trainer], None]) -> None:
+        self.strange = strange
+
+    def on_train_batch_start(self, trainer: Trainer, pl_module: object, batch: object, batch_idx: int) -> None:
         if trainer.global_step == 3:
-            strange(trainer, pl_module)
+            self.strange(trainer)
 
-def strange(trainer, pl_module):
-DOES
 
-built = train.build_callbacks
-def with_strange(*given):
-    callbacks = built(*given)
-    return callbacks._replace(others=(*callbacks.others, Strange()))
-train.build_callbacks = with_strange
-if __name__ == "__main__":
-    sys.exit(train.main())
-"""
-ENDLESS = "        while True: time.sleep(0.1)"
+def do(strange: Callable[[Trainer], None]) -> None:
+    """Make `sslm train` in this process do something strange."""
+    built = cli_train.build_callbacks
+
+    def with_strange(*arguments: Any) -> cli_train.Callbacks:
+        callbacks = built(*arguments)
+        return callbacks._replace(others=(*callbacks.others, Strange(strange)))
+
+    cli_train.build_callbacks = with_strange
+
+
+def hang(rank: int, unless: Path, trainer: Trainer) -> None:
+    while trainer.global_rank == rank and not unless.exists():
+        time.sleep(0.1)
+
+
+def hang_in_the_file_system(part: Path, trainer: Trainer) -> None:
+    os.mkfifo(part)  # whoever writes it waits for a reader
+    while True:
+        time.sleep(0.1)
+
+
+def take_long(trainer: Trainer) -> None:
+    for _ in range(12 if trainer.global_rank == 0 else 0):
+        heartbeats.beat("uploading")
+        time.sleep(0.5)
+
+
 TWO = ["--strategy", "ddp", "--devices", "2"]
 
 
-def command(tiny: list[str], tmp_path: Path, does: str | None, *flags: str) -> list[str]:
-    """The command line of a run that does something strange in its fourth step."""
-    script = tmp_path / "hangs.py"
-    script.write_text(HANGS.replace("DOES", does or "    pass"))
-    return [str(script), *tiny, "--run_dir", str(tmp_path / "run"), "--watchdog_seconds", "4", *flags]
+def command(tiny: list[str], tmp_path: Path, *flags: str) -> list[str]:
+    return [*tiny, "--run_dir", str(tmp_path / "run"), "--watchdog_seconds", "4", *flags]
+
+
+def run(
+    tiny: list[str], tmp_path: Path, *flags: str, strange: Callable[[Trainer], None] | None = None
+) -> tuple[list[int | None], str]:
+    """Exit codes of a run that does something strange in its fourth step, and what it said."""
+    before = partial(do, strange) if strange else None
+    ranks = Ranks(command(tiny, tmp_path, *flags), tmp_path / "log", before=before)
+    return ranks.wait(60), ranks.said()
 
 
 def wait_for_third_step(run: Path) -> None:
     """The first two may take ten times as long."""
+    wait_for_step(run)
     end = time.monotonic() + 60
     while '"step": 3,' not in (run / "metrics.jsonl").read_text():
         assert time.monotonic() < end
         time.sleep(0.05)
 
 
-def run(
-    arguments: list[str], folder: Path, stop: str | None = None, signals: list[signal.Signals] | None = None
-) -> Finished:
-    """Run to its end; where `stop` is given, the rank with this LOCAL_RANK is paused once it trains. Nothing may be left running."""
-    process = start_command(arguments, env={"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"})
-    try:
-        if stop is not None:
-            wait_for_step(folder)
-            wait_for_third_step(folder)
-            os.kill(ranks_of(folder)[stop], signal.SIGSTOP)
-        out, err = process.communicate(timeout=120)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(timeout=1)
-        left = ranks_of(folder)
-    finally:
-        kill_group(process)
-        process.communicate()
-    assert not left, f"left running: {left}"
-    return subprocess.CompletedProcess(arguments, process.returncode, out, err)
-
-
-def said_of_stall(done: Finished) -> str:
-    (sentence,) = re.findall(r"error: (no progress .*)", done.stderr)
+def said_of_stall(said: str) -> str:
+    (sentence,) = re.findall(r"error: (no progress .*)", said)
     return str(sentence)
 
 
@@ -220,32 +225,28 @@ def said_of_stall(done: Finished) -> str:
 def test_a_rank_that_hangs_in_python_is_named_and_all_stacks_are_there(
     rank: int, tiny: list[str], tmp_path: Path
 ) -> None:
-    does = f"    if trainer.global_rank == {rank}:\n{ENDLESS}"
-    done = run(command(tiny, tmp_path, does, *TWO), tmp_path / "run")
-    assert done.returncode == 1, done.stderr
-    said = said_of_stall(done)
+    codes, out = run(tiny, tmp_path, *TWO, strange=partial(hang, rank, tmp_path / "nothing"))
+    assert codes == [1, 1], out
+    said = said_of_stall(out)
     assert re.search(
-        rf"rank {rank} \(process \d+ on .*\) stopped first, in step 4, taking the step \(at hangs.py:\d+, strange\)",
+        rf"rank {rank} \(process \d+ on .*\) stopped first, in step 4, taking the step "
+        r"\(at test_watchdog.py:\d+, hang\)",
         said,
     )
     assert f"the stacks of 2 of 2 ranks are in {tmp_path / 'run/stacks'}" in said
     stacks = [heartbeats.stacks_file(tmp_path / "run/stacks", n).read_text() for n in range(2)]
-    assert "in strange" in stacks[rank]
+    assert "in hang" in stacks[rank]
     assert "in all_reduce" in stacks[1 - rank]
     status = json.loads((tmp_path / "run/status.json").read_text())
     assert (status["state"], status["exit_code"], status["step"], status["reason"]) == ("failed", 1, 3, said)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(("local_rank", "code"), [("", -signal.SIGKILL), ("1", 1)])
-def test_a_rank_that_is_paused_is_named_and_ended_even_where_it_is_the_others_parent(
-    local_rank: str, code: int, tiny: list[str], tmp_path: Path
-) -> None:
-    done = run(command(tiny, tmp_path, None, *TWO, "--max_steps", "100000"), tmp_path / "run", stop=local_rank)
-    assert done.returncode == code, done.stderr
-    said, rank = said_of_stall(done), int(local_rank or 0)
+def assert_told(out: str, rank: int, tmp_path: Path) -> None:
+    """That this rank was paused."""
+    said = said_of_stall(out)
     assert re.search(
-        rf"rank {rank} \(.*\) stopped first, last seen in step \d+, .*: the process itself is paused, gone, or in .*; the stacks of 1 of 2",
+        rf"rank {rank} \(.*\) stopped first, last seen in step \d+, .*: the process itself is paused, gone, or in .*; "
+        r"the stacks of 1 of 2",
         said,
     )
     assert "in main" in heartbeats.stacks_file(tmp_path / "run/stacks", 1 - rank).read_text()
@@ -254,56 +255,70 @@ def test_a_rank_that_is_paused_is_named_and_ended_even_where_it_is_the_others_pa
 
 
 @pytest.mark.slow
+def test_a_rank_that_is_paused_is_named(tiny: list[str], tmp_path: Path) -> None:
+    ranks = Ranks(command(tiny, tmp_path, *TWO, "--max_steps", "100000"), tmp_path / "log")
+    wait_for_third_step(tmp_path / "run")
+    ranks.signal(signal.SIGSTOP, 1)
+    while ranks.processes[0].is_alive():
+        time.sleep(0.1)
+    ranks.signal(signal.SIGKILL, 1)  # as a launcher does
+    assert ranks.wait(60) == [1, -signal.SIGKILL], ranks.said()
+    assert_told(ranks.said(), 1, tmp_path)
+
+
+@pytest.mark.slow
+def test_a_rank_that_is_paused_is_ended_even_where_it_is_the_others_parent(tiny: list[str], tmp_path: Path) -> None:
+    """As under Lightning's launcher."""
+    process = start_command(["-m", "sslm.train", *command(tiny, tmp_path, *TWO, "--max_steps", "100000")])
+    try:
+        wait_for_third_step(tmp_path / "run")
+        process.send_signal(signal.SIGSTOP)
+        _, err = process.communicate(timeout=60)
+        left = ranks_of(tmp_path / "run")
+    finally:
+        kill_group(process)
+        process.communicate()
+    assert process.returncode == -signal.SIGKILL, err
+    assert not left, f"left running: {left}"
+    assert_told(err, 0, tmp_path)
+
+
+@pytest.mark.slow
 def test_a_single_process_that_hangs_ends_and_the_same_command_goes_on(tiny: list[str], tmp_path: Path) -> None:
-    does = f"    if not Path('{tmp_path}/again').exists():\n{ENDLESS}"
-    done = run(command(tiny, tmp_path, does), tmp_path / "run")
-    assert done.returncode == 1, done.stderr
-    assert "stopped first, in step 4, taking the step (at hangs.py:" in said_of_stall(done)
+    strange = partial(hang, 0, tmp_path / "again")
+    codes, out = run(tiny, tmp_path, strange=strange)
+    assert codes == [1], out
+    assert "stopped first, in step 4, taking the step (at test_watchdog.py:" in said_of_stall(out)
     (tmp_path / "again").touch()
-    done = run(command(tiny, tmp_path, does), tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    codes, out = run(tiny, tmp_path, strange=strange)
+    assert codes == [0], out
     assert not (tmp_path / "run/stacks").exists()
-    assert "in strange" in heartbeats.stacks_file(tmp_path / "run/stacks.former", 0).read_text()
+    assert "in hang" in heartbeats.stacks_file(tmp_path / "run/stacks.former", 0).read_text()
 
 
 @pytest.mark.slow
 def test_a_watchdog_that_hangs_in_the_same_file_system_is_watched_too(tiny: list[str], tmp_path: Path) -> None:
     part = heartbeats.heartbeat_file(tmp_path / "run/stacks", 0).with_suffix(".tmp")
-    does = f"    os.mkfifo('{part}')  # whoever writes it waits for a reader\n    while True: time.sleep(0.1)"
-    done = run(command(tiny, tmp_path, does), tmp_path / "run")
-    assert done.returncode == 1, done.stderr
-    assert "in strange" in done.stderr
-    assert (
-        f"no progress for 4 s in step 4, taking the step, and {tmp_path / 'run/stacks'} can't be written" in done.stderr
-    )
+    codes, out = run(tiny, tmp_path, strange=partial(hang_in_the_file_system, part))
+    assert codes == [1], out
+    assert "in hang_in_the_file_system" in out
+    assert f"no progress for 4 s in step 4, taking the step, and {tmp_path / 'run/stacks'} can't be written" in out
 
 
 @pytest.mark.slow
 def test_ranks_that_wait_for_one_that_goes_on_are_left_alone(tiny: list[str], tmp_path: Path) -> None:
-    does = """
-    for part in range(12 if trainer.global_rank == 0 else 0):
-        heartbeats.beat("uploading")
-        time.sleep(0.5)"""
-    done = run(command(tiny, tmp_path, does, *TWO), tmp_path / "run")
-    assert done.returncode == 0, done.stderr
+    codes, out = run(tiny, tmp_path, *TWO, strange=take_long)
+    assert codes == [0, 0], out
     assert not (tmp_path / "run/stacks").exists()
 
 
 @pytest.mark.slow
 def test_a_run_that_is_paused_as_a_whole_goes_on(tiny: list[str], tmp_path: Path) -> None:
-    arguments = command(
-        tiny, tmp_path, None, *TWO, "--max_steps", "300", "--val_every", "999", "--checkpoint.every_steps", "999"
-    )
-    process = start_command(arguments, env={"PYTHONPATH": str(Path(__file__).parents[2]), "OMP_NUM_THREADS": "1"})
-    try:
-        wait_for_step(tmp_path / "run")
-        wait_for_third_step(tmp_path / "run")
-        os.killpg(process.pid, signal.SIGSTOP)
-        with pytest.raises(subprocess.TimeoutExpired):
-            process.wait(timeout=8)
-        os.killpg(process.pid, signal.SIGCONT)
-        _, err = process.communicate(timeout=120)
-    finally:
-        kill_group(process)
-        process.communicate()
-    assert process.returncode == 0, err
+    flags = ["--max_steps", "300", "--val_every", "999", "--checkpoint.every_steps", "999"]
+    ranks = Ranks(command(tiny, tmp_path, *TWO, *flags), tmp_path / "log")
+    wait_for_third_step(tmp_path / "run")
+    ranks.signal(signal.SIGSTOP)
+    time.sleep(8)
+    assert ranks.is_alive()
+    ranks.signal(signal.SIGCONT)
+    assert ranks.wait(120) == [0, 0], ranks.said()

@@ -1,12 +1,14 @@
 """From documents to a corpus: each document once, whatever interrupts it, in flat memory."""
 
+import itertools
 import os
+import resource
 import shutil
 import signal
-import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -18,23 +20,17 @@ from transformers import PreTrainedTokenizerFast
 from sslm.cli.prepare import main as prepare_main
 from sslm.data.corpus import encode
 from sslm.data.corpus import prepare as preparation
-from sslm.data.corpus.documents import Piece, Source, open_source
+from sslm.data.corpus.documents import Piece, Source, _whole, open_source
 from sslm.data.corpus.encode import HELD_OUT_EVERY, is_held_out
 from sslm.data.corpus.prepare import prepare
 from sslm.data.corpus.shards import Corpus, open_corpus
-from sslm.data.corpus.tokenizer import train_bpe
+from sslm.data.corpus.tokenizer import load, train_bpe
 from sslm.data.corpus.writer import CorpusWriter
-from tests.support.processes import kill_group, run_command, start_command
+from sslm.system import terminal
+from tests.support.documents import no_report, source_of
+from tests.support.processes import Ranks, run_command, train_forked
 
 SEPARATOR = "\n-----\n"
-
-
-def no_report(documents: int, tokens: int, share: float | None = None) -> None:
-    pass
-
-
-def source_of(texts: list[str]) -> Source:
-    return Source("test", [{"test": texts}], lambda: iter([(text, True) for text in texts]))
 
 
 def bpe(texts: list[str], size: int = 300) -> PreTrainedTokenizerFast:
@@ -355,23 +351,22 @@ def test_remains_of_another_corpus_are_not_gone_on_from(
     assert "going on" not in capsys.readouterr().out
 
 
-VERB = """
-import os, signal, sys
-from sslm.cli import prepare; from sslm.system import terminal
-from sslm.data.corpus import encode as encoding, prepare as preparation
-encoding.BATCH_CHARS, preparation.SECONDS_BETWEEN_ENTRIES, terminal.SECONDS_BETWEEN_PLAIN_LINES = 20_000, 0.0, -1.0
-number, batches, *arguments = sys.argv[1:]
-real, written = preparation.Journal.write, 0
-def write(journal, folder):
-    global written
-    written += 1
-    if written == int(batches):
-        os.kill(os.getpid(), int(number))
-    real(journal, folder)
-preparation.Journal.write = write
-sys.exit(prepare.main(arguments))
-"""
-"""`sslm prepare` in small steps, which sends itself a signal while it makes its n-th entry."""
+def signal_myself(number: int, entry: int) -> None:
+    """Make `sslm prepare` take small steps in this process, and get a signal while it makes its n-th entry."""
+    take_small_steps()
+    terminal.SECONDS_BETWEEN_PLAIN_LINES = -1.0
+    real, entries = preparation.Journal.write, itertools.count(1)
+
+    def write(journal: preparation.Journal, folder: Path) -> None:
+        if next(entries) == entry:
+            os.kill(os.getpid(), number)
+        real(journal, folder)
+
+    preparation.Journal.write = write  # type: ignore[method-assign]
+
+
+def take_small_steps() -> None:
+    encode.BATCH_CHARS, preparation.SECONDS_BETWEEN_ENTRIES = 20_000, 0.0
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
@@ -393,61 +388,67 @@ def test_killed_or_stopped_verb_goes_on(
         "--shard_tokens",
         "9000",
     ]
-    stopped = run_command(["-c", VERB, str(int(number)), "6", *command, "--out", str(tmp_path / "c")])
-    assert stopped.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 75), stopped.stderr
-    assert stopped.stderr == ""
+    stopped = train_forked(
+        [*command, "--out", str(tmp_path / "c")],
+        tmp_path / "log",
+        before=partial(signal_myself, int(number), 6),
+        verb=prepare_main,
+    )
+    assert stopped.returncode == (-signal.SIGKILL if number == signal.SIGKILL else 75), stopped.stdout
+    assert "Traceback" not in stopped.stdout
     assert ("run the same command again" in stopped.stdout) == (number != signal.SIGKILL)
     assert not (tmp_path / "c").exists()
     assert prepare_main([*command, "--out", str(tmp_path / "c")]) == 0
     assert "going on from" in capsys.readouterr().out
     assert prepare_main([*command, "--out", str(tmp_path / "straight")]) == 0
     assert contents(tmp_path / "c") == contents(tmp_path / "straight")
-    assert {path.name for path in tmp_path.iterdir()} == {"t", "c", "straight"}
+    assert {path.name for path in tmp_path.iterdir()} == {"t", "c", "straight", "log.0"}
 
 
-KILLED = """
-import sys
-from pathlib import Path
-from sslm.data.corpus import encode as encoding, prepare as preparation
-from sslm.data.corpus.documents import open_source
-encoding.BATCH_CHARS, preparation.SECONDS_BETWEEN_ENTRIES = 20_000, 0.0
-text, out = sys.argv[1:]
-source = open_source(text, text_field="text", document_separator="-----")
-print("begun", flush=True)
-preparation.prepare(source, "bpe:300", Path(out), lambda *done: print(*done, flush=True), 50_000)
-"""
+def prepare_and_tell(arguments: list[str]) -> int:
+    """Prepare TEXT OUT, with a line a batch."""
+    source = open_source(arguments[0], text_field="text", document_separator="-----")
+    print("begun", flush=True)
+    prepare(source, "bpe:300", Path(arguments[1]), lambda *done: print(*done, flush=True), 50_000)
+    return 0
 
 
 @pytest.mark.slow
 def test_twenty_kills_at_random_moments_lose_and_double_nothing(documents: list[str], tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("-----".join(f"{i} {text}" for i, text in enumerate(documents * 20)))
     random, kills = np.random.default_rng(0), 0
-    while not (tmp_path / "c").exists():
-        process = start_command(["-c", KILLED, str(tmp_path / "a.txt"), str(tmp_path / "c")])
-        assert process.stdout is not None
-        lines = iter(process.stdout.readline, "")
-        for _, line in zip(range(int(random.integers(1, 20))), lines, strict=False):
-            assert line
-        with pytest.raises(subprocess.TimeoutExpired) if kills < 20 else nullcontext():
-            process.wait(float(random.uniform(0, 0.02)) if kills < 20 else 100)
-        kill_group(process)
-        process.communicate()
+
+    def start(out: str) -> Ranks:
+        arguments = [str(tmp_path / "a.txt"), str(tmp_path / out)]
+        return Ranks(arguments, tmp_path / "log", before=take_small_steps, verb=prepare_and_tell)
+
+    while kills < 20:
+        process, lines = start("c"), int(random.integers(1, 20))
+        while process.is_alive() and process.said().count("\n") < lines:
+            time.sleep(0.001)
+        time.sleep(float(random.uniform(0, 0.02)))
+        process.signal(signal.SIGKILL)
+        assert process.wait() == [-signal.SIGKILL], process.said()
         kills += 1
-        assert kills < 30
-    run_command(["-c", KILLED, str(tmp_path / "a.txt"), str(tmp_path / "straight")])
+    assert not (tmp_path / "c").exists()
+    assert start("c").wait(100) == [0]
+    assert start("straight").wait(100) == [0]
     assert contents(tmp_path / "c") == contents(tmp_path / "straight")
 
 
+def prepare_in_cache(arguments: list[str]) -> int:
+    """Prepare TEXT in CACHE, and tell if it was made here."""
+    make = preparation._make
+    preparation._make = lambda *given: (print("made"), make(*given))[1]
+    source = open_source(arguments[0], text_field="text", document_separator=None)
+    print(preparation.prepare_cached(source, "bpe:300", Path(arguments[1])).num_tokens)
+    return 0
+
+
 def test_processes_that_start_at_once_prepare_once(text: Path, tmp_path: Path) -> None:
-    code = (
-        "import sys; from pathlib import Path; from sslm.data.corpus import prepare as p; from sslm.data.corpus.documents import open_source\n"
-        "p._make, real = (lambda *a: (print('made'), real(*a))[1]), p._make\n"
-        "s = open_source(sys.argv[1], text_field='text', document_separator=None)\n"
-        "print(p.prepare_cached(s, 'bpe:300', Path(sys.argv[2])).num_tokens)"
-    )
-    command = [sys.executable, "-c", code, str(text), str(tmp_path)]
-    started = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    outputs = [process.communicate(timeout=100)[0].split() for process in started]
+    started = [Ranks([str(text), str(tmp_path)], tmp_path / f"log-{n}", verb=prepare_in_cache) for n in range(3)]
+    assert [process.wait(100) for process in started] == [[0]] * 3
+    outputs = [process.said().split() for process in started]
     assert sum(words.count("made") for words in outputs) == 1
     assert len({words[-1] for words in outputs}) == 1
 
@@ -475,44 +476,45 @@ def test_prepare_verb_makes_what_training_takes(tmp_path: Path, text: Path, caps
 # ------------------------------------------------------------------------------------------------ memory
 
 
-MEMORY = """
-import resource, sys
-from pathlib import Path
-from sslm.data.corpus import documents as corpus, prepare as preparation, tokenizer
-kind, size, known, out = sys.argv[1:]
-preparation.SECONDS_BETWEEN_ENTRIES = 0.5
-text = Path(known, "text.txt").read_text()
-def documents():
-    left = int(size)
-    while left > 0:
-        for start in range(0, len(text), 4000):
-            yield text[start : start + 4000], True
-        left -= len(text)
-def tiny():
-    for i in range(int(size)):
-        yield f"w{i}", True
-def line():
-    yield from corpus._whole("word and " * 100_000 for _ in range(int(size) // 900_000))
-source = corpus.Source(kind, [kind, size], globals()[kind])
-resident = []
-def watch(*done):
-    resident.append(int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() >> 20)
-made = preparation.prepare(source, tokenizer.load(known), Path(out), watch)
-half = len(resident) // 2  # it goes up and down by 60 MB as heaps fill and are given back: peaks are compared
-print(made.num_documents, max(resident[:half]), max(resident[half:]))
-"""
+def pieces_of(kind: str, size: int, text: str) -> Iterator[Piece]:
+    """So many bytes of documents, or words that are a document each, or bytes of a single line."""
+    if kind == "documents":
+        for _ in range(0, size, len(text)):
+            yield from ((text[start : start + 4000], True) for start in range(0, len(text), 4000))
+    elif kind == "tiny":
+        yield from ((f"w{number}", True) for number in range(size))
+    else:
+        yield from _whole("word and " * 100_000 for _ in range(size // 900_000))
+
+
+def prepare_and_watch(arguments: list[str]) -> int:
+    """Prepare KIND SIZE TOKENIZER OUT; tell the documents and the largest memory, in MB, of each half."""
+    kind, size, known, out = arguments
+    text, resident = Path(known, "text.txt").read_text(), []
+
+    def watch(*done: object) -> None:
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        resident.append(pages * resource.getpagesize() >> 20)
+
+    preparation.SECONDS_BETWEEN_ENTRIES = 0.5
+    source = Source(kind, [{kind: size}], lambda: pieces_of(kind, int(size), text))
+    made = prepare(source, load(known), Path(out), watch)
+    half = len(resident) // 2  # it goes up and down by 60 MB as heaps fill and are given back: peaks are compared
+    print(made.num_documents, max(resident[:half]), max(resident[half:]))
+    return 0
 
 
 @pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize(("kind", "size"), [("documents", 180_000_000), ("tiny", 1_000_000), ("line", 60_000_000)])
+@pytest.mark.parametrize(("kind", "size"), [("documents", 120_000_000), ("tiny", 1_000_000), ("line", 60_000_000)])
 def test_memory_does_not_grow_with_the_text(
     kind: str, size: int, text: Path, tokenizer: PreTrainedTokenizerFast, tmp_path: Path
 ) -> None:
     tokenizer.save_pretrained(tmp_path / "t")
     shutil.copy(text, tmp_path / "t/text.txt")
-    done = run_command(["-c", MEMORY, kind, str(size), str(tmp_path / "t"), str(tmp_path / "c")], timeout=500)
-    assert done.returncode == 0, done.stderr
+    arguments = [kind, str(size), str(tmp_path / "t"), str(tmp_path / "c")]
+    done = train_forked(arguments, tmp_path / "log", timeout=500, verb=prepare_and_watch)
+    assert done.returncode == 0, done.stdout
     num_documents, early, late = map(int, done.stdout.split())
     print(f"{kind}: at most {early} MB in the first half, {late} MB in the second")
     assert kind == "documents" or num_documents == {"tiny": size, "line": 1}[kind]
