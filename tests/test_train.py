@@ -15,7 +15,7 @@ from sslm.objectives.causal_lm import CausalLMRecipe
 from sslm.runs import checkpoints
 from sslm.runs.folder import RunFolder
 from sslm.train import main
-from tests.support.processes import run_command
+from tests.support.processes import run_command, train_forked
 from tests.support.runs import SMALL_RUN, TINY, TrainTiny, losses_of, rows_of, val_of
 
 
@@ -124,10 +124,9 @@ def test_loggers_get_the_rows(logger: str, train_tiny: TrainTiny, tmp_path: Path
 def test_wandb_logs_offline_without_asking(tiny: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     env = {"HOME": str(tmp_path), "WANDB_API_KEY": ""}
-    done = run_command(
-        ["-m", "sslm.train", *tiny, "--run_dir", str(run), "--max_steps", "2", "--logger", "wandb"], env=env
-    )
-    assert done.returncode == 0, done.stderr
+    arguments = [*tiny, "--run_dir", str(run), "--max_steps", "2", "--logger", "wandb"]
+    done = train_forked(arguments, tmp_path / "log", env=env)
+    assert done.returncode == 0, done.stdout
     assert list((run / "wandb").glob("offline-run-*"))
 
 

@@ -1,6 +1,7 @@
 """`sslm plan`: what it tells, and what it refuses."""
 
 import re
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -8,12 +9,12 @@ import pytest
 import torch
 from transformers import T5Config
 
+from sslm import __main__ as front
 from sslm.cli import VERBS
 from sslm.cli.plan import main
 from sslm.models import flops
 from sslm.models.build import on_meta
 from sslm.parallel.planning.machines import PLANNED_FOR, named
-from tests.support.processes import run_command
 
 ROOT = Path(__file__).parents[2]
 
@@ -166,11 +167,13 @@ def test_wrong_flags_are_told_in_one_sentence(plan: Planned, flags: list[str], s
     assert sentence in plan(*SMALL, *flags, refused=True)
 
 
-def test_it_is_a_verb(text: Path, cache: Path) -> None:
+def test_it_is_a_verb(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert "plan" in VERBS
-    done = run_command(["-m", "sslm", "plan", "--help"])
-    assert done.returncode == 0
-    assert "--plan_for h100:8" in done.stdout
+    monkeypatch.setattr(sys, "argv", ["sslm", "plan", "--help"])
+    with pytest.raises(SystemExit) as ended:
+        front.main()
+    assert not ended.value.code
+    assert "--plan_for h100:8" in capsys.readouterr().out
 
 
 def test_every_named_machine_can_be_planned_for() -> None:

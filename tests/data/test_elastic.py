@@ -7,7 +7,6 @@ from pydoc_data.topics import topics
 import pytest
 
 from sslm.config import DataConfig, SourceConfig
-from sslm.data.corpus.embedded import EMBEDDED
 from sslm.data.module import DataModule
 from sslm.objectives.causal_lm import CausalLMRecipe
 from tests.support.processes import Finished, train_forked
@@ -124,8 +123,12 @@ def test_other_sources_weights_or_packing_are_another_run(mixture: list[str], st
         assert done.stdout.endswith(f"{error}\n")
 
 
-def test_source_of_weight_nothing_is_not_read(text: Path, cache: Path) -> None:
-    sources = [SourceConfig(str(text), weight=1, name="read"), SourceConfig(EMBEDDED, weight=0, name="not")]
+def test_source_of_weight_nothing_is_not_read(text: Path, cache: Path, tmp_path: Path) -> None:
+    (tmp_path / "other.txt").write_text(topics["integers"] * 9)
+    sources = [
+        SourceConfig(str(text), weight=1, name="read"),
+        SourceConfig(str(tmp_path / "other.txt"), weight=0, name="not"),
+    ]
     data = DataModule(
         DataConfig(sources=sources, tokenizer="bpe:512", cache_dir=str(cache), val_sequences=20),
         CausalLMRecipe(),

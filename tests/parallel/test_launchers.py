@@ -44,7 +44,8 @@ trainer.fit(Fails(), torch.utils.data.DataLoader(torch.zeros(4, 1)))
 """
 
 
-@pytest.mark.parametrize(("childs", "at_the_shell"), [(2, 2), pytest.param(7, 1, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize(("childs", "at_the_shell"), [(2, 2), (7, 1)])
 def test_a_child_that_fails_alone_ends_the_run_with_its_code(childs: int, at_the_shell: int, tmp_path: Path) -> None:
     script = tmp_path / "fails.py"
     script.write_text(LONE_FAILURE.replace("CODE", str(childs)).replace("FOLDER", str(tmp_path)))

@@ -138,7 +138,7 @@ class Ranks:
         """End what a test left running, as one that failed does; how many there were."""
         alive = [ranks for ranks in cls.started if ranks.is_alive()]
         for ranks in alive:
-            ranks.signal(signal.SIGKILL)
+            ranks.end()
             for process in ranks.processes:
                 process.join()
         cls.started.clear()
@@ -157,13 +157,20 @@ class Ranks:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process.pid or 0, number)
 
+    def end(self) -> None:
+        """Kill what is left of them, and of what they started: a killed process' workers outlive it."""
+        for process in self.processes:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(process.pid or 0, signal.SIGKILL)
+            process.kill()  # which has no group of its own yet
+
     def wait(self, timeout: float = 60) -> list[int | None]:
         """Exit codes; what is still there after the time is killed, and the test fails."""
         end = time.monotonic() + timeout
         for process in self.processes:
             process.join(max(end - time.monotonic(), 0))
         late = [rank for rank, process in enumerate(self.processes) if process.is_alive()]
-        self.signal(signal.SIGKILL)
+        self.end()
         for process in self.processes:
             process.join()
         codes = [process.exitcode for process in self.processes]
@@ -181,6 +188,7 @@ class Ranks:
 def _forked(
     verb: Verb, arguments: list[str], log: str, env: dict[str, str], before: Callable[[], object] | None
 ) -> None:
+    os.setsid()
     descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)

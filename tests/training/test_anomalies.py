@@ -445,22 +445,21 @@ def test_several_processes_end_with_the_sentence_and_code_1(
     flags = [*broken, *spoil([22, 26, 30]), "--devices", "2", "--strategy", strategy, "--anomaly.max_rewinds", "0"]
     done = train_forked([*flags, "--run_dir", str(tmp_path / "run")], tmp_path / "log")
     assert done.returncode == 1
-    said = [line for line in done.stdout.splitlines() if line.startswith("error: ")]
-    assert len(said) == 1
-    assert "steps 6 to 8: loss is nan" in said[0]
+    [said] = {line for line in done.stdout.splitlines() if line.startswith("error: ")}
+    assert "steps 6 to 8: loss is nan" in said
     assert json.loads((tmp_path / "run/status.json").read_text())["state"] == "failed"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [[], ["--devices", "2"], ["--data.num_workers", "2"]])
+@pytest.mark.parametrize(("kills", "more"), [(6, []), (6, ["--devices", "2"]), (3, ["--data.num_workers", "2"])])
 def test_killed_at_random_moments_of_going_back(
-    broken: list[str], spoil: Spoil, tmp_path: Path, more: list[str]
+    broken: list[str], spoil: Spoil, tmp_path: Path, kills: int, more: list[str]
 ) -> None:
     flags = [*broken, *spoil(of_steps(7, 13, 14, 15, 16, 17, 18, 27, 28, 29)), "--max_steps", "32", *more]
     run, straight, chance = tmp_path / "run", tmp_path / "straight", random.Random(0)
     begin = [*flags, "--run_dir"]
     assert train_forked([*begin, str(straight)], tmp_path / "log").returncode == 0
-    for _ in range(6):
+    for _ in range(kills):
         rows = (run / "metrics.jsonl").read_bytes().count(b"\n") if (run / "metrics.jsonl").is_file() else 0
         ranks = Ranks([*begin, str(run)], tmp_path / "log")
         wait_for_rows(run, rows + chance.randint(0, 6), ranks)
