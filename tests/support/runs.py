@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import shlex
 import subprocess
 import time
 from collections.abc import Callable
@@ -15,13 +16,13 @@ from sslm.runs import checkpoints
 from sslm.system.files import sha256_of
 from tests.support.processes import Ranks
 
-SMALL_RUN = (
+SMALL_RUN = shlex.split(
     "--data.tokenizer bpe:512 --seq_len 32 --batch_size 4 --data.val_sequences 12 --optim.warmup_steps 2 --log_every 1 "
     "--val_every 4 --max_steps 8 --checkpoint.every_steps 4 --accelerator cpu"
-).split()
-SMALL_LLAMA = (
+)
+SMALL_LLAMA = shlex.split(
     "--model.hidden_size 32 --model.intermediate_size 64 --model.num_hidden_layers 2 --model.num_attention_heads 2"
-).split()
+)
 TINY = SMALL_RUN + SMALL_LLAMA
 """Flags of a run of a second or two."""
 
