@@ -87,8 +87,10 @@ def train_tiny(tiny: list[str]) -> TrainTiny:
 
 @pytest.fixture
 def one_compiler() -> Iterator[None]:
-    """torch.compile in this process: no pool of compilers that outlives the test. (pytest's monkeypatch, undone, leaves torch's
-    config without the entry.)"""
+    """torch.compile in this process, without a pool of compilers that outlives the test.
+
+    pytest's monkeypatch, undone, would leave torch's config without the entry.
+    """
     import torch._inductor.config as inductor
 
     with inductor.patch(compile_threads=1):

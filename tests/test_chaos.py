@@ -1,5 +1,5 @@
-"""Chaos: whatever is killed, damaged or full, nothing that was saved is lost, and the same command ends where an uninterrupted run
-would have.
+"""Whatever is killed, damaged or full, nothing that was saved is lost, and the same command ends where an
+uninterrupted run would have.
 """
 
 import json
@@ -28,7 +28,7 @@ STEPS = 40
 
 @pytest.fixture(scope="module")
 def command(text: Path, cache: Path, tmp_path_factory: pytest.TempPathFactory) -> list[str]:
-    """A run with all that could be lost: dropout, several micro-batches, a packed mixture in its second stage, averages."""
+    """A run with all that could be lost: dropout, micro-batches, a packed mixture in its second stage, averages."""
     folder = tmp_path_factory.mktemp("mixture")
     half = text.read_text()[: text.stat().st_size // 2]
     (folder / "half.txt").write_text(half)
@@ -150,7 +150,7 @@ def seen(moment: str, run: Path, mirror: Path) -> bool:
 
 
 def kill_often(command: list[str], folder: Path, kills: int, world: int, seed: int) -> Path:
-    """Kill and start again until so many kills are done (a run that ends begins anew in another folder), then let it end."""
+    """Kill and start again so many times (a run that ends begins anew in another folder), then let it end."""
     chance, done, number = random.Random(seed), 0, 0
     while True:
         run, mirror = folder / f"run-{number}", folder / f"mirror-{number}"
@@ -404,7 +404,7 @@ def test_nothing_of_ours_unpickles() -> None:
             assert word not in source, f"{file} has {word}"
 
 
-# ------------------------------------------------------------------------------------------------ disks, clocks, folders
+# ----------------------------------------------------------------------------------------------- disks, clocks, folders
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""slurm/pretrain.sbatch on a real SLURM cluster of two nodes: whatever happens to the job, the run is the uninterrupted one."""
+"""slurm/pretrain.sbatch on a SLURM cluster of two nodes: whatever happens, the run is the uninterrupted one."""
 
 import os
 import sys
@@ -87,7 +87,7 @@ def steps_of(run: Path) -> list[tuple[Any, ...]]:
 
 
 def check(cluster: Cluster, job: str, folder: Path, straight: Path) -> None:
-    """The job was restarted once, and its run is the uninterrupted one bit for bit, in all that was measured and in its weights."""
+    """The job was restarted once; its run is the uninterrupted one bit for bit, in measurements and weights."""
     ended = wait_for_end(cluster, job)
     log = (folder / f"slurm-sslm-{job}.log").read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log

@@ -145,7 +145,10 @@ def test_every_config_parses_and_builds_and_explains_each_key(file: Path) -> Non
 
 
 def test_help_of_sslm_comes_at_once_and_imports_nothing_heavy() -> None:
-    code = "import sys, runpy; sys.argv = ['sslm', '--help']\ntry: runpy.run_module('sslm', run_name='__main__')\nexcept SystemExit: pass\n"
+    code = (
+        "import sys, runpy; sys.argv = ['sslm', '--help']\n"
+        "try: runpy.run_module('sslm', run_name='__main__')\nexcept SystemExit: pass\n"
+    )
     code += "print([m for m in ('torch', 'transformers', 'lightning', 'numpy', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "prepare" in done.stdout

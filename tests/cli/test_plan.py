@@ -158,7 +158,8 @@ def test_without_a_name_the_plan_is_for_this_machine(plan: Planned) -> None:
         (["--plan_for", "h100:2", "--strategy", "single"], "--strategy single"),
         (
             ["--plan_for", "a100-40:2", "--precision", "fp8"],
-            "--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not A100 40GB; give --precision bf16-mixed",
+            "--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not A100 40GB; "
+            "give --precision bf16-mixed",
         ),
         (["--plam_for", "h100:8"], "there is no flag --plam_for"),
     ],

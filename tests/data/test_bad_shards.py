@@ -1,5 +1,5 @@
-"""Shards that are damaged or vanish: the run ends with the shard's name, or reads others in its place, on record and again
-so when it goes on."""
+"""Shards that are damaged or vanish: the run ends with the shard's name, or reads others in its place, on record and
+again so when it goes on."""
 
 import json
 import shutil

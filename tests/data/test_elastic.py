@@ -1,5 +1,5 @@
-"""The same sequence of global batches on any number of processes, workers and micro-batches, stopped anywhere: with a mixture
-whose weights change, packing, documents kept apart, and epochs that end on the way."""
+"""The same sequence of global batches on any number of processes, workers and micro-batches, stopped anywhere: with a
+mixture whose weights change, packing, documents kept apart, and epochs that end on the way."""
 
 from pathlib import Path
 from pydoc_data.topics import topics

@@ -1,4 +1,4 @@
-"""Runs over shards on a server: the batches of a local run, whatever the server does, with room for a few shards only."""
+"""Runs over shards on a server have the batches of a local run, with room for a few shards only."""
 
 import threading
 import time

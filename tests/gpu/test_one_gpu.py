@@ -1,4 +1,4 @@
-"""On one GPU: every strategy and precision trains GPT-2 124M to the losses of fp32, as near as the precision is. Skips itself."""
+"""On one GPU every strategy and precision trains GPT-2 124M nearly to the losses of fp32. Skips itself."""
 
 from pathlib import Path
 

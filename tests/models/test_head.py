@@ -1,4 +1,4 @@
-"""From hidden states to the loss: every family's own head, over the scored places alone, and no made-up entry predicted."""
+"""From hidden states to the loss: each family's own head, over scored places alone, without made-up entries."""
 
 import pytest
 import torch

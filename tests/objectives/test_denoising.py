@@ -178,7 +178,7 @@ def published_infilling(words: list[Row], ratio: float, mean: float, rng: random
 
 
 def chi_square(one: Counter[Any], other: Counter[Any]) -> float:
-    """Of two samples, how many standard deviations their distance is above what it is between samples of one distribution.
+    """By how many standard deviations two samples lie further apart than samples of one distribution do.
 
     Cells with few are one.
     """
@@ -192,7 +192,7 @@ def chi_square(one: Counter[Any], other: Counter[Any]) -> float:
     return float((((a * scale - b / scale) ** 2 / (a + b)).sum() - freedom) / (2 * freedom) ** 0.5)
 
 
-# ------------------------------------------------------------------------------------------------ the example, the layout
+# ---------------------------------------------------------------------------------------------- the example, the layout
 
 
 def test_the_docstrings_example() -> None:
@@ -542,7 +542,7 @@ def test_documents_that_are_kept_apart_are_rotated_each_for_itself() -> None:
     assert len(seen) > 150  # of 5 · 6 · 7
 
 
-# ------------------------------------------------------------------------------------------------ padding, stateless noise
+# --------------------------------------------------------------------------------------------- padding, stateless noise
 
 
 @given(recipe=recipes, lengths=st.lists(st.integers(0, 50), min_size=1, max_size=5))

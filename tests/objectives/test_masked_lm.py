@@ -183,7 +183,7 @@ def test_wrong_settings_get_a_sentence(wrong: dict[str, object]) -> None:
         MaskedLMRecipe().window_len(3, bare())
 
 
-# ------------------------------------------------------------------------------------------------ words of real tokenizers
+# --------------------------------------------------------------------------------------------- words of real tokenizers
 
 TEXT = (
     "Don't panic: 42 unbelievable words,\nsome at a line's begin!\n\n  And  spaces… déjà vu 東京 can't 3.14 x_y\n\tend."

@@ -118,12 +118,12 @@ def span_lengths(masks: list[tuple[bool, ...]], noise: bool) -> Counter[int]:
 
 
 def chi_square(one: NDArray[np.float64], other: NDArray[np.float64]) -> float:
-    """Of two samples' counts in the same cells: about the number of cells less one, where they are distributed alike."""
+    """Compare two samples' counts in the same cells: about the number of cells less one if they are alike."""
     scale = (other.sum() / one.sum()) ** 0.5
     return float(((one * scale - other / scale) ** 2 / (one + other)).sum())
 
 
-# ------------------------------------------------------------------------------------------------ the example, the lengths
+# --------------------------------------------------------------------------------------------- the example, the lengths
 
 
 def test_the_docstrings_example() -> None:

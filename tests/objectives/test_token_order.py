@@ -56,7 +56,7 @@ def examples_of(
 def a_text(
     n: int, length: int, padded: bool = False, apart: bool = False, seed: int = 0, special: float = 0.1
 ) -> Examples:
-    """Rows of text; some tokens end a document, some a sentence. Some rows are short, one empty, where there is padding."""
+    """Make rows in which some tokens end a document, some a sentence; with padding some are short and one is empty."""
     rng = np.random.default_rng(seed)
     tokens = np.where(rng.random((n, length)) < 0.2, STOPS[-1], rng.integers(FIRST, SIZE, (n, length)))
     tokens = np.where(rng.random((n, length)) < special, END, tokens)

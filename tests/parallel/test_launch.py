@@ -183,7 +183,10 @@ def test_ranks_that_find_different_micro_batches_take_the_smallest(tiny: list[st
 
 
 def test_out_of_memory_says_what_to_change() -> None:
-    allocation = "[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    allocation = (
+        "[enforce fail at alloc_cpu.cpp:124] err == 0. "
+        "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
+    )
     for error in (MemoryError(), RuntimeError(allocation)):
         assert "lower --micro_batch_size" in str(sentence_of(error))
     assert sentence_of(RuntimeError("something else")) is None

@@ -1,4 +1,4 @@
-"""Processes started by Lightning's launcher, torchrun and SLURM's srun: ranks, time limits, and exit codes that reach the shell."""
+"""Processes of Lightning's launcher, torchrun and srun: ranks, time limits, exit codes that reach the shell."""
 
 import json
 import os

@@ -112,7 +112,7 @@ def test_gradients_are_the_same_and_less_is_held_the_more_is_computed_again(kind
 
 
 def num_saved(model: PreTrainedModel) -> tuple[Tensor, int]:
-    """All gradients in one, and bytes saved for the backward pass, as autograd tells (which no dispatch mode sees, compiled)."""
+    """All gradients in one, and the bytes that autograd saves for backward (no dispatch mode sees them, compiled)."""
     ids = torch.arange(48).reshape(2, 24)
     weights = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, int] = {}

@@ -23,8 +23,8 @@ ENCODER = (
 )
 T5 = "--model.d_model 32 --model.d_kv 16 --model.d_ff 64 --model.num_layers 2 --model.num_heads 2"
 BART = (
-    "--model.d_model 32 --model.encoder_layers 2 --model.decoder_layers 2 --model.encoder_ffn_dim 64 --model.decoder_ffn_dim 64 "
-    "--model.encoder_attention_heads 2 --model.decoder_attention_heads 2"
+    "--model.d_model 32 --model.encoder_layers 2 --model.decoder_layers 2 --model.encoder_ffn_dim 64 "
+    "--model.decoder_ffn_dim 64 --model.encoder_attention_heads 2 --model.decoder_attention_heads 2"
 )
 NO_DROPOUT = {
     "bert": "--model.hidden_dropout_prob 0 --model.attention_probs_dropout_prob 0",

@@ -1,4 +1,4 @@
-"""What the server that test processes are forked from has imported: they start in a moment. Nothing here may start a thread."""
+"""Imports of the server that test processes are forked from. None of them may start a thread."""
 
 import jsonargparse  # noqa: F401
 import torch._dynamo  # noqa: F401

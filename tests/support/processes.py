@@ -89,7 +89,7 @@ def _rank(function: Callable[..., Any], rank: int, world: int, rendezvous: Path,
 
 
 class Ranks:
-    """`sslm train` on one process, or on several as torchrun starts them, forked from a server that has imported everything.
+    """`sslm train` on one process, or several as under torchrun, forked from a server that has imported everything.
 
     Args:
         arguments: the flags of `sslm train`.
@@ -208,7 +208,7 @@ def train_forked(
     before: Callable[[], object] | None = None,
     verb: Verb = main,
 ) -> Finished:
-    """Run `sslm train ARGUMENTS` to its end in forked processes; the first rank's exit code, and what all of them said."""
+    """Run `sslm train ARGUMENTS` in forked processes to its end: the first rank's exit code, and what all said."""
     ranks = Ranks(arguments, log, world, env, before, verb)
     code = ranks.wait(timeout)[0]
     assert code is not None

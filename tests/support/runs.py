@@ -81,7 +81,7 @@ def without_model(flags: list[str]) -> list[str]:
 
 
 def damage(checkpoint: Path, name: str = "optim.state", by: float = 0.01) -> str:
-    """Change the first number of the first tensor whose name begins so, and seal the checkpoint again; the tensor's name."""
+    """Change the first number of the first tensor whose name begins so; reseal the checkpoint. Returns the name."""
     [shard] = checkpoint.glob("*.safetensors")
     with safe_open(shard, "pt") as stream:
         tensors, metadata = {key: stream.get_tensor(key) for key in stream.keys()}, stream.metadata()  # noqa: SIM118

@@ -1,8 +1,9 @@
 """A real SLURM cluster on this one machine: munged, slurmctld, and a slurmd per node.
 
-All of it lives in namespaces of its own: processes, mounts, host names, and a network in which each node is a host at a bridge, so
-that a node can be cut off. Nothing outside is changed (a SLURM that is configured on the machine is neither used nor disturbed), and
-the kernel ends all of it when the first process ends, which waits for a pipe from us to close: nothing outlives the tests.
+All of it lives in namespaces of its own: processes, mounts, host names, and a network in which each node is a host at
+a bridge, so that a node can be cut off. Nothing outside is changed (a SLURM that is configured on the machine is
+neither used nor disturbed), and the kernel ends all of it when the first process ends, which waits for a pipe from us
+to close: nothing outlives the tests.
 Needs root on Linux; installs Debian's packages where they are missing.
 """
 

@@ -1,8 +1,8 @@
-"""Losses and gradients out of the ordinary: found, left out, and gone back behind when they persist, the same way on any number of
-processes and however often the run is killed.
+"""Losses and gradients out of the ordinary are found, left out, and gone back behind when they persist, the same way
+on any number of processes and however often the run is killed.
 
-What is broken here is real: a model whose embedding of one token is not a number, and a corpus in which that token stands in some
-windows; and windows of a token that the model has never seen.
+What is broken here is real: a model whose embedding of one token is not a number, a corpus in which that token stands
+in some windows, and windows of a token that the model has never seen.
 """
 
 import hashlib
@@ -266,8 +266,8 @@ def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def rewound(tmp_path_factory: pytest.TempPathFactory, broken: list[str], spoil: Spoil) -> tuple[Path, list[str]]:
-    """A run that met an anomaly at step 6 and three in a row at steps 13 to 15, of which only the second device of two would know;
-    and its flags."""
+    """A run that met an anomaly at step 6 and three in a row at steps 13 to 15, of which only the second device of two
+    would know; and its flags."""
     run = tmp_path_factory.mktemp("rewound") / "run"
     flags = [*broken, *spoil([22, 51, 55, 59]), "--max_steps", "20"]
     assert train(run, *flags) == 0

@@ -1,4 +1,4 @@
-"""A run that hangs leaves its stacks, names the rank that stopped first, and ends; one that is slow, paused or done is left alone."""
+"""A run that hangs leaves its stacks, names the rank that stopped first, and ends; a slow or paused one goes on."""
 
 import json
 import os
@@ -72,8 +72,9 @@ def test_a_process_is_silent_where_it_neither_looks_nor_leaves_stacks() -> None:
 def test_the_sentence_tells_who_stopped_doing_what_where_the_stacks_are_and_what_to_type() -> None:
     them = {0: one(0, rounds=6, waits=True), 1: one(1), 2: one(2, rounds=6, waits=True)}
     assert stall_message(them, set(), 3, 900, Path("run/stacks")) == (
-        "no progress for 900 s: rank 1 (process 101 on node1) stopped first, in step 40, taking the step (at mine.py:3, load); the stacks "
-        "of 3 of 3 ranks are in run/stacks; run the same command again to go on, with a larger --watchdog_seconds if it was only slow"
+        "no progress for 900 s: rank 1 (process 101 on node1) stopped first, in step 40, taking the step "
+        "(at mine.py:3, load); the stacks of 3 of 3 ranks are in run/stacks; run the same command again to go on, "
+        "with a larger --watchdog_seconds if it was only slow"
     )
     assert "last seen in step 40, taking the step: the process itself is paused, gone, or in" in stall_message(
         them, {1}, 3, 900, Path()

@@ -106,7 +106,10 @@ def test_embedded_corpus_is_two_megabytes_of_english_in_documents() -> None:
 
 
 def test_bpe_is_identical_each_time(text: Path, tmp_path: Path) -> None:
-    code = "import sys; from pathlib import Path; from sslm.data.corpus.tokenizer import *; print(identity(train_bpe([(Path(sys.argv[1]).read_text(), True)], 600)))"
+    code = (
+        "import sys; from pathlib import Path; from sslm.data.corpus.tokenizer import *; "
+        "print(identity(train_bpe([(Path(sys.argv[1]).read_text(), True)], 600)))"
+    )
     hashes = {run_command(["-c", code, str(text)], env={"PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")}
     assert len(hashes) == 1
     assert len(hashes.pop().strip()) == 64

@@ -206,7 +206,7 @@ def test_nonsense_for_shard_tokens_gets_a_sentence(
     assert list(tmp_path.iterdir()) == []
 
 
-# ------------------------------------------------------------------------------------------------ failing, killed, stopped
+# --------------------------------------------------------------------------------------------- failing, killed, stopped
 
 
 def test_failed_preparation_leaves_nothing(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ def is_mapped(corpus: Corpus) -> bool:
     return all(Path(shard.file).is_absolute() for shard in corpus.shards)
 
 
-# ------------------------------------------------------------------------------------------------ every format, back again
+# --------------------------------------------------------------------------------------------- every format, back again
 
 
 def megatron(folder: Path, documents: Documents, dtype: str) -> Path:

@@ -1,4 +1,4 @@
-"""Order: every window exactly once an epoch, in another order each epoch, as a pure function of the example's number."""
+"""Every window once an epoch, in another order each epoch, as a pure function of the example's number."""
 
 import itertools
 
@@ -75,8 +75,10 @@ def correlation(a: np.ndarray, b: np.ndarray) -> float:
 
 @pytest.mark.parametrize("size", [5000, 4096, 4097])
 def test_order_is_as_random_as_a_true_permutation(size: int) -> None:
-    """Rank correlation with the position, between neighbours and between epochs and seeds; distance of neighbours; how often
-    a window keeps its place. Limits are five standard errors of a true permutation's."""
+    """Within five standard errors of a true permutation: rank correlations, distance of neighbours, windows that stay.
+
+    Correlated are order and position, neighbours, and the orders of two epochs and two seeds.
+    """
     n, error = size, size**-0.5
     keys = [(0, 0), (1, 0), (0, 1)]
     orders = [Order((n,), (seed,)).at(np.arange(e * n, (e + 1) * n))[2] for e, seed in keys]

@@ -373,7 +373,7 @@ def test_free_memory_is_what_the_kernel_and_every_group_leave(tmp_path: Path) ->
 REAL_RUN = """
 import json, sys
 from lightning.pytorch import Callback, Trainer
-from sslm.sslm import CausalLM, DataModule
+from sslm import CausalLM, DataModule
 from sslm.config import DataConfig
 from sslm.objectives.causal_lm import CausalLMRecipe
 from transformers import LlamaConfig
@@ -390,17 +390,21 @@ class Watch(Callback):
     def on_before_optimizer_step(self, trainer, module, optimizer):
         self.seen.append(resident() - self.before)
 
-data = DataModule(DataConfig(train=sys.argv[1], tokenizer="bpe:512", cache_dir=sys.argv[2], val_sequences=4), CausalLMRecipe(),
-                  seq_len=16, batch_size=1)
-config = LlamaConfig(hidden_size=768, intermediate_size=2048, num_hidden_layers=7, num_attention_heads=12, vocab_size=512)
+source = DataConfig(train=sys.argv[1], tokenizer="bpe:512", cache_dir=sys.argv[2], val_sequences=4)
+data = DataModule(source, CausalLMRecipe(), seq_len=16, batch_size=1)
+config = LlamaConfig(
+    hidden_size=768, intermediate_size=2048, num_hidden_layers=7, num_attention_heads=12, vocab_size=512
+)
 small = LlamaConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=1, vocab_size=512)
 data.setup()
 watch = Watch()
 for model in (small, config):  # the first has what a process loads and sets up once: modules, threads, kernels
     watch.seen.clear()
-    trainer = Trainer(max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-                      enable_model_summary=False, callbacks=[watch], use_distributed_sampler=False, num_sanity_val_steps=0,
-                      limit_val_batches=0)
+    trainer = Trainer(
+        max_steps=3, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
+        enable_model_summary=False, callbacks=[watch], use_distributed_sampler=False, num_sanity_val_steps=0,
+        limit_val_batches=0,
+    )
     trainer.fit(CausalLM(model), datamodule=data)
 print("SEEN " + json.dumps(max(watch.seen)))
 """

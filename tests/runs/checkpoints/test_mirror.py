@@ -1,4 +1,4 @@
-"""Checkpoints elsewhere: what comes back is what went there, whatever happens to the server, the process and the files."""
+"""Checkpoints elsewhere come back as they went, whatever happens to server, process and files."""
 
 import contextlib
 import json
