@@ -14,13 +14,12 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from safetensors.torch import load_file
 
 from sslm.runs import checkpoints
 from sslm.runs.checkpoints.transaction import write_manifest
 from sslm.runs.folder import RunFolder
 from tests.support.processes import Ranks, train_forked
-from tests.support.runs import TINY, losses_of, rows_of, val_of
+from tests.support.runs import TINY, losses_of, rows_of, tensors_of, val_of
 
 EVERY = 2
 STEPS = 40
@@ -91,10 +90,6 @@ def assert_alike(run: Path, straight: Path) -> None:
     assert all(mine[tensor].equal(theirs[tensor]) for tensor in mine)
     exports = [(r / "export/model.safetensors").read_bytes() for r in (run, straight)]
     assert exports[0] == exports[1]
-
-
-def tensors_of(checkpoint: Path) -> dict[str, "object"]:
-    return {name: tensor for shard in sorted(checkpoint.glob("shard-*")) for name, tensor in load_file(shard).items()}
 
 
 def steps_logged(run: Path) -> int:

@@ -28,6 +28,7 @@ from sslm.runs.checkpoints.shards import Stored, index
 from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError
 from sslm.system.files import sha256_of
+from tests.support.files import flip
 from tests.support.processes import run_command, run_ranks
 
 Captured = pytest.CaptureFixture[str]
@@ -117,12 +118,6 @@ def read_by_torch(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def contents(folder: Path) -> dict[str, bytes]:
     return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
-
-
-def flip(file: Path, at: int) -> None:
-    contents = bytearray(file.read_bytes())
-    contents[at] ^= 1
-    file.write_bytes(contents)
 
 
 def table(text: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ import pytest
 from sslm.cli.prepare import main as prepare
 from sslm.data.corpus.shards import BadShard, open_corpus
 from sslm.train import main
+from tests.support.files import flip
 from tests.support.processes import train_forked
 from tests.support.runs import TINY, losses_of, rows_of
 from tests.support.streams import make_corpus, make_stream
@@ -23,12 +24,6 @@ def corpus(tmp_path: Path, text: Path) -> Path:
     assert prepare([str(text), "--out", str(tmp_path / "corpus"), *flags]) == 0
     assert sum(shard.split == "train" for shard in open_corpus(tmp_path / "corpus").shards) > 2
     return tmp_path / "corpus"
-
-
-def flip(file: Path) -> None:
-    content = bytearray(file.read_bytes())
-    content[len(content) // 2] ^= 1
-    file.write_bytes(content)
 
 
 def flags_of(corpus: Path, run: Path, *more: str) -> list[str]:

@@ -10,7 +10,7 @@ from sslm.config import DataConfig, SourceConfig
 from sslm.data.module import DataModule
 from sslm.objectives.causal_lm import CausalLMRecipe
 from tests.support.processes import Finished, train_forked
-from tests.support.runs import TINY, losses_of, rows_of
+from tests.support.runs import TINY, digests_of, losses_of, rows_of
 
 
 @pytest.fixture(scope="module")
@@ -54,10 +54,6 @@ def train(mixture: list[str], run: Path, *flags: str) -> int:
     done = start(mixture, run, *flags)
     assert done.returncode in (0, 75), done.stdout
     return done.returncode
-
-
-def digests_of(run: Path) -> list[str]:
-    return [row["batch_digest"] for row in rows_of(run) if "batch_digest" in row]
 
 
 @pytest.fixture(scope="module")

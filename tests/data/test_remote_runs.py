@@ -10,7 +10,7 @@ import pytest
 from sslm.cli.prepare import main as prepare
 from sslm.train import main
 from tests.support.processes import Ranks, train_forked
-from tests.support.runs import TINY, losses_of, rows_of
+from tests.support.runs import TINY, digests_of, losses_of
 from tests.support.servers import HttpServer
 
 LONGER = ["--max_steps", "40", "--val_every", "20", "--data.block_shards", "2"]
@@ -54,10 +54,6 @@ def local(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     run = tmp_path_factory.mktemp("local") / "run"
     assert main(flags_of(str(corpus), run)) == 0
     return run
-
-
-def digests_of(run: Path) -> list[str]:
-    return [row["batch_digest"] for row in rows_of(run) if "batch_digest" in row]
 
 
 @pytest.mark.slow

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from sslm.runs import checkpoints
 from sslm.system.files import sha256_of
@@ -36,6 +37,14 @@ def rows_of(run: Path) -> list[dict[str, Any]]:
 
 def losses_of(run: Path) -> list[float]:
     return [row["train/loss"] for row in rows_of(run) if "train/loss" in row]
+
+
+def digests_of(run: Path) -> list[str]:
+    return [row["batch_digest"] for row in rows_of(run) if "batch_digest" in row]
+
+
+def tensors_of(checkpoint: Path) -> dict[str, Tensor]:
+    return {name: value for file in sorted(checkpoint.glob("*.safetensors")) for name, value in load_file(file).items()}
 
 
 def val_of(run: Path) -> dict[int, float]:

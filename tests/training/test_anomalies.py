@@ -21,7 +21,6 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from safetensors.torch import load_file
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sslm.cli.prepare import main as prepare
@@ -35,7 +34,7 @@ from sslm.runs import checkpoints
 from sslm.train import main
 from sslm.training.anomalies import FEWEST, SpikeDetector
 from tests.support.processes import Ranks, train_forked
-from tests.support.runs import SMALL_RUN, TINY, TrainTiny, losses_of, rows_of, val_of, wait_for_rows
+from tests.support.runs import SMALL_RUN, TINY, TrainTiny, losses_of, rows_of, tensors_of, val_of, wait_for_rows
 from tests.support.streams import make_corpus, make_stream
 
 BATCH = 4
@@ -258,10 +257,6 @@ def test_update_is_left_out_and_nothing_else_changes(broken: list[str], spoil: S
     [row] = [row for row in rows_of(run) if row["step"] == 6 and "lr" in row]  # which is no logged step
     assert row["anomaly"] == "loss is nan"
     assert math.isnan(row["train/loss"])
-
-
-def tensors_of(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return {k: v for file in checkpoint.glob("*.safetensors") for k, v in load_file(file).items()}
 
 
 @pytest.fixture(scope="module")

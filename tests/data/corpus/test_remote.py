@@ -11,7 +11,7 @@ import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from sslm.data.corpus.writer import CorpusWriter
 from sslm.system import remote_folder
 from sslm.system.cache import claimed
 from sslm.system.errors import UserError
+from tests.support.files import wait_until
 from tests.support.servers import HttpServer, S3Server, s3_environment, s3_server
 
 NUM_SHARDS, SHARD_TOKENS = 8, 10_000
@@ -106,13 +107,6 @@ def in_cache(cache: Path) -> set[str]:
 
 def parts(cache: Path) -> list[str]:
     return [name for name in in_cache(cache) if name.endswith(".part")]
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "never came true"
-        time.sleep(0.01)
 
 
 def cached(corpus: Corpus) -> set[str]:

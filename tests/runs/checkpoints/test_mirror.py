@@ -9,7 +9,6 @@ import shutil
 import signal
 import socket
 import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from sslm.runs.checkpoints.mirror import Mirror, check
 from sslm.runs.checkpoints.transaction import seal
 from sslm.system import remote_folder
 from sslm.system.errors import UserError
+from tests.support.files import flip, wait_until
 from tests.support.processes import FORKS
 from tests.support.servers import S3Server, s3_environment, s3_server
 
@@ -112,13 +112,6 @@ def upload(url: Any, run: Path, *checkpoints: Path, **settings: Any) -> None:
             mirror.put(checkpoint)
             assert mirror.wait(60)
             assert mirror.failure is None
-
-
-def wait_until(condition: Callable[[], Any], seconds: float = 20) -> None:
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end, "never came true"
-        time.sleep(0.002)
 
 
 # ------------------------------------------------------------------------------------------------ there and back
@@ -385,12 +378,6 @@ DAMAGES: dict[str, Callable[[Path], Any]] = {
     "shard-00000.safetensors is missing": lambda c: (c / "shard-00000.safetensors").unlink(),
     "no sound manifest": lambda c: (c / "manifest.json").write_text('{"shard-00000.safetensors": {"byt'),
 }
-
-
-def flip(file: Path) -> None:
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
