@@ -210,9 +210,10 @@ def test_a_signal_to_any_one_rank_stops_all_at_the_same_step(
     ranks.signal(number, rank)
     codes = ranks.wait(60)
     assert codes[0] == 75, ranks.said()
-    assert set(codes[1:]) == {0}  # the first rank alone tells (launch.leave)
+    assert set(codes[1:]) <= {0}  # the first rank alone tells (launch.leave)
     status = json.loads((run / "status.json").read_text())
-    assert (status["state"], status["exit_code"], status["reason"]) == ("stopped", 75, number.name)
+    reason = "a signal to another process" if rank else number.name
+    assert (status["state"], status["exit_code"], status["reason"]) == ("stopped", 75, reason)
     assert "Run the same command to go on" in ranks.said()
     assert checkpoints.step_of(checkpoints.found(run / "checkpoints")[0]) == status["step"] == steps_logged(run)
 
