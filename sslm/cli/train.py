@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from sslm.config import Config
 from sslm.objectives.choose import build_on_meta, check_embedding, choose_model, choose_objective, open_data
 from sslm.parallel import strategies
-from sslm.parallel.planning.budget import check_processes, plan_launch
+from sslm.parallel.checks import check_processes
+from sslm.parallel.planning.budget import plan_launch
 from sslm.parallel.planning.micro_batch import choose_micro_batch_size, micro_batch_key
 from sslm.parallel.recompute import parse_recompute
 from sslm.runs.checkpoints.mirror import check_upload

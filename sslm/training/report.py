@@ -3,6 +3,7 @@
 from typing import TYPE_CHECKING, NamedTuple
 
 from sslm.config import Config, SourceConfig
+from sslm.parallel.checks import without_effect
 from sslm.runs.folder import RunFolder
 from sslm.system.terminal import count, say
 
@@ -55,8 +56,6 @@ def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> No
 
 def describe_launch(config: Config, launch: "Launch") -> None:
     """Say on what and how it will be trained, and what was asked for that this strategy knows nothing of."""
-    from sslm.parallel.strategies import without_effect
-
     nodes = f"{launch.num_nodes} nodes of " if launch.num_nodes > 1 else ""
     devices = f"{launch.devices} {launch.accelerator.upper()}{'s' if launch.devices > 1 else ''}"
     say(f"Launch: {launch.strategy} on {nodes}{devices} ({launch.why}), {launch.precision}")

@@ -33,7 +33,7 @@ from sslm.cli.parse import parse
 from sslm.cli.verify_resume.trials import Trial, progress
 from sslm.config import Config, differences, to_tree
 from sslm.parallel import launch
-from sslm.parallel.planning.budget import check_processes
+from sslm.parallel.checks import check_processes
 from sslm.runs.folder import RunFolder
 from sslm.system import terminal
 from sslm.system.errors import UserError

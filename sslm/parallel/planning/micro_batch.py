@@ -2,53 +2,45 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sslm.config import Config
+from sslm.parallel.launch import Launch
+from sslm.parallel.planning.budget import Budget
 from sslm.runs.folder import RunFolder
 from sslm.system import ranks
 from sslm.system.terminal import say
 
-if TYPE_CHECKING:
-    from sslm.parallel.launch import Launch
-    from sslm.parallel.planning.budget import Budget
 
+def choose_micro_batch_size(config: Config, run: RunFolder, budget: Budget, launch: Launch) -> int | None:
+    """Return the sequences of each forward pass, or None for all that a device works on.
 
-def choose_micro_batch_size(config: Config, run: RunFolder, budget: "Budget", launch: "Launch") -> int | None:
-    """Sequences for each forward pass; auto: as the run folder remembers, or what fits. None: all of a device's share.
+    For `auto` it is what the run folder remembers, else the most that fit.
 
     Raises:
-        UserError: it doesn't fit into memory: by how much, and what would.
+        UserError: the size doesn't fit into memory; the message says by how much, and what would.
     """
-    if config.micro_batch_size == "auto" and (
-        size := remembered_sizes(run.micro_batch_sizes).get(micro_batch_key(config, budget, launch))
-    ):
-        return size
+    remembered = remembered_sizes(run.micro_batch_sizes).get(micro_batch_key(config, budget, launch))
+    if config.micro_batch_size == "auto" and remembered:
+        return remembered
     if not ranks.is_first_process():  # the first one has seen, or will, whether it fits
         return None if config.micro_batch_size is None else budget.chosen_size(launch)
     size = budget.micro_batch_size(launch)
     if budget.is_narrow(launch, size):
         say(
-            "Warning: this will leave less than a tenth of the memory free; --micro_batch_size auto finds what fits, sslm plan tells what takes "
-            "how much"
+            "Warning: this will leave less than a tenth of the memory free; --micro_batch_size auto finds what fits, "
+            "sslm plan tells what takes how much"
         )
     return None if config.micro_batch_size is None else size
 
 
-def micro_batch_key(config: Config, budget: "Budget", launch: "Launch") -> str:
-    """What a micro-batch size that was found depends on."""
-    asked = (
-        f"batch {config.batch_size}",
-        config.activation_checkpointing,
-        f"compile {config.compile}",
-        config.fsdp,
-        config.deepspeed,
-    )
-    return "; ".join(map(str, (budget.machine.device, launch, *asked)))
+def micro_batch_key(config: Config, budget: Budget, launch: Launch) -> str:
+    """Return everything that a micro-batch size depends on, in words, as the key to remember it by."""
+    asked = f"batch {config.batch_size}", config.activation_checkpointing, f"compile {config.compile}"
+    return "; ".join(map(str, (budget.machine.device, launch, *asked, config.fsdp, config.deepspeed)))
 
 
 def remembered_sizes(file: Path) -> dict[str, int]:
-    """What holds for -> micro-batch size; empty where nothing sound was written yet."""
+    """Read the micro-batch sizes by their keys; none if nothing sound was written yet."""
     try:
         sizes = json.loads(file.read_text())
     except (OSError, ValueError):
