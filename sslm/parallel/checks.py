@@ -24,7 +24,8 @@ def check_processes(config: Config) -> None:
     cores = os.cpu_count() or 1
     if config.data.num_workers > 4 * cores:
         raise UserError(
-            f"--data.num_workers {config.data.num_workers}: this machine has {cores} CPU cores; give at most {4 * cores}"
+            f"--data.num_workers {config.data.num_workers}: this machine has {cores} CPU cores; "
+            f"give at most {4 * cores}"
         )
 
 

@@ -1,8 +1,9 @@
 """Matmuls in 8-bit floats, scaled tensor by tensor (Micikevicius et al. 2022, arXiv:2209.05433).
 
-A linear layer's three matmuls take e4m3 of activations and weights and e5m2 of gradients. Each tensor is divided, before that,
-by what makes its largest magnitude the largest of its format, found anew each time. Weights stay what they are (fp32 or bf16):
-optimizer, checkpoints and export don't know of this. Worth its while compiled, where scaling merges with what comes before it.
+A linear layer's three matmuls take activations and weights in e4m3, gradients in e5m2. Before that each tensor is
+divided by a scale, found anew each time, that makes its largest magnitude the largest of the format. Weights keep their
+dtype (fp32 or bf16): optimizer, checkpoints and export don't know of this. It is fast if compiled: scaling is fused
+with what precedes.
 """
 
 from typing import Any
@@ -13,24 +14,24 @@ from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
 MULTIPLE = 16
-"""Lengths along which GPUs multiply 8-bit floats are multiples of this."""
+"""GPUs multiply matrices of 8-bit floats if their sides are multiples of this."""
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 SMALLEST = 1e-30
-"""Magnitudes below this count as zero: the scale's inverse must be a number."""
+"""Magnitudes below this count as zero, so that the scale's inverse is a number."""
 
 
 def supports_float8(device: torch.device) -> bool:
-    """Whether the device has these matmuls: NVIDIA GPUs from Ada and Hopper on; CPUs too, not any faster."""
+    """Whether a device has these matmuls: NVIDIA GPUs from Ada and Hopper on; CPUs too, without being faster."""
     if device.type == "cuda":
         return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
     return device.type == "cpu"
 
 
 def use_float8(block: nn.Module) -> int:
-    """Let the block's linear layers multiply in 8 bits, in place; parameters and their names stay.
+    """Let the block's suitable linear layers multiply in 8 bits, in place; parameters and their names stay.
 
     Returns:
-        How many do; the others stay as they are.
+        Number of these layers.
     """
     layers: list[Any] = [module for module in block.modules() if suits_float8(module)]
     for layer in layers:
@@ -39,19 +40,19 @@ def use_float8(block: nn.Module) -> int:
 
 
 def suits_float8(module: nn.Module) -> bool:
-    """Whether it is a plain linear layer both of whose sides are multiples of 16."""
-    return type(module) in OURS and all(side % MULTIPLE == 0 for side in module.weight.shape)  # type: ignore[union-attr]
+    """Whether a module is a plain linear layer with both sides multiples of 16."""
+    return type(module) in OURS and all(side % MULTIPLE == 0 for side in module.get_parameter("weight").shape)
 
 
 class Float8Linear(nn.Linear):
-    """A linear layer that multiplies in 8 bits; its output is of autocast's type, or of the input's."""
+    """A linear layer that multiplies in 8 bits; its output has autocast's dtype, or the input's without autocast."""
 
     def forward(self, input: Tensor) -> Tensor:
         return multiplied(input, self.weight, self.bias)
 
 
 class Float8Conv1D(Conv1D):
-    """GPT-2's linear layers, whose weight is [in_features, out_features]."""
+    """GPT-2's linear layer, whose weight is [in_features, out_features], multiplying in 8 bits."""
 
     def forward(self, x: Tensor) -> Tensor:
         return multiplied(x, self.weight.t(), self.bias)
@@ -61,7 +62,7 @@ OURS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: Float8Linear, Conv1D:
 
 
 def multiplied(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """[…, in_features], [out_features, in_features] -> […, out_features]."""
+    """Apply a linear layer in 8 bits: […, in_features], [out_features, in_features] -> […, out_features]."""
     kind = input.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
     output: Tensor = _Matmul.apply(input.reshape(-1, input.shape[-1]), weight, dtype)  # type: ignore[no-untyped-call]
@@ -70,15 +71,14 @@ def multiplied(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 class _Matmul(torch.autograd.Function):
-    """[tokens, in_features], [out_features, in_features] -> [tokens, out_features] of type `dtype`."""
+    """[tokens, in_features], [out_features, in_features] -> [tokens, out_features] of `dtype`."""
 
     @staticmethod
     def forward(ctx: Any, input: Tensor, weight: Tensor, dtype: torch.dtype) -> Tensor:
         input_scale, weight_scale = _scale(input, FORWARD), _scale(weight, FORWARD)
         input8 = _scaled(input, input_scale, FORWARD)
-        ctx.save_for_backward(
-            input8, input_scale, weight, weight_scale
-        )  # of the weight no copy: a sharded one is given back
+        # the weight itself, not its copy in 8 bits: a sharded one is freed after the forward pass
+        ctx.save_for_backward(input8, input_scale, weight, weight_scale)
         ctx.input_dtype = input.dtype
         weight8 = _scaled(weight, weight_scale, FORWARD)
         return torch._scaled_mm(input8, weight8.t(), input_scale, weight_scale, out_dtype=dtype, use_fast_accum=True)
@@ -110,21 +110,21 @@ class _Matmul(torch.autograd.Function):
 
 
 def _scale(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """fp32 scalar: by what the tensor is divided to span the format's range."""
+    """Return the divisor (a scalar in fp32) that makes a tensor span the format's range."""
     return tensor.abs().amax().float().clamp(min=SMALLEST) / torch.finfo(dtype).max
 
 
 def _scaled(tensor: Tensor, scale: Tensor, dtype: torch.dtype) -> Tensor:
-    """The tensor in 8 bits, row by row in memory; what is rounded past the largest is that."""
+    """Return the tensor in 8 bits, row by row in memory; what rounds past the largest number becomes that."""
     largest = torch.finfo(dtype).max
     return (tensor.float() / scale).clamp(-largest, largest).to(dtype).contiguous()
 
 
 def _by_column(matrix: Tensor) -> Tensor:
-    """The same matrix, column by column in memory: as the second factor has to be."""
+    """Return the same matrix, column by column in memory, as the second factor has to be."""
     return matrix.t().contiguous().t()
 
 
 def _with_zeros(matrix: Tensor, num: int) -> Tensor:
-    """The matrix with `num` rows of zeros added."""
+    """Return the matrix with `num` rows of zeros added."""
     return F.pad(matrix.view(torch.uint8), (0, 0, 0, num)).view(matrix.dtype)

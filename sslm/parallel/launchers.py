@@ -16,22 +16,25 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from sslm.system.exits import FAILED, STOPPED, USER_ERROR
 
 GRACE_SECONDS = 5.0
-"""How long this process may take to end by itself when another has: it may have met the same error, and say it better."""
+"""Time for this process to end by itself after another failed: it may have met the same error, and say it better."""
 
 
 class Slurm(SLURMEnvironment):
-    """Ranks, world and rendezvous from SLURM's variables. A job that is requeued after it lost a node may meet ranks of its former
-    life, so the port has the restart count in it."""
+    """Ranks, world size and rendezvous from SLURM's variables.
+
+    A job that is requeued after it lost a node may meet ranks of its former life, so the port depends on the restart
+    count.
+    """
 
     def __init__(self) -> None:
         super().__init__(auto_requeue=False)
 
     @staticmethod
     def _validate_srun_variables() -> None:
-        """Lightning's wants --ntasks-per-node; tasks that lie evenly on the nodes will do (`launch.devices`)."""
+        """Accept any tasks that lie evenly on the nodes (`launch.devices`); Lightning wants --ntasks-per-node."""
 
     def validate_settings(self, num_devices: int, num_nodes: int) -> None:
-        """They were made from srun's variables; Lightning compares them with the batch job's."""
+        """Accept the settings: they come from srun's variables, and Lightning compares them with the batch job's."""
 
     @property
     def main_port(self) -> int:
@@ -41,7 +44,11 @@ class Slurm(SLURMEnvironment):
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Lightning's, which ends this process by SIGKILL (137 at the shell) where a child fails; ours ends it with the child's code."""
+    """Lightning's launcher, but if a child fails, this process ends with the child's exit code.
+
+    Lightning ends it by SIGKILL, 137 at the shell. What is private to Lightning and used here: the base class,
+    `_call_children_scripts`, `_set_num_threads_if_needed`, and the strategy's `_launcher` (`watch_children`).
+    """
 
     when_failed: Callable[[int, str], None]
     """Called with the exit code and the reason before this process ends."""
@@ -59,11 +66,8 @@ class Launcher(_SubprocessScriptLauncher):
         for process in self._failed():
             time.sleep(GRACE_SECONDS)
             code = process.returncode if process.returncode in (USER_ERROR, STOPPED) else FAILED
-            ended = (
-                f"was ended by signal {-process.returncode}"
-                if process.returncode < 0
-                else f"ended with exit code {process.returncode}"
-            )
+            by_signal = f"was ended by signal {-process.returncode}"
+            ended = by_signal if process.returncode < 0 else f"ended with exit code {process.returncode}"
             reason = f"local rank {1 + self.procs.index(process)} {ended}"
             print(f"error: {reason}; what it said of this stands above", file=sys.stderr, flush=True)
             sys.stdout.flush()
@@ -77,12 +81,10 @@ class Launcher(_SubprocessScriptLauncher):
 
 
 def watch_children(trainer: Trainer, when_failed: Callable[[int, str], None]) -> None:
-    """Put our launcher in the place of Lightning's, where that is to start processes."""
-    lightnings: Any = trainer.strategy.launcher
-    if (
-        isinstance(lightnings, _SubprocessScriptLauncher)
-        and not lightnings.cluster_environment.creates_processes_externally
-    ):
-        ours = Launcher(lightnings.cluster_environment, lightnings.num_processes, lightnings.num_nodes)
-        ours.when_failed = when_failed
-        trainer.strategy._launcher = ours
+    """Put our launcher in the place of Lightning's, if that is to start processes."""
+    launcher: Any = trainer.strategy.launcher
+    if not isinstance(launcher, _SubprocessScriptLauncher) or launcher.cluster_environment.creates_processes_externally:
+        return
+    ours = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+    ours.when_failed = when_failed
+    trainer.strategy._launcher = ours

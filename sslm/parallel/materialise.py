@@ -1,8 +1,8 @@
-"""Weights after sharding: a model is built and sharded without any, then gets those of `build`, bit for bit.
+"""Weights after sharding: a model is built and sharded without weights, then gets those of `build`, bit for bit.
 
-A fresh weight depends on the seed and its module's name only, so each process can make whichever it needs. It makes one unit
-of the model at a time in host memory, keeps its own share of that and drops the rest: embeddings, head and whatever else
-stands outside of the blocks as one, then block by block. Nothing is sent.
+A fresh weight depends on the seed and its module's name only, so each process can make any. It makes one unit of the
+model at a time in host memory, keeps its shard and drops the rest: first everything outside the blocks (embeddings,
+head), then block by block. Nothing is sent.
 
     model = on_meta(config, auto_class)
     network = LanguageModel(model)
@@ -30,17 +30,21 @@ from sslm.models.build import HALVES, Named, build, draw, named_modules
 
 
 class Entangled(Exception):
-    """An architecture whose weights can't be made block by block: a constructor makes them, or one block's are another's too."""
+    """The architecture's weights can't be made block by block: a constructor draws them, or blocks share some."""
 
 
 @torch.no_grad()
 def materialise(
     network: nn.Module, model: PreTrainedModel, auto_class: str, seed: int, device: torch.device | str
 ) -> None:
-    """Give `network`, which holds `model` and is on the meta device, memory on `device` and the weights of `build`.
+    """Give a network on the meta device memory and the weights of `build`, in place.
 
-    Parameters may have become DTensors of any placements, or of another type, to which the weights are cast then. Of the few
-    architectures that are `Entangled` each process makes the whole model for a moment.
+    Parameters may have become DTensors of any placements, or of another dtype, to which the weights are cast then. For
+    the few architectures that are `Entangled`, each process makes the whole model for a moment.
+
+    Args:
+        network: what was sharded; it holds `model`.
+        device: where the memory is.
     """
     with kept_tied():
         network.to_empty(device=device)
@@ -60,7 +64,7 @@ def materialise(
 
 @contextmanager
 def kept_tied() -> Iterator[None]:
-    """Parameters that are moved meanwhile stay the objects that they are: what two modules share they still share."""
+    """Keep parameters the objects that they are while they are moved, so that modules still share what they shared."""
     swaps = torch.__future__.get_swap_module_params_on_conversion()
     torch.__future__.set_swap_module_params_on_conversion(True)
     try:
@@ -70,7 +74,7 @@ def kept_tied() -> Iterator[None]:
 
 
 def fill(target: Tensor, whole: Tensor) -> None:
-    """Copy `whole` into `target`; where that is a DTensor, the part of `whole` that this process holds of it."""
+    """Copy `whole` into `target`, or its shard if `target` is a DTensor."""
     whole = whole.detach().to(target.dtype)
     if isinstance(target, DTensor):  # without a source rank nothing is sent
         part = distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None)
@@ -83,7 +87,7 @@ def fill(target: Tensor, whole: Tensor) -> None:
 
 
 def without_weights(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
-    """The model as its constructors make it, its parameters on the meta device and its buffers not.
+    """Construct a model with its parameters on the meta device, and its buffers in memory.
 
     Raises:
         Entangled: a constructor draws a buffer.
@@ -106,7 +110,7 @@ def without_weights(config: PreTrainedConfig, auto_class: str) -> PreTrainedMode
 
 @contextmanager
 def parameters_on_meta() -> Iterator[None]:
-    """A parameter that a module gets meanwhile goes to the meta device at once: one at a time is in memory."""
+    """Send each parameter that a module gets to the meta device at once: one at a time is in memory."""
     register = nn.Module.register_parameter
 
     def without_memory(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
@@ -122,15 +126,15 @@ def parameters_on_meta() -> Iterator[None]:
 
 
 def units(model: PreTrainedModel) -> list[list[Named]]:
-    """The modules outside of the blocks, then those of each block; within a unit children before parents.
+    """Return the modules outside the blocks, then those of each block; within a unit children before parents.
 
     Raises:
         Entangled: two units share a parameter.
     """
     unit_of: dict[nn.Module, int] = {}
-    for n, block in enumerate(blocks(model)):
+    for number, block in enumerate(blocks(model)):
         for module in block.modules():
-            unit_of.setdefault(module, n)  # of blocks in blocks the outer one
+            unit_of.setdefault(module, number)  # of blocks in blocks the outer one
     found: dict[int, list[Named]] = {}
     owners: dict[nn.Parameter, int] = {}
     for named in named_modules(model):
@@ -142,10 +146,10 @@ def units(model: PreTrainedModel) -> list[list[Named]]:
 
 
 def in_turn(model: PreTrainedModel, seed: int) -> Iterator[tuple[str, Tensor]]:
-    """(name, weight) of all parameters of a model without weights; one unit at a time has memory.
+    """Yield name and weight of each parameter of a model without weights; one unit at a time has memory.
 
     Raises:
-        Entangled: a parameter keeps what its constructor gave it, or a unit's module does something with another unit's.
+        Entangled: a parameter keeps what its constructor gave it, or a unit's module touches another unit's.
     """
     for unit in units(model):
         place(unit, "cpu")
@@ -158,16 +162,18 @@ def in_turn(model: PreTrainedModel, seed: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def parameters(unit: list[Named]) -> Iterator[tuple[str, nn.Parameter]]:
-    """All names count: what two modules share comes twice."""
+    """Yield the parameters of a unit by all their names: one that two modules share comes twice."""
     for name, module, _ in unit:
         yield from module.named_parameters(name, recurse=False, remove_duplicate=False)
 
 
 def place(unit: list[Named], device: str) -> None:
-    """Put a unit's parameters on a device, without values (NaN), in one piece: many small ones would leave holes when given back.
+    """Put a unit's parameters on a device, without values (NaN), in place.
+
+    They get one piece of memory: many small ones would leave holes when freed.
 
     Raises:
-        Entangled: one isn't fp32.
+        Entangled: a parameter isn't in fp32.
     """
     sizes = {parameter: parameter.numel() for _, parameter in parameters(unit)}
     if any(parameter.dtype != torch.float32 for parameter in sizes):
@@ -181,7 +187,7 @@ def place(unit: list[Named], device: str) -> None:
 
 
 class Alone(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Nothing is done meanwhile with a tensor on the meta device, as the parameters of all other units are."""
+    """Raise `Entangled` if anything is done with a tensor on the meta device, where all other units are."""
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs))):
@@ -193,11 +199,10 @@ class Alone(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 def shallow_model(config: PreTrainedConfig, auto_class: str, seed: int = 0) -> PreTrainedModel:
-    """A model of the same architecture and widths, with weights, whose few layers have one of each kind among them.
+    """Build a model of the same architecture and widths with few layers, one of each kind among them.
 
-    What is found out by running a model (where its head begins, whether it is causal, whether it keeps documents apart) can be
-    tried on this one, where the deep one is too large or in parts. Architectures that count their layers in their own way stand in
-    for themselves.
+    If a model is too large or sharded, this one shows by running what it does: where its head begins, whether it is
+    causal, whether it keeps documents apart. An architecture that counts its layers in its own way is built whole.
     """
     try:
         return build(_shallow(config), auto_class, seed)

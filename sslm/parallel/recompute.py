@@ -71,13 +71,13 @@ def parse_recompute(text: str, *, compile_blocks: bool) -> Recompute:
         budget = 0.0
     if not 0 < budget < 1:
         raise UserError(
-            f"--activation_checkpointing {text}: expected none, selective, full, or budget:SHARE with a share between 0 "
-            "and 1, such as budget:0.5"
+            f"--activation_checkpointing {text}: expected none, selective, full, or budget:SHARE with a share between "
+            "0 and 1, such as budget:0.5"
         )
     if not compile_blocks:
         raise UserError(
-            f"--activation_checkpointing {text}: it is the compiler that keeps to a budget; add --compile true, or take "
-            "selective"
+            f"--activation_checkpointing {text}: it is the compiler that keeps to a budget; add --compile true, or "
+            "take selective"
         )
     return Recompute("budget", budget)
 
@@ -85,12 +85,12 @@ def parse_recompute(text: str, *, compile_blocks: bool) -> Recompute:
 def recompute(model: PreTrainedModel, how: Recompute) -> None:
     """Let each block of the model compute activations again in the backward pass, in place.
 
-    none keeps all of them. selective keeps the results of matmuls and of attention, and computes cheap operations (norms,
-    activation functions, dropout) again. full keeps a block's input alone. A budget leaves the choice to the compiler,
-    block by block: it keeps at most that fraction, and computes again what is cheapest.
+    none keeps all of them. selective keeps the results of matmuls and of attention, and computes cheap operations
+    (norms, activation functions, dropout) again. full keeps a block's input alone. A budget leaves the choice to the
+    compiler, block by block: it keeps at most that fraction, and computes again what is cheapest.
 
-    The budget is a setting of torch for the whole process: it holds for all that is compiled from here on, and the other
-    kinds reset it. The model's blocks must not have been compiled yet.
+    The budget is a setting of torch for the whole process: it holds for all that is compiled from here on, and the
+    other kinds reset it. The model's blocks must not have been compiled yet.
     """
     functorch.activation_memory_budget = how.budget
     if how.kind not in ("selective", "full"):

@@ -1,5 +1,7 @@
-"""Tensor parallelism (Shoeybi et al. 2019, arXiv:1909.08053): devices share each matrix, by the plan that transformers has for
-the architecture. Activations between the matrices, and what the plan doesn't name (norms), are whole on each device.
+"""Tensor parallelism (Shoeybi et al. 2019, arXiv:1909.08053): devices share each matrix.
+
+transformers has the plan for each architecture. Activations between the matrices, and modules that the plan doesn't
+name (norms), are whole on each device.
 """
 
 from collections.abc import Callable
@@ -18,11 +20,11 @@ from transformers import PreTrainedModel
 from sslm.system.errors import UserError
 
 EXAMPLES = ("llama", "qwen3", "mistral", "gemma2", "gpt_neox", "phi3", "olmo2")
-"""Some architectures with a plan."""
+"""Architectures with a plan; there are more."""
 
 
 class SumGradient(ParallelStyle):
-    """A module whole on each device that sees a part of the heads: its gradient is the sum of what the devices have."""
+    """For a module that is whole on each device and sees a part of the heads: sum its gradient over the devices."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         forward, group = module.forward, device_mesh.get_group()
@@ -43,7 +45,7 @@ class SumGradient(ParallelStyle):
 
 
 class _SumOfGradients(torch.autograd.Function):
-    """The identity; backward: the sum over a group."""
+    """The identity; its backward pass sums the gradient over a group."""
 
     @staticmethod
     def forward(ctx: Any, tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -58,14 +60,13 @@ class _SumOfGradients(torch.autograd.Function):
 
 
 def summed(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return the tensor, whose gradient will be summed over a group."""
     out: Tensor = _SumOfGradients.apply(tensor, group)  # type: ignore[no-untyped-call]
     return out
 
 
-_WHOLE_OUTPUT, _WHOLE_INPUT = (
-    partial(ColwiseParallel, output_layouts=Replicate()),
-    partial(RowwiseParallel, input_layouts=Replicate()),
-)
+_WHOLE_OUTPUT = partial(ColwiseParallel, output_layouts=Replicate())
+_WHOLE_INPUT = partial(RowwiseParallel, input_layouts=Replicate())
 STYLES: dict[str, Callable[[], ParallelStyle]] = {
     "colwise": ColwiseParallel,
     "rowwise": RowwiseParallel,
@@ -76,11 +77,11 @@ STYLES: dict[str, Callable[[], ParallelStyle]] = {
     "embedding_rowwise": _WHOLE_INPUT,
     "replicated_with_grad_allreduce": SumGradient,
 }
-"""transformers' name of a style -> ours. Those of experts (mixtures) and of packed matrices are not among them."""
+"""Our style by transformers' name of it; those of experts (mixtures) and of packed matrices are missing."""
 
 
 def planned(model: PreTrainedModel) -> dict[str, str]:
-    """Names of modules and their styles, by the architecture's plan; empty where it has none or one that isn't known here."""
+    """Return the style of each module that the architecture's plan names; none if there is no plan that we know."""
     plan: dict[str, str] = getattr(model, "_tp_plan", None) or {}
     if not set(plan.values()) <= STYLES.keys():
         return {}
@@ -89,14 +90,16 @@ def planned(model: PreTrainedModel) -> dict[str, str]:
 
 
 def check_tensor_parallel(model: PreTrainedModel, size: int) -> None:
-    """Raises:
-    UserError: the architecture has no plan, or `size` does not divide what it shares.
+    """Refuse a model whose matrices so many devices can't share.
+
+    Raises:
+        UserError: the architecture has no plan, or `size` does not divide a side or the heads of a matrix.
     """
     kind, config, plan = model.config.model_type, model.config, planned(model)
     if sum(style.startswith(("colwise", "rowwise")) for style in plan.values()) < 2:  # one may be the head's
         raise UserError(
-            f"--model.model_type {kind}: transformers has no plan for its tensor parallelism that sslm knows; {', '.join(EXAMPLES)} "
-            f"and others have one; or give --strategy fsdp"
+            f"--model.model_type {kind}: transformers has no plan for its tensor parallelism that sslm knows; "
+            f"{', '.join(EXAMPLES)} and others have one; or give --strategy fsdp"
         )
     sizes: dict[str, int] = {}
     if any(style == "colwise" and not name.endswith(("up_proj", "gate_proj")) for name, style in plan.items()):
@@ -110,12 +113,18 @@ def check_tensor_parallel(model: PreTrainedModel, size: int) -> None:
         if width % size:
             fitting = [str(n) for n in range(1, width + 1) if all(other % n == 0 for other in sizes.values())]
             raise UserError(
-                f"--tensor_parallel_size {size}: does not divide the model's {width} ({name}); what would: {', '.join(fitting)}"
+                f"--tensor_parallel_size {size}: does not divide the model's {width} ({name}); what would: "
+                f"{', '.join(fitting)}"
             )
 
 
 def share_matrices(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Change `model` in place: the planned weights become DTensors on `mesh` (1-D); it may be on the meta device."""
+    """Make DTensors of the planned weights, in place.
+
+    Args:
+        model: may be on the meta device.
+        mesh: the devices that share the matrices; of one dimension.
+    """
     plan = planned(model)
     hooks = {name: list(model.get_submodule(name)._forward_hooks) for name in plan}
     parallelize_module(model, mesh, {name: STYLES[style]() for name, style in plan.items()})

@@ -1,1 +1,1 @@
-"""What a run takes of a machine, told before any process is started."""
+"""Memory and speed of a run, planned before any process is started."""

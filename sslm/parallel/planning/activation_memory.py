@@ -1,10 +1,10 @@
-"""What a forward pass keeps for the backward pass, found by running it on tensors that have shapes and no contents.
+"""Memory that a forward pass keeps for the backward pass, measured on tensors that have shapes and no contents.
 
-Counted is each storage that autograd saves, once: views of one another cost nothing, and weights are not activations. The
-attention is what decides at length: fused kernels keep their inputs, their output and one number per row, eager ones the
-whole matrix. On CPUs torch says itself which kernel it would take; a CPU can't ask that for a GPU, so there a stand-in keeps
-what FlashAttention (Dao 2023, arXiv:2307.08691) and the memory-efficient kernel do. Also counted are the copies of weights in
-16 bits that autocast makes, which autograd keeps until it has used them.
+Each storage that autograd saves counts once: views cost nothing, and weights are not activations. Attention decides at
+length: fused kernels keep their inputs, their output and one number per row, eager ones the whole matrix. On CPUs torch
+itself chooses the kernel; for GPUs, where a CPU can't ask it, `_FusedAttention` keeps what FlashAttention (Dao 2023,
+arXiv:2307.08691) and the memory-efficient kernel keep. Copies of weights in 16 bits that autocast makes count too:
+autograd keeps them until it has used them.
 
 Not counted: what a kernel needs while it runs, and what compiling saves (see `memory`).
 """
@@ -32,36 +32,36 @@ from sslm.parallel.recompute import ATTENTION, MATMULS
 from sslm.parallel.tensor_parallel import planned
 
 LSTM_RESERVE = 64
-"""Bytes per unit and token that a fused LSTM keeps in a buffer of its own (16 numbers: gates, states and their inputs)."""
+"""Bytes per unit and token that a fused LSTM keeps in a buffer (16 numbers: gates, states and their inputs)."""
 
 
 class Kept(NamedTuple):
-    """Bytes that one micro-batch's forward pass keeps, by where they come up; each is counted in one place."""
+    """Bytes that one micro-batch's forward pass keeps, by where they arise; each counts in one place."""
 
     outside: float
-    """Of the model's body, outside of its blocks: embeddings, the last norm."""
+    """In the model's body outside its blocks: embeddings, the last norm."""
     inputs: float
-    """What goes into blocks, and is saved in any case."""
+    """Inputs of blocks that are saved in any case."""
     repeated: float
-    """What goes into blocks, and is kept only to run them again."""
+    """Inputs of blocks that are kept only to run these again."""
     inside: float
-    """What comes up in blocks."""
+    """In blocks."""
     largest: float
-    """Of that, in the block with the most."""
+    """In the block that keeps most."""
     products: float
     """Outputs of matmuls and of attention in blocks."""
     head: float
-    """Of head and loss, were every place scored."""
+    """In head and loss, if every place is scored."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """`Kept` for any micro-batch size: it grows linearly."""
+    """`Kept` for any micro-batch size, with which it grows linearly."""
 
     one: Kept
     two: Kept
     has_head: bool
-    """Whether it was seen where the head begins: few scored places are then let through to it alone."""
+    """Whether it is known where the head begins, so that it gets the scored places alone."""
 
     def of(self, micro_batch_size: int) -> Kept:
         return Kept(*(a + (b - a) * (micro_batch_size - 1) for a, b in zip(self.one, self.two, strict=True)))
@@ -77,23 +77,23 @@ def measure(
     tensor_parallel: int = 1,
     **loss: Any,
 ) -> Activations:
-    """Activations of a training step of `LanguageModel`.
+    """Measure the activations of a training step of `LanguageModel`.
 
     Args:
         model: may be on the meta device; it is not changed.
         shapes: of one row of each of the batch's tensors, `labels` among them.
         on_gpu: count what a GPU's kernels keep.
-        weights: type of the weights that the forward pass sees.
-        autocast: type of matmuls, where autocast is on.
+        weights: dtype of the weights that the forward pass sees.
+        autocast: dtype of matmuls, or None without autocast.
         tensor_parallel: devices that share each matrix of the architecture's plan.
         loss: settings of `LanguageModel`, such as z_loss.
 
     Raises:
-        Exception: of any kind, for an architecture that looks at its tensors' contents on the way (mixtures of experts do).
+        Exception: of any kind, if the architecture looks at its tensors' contents (mixtures of experts do).
     """
     if (
         "segment_ids" in inspect.signature(model.forward).parameters
-    ):  # a model of ours, whose state restarts: that costs nothing
+    ):  # a model of ours, whose state restarts for nothing
         shapes = {name: shape for name, shape in shapes.items() if name != "segment_ids"}
     runs = []
     for size in (1, 2):
@@ -112,10 +112,11 @@ def measure(
 
 
 def by_formula(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], *, bytes_per_number: int) -> Activations:
-    """Where nothing can be measured (mixtures of experts): per token and block 13 numbers of the model's width and 4 of the
-    feed-forward layer's, those of the experts that it is sent to; two in fp32 per logit.
+    """Estimate activations that can't be measured (mixtures of experts).
 
-    After Korthikanti et al. 2022, arXiv:2205.05198, without the attention's matrix, and made to agree with a measured Llama.
+    Per token and block, 13 numbers of the model's width and 4 of the feed-forward layer's, or of those experts' that
+    the token is sent to; per logit, two in fp32. After Korthikanti et al. 2022, arXiv:2205.05198, without the
+    attention's matrix, and made to agree with a measured Llama.
     """
     config = model.config
     tokens, width = shapes["input_ids"][0], config.hidden_size
@@ -130,7 +131,7 @@ def by_formula(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], *,
 
 
 def _empty(model: PreTrainedModel, weights: torch.dtype, tensor_parallel: int) -> None:
-    """Give `model` tensors of its own without contents, in place; of matrices that devices share, one device's part."""
+    """Give `model` new tensors without contents, in place; of matrices that devices share, one device's part."""
     halves = {"colwise": 0, "rowwise": 1}
     shared = {name: halves[style] for name, style in planned(model).items() if style in halves}
     made: dict[int, Tensor] = {}  # by what they stand for: tied weights stay tied
@@ -151,11 +152,11 @@ def _empty(model: PreTrainedModel, weights: torch.dtype, tensor_parallel: int) -
 
 
 Place = tuple[int | None, int]
-"""(number of the block, or None; how many bodies had ended)."""
+"""Number of the block, or None; and number of bodies that had ended."""
 
 
 class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Storages that a network's forward pass saves, what goes into its blocks, and what matmuls and attention give."""
+    """Record what a forward pass saves, the inputs of blocks, and the outputs of matmuls and attention in blocks."""
 
     def __init__(self, network: LanguageModel) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -195,7 +196,7 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._block = None
 
     def _child(self, child: nn.Module, _: Any, output: Any) -> None:
-        """A body gives more than a tensor; what comes after the last belongs to the head."""
+        """Tell bodies, which give more than a tensor, from the head, which comes after the last of them."""
         self.has_head = isinstance(output, Tensor)
         self._num_bodies += not self.has_head
 

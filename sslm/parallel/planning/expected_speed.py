@@ -1,23 +1,22 @@
-"""How fast a run will be, before it has run: FLOPs per token, a device's peak rate, and the share of it that others have reached.
+"""Expected tokens per second of a run: FLOPs per token, a device's peak rate, and the fraction that others reached.
 
-An estimate and no more: what moves data between devices, waits for the disk or runs short sequences is not in it.
+It is an estimate: communication, waits for the disk and short sequences are not in it.
 """
 
-from typing import TYPE_CHECKING, NamedTuple
+import math
+from typing import NamedTuple
 
 import torch
 
 from sslm.models.flops import flops_per_sequence
+from sslm.parallel.launch import Launch
 from sslm.parallel.planning.budget import Budget
 from sslm.parallel.planning.machines import peak_flops
 from sslm.system.terminal import count
 
-if TYPE_CHECKING:
-    from sslm.parallel.launch import Launch
-
 
 class Rate(NamedTuple):
-    """Model FLOPs utilisation to be expected."""
+    """Model FLOPs utilisation (MFU) to be expected, and why."""
 
     mfu: float
     why: str
@@ -28,18 +27,20 @@ PUBLISHED = {
     "encoder": Rate(0.25, "ModernBERT-base reached 25 %"),
     "encoder-decoder": Rate(0.31, "nanoT5 reached 31 % on an A100"),
 }
-"""All of them compiled."""
+"""By kind of model; all of these runs were compiled."""
 ON_CPU = Rate(0.30, "runs reach 15 to 50 % of it")
 SMALL = 1e9
+"""Parameters."""
 UNCOMPILED = {True: 0.5, False: 0.8}
-"""What is left of it without --compile, of a model with less than SMALL parameters and of one with more."""
+"""Factor of the speed without --compile, by whether the model has less than SMALL parameters."""
 RECOMPUTED = {"none": 1.0, "selective": 0.95, "full": 0.75, "budget": 0.9}
+"""Factor of the speed by kind of recomputation."""
 PEAK_SHARE = {"32": 1 / 15, "fp8": 1.17}
-"""Of the bf16 peak: fp32 has no tensor cores; fp8 gained so much with 0.9B parameters."""
+"""Factor of the bf16 peak by precision: fp32 has no tensor cores; fp8 gained so much with 0.9B parameters."""
 
 
-def expected_speed(budget: Budget, launch: "Launch") -> tuple[float | None, str]:
-    """(tokens per second over all devices, or None where nothing can be said; what that rests on, in words)."""
+def expected_speed(budget: Budget, launch: Launch) -> tuple[float | None, str]:
+    """Return tokens per second over all devices (None if unknown), and what that rests on, in words."""
     machine, model, config, shapes = budget.machine, budget.model, budget.config, budget.shapes
     flops = flops_per_sequence(model, shapes["input_ids"][0], shapes["labels"][0], budget.max_scored)
     if flops is None:
@@ -47,7 +48,10 @@ def expected_speed(budget: Budget, launch: "Launch") -> tuple[float | None, str]
     flops /= config.seq_len
     if not machine.is_gpu:
         peak = peak_flops(torch.device("cpu"), torch.float32 if launch.precision == "32" else torch.bfloat16) or 0.0
-        why = f"{ON_CPU.mfu:.0%} of the {count(peak)} FLOP/s of a matmul measured just now ({ON_CPU.why}), {count(flops)} FLOPs a token"
+        why = (
+            f"{ON_CPU.mfu:.0%} of the {count(peak)} FLOP/s of a matmul measured just now ({ON_CPU.why}), "
+            f"{count(flops)} FLOPs a token"
+        )
         return machine.num_nodes * peak * ON_CPU.mfu / flops, why
     if machine.peak is None:
         return None, f"the peak rate of {machine.device} is not known"
@@ -57,9 +61,7 @@ def expected_speed(budget: Budget, launch: "Launch") -> tuple[float | None, str]
         slower["without --compile"] = UNCOMPILED[model.num_parameters() < SMALL]
     if (kind := budget.recomputation.kind) != "none":
         slower["with recomputation"] = RECOMPUTED[kind]
-    mfu = rate.mfu
-    for factor in slower.values():
-        mfu *= factor
+    mfu = math.prod([rate.mfu, *slower.values()])
     less = "".join(f"; {name} x {factor:g}" for name, factor in slower.items())
     why = f"{mfu:.0%} of each device's {count(peak)} FLOP/s ({rate.why}{less}), {count(flops)} FLOPs a token"
     return machine.world * peak * mfu / flops, why

@@ -1,4 +1,4 @@
-"""The host's memory: how much of it a process may take."""
+"""The host's memory that a process may take."""
 
 import os
 import re
@@ -7,13 +7,13 @@ from contextlib import suppress
 from pathlib import Path
 
 PROCESS_BYTES = 700 << 20
-"""What a process takes before it trains: torch, transformers, Lightning."""
+"""Memory of a process before it trains: torch, transformers, Lightning."""
 
 
 def free_memory(processes: int = 1, root: Path = Path("/")) -> float:
-    """Bytes that each of some processes may take for its run, this one among them.
+    """Return the bytes that each of some processes, this one among them, may take for its run.
 
-    What the kernel calls available, or what the container's limits leave (cgroups, v1 and v2), if that is less.
+    It is what the kernel calls available, or what the container's limits leave (cgroups, v1 and v2) if that is less.
     """
     free = min([_available(root), *_left_in_groups(root)])
     return max(free - (processes - 1) * PROCESS_BYTES, 0) / processes
@@ -30,7 +30,7 @@ def _available(root: Path) -> float:
 
 
 def _left_in_groups(root: Path) -> Iterator[float]:
-    """What this process' group, and each that it lies in, may still take."""
+    """Yield the bytes that this process' group, and each group around it, may still take."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -53,7 +53,7 @@ def _left_in_groups(root: Path) -> Iterator[float]:
 
 
 def _reclaimable(group: Path) -> int:
-    """Bytes of files that the kernel gives up first."""
+    """Return the bytes of files that the kernel gives up first."""
     with suppress(OSError):
         found = re.search(r"^(?:total_)?inactive_file (\d+)", (group / "memory.stat").read_text(), re.MULTILINE)
         return int(found[1]) if found else 0

@@ -2,11 +2,11 @@
 
 Weights, gradients and optimizer states are counted exactly, from shapes. Activations come from a forward pass without
 contents (`activation_memory`), logits from its head. All parts are summed as if they were there at once, as they are in
-the backward pass of every micro-batch but a step's first. With --compile, blocks keep about as much as with `selective`,
-because the compiler runs cheap operations again; so that is what is counted then.
+the backward pass of every micro-batch but a step's first. With --compile, blocks keep about as much as with
+`selective`, because the compiler runs cheap operations again; so that is what is counted then.
 
-Not counted: the CUDA context and NCCL's buffers (about 1.5 GB of a GPU), the allocator's fragments, and what kernels need
-while they run. `ROOM` leaves memory for these.
+Not counted: the CUDA context and NCCL's buffers (about 1.5 GB of a GPU), the allocator's fragments, and what kernels
+need while they run. `ROOM` leaves memory for these.
 """
 
 from collections.abc import Callable
@@ -111,10 +111,10 @@ def gathers_16_bits(launch: Launch) -> bool:
 def static_memory(sizes: Sizes, launch: Launch, config: Config, num_micro_batches: int) -> Memory:
     """Count weights, gradients, optimizer states and sharding's buffers; nothing that depends on a batch.
 
-    Bytes a parameter: weights and gradients 4 (in 16 bits: 2); AdamW's moments 8, in fp32; DeepSpeed's copy of the weights
-    in fp32 4, whatever the weights' dtype (Rajbhandari et al. 2020, arXiv:1910.02054); an average of the weights 4. FSDP2
-    shards all of these, but gradients that are reduced once a step are whole until then (`fsdp.reduce_gradients`). ZeRO
-    shards the optimizer in stage 1, gradients too in stage 2, weights too in stage 3.
+    Bytes a parameter: weights and gradients 4 (in 16 bits: 2); AdamW's moments 8, in fp32; DeepSpeed's copy of the
+    weights in fp32 4, whatever the weights' dtype (Rajbhandari et al. 2020, arXiv:1910.02054); an average of the
+    weights 4. FSDP2 shards all of these, but gradients that are reduced once a step are whole until then
+    (`fsdp.reduce_gradients`). ZeRO shards the optimizer in stage 1, gradients too in stage 2, weights too in stage 3.
     """
     stage, is_sharded = launch.traits.zero_stage, launch.traits.shards_weights
     width, moments = 2 if holds_16_bits(launch) else 4, 12 if stage else 8
