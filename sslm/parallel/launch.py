@@ -103,14 +103,14 @@ class Devices(NamedTuple):
 
 
 def data_parallel_size(config: Config) -> int:
-    """Parts of the global batch: one for each device, or for each group of devices that share each matrix."""
+    """Return the data-parallel size that a configuration leads to; see `Launch`."""
     found = devices(config)
     shared = tensor_parallel_size(config, config.strategy, found.per_node, found.num_nodes)
     return max(found.per_node * found.num_nodes // shared, 1)
 
 
 def tensor_parallel_size(config: Config, strategy: str, per_node: int, num_nodes: int) -> int:
-    """Devices that share each matrix: as asked for, else the strategy's default; 1 if it shares none."""
+    """Return the number of devices that share each matrix: as asked for, else the strategy's default; 1 if none do."""
     group = STRATEGIES[strategy].tensor_parallel if strategy in STRATEGIES else None
     if group is None:
         return 1
@@ -118,10 +118,10 @@ def tensor_parallel_size(config: Config, strategy: str, per_node: int, num_nodes
 
 
 def devices(config: Config) -> Devices:
-    """Devices as torchrun or srun has started them, or as asked for, or all there are.
+    """Find the devices of a run: those that torchrun or srun started processes for, or as asked for, or all.
 
     Raises:
-        UserError: there are not so many, or torchrun or srun has started another number.
+        UserError: this machine has fewer than asked for, or torchrun or srun started another number.
     """
     asked, num_nodes = config.devices, config.num_nodes
     if under_torchrun():

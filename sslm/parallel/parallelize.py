@@ -1,5 +1,4 @@
-"""What a launch makes of a model, block by block: dtype, tensor parallelism, 8-bit matmuls, activation checkpointing,
-compilation, sharding, in this order."""
+"""Prepare a model: dtype, tensor parallelism, 8-bit matmuls, recomputation, compilation, sharding, in that order."""
 
 import torch
 from torch import nn
@@ -26,16 +25,18 @@ def parallelize(
     compile_blocks: bool = False,
     recomputation: Recompute = KEEP_ALL,
 ) -> None:
-    """Change `network` (which holds `model`) in place.
+    """Change a network in place, block by block.
 
     Args:
-        mesh: dimensions `data_parallel` and `tensor_parallel`, of the devices that share the weights; None: not shared.
+        network: what is sharded; it holds `model`.
+        mesh: the devices that share the weights, with dimensions `data_parallel` and `tensor_parallel`; None if
+            each holds all weights.
         replicas: groups of data-parallel devices that hold all of the weights among them (HSDP, Zhao et al. 2023,
             arXiv:2304.11277).
-        reshard_after_forward: give a block's weights back between its forward and its backward pass.
+        reshard_after_forward: free a block's gathered weights between its forward and its backward pass.
         in_bf16: hold the weights in bfloat16; buffers (rotary frequencies), reductions and the loss stay in fp32.
-        computes_in_bf16: gather fp32 weights as bfloat16: those of matmuls autocast would cast anyway; embeddings and
-            norms, and so what runs between blocks, are in bfloat16 too then.
+        computes_in_bf16: gather fp32 weights as bfloat16. Autocast would cast those of matmuls anyway; embeddings and
+            norms, and so what runs between blocks, are then in bfloat16 too.
         in_float8: let the blocks' linear layers multiply in 8 bits.
         recomputation: what the blocks' backward passes compute again.
     """
@@ -60,7 +61,7 @@ def parallelize(
 
 
 def data_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh | None:
-    """What FSDP2 shards over; None: nothing, as tensor parallelism has all devices."""
+    """Return the mesh that FSDP2 shards over, or None if tensor parallelism takes all devices."""
     devices = mesh["data_parallel"].size()
     if devices == 1 and mesh["tensor_parallel"].size() > 1:
         return None
