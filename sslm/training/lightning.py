@@ -16,8 +16,7 @@ def set_step(trainer: Trainer, step: int) -> None:
 def validate(trainer: Trainer) -> None:
     """Run the trainer's validation loop now.
 
-    Lightning's own schedule counts from the start of a process, has no step 0, and runs after `on_train_batch_end`, hence
-    after the step's checkpoint.
+    See docs/lessons.md, 'Validation runs after the checkpoint'.
     """
     connector = trainer._logger_connector
     first_loop_iter = connector._first_loop_iter

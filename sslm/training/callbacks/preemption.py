@@ -2,8 +2,8 @@
 everything saved.
 
 A signal handler only sets a flag; the flag rides in the step's collective, so all ranks stop at the same step. Lightning's
-own handler loses work or hangs (its issue 20825): it is replaced, and its broadcast per batch switched off. Before the first
-step there is nothing to save: signals end the process at once (signals.py).
+own handler is replaced (see docs/lessons.md, 'SIGTERM hangs or loses work'). Before the first step there is nothing to save:
+signals end the process at once (signals.py).
 """
 
 import os
