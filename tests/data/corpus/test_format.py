@@ -1,0 +1,70 @@
+"""docs/formats.md says enough to read a prepared corpus without sslm."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sslm.data.corpus.encode import is_held_out
+from sslm.data.corpus.prepare import prepare
+from sslm.data.corpus.tokenizer import load
+from tests.support.documents import no_report, source_of
+
+
+def documents_by_the_page(folder: Path, split: str) -> list[list[int]]:
+    """Read all documents of a split by what docs/formats.md says; nothing of sslm is used here."""
+    index = json.loads((folder / "index.json").read_text())
+    assert index["format"] == 1
+    for name, file in index.get("tokenizer_files", {}).items():
+        assert checked(folder / "tokenizer" / name, file["sha256"]).stat().st_size == file["bytes"]
+    documents, document = [], list[int]()
+    for shard in index["shards"]:
+        if shard["split"] != split:
+            continue
+        tokens = checked(folder / shard["file"], shard["sha256"])
+        ends_file = shard.get("ends") or shard["file"].removesuffix(".bin") + ".ends"
+        ends = np.fromfile(checked(folder / ends_file, shard.get("ends_sha256", "")), "<i8")
+        dtype = {"uint16": "<u2", "uint32": "<u4"}[index["dtype"]]
+        ids = np.fromfile(tokens, dtype, offset=shard.get("offset", 0)).tolist()
+        assert (len(ids), len(ends)) == (shard["num_tokens"], shard["num_documents"])
+        start = 0
+        for end in ends.tolist():
+            documents.append(document + ids[start:end])
+            document, start = [], end
+        document += ids[start:]
+    return [*documents, document] if document else documents
+
+
+def checked(file: Path, sha256: str) -> Path:
+    if sha256 and not sha256.startswith("sampled:"):
+        assert hashlib.sha256(file.read_bytes()).hexdigest() == sha256
+    return file
+
+
+def without_what_old_corpora_lack(index: dict[str, Any]) -> dict[str, Any]:
+    shards = [
+        {key: value for key, value in shard.items() if key not in ("ends_sha256", "offset", "ends")}
+        for shard in index["shards"]
+    ]
+    return {**{key: value for key, value in index.items() if key != "tokenizer_files"}, "shards": shards}
+
+
+@pytest.mark.parametrize("is_old", [False, True])
+def test_a_corpus_is_read_with_nothing_but_the_page(tmp_path: Path, is_old: bool) -> None:
+    texts = [f"document number {n}, " + "and so on " * (n % 7) for n in range(400)]
+    prepare(source_of(texts), "bpe:300", tmp_path / "c", no_report, shard_tokens=1000)
+    tokenizer = load(tmp_path / "c" / "tokenizer")
+    index_file = tmp_path / "c" / "index.json"
+    if is_old:
+        index_file.write_text(json.dumps(without_what_old_corpora_lack(json.loads(index_file.read_text()))))
+    for split in ("train", "val"):
+        expected = [
+            [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+            for number, text in enumerate(texts)
+            if is_held_out(number) == (split == "val")
+        ]
+        assert expected
+        assert documents_by_the_page(tmp_path / "c", split) == expected
