@@ -55,20 +55,20 @@ def one_checkpoint(given: str | Path) -> Path:
 
 
 def find_checkpoint(given: str | Path) -> Path:
-    """A run folder or a checkpoint -> the checkpoint.
+    """Find the checkpoint that a path means: itself, or the newest whole checkpoint of a run folder.
+
+    Nothing is renamed: damaged checkpoints are skipped, and the screen says so.
 
     Raises:
-        UserError: there is none, or it is damaged.
+        UserError: there is no checkpoint, or it is damaged.
     """
-    from sslm.runs import checkpoints
-
     path = Path(given)
     if (path / "manifest.json").is_file() or (path / "state.json").is_file():
         if damage := checkpoints.damage_of(path):
             raise UserError(f"{path}: this checkpoint is damaged ({damage}); take another of its run")
         return path
     run = RunFolder(path)
-    newest = checkpoints.newest_good(run.checkpoints, say) if run.checkpoints.is_dir() else None
+    newest = checkpoints.newest_good(run.checkpoints, say, set_aside=False) if run.checkpoints.is_dir() else None
     if newest is None:
         raise UserError(f"{given}: neither a run folder with a checkpoint, nor a checkpoint")
     return newest

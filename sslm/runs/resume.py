@@ -2,7 +2,7 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from sslm.config import Config
 from sslm.runs.folder import RunFolder
@@ -71,7 +71,6 @@ def check_data(checkpoint: Path, data: "DataModule") -> None:
         UserError: what differs.
     """
     from sslm.runs.checkpoints import read_state
-    from sslm.runs.fingerprint import changes
 
     state = read_state(checkpoint)
     if state["position"] != state["step"] * data.batch_size:
@@ -80,16 +79,35 @@ def check_data(checkpoint: Path, data: "DataModule") -> None:
         )
     if changed := changes(state["fingerprint"], data.fingerprint()):
         raise UserError(
-            f"the data has changed since {checkpoint}: {'; '.join(changed[:4])}{' …' if changed[4:] else ''}; bring back what was "
-            f"there, or start anew with another --run_dir"
+            f"the data has changed since {checkpoint}: {'; '.join(changed[:4])}{' …' if changed[4:] else ''}; "
+            f"bring back what was there, or start anew with another --run_dir"
         )
 
 
+def changes(was: Any, now: Any, name: str = "") -> list[str]:
+    """Say in words what differs between two fingerprints of a run's data, which decide every batch."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        found = []
+        for key in dict.fromkeys([*was, *now]):
+            where = f"{name}.{key}" if name else str(key)
+            if key not in now:
+                found.append(f"{where} is gone")
+            elif key not in was:
+                found.append(f"{where} is new")
+            else:
+                found += changes(was[key], now[key], where)
+        return found
+    if was == now:
+        return []
+    is_long = isinstance(was, list) or len(str(was)) > 30
+    return [f"{name} is another one" if is_long else f"{name} was {was}, is {now}"]
+
+
 def bring_checkpoint(config: Config, run: RunFolder) -> None:
-    """From where they are uploaded to, where it is newer than those here; one process brings it, the others wait for it.
+    """Bring the newest uploaded checkpoint, if it is newer than those here. The first process does, the others wait.
 
     Raises:
-        UserError: another run's are there.
+        UserError: another run's checkpoints are there.
     """
     from sslm.runs.checkpoints.fetch import fetch, newest_remote
     from sslm.runs.checkpoints.folder import found, number_of

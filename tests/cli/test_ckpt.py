@@ -20,6 +20,7 @@ from torch.distributed.tensor import Replicate, Shard, distribute_tensor
 
 from sslm import __main__ as front
 from sslm import train
+from sslm.cli import export, plan
 from sslm.cli.ckpt import main
 from sslm.cli.ckpt.reshard import divided
 from sslm.runs import checkpoints
@@ -195,6 +196,22 @@ def test_a_flipped_bit_in_any_file_is_found_and_named_and_nothing_is_renamed(
     assert f"DAMAGED: {file.relative_to(of_step(run, 4))} has changed" in bad
     assert ": good (" in good
     assert contents(run) == before
+
+
+def test_commands_that_read_skip_a_damaged_checkpoint_and_leave_the_run_as_it_is(
+    run: Path, tiny: list[str], tmp_path: Path, capsys: Captured
+) -> None:
+    flip(of_step(run, 8) / "shard-00000.safetensors")
+    before = {path: path.stat().st_mtime_ns for path in [run, *run.rglob("*")]}
+    assert export.main([str(run), "--out", str(tmp_path / "exported")]) == 0
+    said = capsys.readouterr().out
+    assert f"{of_step(run, 8)} is damaged (shard-00000.safetensors has changed): skipped" in said
+    assert f"{of_step(run, 4)} -> {tmp_path / 'exported'}" in said
+    assert main(["ls", str(run)]) == 0
+    assert main(["verify", str(run)]) == 1
+    assert main(["diff", str(of_step(run, 4)), str(of_step(run, 8))]) == 1
+    assert plan.main([*tiny, "--run_dir", str(run)]) == 0
+    assert {path: path.stat().st_mtime_ns for path in [run, *run.rglob("*")]} == before
 
 
 def test_missing_shortened_and_unknown_files_are_named(run: Path, capsys: Captured) -> None:

@@ -38,11 +38,23 @@ def part_of(final: Path) -> Path:
     return final.with_name(f".{final.name}.tmp")
 
 
-def newest_good(folder: Path, tell: Callable[[str], None]) -> Path | None:
-    """The newest checkpoint whose files are as they were written; others on the way are renamed, and told of."""
+def newest_good(folder: Path, tell: Callable[[str], None], set_aside: bool = True) -> Path | None:
+    """Find the newest checkpoint whose files are as they were written.
+
+    Args:
+        folder: a folder of checkpoints.
+        tell: is told of each damaged checkpoint that is newer.
+        set_aside: rename damaged checkpoints. Only the run that the folder belongs to may.
+
+    Returns:
+        The checkpoint, or None if no checkpoint is whole.
+    """
     for checkpoint in found(folder):
         if not (damage := damage_of(checkpoint)):
             return checkpoint
+        if not set_aside:
+            tell(f"{checkpoint} is damaged ({damage}): skipped")
+            continue
         aside = checkpoint.with_name(f"{checkpoint.name}.corrupt")
         shutil.rmtree(aside, ignore_errors=True)
         checkpoint.rename(aside)
