@@ -28,7 +28,7 @@ def open_corpora(
         asked: tokenizer that the user asked for, if any.
 
     Returns:
-        The corpora, and the folder or name of their tokenizer, or None for ids that came without one if none was asked for.
+        The corpora, and the folder or name of their tokenizer; None if they are ids without one and none was asked for.
 
     Raises:
         UserError: bad text, or tokenizers that do not match.

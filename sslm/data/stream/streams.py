@@ -169,8 +169,8 @@ def _check_enough(data: DataConfig, streams: Streams, seq_len: int, batch_size: 
         if asked and source.num_windows < least:
             less = f", less than one batch of {least}" if least > 1 else ""
             raise UserError(
-                f"{source.name or data.train or 'the corpus'}: {source.corpus.num_tokens} tokens give {source.num_windows} "
-                f"training sequences{less}; bring more text, or lower --batch_size or --seq_len"
+                f"{source.name or data.train or 'the corpus'}: {source.corpus.num_tokens} tokens give "
+                f"{source.num_windows} training sequences{less}; bring more text, or lower --batch_size or --seq_len"
             )
     if streams.val.num_windows == 0:
         raise UserError(f"{data.val or 'held-out text'}: less than one sequence of {seq_len} tokens to validate on")
