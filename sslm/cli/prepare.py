@@ -43,9 +43,10 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     keep_libraries_quiet()
 
-    from sslm.data.corpus import documents, tokenizer
+    from sslm.data.corpus import documents
     from sslm.data.corpus.embedded import EMBEDDED
     from sslm.data.corpus.prepare import prepare
+    from sslm.data.corpus.tokenizer import loaded, parse_tokenizer
     from sslm.data.corpus.writer import SHARD_TOKENS
 
     shard_tokens = SHARD_TOKENS if options.shard_tokens is None else _shard_tokens(options.shard_tokens)
@@ -53,7 +54,7 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out.exists():
         raise UserError(f"--out {options.out}: already exists; remove it, or choose another folder")
     source = documents.open_source(given, text_field=options.text_field, document_separator=options.document_separator)
-    known = options.tokenizer if tokenizer.bpe_size(options.tokenizer) else tokenizer.load(options.tokenizer)
+    known = loaded(parse_tokenizer(options.tokenizer))
     start = time.monotonic()
     num_documents = num_tokens = 0  # of this process: an earlier one may have begun
     with preparation_progress(f"Preparing {source.name}") as show:

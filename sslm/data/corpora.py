@@ -1,4 +1,4 @@
-"""Whatever was given -> an open corpus: text that is prepared first, a prepared corpus here or at a URL, ids of other tools."""
+"""Open what `--data.train` and its kin name as corpora: text, prepared corpora here or at a URL, ids of other tools."""
 
 import json
 from collections.abc import Sequence
@@ -11,116 +11,125 @@ from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.documents import open_source
 from sslm.data.corpus.embedded import EMBEDDED
 from sslm.data.corpus.shards import Corpus, is_corpus, open_corpus
+from sslm.data.corpus.tokenizer import ExistingTokenizer, TokenizerChoice, TrainBPE
 from sslm.system.errors import UserError
 from sslm.system.files import is_whole
 from sslm.system.terminal import preparation_progress
 
-DEFAULT_TOKENIZER = "bpe:2048"
+DEFAULT_TOKENIZER = TrainBPE(2048)
 
 
 def open_corpora(
-    given: Sequence[SourceConfig], tokenizer: str | None, data: DataConfig, cache_dir: Path
+    sources: Sequence[SourceConfig], asked: TokenizerChoice | None, data: DataConfig, cache_dir: Path
 ) -> tuple[list[Corpus], str | None]:
-    """All corpora of a run, and where the one tokenizer is that made them: the one asked for, else the first corpus' own.
+    """Open all corpora of a run, and find the one tokenizer that made them.
 
     Args:
-        tokenizer: as `data.tokenizer` takes it; None: not asked for.
+        asked: tokenizer that the user asked for, if any.
 
     Returns:
-        The tokenizer is None for ids that came without one, where none was asked for.
+        The corpora, and the folder or name of their tokenizer; None if they are ids without one and none was asked for.
 
     Raises:
         UserError: bad text, or tokenizers that do not match.
     """
-    asked, corpora = tokenizer, []
-    for source in given:
-        corpora.append(open_given(source.path, tokenizer, data, cache_dir))
-        if corpora[0].tokenizer_sha256:
-            tokenizer = str(corpora[0].tokenizer_folder)
-    own = next((corpus for corpus in corpora if corpus.tokenizer_sha256), None)
-    if own is not None and asked is not None:
-        _check_tokenizer(str(given[corpora.index(own)].path), own, asked)
-    for source, corpus in zip(given, corpora, strict=True):
-        if own is not None and corpus.tokenizer_sha256 not in ("", own.tokenizer_sha256):
-            raise UserError(
-                f"{source.path}: was prepared with another tokenizer than {given[corpora.index(own)].path}; prepare it again "
-                f"with --tokenizer {own.tokenizer_folder}"
-            )
-    if own is not None:
-        _check_folder(own)
-        is_folder = asked is not None and not tokenizers.bpe_size(asked) and Path(asked).exists()
-        tokenizer = asked if is_folder else str(own.tokenizer_folder)  # what was asked for may have tokens appended
-    elif tokenizer is not None and tokenizers.bpe_size(tokenizer):
-        raise UserError(
-            f"--data.tokenizer {tokenizer}: there is no text to train one on, only ids; give the tokenizer that made them, "
-            f"or leave the flag out"
-        )
-    for source, corpus in zip(given, corpora, strict=True):
+    corpora: list[Corpus] = []
+    for source in sources:
+        first = corpora[0] if corpora and corpora[0].tokenizer_sha256 else None
+        choice = ExistingTokenizer(str(first.tokenizer_folder)) if first else asked
+        corpora.append(open_any(source.path, choice, data, cache_dir))
+    paths = [str(source.path) for source in sources]
+    tokenizer = _common_tokenizer(paths, corpora, asked)
+    for path, corpus in zip(paths, corpora, strict=True):
         if tokenizer is not None and not corpus.tokenizer_sha256:
-            foreign.check_vocabulary(corpus, str(source.path), tokenizer, len(tokenizers.load(tokenizer)))
+            foreign.check_vocabulary(corpus, path, tokenizer, len(tokenizers.load(tokenizer)))
     return corpora, tokenizer
 
 
-def open_given(given: str | None, tokenizer: str | None, data: DataConfig, cache_dir: Path) -> Corpus:
-    """One corpus; text is prepared into the cache first.
+def open_any(path: str | None, tokenizer: TokenizerChoice | None, data: DataConfig, cache_dir: Path) -> Corpus:
+    """Open one corpus; text is prepared into the cache first.
 
     Args:
-        given: as `data.train` takes it; None: the embedded text.
-        tokenizer: to prepare text with; None: the default.
+        path: as `data.train` takes it, or None for the embedded text.
+        tokenizer: to prepare text with, or None for the default.
     """
-    if given is None or given == EMBEDDED:
+    if path is None or path == EMBEDDED:
         return _prepared(None, tokenizer, data, cache_dir)
-    if remote.is_remote(given):
+    if remote.is_remote(path):
         limit = None if data.cache_gb is None else int(data.cache_gb * 1e9)
-        return remote.open_remote_corpus(given, cache_dir, limit)
-    if is_corpus(given):
-        return open_corpus(given, check_sizes=data.on_bad_shard == "fail")
-    if foreign.recognise(given, data.text_field):
+        return remote.open_remote_corpus(path, cache_dir, limit)
+    if is_corpus(path):
+        return open_corpus(path, check_sizes=data.on_bad_shard == "fail")
+    if foreign.recognise(path, data.text_field):
         return foreign.open_foreign(
-            given,
+            path,
             cache_dir,
             end_id=_end_id(tokenizer, data),
             text_field=data.text_field,
-            progress=lambda: preparation_progress(f"Reading {given}"),
+            progress=lambda: preparation_progress(f"Reading {path}"),
         )
-    return _prepared(given, tokenizer, data, cache_dir)
+    return _prepared(path, tokenizer, data, cache_dir)
 
 
-def _prepared(given: str | None, tokenizer: str | None, data: DataConfig, cache_dir: Path) -> Corpus:
+def _prepared(path: str | None, tokenizer: TokenizerChoice | None, data: DataConfig, cache_dir: Path) -> Corpus:
     source = open_source(
-        given,
+        path,
         text_field=data.text_field,
         document_separator=data.document_separator,
         hash_file=prepare.remembering_hash(cache_dir),
     )
-    tokenizer = tokenizer or DEFAULT_TOKENIZER
-    known = tokenizer if tokenizers.bpe_size(tokenizer) else tokenizers.load(tokenizer)
+    known = tokenizers.loaded(tokenizer or DEFAULT_TOKENIZER)
     return prepare.prepare_cached(source, known, cache_dir, lambda: preparation_progress(f"Preparing {source.name}"))
 
 
-def _end_id(tokenizer: str | None, data: DataConfig) -> int | None:
-    """The id that ends documents: as given, else the tokenizer's."""
-    if data.end_id is not None or tokenizer is None or tokenizers.bpe_size(tokenizer):
-        return data.end_id
-    return tokenizers.end_of_document(tokenizers.load(tokenizer))
+def _end_id(tokenizer: TokenizerChoice | None, data: DataConfig) -> int | None:
+    """Id that ends documents: the one asked for, else the tokenizer's."""
+    if data.end_id is None and isinstance(tokenizer, ExistingTokenizer):
+        return tokenizers.end_of_document(tokenizers.load(tokenizer.name))
+    return data.end_id
 
 
-def _check_tokenizer(given: str, corpus: Corpus, tokenizer: str) -> None:
-    if tokenizers.bpe_size(tokenizer):
-        matches = corpus.tokenizer == tokenizer
-    else:
-        is_same_name = corpus.tokenizer == tokenizer and not Path(tokenizer).exists()
-        matches = is_same_name or _gives_its_ids(tokenizer, corpus)
-    if not matches:
+# ---------------------------------------------------------------------------------------------- one tokenizer for all
+
+
+def _common_tokenizer(paths: list[str], corpora: list[Corpus], asked: TokenizerChoice | None) -> str | None:
+    """Folder or name of the tokenizer of all corpora, or None if neither they nor the user name one."""
+    made_by_one = [(path, corpus) for path, corpus in zip(paths, corpora, strict=True) if corpus.tokenizer_sha256]
+    if not made_by_one:
+        if isinstance(asked, TrainBPE):
+            raise UserError(
+                f"--data.tokenizer {asked}: there is no text to train one on, only ids; give the tokenizer that made "
+                f"them, or leave the flag out"
+            )
+        return None if asked is None else asked.name
+    first_path, first = made_by_one[0]
+    if asked is not None and not _made(first, asked):
         raise UserError(
-            f"{given}: was prepared with another tokenizer than {tokenizer}; leave --data.tokenizer out, or "
-            f"prepare the text again: sslm prepare TEXT --tokenizer {tokenizer} --out DIR"
+            f"{first_path}: was prepared with another tokenizer than {asked}; leave --data.tokenizer out, or "
+            f"prepare the text again: sslm prepare TEXT --tokenizer {asked} --out DIR"
         )
+    for path, corpus in made_by_one[1:]:
+        if corpus.tokenizer_sha256 != first.tokenizer_sha256:
+            raise UserError(
+                f"{path}: was prepared with another tokenizer than {first_path}; prepare it again with "
+                f"--tokenizer {first.tokenizer_folder}"
+            )
+    _check_folder(first)
+    if isinstance(asked, ExistingTokenizer) and Path(asked.name).exists():
+        return asked.name  # it may have tokens appended
+    return str(first.tokenizer_folder)
 
 
-def _gives_its_ids(tokenizer: str, corpus: Corpus) -> bool:
-    """Also with tokens appended to it, as the tokenizer of a model has that was pretrained on this corpus."""
-    loaded = tokenizers.load(tokenizer)
+def _made(corpus: Corpus, asked: TokenizerChoice) -> bool:
+    """Whether a corpus was prepared with this tokenizer.
+
+    One that has tokens appended counts: so has the tokenizer of a model that was pretrained on this corpus.
+    """
+    if isinstance(asked, TrainBPE):
+        return corpus.tokenizer == str(asked)
+    if corpus.tokenizer == asked.name and not Path(asked.name).exists():
+        return True
+    loaded = tokenizers.load(asked.name)
     return corpus.tokenizer_sha256 in (
         tokenizers.identity(loaded),
         tokenizers.identity(loaded, without_from=corpus.vocab_size),

@@ -122,6 +122,12 @@ class Report(Protocol):
 
 
 @contextmanager
+def no_progress() -> Iterator[Report]:
+    """Show nothing while a corpus is prepared."""
+    yield lambda documents, tokens, share=None: None
+
+
+@contextmanager
 def preparation_progress(what: str) -> Iterator[Report]:
     """Show documents/s and tokens/s while a corpus is prepared."""
     with closing(Progress()) as bar:

@@ -11,9 +11,11 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, nullcontext, suppress
+from contextlib import AbstractContextManager, closing, suppress
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -21,24 +23,52 @@ import sslm
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.documents import Source
 from sslm.data.corpus.encode import batches, encode, give_back_memory, without_empty
-from sslm.data.corpus.journal import Journal
 from sslm.data.corpus.shards import FORMAT, Corpus, is_corpus, open_corpus
-from sslm.data.corpus.tokenizer import Tokenizer
+from sslm.data.corpus.tokenizer import Tokenizer, TrainBPE
 from sslm.data.corpus.writer import SHARD_TOKENS, CorpusWriter
 from sslm.system.errors import UserError, sentence_of
 from sslm.system.files import fsync, one_maker, sha256_of, write_atomically
-from sslm.system.terminal import Report, count, say
+from sslm.system.terminal import Report, count, no_progress, say
 
 SECONDS_BETWEEN_ENTRIES = 5.0
+JOURNAL = "journal.json"
+
+
+@dataclass
+class Journal:
+    """What was consumed of the source, and what the shards hold of it. Both were on the disk before the journal was."""
+
+    identity: str
+    """Of everything that decides what the corpus will hold."""
+    tokenizer_sha256: str
+    pieces: int = 0
+    """Consumed of the source, without empty documents."""
+    documents: int = 0
+    tokens: int = 0
+    num_bytes: int = 0
+    shards: dict[str, Any] = field(default_factory=lambda: {"finished": [], "open": []})
+    """CorpusWriter's state."""
+
+    def write(self, folder: Path) -> None:
+        write_atomically(folder / JOURNAL, json.dumps(asdict(self), indent=1) + "\n")
+
+    @staticmethod
+    def read(folder: Path) -> "Journal":
+        """Read the journal in a folder.
+
+        Raises:
+            OSError, ValueError, TypeError: there is none that can be read.
+        """
+        return Journal(**json.loads((folder / JOURNAL).read_text()))
 
 
 def prepare(
-    source: Source, tokenizer: str | Tokenizer, out: Path, report: Report, shard_tokens: int = SHARD_TOKENS
+    source: Source, tokenizer: TrainBPE | Tokenizer, out: Path, report: Report, shard_tokens: int = SHARD_TOKENS
 ) -> Corpus:
     """Tokenise `source` into the folder `out`, which appears whole or not at all.
 
     Args:
-        tokenizer: a tokenizer, or `bpe:SIZE` to train one on the source first.
+        tokenizer: a tokenizer, or an order to train one on the source first.
         shard_tokens: tokens per shard.
 
     Raises:
@@ -52,9 +82,9 @@ def prepare(
 
 def prepare_cached(
     source: Source,
-    tokenizer: str | Tokenizer,
+    tokenizer: TrainBPE | Tokenizer,
     cache_dir: Path,
-    progress: Callable[[], AbstractContextManager[Report]] | None = None,
+    progress: Callable[[], AbstractContextManager[Report]] = no_progress,
 ) -> Corpus:
     """The prepared corpus from the cache, made first if it is not there whole. Any number of processes may call at once."""
     key = _identity(source, tokenizer)[:20]
@@ -67,20 +97,20 @@ def prepare_cached(
             with suppress(UserError):  # damaged: make it again
                 return open_corpus(folder)
         shutil.rmtree(folder, ignore_errors=True)
-        with progress() if progress else nullcontext(_silent) as report:
+        with progress() as report:
             return _make(source, tokenizer, folder, report, SHARD_TOKENS)
 
 
-def _identity(source: Source, tokenizer: str | Tokenizer) -> str:
-    who = tokenizer if isinstance(tokenizer, str) else tokenizers.identity(tokenizer)
+def _identity(source: Source, tokenizer: TrainBPE | Tokenizer) -> str:
+    who = str(tokenizer) if isinstance(tokenizer, TrainBPE) else tokenizers.identity(tokenizer)
     return hashlib.sha256(json.dumps([FORMAT, source.record, who], sort_keys=True).encode()).hexdigest()
 
 
-def _make(source: Source, tokenizer: str | Tokenizer, out: Path, report: Report, shard_tokens: int) -> Corpus:
+def _make(source: Source, tokenizer: TrainBPE | Tokenizer, out: Path, report: Report, shard_tokens: int) -> Corpus:
     part = out.parent / f".{out.name}.tmp"
     how = [_identity(source, tokenizer), shard_tokens, sslm.__version__]
     identity = hashlib.sha256(json.dumps(how).encode()).hexdigest()
-    name = tokenizer if isinstance(tokenizer, str) else str(tokenizer.name_or_path)
+    name = str(tokenizer if isinstance(tokenizer, TrainBPE) else tokenizer.name_or_path)
     try:
         begun = _begun(part, identity, shard_tokens) or _begin(part, identity, shard_tokens, source, tokenizer)
         journal, known, writer = begun
@@ -103,13 +133,12 @@ def _make(source: Source, tokenizer: str | Tokenizer, out: Path, report: Report,
 Begun = tuple[Journal, Tokenizer, CorpusWriter]
 
 
-def _begin(part: Path, identity: str, shard_tokens: int, source: Source, tokenizer: str | Tokenizer) -> Begun:
+def _begin(part: Path, identity: str, shard_tokens: int, source: Source, tokenizer: TrainBPE | Tokenizer) -> Begun:
     """Start anew: the tokenizer, trained if need be, and a journal without entries."""
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
-    if isinstance(tokenizer, str):
-        size = tokenizers.bpe_size(tokenizer)
-        tokenizer = tokenizers.train_bpe(source.pieces(), size) if size else tokenizers.load(tokenizer)
+    if isinstance(tokenizer, TrainBPE):
+        tokenizer = tokenizers.train_bpe(source.pieces(), tokenizer.size)
     folder = part / "corpus"
     tokenizer.save_pretrained(folder / "tokenizer")
     for path in (*folder.rglob("*"), folder, part):
@@ -189,7 +218,3 @@ def remembering_hash(cache_dir: Path) -> Callable[[Path], str]:
         return digest
 
     return sha256
-
-
-def _silent(documents: int, tokens: int, share: float | None = None) -> None:
-    pass

@@ -9,6 +9,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,18 +32,54 @@ LONG_RUN = re.compile(r"\S{400}")
 """Training takes quadratic time in a word's length, and a line of base64 is one word: longer runs are trained on in parts."""
 
 
-def bpe_size(given: str) -> int | None:
-    """`bpe:32000` -> 32000; None for anything that is no order to train one."""
-    kind, _, size = given.partition(":")
+@dataclass(frozen=True)
+class TrainBPE:
+    """Order to train a byte-level BPE on the text that is prepared."""
+
+    size: int
+
+    def __str__(self) -> str:
+        return f"bpe:{self.size}"
+
+
+@dataclass(frozen=True)
+class ExistingTokenizer:
+    """Tokenizer in a folder, in a tokenizer.json or on the hub."""
+
+    name: str
+
+    def __str__(self) -> str:
+        return self.name
+
+
+TokenizerChoice = TrainBPE | ExistingTokenizer
+
+
+def parse_tokenizer(text: str) -> TokenizerChoice:
+    """Parse what `--data.tokenizer` takes.
+
+    Raises:
+        UserError: the size after `bpe:` is no number, or too small.
+
+    >>> parse_tokenizer("bpe:32000"), parse_tokenizer("gpt2")
+    (TrainBPE(size=32000), ExistingTokenizer(name='gpt2'))
+    """
+    kind, _, size = text.partition(":")
     if kind != "bpe":
-        return None
+        return ExistingTokenizer(text)
     if not size.isdecimal() or int(size) < 257:
-        raise UserError(f"--data.tokenizer {given}: expected bpe:SIZE with a size of at least 257, such as bpe:32000")
-    return int(size)
+        raise UserError(f"--data.tokenizer {text}: expected bpe:SIZE with a size of at least 257, such as bpe:32000")
+    return TrainBPE(int(size))
+
+
+def loaded(choice: TokenizerChoice) -> "TrainBPE | Tokenizer":
+    """Load a tokenizer that exists; an order to train one stays an order."""
+    return choice if isinstance(choice, TrainBPE) else load(choice.name)
 
 
 def train_bpe(pieces: Iterable[Piece], size: int) -> "PreTrainedTokenizerFast":
     """Train a byte-level BPE of at most `size` entries, the end-of-text token included."""
+    # heavy, and reading a prepared corpus needs neither
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast
@@ -68,23 +105,23 @@ def _first(pieces: Iterable[Piece], chars: int) -> Iterator[str]:
             return
 
 
-def load(given: str | os.PathLike[str]) -> Tokenizer:
-    """A tokenizer from a folder, a tokenizer.json, or the hub.
+def load(name: str | os.PathLike[str]) -> Tokenizer:
+    """Load a tokenizer from a folder, a tokenizer.json, or the hub.
 
     Raises:
         UserError: there is none.
     """
-    from transformers import AutoTokenizer
+    from transformers import AutoTokenizer  # heavy
 
-    given = str(given)
-    folder = Path(given)
-    if not folder.exists() and given.startswith((".", "/", "~")):
-        raise UserError(f"--data.tokenizer {given}: there is no such folder")
+    name = str(name)
+    path = Path(name)
+    if not path.exists() and name.startswith((".", "/", "~")):
+        raise UserError(f"--data.tokenizer {name}: there is no such folder")
     try:
-        tokenizer: Tokenizer = _load_file(given) if folder.is_file() else AutoTokenizer.from_pretrained(given)
-    except Exception as error:  # missing files, no network, broken JSON: all are about what was given
+        tokenizer: Tokenizer = _load_file(name) if path.is_file() else AutoTokenizer.from_pretrained(name)
+    except Exception as error:  # missing files, no network, broken JSON: all are about the name
         raise UserError(
-            f"--data.tokenizer {given}: no tokenizer could be loaded from it; expected a folder, a hub name or "
+            f"--data.tokenizer {name}: no tokenizer could be loaded from it; expected a folder, a hub name or "
             f"bpe:SIZE ({' '.join(str(error).split())[:160]})"
         ) from None
     end_of_document(tokenizer)

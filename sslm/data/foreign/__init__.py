@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,7 +29,7 @@ from sslm.data.foreign.files import TokenFile
 from sslm.data.foreign.recognise import find
 from sslm.system.errors import UserError
 from sslm.system.files import fsync, one_maker
-from sslm.system.terminal import Report
+from sslm.system.terminal import Report, no_progress
 
 MAPPED_TOKENS = 1 << 20
 """Several files are mapped if they have this many ids on average, else joined in the cache."""
@@ -52,7 +52,7 @@ def open_foreign(
     *,
     end_id: int | None = None,
     text_field: str = "text",
-    progress: Callable[[], AbstractContextManager[Report]] | None = None,
+    progress: Callable[[], AbstractContextManager[Report]] = no_progress,
 ) -> Corpus:
     """The token files of `given` as a corpus without a tokenizer. Any number of processes may call at once.
 
@@ -76,7 +76,7 @@ def open_foreign(
             if (corpus := _opened(folder)) is None:
                 opened = _Opened(found, functools.partial(_open, kind=kind, end_id=end_id, text_field=text_field))
                 source = {**how, "files": len(found), "bytes": sum(path.stat().st_size for path, _ in found)}
-                with progress() if progress else nullcontext(_silent) as report:
+                with progress() as report:
                     _make(str(given), folder, opened, source, report)
                 corpus = open_corpus(folder)
     return corpus
@@ -289,7 +289,3 @@ def _sampled_sha256(path: Path, *more: str) -> str:
             stream.seek(start)
             found.update(stream.read(length))
     return SAMPLED + found.hexdigest()
-
-
-def _silent(documents: int, tokens: int, share: float | None = None) -> None:
-    pass

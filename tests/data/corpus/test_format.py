@@ -10,7 +10,7 @@ import pytest
 
 from sslm.data.corpus.encode import is_held_out
 from sslm.data.corpus.prepare import prepare
-from sslm.data.corpus.tokenizer import load
+from sslm.data.corpus.tokenizer import TrainBPE, load
 from tests.support.documents import no_report, source_of
 
 
@@ -55,7 +55,7 @@ def without_what_old_corpora_lack(index: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("is_old", [False, True])
 def test_a_corpus_is_read_with_nothing_but_the_page(tmp_path: Path, is_old: bool) -> None:
     texts = [f"document number {n}, " + "and so on " * (n % 7) for n in range(400)]
-    prepare(source_of(texts), "bpe:300", tmp_path / "c", no_report, shard_tokens=1000)
+    prepare(source_of(texts), TrainBPE(300), tmp_path / "c", no_report, shard_tokens=1000)
     tokenizer = load(tmp_path / "c" / "tokenizer")
     index_file = tmp_path / "c" / "index.json"
     if is_old:

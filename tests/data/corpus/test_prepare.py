@@ -24,7 +24,7 @@ from sslm.data.corpus.documents import Piece, Source, _whole, open_source
 from sslm.data.corpus.encode import HELD_OUT_EVERY, is_held_out
 from sslm.data.corpus.prepare import prepare
 from sslm.data.corpus.shards import Corpus, open_corpus
-from sslm.data.corpus.tokenizer import load, train_bpe
+from sslm.data.corpus.tokenizer import TrainBPE, load, train_bpe
 from sslm.data.corpus.writer import CorpusWriter
 from sslm.system import terminal
 from tests.support.documents import no_report, source_of
@@ -267,11 +267,11 @@ def test_trained_tokenizer_is_not_trained_twice(documents: list[str], tmp_path: 
 
     source = Source("test", [{"test": 1}], pieces)
     with pytest.raises(RuntimeError, match="power cut"):
-        prepare(source, "bpe:300", tmp_path / "c", no_report)
+        prepare(source, TrainBPE(300), tmp_path / "c", no_report)
     broken, read = False, 0
-    prepare(source, "bpe:300", tmp_path / "c", no_report)
+    prepare(source, TrainBPE(300), tmp_path / "c", no_report)
     assert read == 1
-    prepare(source, "bpe:300", tmp_path / "straight", no_report)
+    prepare(source, TrainBPE(300), tmp_path / "straight", no_report)
     assert contents(tmp_path / "c") == contents(tmp_path / "straight")
 
 
@@ -409,7 +409,7 @@ def prepare_and_tell(arguments: list[str]) -> int:
     """Prepare TEXT OUT, with a line a batch."""
     source = open_source(arguments[0], text_field="text", document_separator="-----")
     print("begun", flush=True)
-    prepare(source, "bpe:300", Path(arguments[1]), lambda *done: print(*done, flush=True), 50_000)
+    prepare(source, TrainBPE(300), Path(arguments[1]), lambda *done: print(*done, flush=True), 50_000)
     return 0
 
 
@@ -441,7 +441,7 @@ def prepare_in_cache(arguments: list[str]) -> int:
     make = preparation._make
     preparation._make = lambda *given: (print("made"), make(*given))[1]
     source = open_source(arguments[0], text_field="text", document_separator=None)
-    print(preparation.prepare_cached(source, "bpe:300", Path(arguments[1])).num_tokens)
+    print(preparation.prepare_cached(source, TrainBPE(300), Path(arguments[1])).num_tokens)
     return 0
 
 
