@@ -1,49 +1,79 @@
 """sslm train: objective -> data -> model -> launch -> trainer -> fit -> export.
 
-What can be wrong with what was asked is found out before another process is started and before the run folder is touched.
+Mistakes in what was asked are found before another process is started and before the run folder is touched.
 """
 
 import functools
 import os
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
+from lightning.pytorch import Callback, Trainer
+from torch.distributed import DistStoreError
+from transformers import PreTrainedConfig
+
+from sslm.cli.plan import Plan
 from sslm.config import Config
+from sslm.data.module import DataModule
+from sslm.data.stream.recipe import Recipe
+from sslm.models import build
+from sslm.models.word_vectors import initialise_embedding
 from sslm.objectives.choose import build_on_meta, check_embedding, choose_model, choose_objective, open_data
 from sslm.parallel import strategies
 from sslm.parallel.checks import check_processes
-from sslm.parallel.planning.budget import plan_launch
+from sslm.parallel.launch import Launch
+from sslm.parallel.launchers import watch_children
+from sslm.parallel.parallelize import parallelize
+from sslm.parallel.planning.budget import Budget, plan_launch
 from sslm.parallel.planning.micro_batch import choose_micro_batch_size, micro_batch_key
 from sslm.parallel.recompute import parse_recompute
-from sslm.runs.checkpoints.mirror import check_upload
+from sslm.runs.checkpoints import step_of
+from sslm.runs.checkpoints.mirror import Mirror, check_upload
+from sslm.runs.export import export
 from sslm.runs.folder import RunFolder, pretrained_folder
 from sslm.runs.resume import choose_checkpoint, reaches_the_end
+from sslm.runs.trackers import build_logger
 from sslm.system import exits, ranks, terminal
 from sslm.system.errors import sentence_of
 from sslm.system.exits import DONE, FAILED, INTERRUPTED, STOPPED, USER_ERROR
 from sslm.system.signals import Stopped
 from sslm.system.terminal import say
+from sslm.training.callbacks.checkpoint import Checkpoint
+from sslm.training.callbacks.micro_batch import MicroBatch
+from sslm.training.callbacks.monitor import Monitor
+from sslm.training.callbacks.preemption import Preemption
+from sslm.training.callbacks.rescue import Rescue
+from sslm.training.callbacks.resume import Resume
+from sslm.training.callbacks.rewind import Anomalies
+from sslm.training.callbacks.timeouts import Timeouts
+from sslm.training.callbacks.validation import Validation
+from sslm.training.callbacks.watchdog import Watchdog
+from sslm.training.module import Objective
 from sslm.training.report import describe, describe_launch, summarise
 
-if TYPE_CHECKING:
-    from lightning.pytorch import Callback, Trainer
-    from transformers import PreTrainedConfig
 
-    from sslm.data.module import DataModule
-    from sslm.data.stream.recipe import Recipe
-    from sslm.parallel.launch import Launch
-    from sslm.parallel.planning.budget import Budget
-    from sslm.runs.checkpoints.mirror import Mirror
-    from sslm.training.callbacks.checkpoint import Checkpoint
-    from sslm.training.callbacks.monitor import Monitor
-    from sslm.training.callbacks.preemption import Preemption
-    from sslm.training.callbacks.validation import Validation
-    from sslm.training.module import Objective
+class Callbacks(NamedTuple):
+    """A run's callbacks in the order in which they act: a step's row is written, then it is validated, then saved."""
+
+    monitor: Monitor
+    validation: Validation
+    resume: Resume
+    checkpoint: Checkpoint
+    preemption: Preemption
+    others: tuple[Callback, ...]
 
 
 def run(config: Config, arguments: list[str]) -> int:
-    """Train as the settings say, or show the plan (--dry_run); `arguments` are what was typed. Returns the exit code."""
+    """Train as the settings say, or show the plan (--dry_run).
+
+    Args:
+        config: the settings.
+        arguments: what was typed.
+
+    Returns:
+        The exit code.
+    """
     if ranks.is_child():
         ranks.die_with_parent()
     if not ranks.is_first_process():
@@ -84,11 +114,9 @@ def run(config: Config, arguments: list[str]) -> int:
 
 
 def train(
-    config: Config, run: RunFolder, data: "DataModule", module: "Objective", trainer: "Trainer", callbacks: "Callbacks"
+    config: Config, run: RunFolder, data: DataModule, module: Objective, trainer: Trainer, callbacks: Callbacks
 ) -> int:
-    """Fit, then export on rank 0 while the others wait; the exit code, which status.json has too."""
-    from sslm.parallel.launchers import watch_children
-    from sslm.runs.checkpoints import step_of
+    """Fit, then export on rank 0 while the others wait; return the exit code, which status.json has too."""
 
     def failed(code: int, reason: str) -> None:
         if trainer.is_global_zero:
@@ -97,7 +125,7 @@ def train(
 
     watch_children(trainer, failed)
     if trainer.is_global_zero:
-        first = step_of(callbacks.checkpoint.resume_from)
+        first = step_of(callbacks.resume.start)
         run.write_config(config)
         run.write_status("running", step=first)
         say(f"Run folder: {run.path}" + (f"; going on from step {first}" if first else ""))
@@ -111,43 +139,36 @@ def train(
             run.write_status("stopped", exit_code=STOPPED, step=trainer.global_step, reason=str(stop))
         raise
     except BaseException as error:
-        if isinstance(error, SystemExit) and isinstance(
-            error.__context__, KeyboardInterrupt
-        ):  # Lightning makes 1 of it
+        if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with 1
             failed(INTERRUPTED, "interrupted")
             raise KeyboardInterrupt from None
         failed(USER_ERROR if sentence_of(error) else FAILED, f"{type(error).__name__}: {error}")
-        if type(error).__name__ == "DistStoreError":
-            raise RuntimeError(
-                f"not all processes came within {config.start_timeout_seconds:g} s (--start_timeout_seconds)"
-            ) from error
+        if isinstance(error, DistStoreError):
+            limit = f"{config.start_timeout_seconds:g} s (--start_timeout_seconds)"
+            raise RuntimeError(f"not all processes came within {limit}") from error
         raise
     if callbacks.preemption.stopped and not ranks.is_first_process():
         exits.leave()
     return STOPPED if callbacks.preemption.stopped else DONE
 
 
-def show_plan(budget: "Budget", data: "DataModule", launch: "Launch", arguments: list[str]) -> int:
-    """What --dry_run is for; `sslm plan` shows the same."""
-    from sslm.cli.plan import Plan
-
+def show_plan(budget: Budget, data: DataModule, launch: Launch, arguments: list[str]) -> int:
+    """Show the plan and return the exit code; `sslm plan` shows the same."""
     Plan(budget, data, launch).show(arguments)
     say("Dry run: all of this is in order; leave --dry_run out to train.")
     return DONE
 
 
-def conclude(config: Config, run: RunFolder, data: "DataModule", callbacks: "Callbacks") -> None:
-    """Leave a run that has stopped or is done: status, export, and what to do next."""
-    from sslm.runs.checkpoints import step_of
-    from sslm.runs.export import export
-
+def conclude(config: Config, run: RunFolder, data: DataModule, callbacks: Callbacks) -> None:
+    """Write the status and the export of a run that has stopped or is done, and say what to do next."""
     checkpoint, preemption = callbacks.checkpoint.newest, callbacks.preemption
     assert checkpoint is not None
     step = step_of(checkpoint)
     if preemption.stopped:
         run.write_status("stopped", exit_code=STOPPED, step=step, reason=preemption.reason)
         say(
-            f"Stopped at step {step} of {config.total_steps} ({preemption.reason}), all saved. Run the same command to go on."
+            f"Stopped at step {step} of {config.total_steps} ({preemption.reason}), all saved. "
+            f"Run the same command to go on."
         )
         return
     export(checkpoint, run.export)
@@ -155,11 +176,8 @@ def conclude(config: Config, run: RunFolder, data: "DataModule", callbacks: "Cal
     summarise(config, run, data)
 
 
-def already_done(config: Config, run: RunFolder, data: "DataModule", checkpoint: Path) -> int:
-    """Nothing left to train; make the export if the run was killed before it had one."""
-    from sslm.runs.checkpoints import step_of
-    from sslm.runs.export import export
-
+def already_done(config: Config, run: RunFolder, data: DataModule, checkpoint: Path) -> int:
+    """Make the export if the run was killed before it had one, and return the exit code: nothing is left to train."""
     step = step_of(checkpoint)
     if ranks.is_first_process():
         if not (run.export / "config.json").is_file():
@@ -167,8 +185,8 @@ def already_done(config: Config, run: RunFolder, data: "DataModule", checkpoint:
         run.write_status("done", exit_code=DONE, step=step, reason="all steps are done")
         summarise(config, run, data)
         say(
-            f"This run is done: {step} of {config.total_steps} steps. To train longer: --max_steps {2 * step}; to start anew: "
-            f"--run_dir with another folder."
+            f"This run is done: {step} of {config.total_steps} steps. To train longer: --max_steps {2 * step}; "
+            f"to start anew: --run_dir with another folder."
         )
     return DONE
 
@@ -178,19 +196,19 @@ def already_done(config: Config, run: RunFolder, data: "DataModule", checkpoint:
 
 def build_module(
     config: Config,
-    launch: "Launch",
-    objective: "type[Objective]",
-    recipe: "Recipe",
-    model_config: "PreTrainedConfig",
-    data: "DataModule",
+    launch: Launch,
+    objective: type[Objective],
+    recipe: Recipe,
+    model_config: PreTrainedConfig,
+    data: DataModule,
     micro_batch_size: int | None,
     fresh: bool,
-) -> "Objective":
-    """The Lightning module. Weights and word vectors are read only for a run that begins: later its checkpoint has them."""
-    from sslm.models import build
-    from sslm.models.word_vectors import initialise_embedding
-    from sslm.parallel.parallelize import parallelize
+) -> Objective:
+    """Make the Lightning module.
 
+    Args:
+        fresh: whether the run begins: weights and word vectors are read only then, later its checkpoint has them.
+    """
     model: Any = model_config
     pretrained = pretrained_folder(config)
     if pretrained is not None and fresh:
@@ -223,36 +241,20 @@ def build_module(
     )
 
 
-class Callbacks(NamedTuple):
-    """In the order in which they act: a step's rows are written before it is validated, and that before it is saved."""
-
-    monitor: "Monitor"
-    validation: "Validation"
-    checkpoint: "Checkpoint"
-    preemption: "Preemption"
-    others: "tuple[Callback, ...]"
-
-
 def build_callbacks(
     config: Config,
-    budget: "Budget",
-    launch: "Launch",
+    budget: Budget,
+    launch: Launch,
     run: RunFolder,
-    data: "DataModule",
-    model_config: "PreTrainedConfig",
+    data: DataModule,
+    model_config: PreTrainedConfig,
     resume_from: Path | None,
 ) -> Callbacks:
-    from sslm.training.callbacks.checkpoint import Checkpoint
-    from sslm.training.callbacks.micro_batch import MicroBatch
-    from sslm.training.callbacks.monitor import Monitor
-    from sslm.training.callbacks.preemption import Preemption
-    from sslm.training.callbacks.rewind import Anomalies
-    from sslm.training.callbacks.timeouts import Timeouts
-    from sslm.training.callbacks.validation import Validation
-    from sslm.training.callbacks.watchdog import Watchdog
+    """Make the callbacks of a run that goes on from the checkpoint `resume_from`, or begins if that is None."""
 
     total, batch_tokens = config.total_steps, config.batch_size * config.seq_len
-    checkpoint = Checkpoint(run.checkpoints, config.checkpoint, resume_from, total)
+    resume = Resume(resume_from)
+    checkpoint = Checkpoint(run.checkpoints, config.checkpoint, resume, total)
     checkpoint.mirror = mirror_of(config, run, checkpoint)
     is_auto = config.micro_batch_size == "auto"
     auto = [MicroBatch(run.micro_batch_sizes, micro_batch_key(config, budget, launch))] if is_auto else []
@@ -266,26 +268,22 @@ def build_callbacks(
             unigram_loss=data.unigram_loss,
         ),
         Validation(config.val_every, total),
+        resume,
         checkpoint,
-        Preemption(config.stop_after, ranks.STARTED_AT, checkpoint.saving_seconds),
-        (Timeouts(config.collective_timeout_seconds), Anomalies(run, checkpoint), *auto, *watchdog),
+        Preemption(config.stop_after, ranks.STARTED_AT, lambda: checkpoint.saving_seconds),
+        (Rescue(checkpoint), Timeouts(config.collective_timeout_seconds), Anomalies(run, checkpoint), *auto, *watchdog),
     )
 
 
-def mirror_of(config: Config, run: RunFolder, checkpoint: "Checkpoint") -> "Mirror | None":
-    """What uploads the run's checkpoints, on the first process alone."""
+def mirror_of(config: Config, run: RunFolder, checkpoint: Checkpoint) -> Mirror | None:
+    """What uploads the run's checkpoints, or None if nothing does; the first process alone has it."""
     if config.checkpoint.upload is None or not ranks.is_first_process():
         return None
-    from sslm.runs.checkpoints.mirror import Mirror
-
     return Mirror(config.checkpoint.upload, run.path, say, checkpoint.stays_there)
 
 
-def build_trainer(config: Config, run: RunFolder, settings: dict[str, Any], callbacks: Callbacks) -> "Trainer":
-    from lightning.pytorch import Trainer
-
-    from sslm.runs.trackers import build_logger
-
+def build_trainer(config: Config, run: RunFolder, settings: dict[str, Any], callbacks: Callbacks) -> Trainer:
+    """Make Lightning's trainer, with all of its own validation, saving and printing off."""
     return Trainer(
         **settings,
         max_steps=config.total_steps,

@@ -1,8 +1,9 @@
-"""ZeRO by DeepSpeed (Rajbhandari et al. 2020, arXiv:1910.02054): Lightning's strategy, on CPUs too, with gradients, norm and
-states as everywhere else here. Nothing else of sslm knows DeepSpeed.
+"""ZeRO by DeepSpeed (Rajbhandari et al. 2020, arXiv:1910.02054); no other file knows DeepSpeed.
 
-Its engine divides gradients by the number of ranks, clips and steps; we give it weights that make that the mean over all scored
-tokens. Checkpoints hold whole fp32 tensors by name, so that every other strategy goes on from them, and this from theirs.
+Lightning's strategy, on CPUs too, with gradients, norms and states as under every other strategy. DeepSpeed's engine
+divides gradients by the number of ranks, clips and steps; our losses are weighted so that this gives the mean over
+all scored tokens. Checkpoints hold whole fp32 tensors by name: every other strategy goes on from them, and this one
+from theirs.
 """
 
 import argparse
@@ -11,13 +12,14 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import DeepSpeedPrecision
 from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
@@ -50,8 +52,11 @@ LIGHTNINGS: dict[str, Any] = {
     "bf16-true": "bf16-mixed",
     "16-mixed": "16-mixed",
 }
-"""Our precision -> what Lightning calls that which DeepSpeed does: the last two have low-precision weights with fp32 masters, the
-first three fp32 weights, with forward passes in bf16 by autocast as under every other strategy."""
+"""Our precision -> Lightning's name for what DeepSpeed does.
+
+The last two have low-precision weights with fp32 masters, the first three fp32 weights; their forward passes are in
+bf16 by autocast, as under every other strategy.
+"""
 
 
 INSTEAD = {
@@ -111,7 +116,8 @@ def read_settings(file: str, stage: int) -> dict[str, Any]:
         raise UserError(f"--deepspeed.config {file}: is no JSON ({error})") from None
     if not isinstance(theirs, dict) or not isinstance(theirs.get("zero_optimization", {}), dict):
         raise UserError(
-            f'--deepspeed.config {file}: expected an object, as in {{"zero_optimization": {{"reduce_bucket_size": 1000000}}}}'
+            f"--deepspeed.config {file}: expected an object, as in "
+            '{"zero_optimization": {"reduce_bucket_size": 1000000}}'
         )
     theirs = without_auto(theirs)
     if taken := INSTEAD.keys() & theirs.keys():
@@ -120,7 +126,8 @@ def read_settings(file: str, stage: int) -> dict[str, Any]:
     zero = theirs.get("zero_optimization", {})
     if zero.get("stage", stage) != stage:
         raise UserError(
-            f"--deepspeed.config {file}: has stage {zero['stage']}, --strategy deepspeed_{stage} another; leave one of them out"
+            f"--deepspeed.config {file}: has stage {zero['stage']}, --strategy deepspeed_{stage} another; "
+            f"leave one of them out"
         )
     try:
         DeepSpeedZeroConfig(**zero)
@@ -169,7 +176,7 @@ class DeepSpeedCasting(DeepSpeedPrecision):
 
 
 class DeepSpeed(DeepSpeedStrategy):
-    """What Lightning's lacks: CPUs, and states that other strategies can read."""
+    """Lightning's strategy, with what that lacks: CPUs, and an engine whose states other strategies can read."""
 
     def setup_environment(self) -> None:
         DDPStrategy.setup_environment(self)  # Lightning's own refuses CPUs
@@ -180,7 +187,7 @@ class DeepSpeed(DeepSpeedStrategy):
 
     @contextlib.contextmanager
     def model_sharded_context(self) -> Iterator[None]:
-        """Lightning would have each module's weights shared out when they are made, before they could be initialised."""
+        """Do nothing: Lightning would shard each module's weights when they are made, before they are initialised."""
         yield
 
     def _init_deepspeed_distributed(self) -> None:
@@ -191,7 +198,7 @@ class DeepSpeed(DeepSpeedStrategy):
         warnings.filterwarnings(
             "ignore", category=FutureWarning, module="torch.distributed"
         )  # it calls what torch renames
-        # on CPUs it would compile C++ for collectives of its own, on which all later runs wait if it is killed meanwhile; gloo's will do
+        # on CPUs it would compile C++ for its own collectives, and all later runs would wait if it is killed meanwhile
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         super()._init_deepspeed_distributed()
 
@@ -216,20 +223,38 @@ class DeepSpeed(DeepSpeedStrategy):
         return engine, zero
 
     def backward(self, *arguments: Any, **named: Any) -> Tensor:
-        """One of several in a step, which DeepSpeed tells apart by the engine's forward pass before each; ours is a whole step."""
+        """Run one of a step's backward passes; DeepSpeed expects a forward pass of its engine before each."""
         self.optimizers[0].clear_backward_seen_flag()  # type: ignore[attr-defined]
         return super().backward(*arguments, **named)
 
-    def grad_norm(self) -> Tensor:
-        """Of the last step, before clipping."""
-        return torch.as_tensor(self.model.get_global_grad_norm())  # type: ignore[union-attr, operator]
+    def engine(self, network: LanguageModel, optimizer: LightningOptimizer) -> "DeepSpeedEngine":
+        """What takes this strategy's steps, once it is set up."""
+        return DeepSpeedEngine(self, network, optimizer)
 
-    def loss_scaler(self) -> "DeepSpeedLossScale | None":
-        scaler = self.optimizers[0].loss_scaler  # type: ignore[attr-defined]
-        return DeepSpeedLossScale(scaler) if scaler.dynamic else None
 
-    def states(self, network: LanguageModel) -> "DeepSpeedStates":
-        return DeepSpeedStates(network, self.optimizers[0], self.root_device)
+class DeepSpeedEngine:
+    """DeepSpeed's step: it clips and updates in one go, so the gradient norm comes too late to withhold an update."""
+
+    can_withhold = False
+    is_updating = False
+
+    def __init__(self, strategy: DeepSpeed, network: LanguageModel, optimizer: LightningOptimizer) -> None:
+        zero: Any = strategy.optimizers[0]
+        self.engine: Any = strategy.model
+        self.optimizer, self.states = optimizer, DeepSpeedStates(network, zero, strategy.root_device)
+        self.loss_scaler = DeepSpeedLossScale(zero.loss_scaler) if zero.loss_scaler.dynamic else None
+
+    def step(self, is_anomalous: Callable[[Tensor], bool]) -> Tensor:
+        self.is_updating = True
+        self.optimizer.step()
+        self.is_updating = False
+        self.optimizer.zero_grad()
+        norm = torch.as_tensor(self.engine.get_global_grad_norm())
+        is_anomalous(norm)
+        return norm
+
+    def before_update(self) -> None:
+        """DeepSpeed clips by itself."""
 
 
 class DeepSpeedLossScale:
@@ -312,8 +337,11 @@ class DeepSpeedStates:
 
 
 def make_moments(zero: Any) -> None:
-    """AdamW makes them at its first step; checkpoints want them before. (And stages 1 and 2 of DeepSpeed 0.19 link parameters to
-    them after the first of the optimizer's groups has stepped, and so never to the second's.)"""
+    """Make AdamW's moments, which checkpoints want before its first step.
+
+    Also, stages 1 and 2 of DeepSpeed 0.19 link parameters to moments after the optimizer's first group has stepped,
+    and so never to those of the second.
+    """
     stage_3 = getattr(zero, "fp32_partitioned_groups_flat", None)
     for flat in zero.single_partition_of_fp32_groups if stage_3 is None else stage_3:
         moments = {moment: torch.zeros_like(flat) for moment in MOMENTS}

@@ -8,14 +8,14 @@ import torch.distributed as dist
 
 
 def gather_json(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
-    """All ranks call it together.
+    """Give every rank's value to every rank; all ranks call it together.
 
     Args:
-        value: what JSON can say.
-        group: of CPU tensors (gloo); None: there is one process.
+        value: anything that JSON can hold.
+        group: a group for CPU tensors (gloo), or None with one process.
 
     Returns:
-        The values of all ranks, in their order.
+        The values of all ranks, in order of rank.
     """
     if group is None:
         return [value]

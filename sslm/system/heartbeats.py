@@ -1,7 +1,7 @@
 """Signs of life: what each rank has done so far, in memory and in a small file each, and which rank stopped first.
 
-Ranks are compared by what they have done, and a rank's patience is counted in its own looks at itself: clocks of hosts are never
-compared, a clock that is set and a job that is paused as a whole make no difference.
+Ranks are compared by what they have done, and a rank's patience is counted in its own looks at itself. Hosts' clocks
+are never compared; a clock that is set, and a job that is paused as a whole, make no difference.
 
     stacks/heartbeat-00003.json    what rank 3 has done, written anew now and then
     stacks/rank-00003.txt          after a stall: where each of its threads was
@@ -48,14 +48,14 @@ class Heart:
 
 
 own = Heart()
-"""This process's."""
+"""This process's heart."""
 
 
 def beat(what: str) -> None:
     """Tell the watchdog that this process goes on, from any place or thread that may take long: `beat("uploading")`.
 
-    As long as any rank beats none of them is ended, so that some may wait for one that does something long: beat for progress
-    made, never by a timer.
+    No rank is ended while any of them beats, so that some may wait for one that takes long: beat for progress made,
+    never by a timer.
     """
     own.beat(what)
 
@@ -123,10 +123,10 @@ def place() -> tuple[str, bool]:
 
 
 class Patience:
-    """How long to wait for a sign of progress.
+    """Decides when a wait for progress has lasted too long.
 
     Args:
-        longest: seconds that count between two looks, at most. More have passed where this process was itself paused.
+        longest: most seconds that count between two looks. If more have passed, this process was itself paused.
     """
 
     def __init__(self, longest: float) -> None:
@@ -139,7 +139,7 @@ class Patience:
         """What they had done when half of the time was over."""
 
     def is_over(self, now: float, own: int, limit: float, others: Callable[[], dict[int, int]]) -> bool:
-        """Look: whether nobody has made progress for `limit` seconds.
+        """Look, and say whether nobody has made progress for `limit` seconds.
 
         Args:
             now: by time.monotonic.
@@ -171,10 +171,10 @@ def silent(before: dict[int, Heartbeat], after: dict[int, Heartbeat]) -> set[int
 
 
 def first_to_stop(heartbeats: dict[int, Heartbeat], silent: set[int]) -> list[Heartbeat]:
-    """Who stopped first: a process that is paused or gone; else who has done least; of those, who doesn't wait for others.
+    """Find who stopped first: a process that is paused or gone, else who has done least, of those who waits for nobody.
 
     Returns:
-        heartbeats: several where nothing tells them apart, in order of rank.
+        Their heartbeats in order of rank; several if nothing tells them apart.
     """
 
     def order(heartbeat: Heartbeat) -> tuple[bool, int, int, bool]:
@@ -185,10 +185,13 @@ def first_to_stop(heartbeats: dict[int, Heartbeat], silent: set[int]) -> list[He
 
 
 def stall_message(heartbeats: dict[int, Heartbeat], silent: set[int], world: int, seconds: float, folder: Path) -> str:
-    """The one sentence about a stall."""
+    """Say in one sentence who stalled, where, and what to do."""
     first = first_to_stop(heartbeats, silent)
     if not first:
-        return f"no progress for {seconds:g} s, and no rank's heartbeat can be read in {folder}; run the same command again to go on"
+        return (
+            f"no progress for {seconds:g} s, and no rank's heartbeat can be read in {folder}; "
+            f"run the same command again to go on"
+        )
     one = first[0]
     names = ", ".join(str(heartbeat.rank) for heartbeat in first[:8]) + (", …" if len(first) > 8 else "")
     who = f"rank {one.rank} (process {one.pid} on {one.host}) stopped first"
@@ -196,10 +199,14 @@ def stall_message(heartbeats: dict[int, Heartbeat], silent: set[int], world: int
         who = f"{'all ranks' if len(first) == world else f'ranks {names}'} stopped together"
     doing = f"in step {one.step}, {one.what} (at {one.at})"
     if one.rank in silent:
-        doing = f"last seen in step {one.step}, {one.what}: the process itself is paused, gone, or in code that lets no other thread run"
+        doing = (
+            f"last seen in step {one.step}, {one.what}: the process itself is paused, gone, "
+            f"or in code that lets no other thread run"
+        )
     stacks = sum(heartbeat.has_stacks for heartbeat in heartbeats.values())
     missing = f"; {world - len(heartbeats)} of {world} ranks have no heartbeat there" if len(heartbeats) < world else ""
     return (
-        f"no progress for {seconds:g} s: {who}, {doing}; the stacks of {stacks} of {world} ranks are in {folder}{missing}; run the same "
-        f"command again to go on, with a larger --watchdog_seconds if it was only slow"
+        f"no progress for {seconds:g} s: {who}, {doing}; the stacks of {stacks} of {world} ranks "
+        f"are in {folder}{missing}; run the same command again to go on, "
+        f"with a larger --watchdog_seconds if it was only slow"
     )

@@ -1,9 +1,10 @@
 """Adversarial training: embeddings perturbed where it hurts most, within a ball of radius ε around each sequence's own.
 
-    fgm     the mean of the loss and of that at ε · g / ‖g‖, g the gradient by the embeddings (Miyato et al. 2017, arXiv:1605.07725)
+    fgm     the mean of the loss and of that at ε · g / ‖g‖, g the gradient by the embeddings
+            (Miyato et al. 2017, arXiv:1605.07725)
     pgd     the loss at the end of K steps uphill, each projected onto the ball (Madry et al. 2018, arXiv:1706.06083)
-    freelb  the mean of the losses along K such steps from a random start, all of whose gradients are used (Zhu et al. 2020,
-            arXiv:1909.11764, algorithm 1)
+    freelb  the mean of the losses along K such steps from a random start, all of whose gradients are used
+            (Zhu et al. 2020, arXiv:1909.11764, algorithm 1)
 
 Each pass of a step has the same dropout, as FreeLB's authors ask for (section 3.3).
 """
@@ -15,24 +16,29 @@ from torch import Tensor
 
 from sslm.config import RobustConfig
 from sslm.models.head import LanguageModel
+from sslm.training.dropout import seed_dropout
 
 Backward = Callable[[Tensor, bool], None]
-"""(loss, whether it is the last of this micro-batch)."""
+"""Takes a loss, and whether it is the last of its micro-batch."""
 
 
 def adversarial_losses(
     network: LanguageModel, micro: dict[str, Tensor], how: RobustConfig, seed: int, backward: Backward
 ) -> Tensor:
-    """[batch] each row's loss, the mean of the passes that count; their gradients have been taken.
+    """Take the gradients of a micro-batch's adversarial loss.
 
     Args:
         micro: the micro-batch, as `network` takes it.
         seed: torch's, before each pass.
-        backward: called with each pass' row losses' sum, weighted so that all passes' sum is the micro-batch's loss.
+        backward: called with each pass' summed row losses, weighted so that the passes add up to the micro-batch's
+            loss.
+
+    Returns:
+        [batch] each row's loss, the mean of the passes that count.
     """
 
     def losses_at(perturbation: Tensor) -> Tensor:
-        torch.manual_seed(seed)
+        seed_dropout(nothing.device, seed)
         network.perturbation = perturbation
         try:
             row_losses: Tensor = network(**micro)
@@ -58,7 +64,7 @@ def adversarial_losses(
         backward(losses.sum(), True)
         return losses.detach()
 
-    torch.manual_seed(seed)
+    seed_dropout(nothing.device, seed)
     start = torch.empty_like(nothing).uniform_(-1, 1) * how.epsilon / nothing[0].numel() ** 0.5
     perturbation, mean = start.detach().requires_grad_(), torch.zeros((), device=nothing.device)
     for step in range(steps):
@@ -72,14 +78,14 @@ def adversarial_losses(
 
 
 def direction(gradient: Tensor | None) -> Tensor:
-    """Each row's gradient, of length one; 0 where there is none."""
+    """Scale each row's gradient to length one; zeros stay zeros."""
     assert gradient is not None
     unit: Tensor = gradient / _norm(gradient).clamp_min(1e-12)
     return unit
 
 
 def projected(perturbation: Tensor, epsilon: float) -> Tensor:
-    """Onto each row's ball of radius epsilon."""
+    """Project a perturbation onto each row's ball of radius epsilon."""
     return (perturbation * (epsilon / _norm(perturbation).clamp_min(1e-12)).clamp_max(1.0)).detach()
 
 

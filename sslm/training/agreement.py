@@ -1,18 +1,33 @@
-"""What all ranks know of a step before they take it, by the step's one small collective."""
+"""What all ranks know of a step before they take it, by the step's one small collective, on the CPU."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sslm.data.module import DataModule
+from sslm.data.stream.amendments import Amendment
+from sslm.data.stream.batches import StepBatch
+from sslm.system.collectives import gather_json
 
 
 class StepTotals(NamedTuple):
-    """What all ranks know of a step before they take it."""
+    """What the ranks' batches and requests come to."""
 
     scored: list[int]
     """Targets of the global batch, per source."""
     digest: int
-    """Of the global batch."""
+    """Of the global batch, modulo 2^64."""
+    any_bad: bool
+    """Whether a rank met a bad shard."""
     stop: bool
+    """Whether a rank asked to end the run with this step."""
     save: bool
+    """Whether a rank asked for a checkpoint after this step."""
     save_failed: bool
+    """Whether a rank could not write the last checkpoint."""
 
     @property
     def all_scored(self) -> int:
@@ -20,6 +35,62 @@ class StepTotals(NamedTuple):
         return max(sum(self.scored), 1)
 
 
-def as_int64(word: int) -> int:
+def agree(
+    batch: StepBatch, stop: bool, save: bool, save_failed: bool, is_leader: bool, group: dist.ProcessGroup | None
+) -> StepTotals:
+    """Add up the ranks' batches and requests; all ranks call it together.
+
+    Args:
+        batch: this rank's share of the global batch.
+        stop: whether this rank asks to end the run.
+        save: whether this rank asks for a checkpoint.
+        save_failed: whether this rank could not write the last checkpoint.
+        is_leader: whether this rank speaks for its share; the ranks of a tensor-parallel group have one share together.
+        group: all ranks, on the CPU (gloo), or None with one process.
+    """
+    counts, bad = int(is_leader), bool(batch.get("bad"))
+    scored, digest = [counts * int(n) for n in batch["scored"]], counts * _as_int64(batch["digest"])
+    mine = torch.tensor([*scored, digest, bad, stop, save, save_failed], dtype=torch.int64)
+    if group is not None:
+        dist.all_reduce(mine, group=group)
+    *scored, digest, bad, stop, save, save_failed = mine.tolist()
+    return StepTotals(scored, digest % (1 << 64), bad > 0, stop > 0, save > 0, save_failed > 0)
+
+
+def agree_on_bad_shards(
+    bad: Sequence[str] | None, data: DataModule, step: int, group: dist.ProcessGroup | None, write: bool
+) -> list[Amendment]:
+    """Amend the stream from this step on, on all ranks alike.
+
+    Args:
+        bad: (source, file, reason) of the shard that this rank met, or None if it met none.
+        write: whether this rank writes the amendments down; the others wait for it.
+    """
+    found = gather_json(bad, group)
+    shards = {(source, file): reason for source, file, reason in filter(None, reversed(found))}
+    amendments = data.amend(shards, step, write=write)
+    if group is not None:
+        dist.barrier(group=group)
+    return amendments
+
+
+def agree_on_loss(
+    loss: Tensor, grad_norm: Tensor, is_leader: bool, group: dist.ProcessGroup | None
+) -> tuple[float, float]:
+    """The global batch's mean loss, and the first rank's gradient norm; the host waits for the device.
+
+    Args:
+        loss: this share's part of the mean.
+        is_leader: as in `agree`.
+    """
+    mine = torch.stack([loss if is_leader else torch.zeros_like(loss), grad_norm.to(loss)]).cpu()
+    if group is None:
+        return float(mine[0]), float(mine[1])
+    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
+    dist.all_gather(everyone, mine, group=group)
+    return sum(float(part) for part, _ in everyone), float(everyone[0][1])
+
+
+def _as_int64(word: int) -> int:
     """Reinterpret 64 unsigned bits as signed: sums wrap around alike."""
     return word - (1 << 64) if word >= 1 << 63 else word

@@ -1,7 +1,7 @@
-"""Which steps are out of the ordinary: their loss or gradient norm is no number, or stands far above those of the last steps.
+"""Anomalous steps: their loss or gradient norm is not finite, or stands far above those of the last steps.
 
-Pure: what is found depends on the numbers given and on nothing else, and the detector's state is plain JSON, so that a run
-that goes on from a checkpoint finds what an uninterrupted one would have found.
+What is found depends on the numbers alone, and the detector's state is plain JSON: a run that goes on from a checkpoint
+finds what an uninterrupted one would have found.
 """
 
 import math
@@ -18,13 +18,15 @@ FEWEST = 32
 MAD_TO_SIGMA = 1.4826
 """A normal distribution's standard deviation over its median absolute deviation (Hampel 1974)."""
 LEAST_LOSS_SPREAD, LEAST_NORM_SPREAD = 0.01, 0.4
-"""Floors of the standard deviation, of the loss [as a share of it] and of the gradient norm's logarithm. Norms have heavy tails: single
-ones of 15 times the median (of which the others make 0.06), after which nothing was amiss, were met in healthy runs."""
+"""Floors of the standard deviation of the loss [as a share of it] and of the gradient norm's logarithm.
+
+Norms have heavy tails: healthy runs had single norms of 15 times the median, where the others' deviation was 0.06.
+"""
 SMALLEST_NORM = 1e-30
 
 
 class Anomaly(NamedTuple):
-    """A step that is out of the ordinary."""
+    """An anomalous step."""
 
     kind: str
     """In words: `loss is nan`, `grad norm spike, z 23.1`."""
@@ -35,18 +37,18 @@ class Anomaly(NamedTuple):
 
 
 class AnomalyDetector:
-    """Looks at a run's steps one after the other, and counts those in a row that are out of the ordinary.
+    """Observes a run's steps one after the other, and counts the anomalous ones in a row.
 
     Args:
-        settings: what is one, and what happens then.
+        settings: what an anomaly is, and what happens then.
     """
 
     def __init__(self, settings: AnomalyConfig) -> None:
         self.settings, self.detector = settings, SpikeDetector(settings.spike_z)
         self.last: Anomaly | None = None
-        """What is out of the ordinary with the last step."""
+        """The last step's anomaly, or None if it had none."""
         self.streak = 0
-        """Last steps in a row with which the run can't go on: where updates are withheld, the weights are those before them."""
+        """How many last steps in a row the run can't go on with; if updates are withheld, the weights are older."""
         self._patience = settings.patience
 
     @property
@@ -54,12 +56,15 @@ class AnomalyDetector:
         return self.settings.action != "off"
 
     def observe(self, loss: float, grad_norm: float, is_withheld: bool, is_scale_at_fault: bool = False) -> None:
-        """Look at a step.
+        """Judge a step, and remember what was found in `last` and `streak`.
 
         Args:
             loss: mean over the global batch's targets.
-            is_withheld: whether an update out of the ordinary is left out. Where it can't be, only what is no number matters, at once.
-            is_scale_at_fault: a gradient of fp16 has overflowed, so its loss is about to be scaled less: the step is none to judge.
+            grad_norm: before clipping.
+            is_withheld: whether an anomalous update is left out. If it can't be, only what is not finite counts, at
+                once.
+            is_scale_at_fault: whether an fp16 gradient has overflowed. The loss will be scaled less; the step is not
+                judged.
         """
         self.last = None if is_scale_at_fault else self.detector.judge(loss, grad_norm)
         self._patience = self.settings.patience if is_withheld else 1
@@ -72,7 +77,7 @@ class AnomalyDetector:
         return self.settings.action == "rewind" and self.streak >= self._patience
 
     def state(self) -> dict[str, Any]:
-        """What a checkpoint keeps, to find the same anomalies later on."""
+        """What a checkpoint keeps, so that the same anomalies are found later on."""
         return self.detector.state()
 
     def load(self, state: dict[str, Any]) -> None:
@@ -83,11 +88,11 @@ class AnomalyDetector:
 class SpikeDetector:
     """Remembers good steps, and judges others by them.
 
-    A spike is a loss, or a logarithm of the gradient norm, whose robust z-score (distance from the window's median, in standard
-    deviations made from its median absolute deviation) is above `spike_z`. What lies below is no anomaly.
+    A spike is a loss, or a logarithm of the gradient norm, whose robust z-score is above `spike_z`: its distance from
+    the window's median, in standard deviations made from the median absolute deviation. Low values are no anomaly.
 
     Args:
-        spike_z: None: only what is no number is an anomaly.
+        spike_z: the limit, or None if only what is not finite is an anomaly.
 
     >>> detector = SpikeDetector(spike_z=8.0)
     >>> [detector.judge(loss=3.0 + step % 2 / 10, grad_norm=1.0) for step in range(40)] == [None] * 40
@@ -107,7 +112,7 @@ class SpikeDetector:
         """Natural logarithms."""
 
     def judge(self, loss: float, grad_norm: float) -> Anomaly | None:
-        """What is wrong with a step. One with which nothing is wrong is remembered."""
+        """Say what is wrong with a step, or remember it and return None."""
         kind = self._kind(loss, grad_norm)
         if kind is not None:
             return Anomaly(kind, loss, grad_norm, math.isfinite(loss) and math.isfinite(grad_norm))
@@ -116,7 +121,7 @@ class SpikeDetector:
         return None
 
     def forget(self) -> None:
-        """The steps to come are of another kind than those before (another mixture)."""
+        """Forget all steps: those to come are of another kind (another mixture)."""
         self.losses.clear()
         self.norms.clear()
 
@@ -151,7 +156,7 @@ class SpikeDetector:
 
 
 def robust_z(value: float, known: "deque[float]", least_spread: float) -> float:
-    """Distance of a value from the median of the known ones, in robust standard deviations of at least `least_spread`."""
+    """A value's distance from the known values' median, in robust standard deviations of at least `least_spread`."""
     middle = median(known)
     spread = MAD_TO_SIGMA * median(abs(other - middle) for other in known)
     return (value - middle) / max(spread, least_spread, 1e-12)

@@ -12,7 +12,7 @@ class Average:
     """Exponential moving average a ← a + (1 − decay)·(w − a), in fp32, of this device's part of each weight.
 
     Args:
-        weights: name -> weight, plain or DTensor; they are looked at again at each `update`.
+        weights: name -> weight, plain or DTensor, which are read again at each `update`.
         decay: between 0 and 1.
     """
 

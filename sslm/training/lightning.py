@@ -1,6 +1,13 @@
-"""Every reach into Lightning's loop state, as verbs."""
+"""Every reach into Lightning's private or loop state, as verbs."""
 
 from lightning.pytorch import Trainer
+
+from sslm.data.module import DataModule
+
+
+def data_of(trainer: Trainer) -> DataModule | None:
+    """The trainer's data module, or None if it was given loaders; Lightning sets the attribute only if there is one."""
+    return getattr(trainer, "datamodule", None)
 
 
 def set_step(trainer: Trainer, step: int) -> None:
@@ -26,3 +33,18 @@ def validate(trainer: Trainer) -> None:
     finally:
         trainer.training = True
         connector._first_loop_iter = first_loop_iter
+
+
+def skip_next_validation(trainer: Trainer) -> None:
+    """Keep Lightning from validating because the run stops; `Validation` decides when."""
+    trainer.fit_loop.epoch_loop._skip_next_val = True
+
+
+def end_epoch_here(trainer: Trainer) -> None:
+    """End Lightning's epoch with this batch, as if it were the loader's last; the next begins at the counters' step."""
+    trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = True
+
+
+def stop_broadcasting_sigterm(trainer: Trainer) -> None:
+    """Spare each batch Lightning's own collective about signals, which can hang (its issue 20825)."""
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]

@@ -23,8 +23,8 @@ PIECE = 1 << 24
 def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
     """The rate of optimizer step `step` (0-based) of `total_steps`.
 
-    Linear warm-up, then one of: cosine to `min_lr_ratio` (Loshchilov & Hutter 2017, arXiv:1608.03983); WSD, constant until
-    the last `decay_fraction`, then linear (Hu et al. 2024, arXiv:2404.06395); constant.
+    Linear warm-up, then one of: cosine to `min_lr_ratio` (Loshchilov & Hutter 2017, arXiv:1608.03983); WSD, constant
+    until the last `decay_fraction`, then linear (Hu et al. 2024, arXiv:2404.06395); constant.
 
     >>> learning_rate(0, 100, OptimConfig(lr=1.0, warmup_steps=10))
     0.1
@@ -50,7 +50,7 @@ def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Matrices decay; vectors (norms, biases) don't. A group is of one device mesh: kernels for many tensors don't mix them."""
+    """Group parameters by weight decay (vectors, as norms and biases, have none) and by device mesh."""
     groups: dict[tuple[bool, DeviceMesh | None], list[nn.Parameter]] = {}
     for parameter in sorted((p for p in module.parameters() if p.requires_grad), key=lambda p: p.ndim < 2):
         mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
@@ -64,7 +64,9 @@ def build_optimizer(module: nn.Module, optim: OptimConfig, seed: int = 0) -> tor
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused on GPUs; weights in bf16 are rounded stochastically.
 
     Args:
-        seed: of that rounding.
+        module: the model, its weights where they will be trained.
+        optim: the settings.
+        seed: seed of that rounding.
     """
     assert optim.lr is not None
     groups, betas = parameter_groups(module, optim.weight_decay), (optim.beta1, optim.beta2)
@@ -82,8 +84,8 @@ class RoundingAdamW(torch.optim.AdamW):
 
     Rounded to nearest, a bf16 weight w keeps no change below |w| / 512, and late in training most are. Rounded to one
     of its two neighbours, with chances that make the mean exact, it keeps all of them on average (Zamirai et al. 2020,
-    arXiv:2010.06192). What is drawn is a function of (seed, step, parameter, part of a sharded parameter): there is nothing to
-    save, and replicas of a weight stay alike.
+    arXiv:2010.06192). What is drawn is a function of (seed, step, parameter, part of a sharded parameter): there is
+    nothing to save, and replicas of a weight stay alike.
 
     Args:
         groups: as for `torch.optim.AdamW`; tensors may be plain or DTensors, of bf16 or of a wider type.
@@ -159,7 +161,7 @@ class RoundingAdamW(torch.optim.AdamW):
 
 
 def rounded_to_bf16(values: Tensor, generator: torch.Generator) -> Tensor:
-    """fp32 values, each set to one of the two bf16 values around it, whose mean over all draws it is; NaN and infinity stay.
+    """Round fp32 values to one of the two bf16 values around each, with the right mean; NaN and infinity stay.
 
     The lower half of an fp32 is what bf16 lacks: it is carried over with chance (lower half) / 65536.
     """

@@ -1,4 +1,4 @@
-"""What a person is told of a run: before it, what will be trained on what; after it, where the model is and what to do next."""
+"""What a person is told: what will be trained on what, and afterwards where the model is and what to do next."""
 
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -26,10 +26,10 @@ def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> No
     stream, steps = data.train_stream, config.total_steps
     corpora = [source.corpus for source in stream.sources]
     documents = sum(corpus.num_documents for corpus in corpora)
+    text = f"Text: {documents:,} documents" if documents else "Ids of other tools"
     say(
-        f"{f'Text: {documents:,} documents' if documents else 'Ids of other tools'}, {count(sum(c.num_tokens for c in corpora))} tokens of "
-        f"{data.vocab_size:,} kinds; {stream.num_windows:,} training and {data.val_stream.num_windows:,} held-out sequences of "
-        f"{config.seq_len}"
+        f"{text}, {count(sum(corpus.num_tokens for corpus in corpora))} tokens of {data.vocab_size:,} kinds; "
+        f"{stream.num_windows:,} training and {data.val_stream.num_windows:,} held-out sequences of {config.seq_len}"
     )
     for source in stream.sources:
         of_it = f" of {source.name}" if source.name else ""
@@ -37,12 +37,13 @@ def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> No
             say(f"Packing{of_it}: {source.windows.fill:.1%} of the places hold a token")
         elif source.windows.num_unread > UNREAD_SHARE * source.corpus.num_tokens:
             say(
-                f"Warning: {count(source.windows.num_unread)} tokens{of_it} stand in no sequence of {config.seq_len}: its shards are short; "
-                f"prepare it with larger ones, or lower --seq_len"
+                f"Warning: {count(source.windows.num_unread)} tokens{of_it} stand in no sequence of {config.seq_len}: "
+                f"its shards are short; prepare it with larger ones, or lower --seq_len"
             )
     say(f"Model: {config.objective.name}, {model.config.model_type} with {count(model.num_parameters())} parameters")
     say(
-        f"Training: {steps} steps of {config.batch_size} sequences, {count(steps * config.batch_size * config.seq_len)} tokens"
+        f"Training: {steps} steps of {config.batch_size} sequences, "
+        f"{count(steps * config.batch_size * config.seq_len)} tokens"
         + ("" if data.mixes else f", {steps * config.batch_size / stream.num_windows:.2f} epochs")
     )
     for reading in readings(config, data) if data.mixes else []:
@@ -50,7 +51,8 @@ def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> No
         if reading.warning:
             say(f"Warning: {reading.warning}")
     say(
-        f"Unigram loss: {data.unigram_loss:.4f} nats/token on held-out text, with the frequencies of targets alone (to be beaten)"
+        f"Unigram loss: {data.unigram_loss:.4f} nats/token on held-out text, with the frequencies of targets alone "
+        f"(to be beaten)"
     )
 
 
@@ -87,8 +89,8 @@ def readings(config: Config, data: "DataModule") -> list[Reading]:
     for (name, (examples, epochs)), limit in zip(data.train_stream.seen(sequences).items(), limits, strict=True):
         instead = "lower its weight, bring more text, or raise its max_epochs" if name else "bring more text"
         warning = (
-            f"{name or 'the text'} will be read {epochs:,.1f} times, more than {limit:g}; {instead}, or train for fewer "
-            f"tokens"
+            f"{name or 'the text'} will be read {epochs:,.1f} times, more than {limit:g}; {instead}, "
+            f"or train for fewer tokens"
         )
         found.append(
             Reading(name, examples / sequences, examples * config.seq_len, epochs, warning if epochs > limit else None)

@@ -8,7 +8,7 @@ NUM_SAMPLES, SAMPLE_TOKENS = 2, 60
 def filled_in(
     inputs: list[list[int]], labels: list[list[int]], predicted: list[list[int]], tokenizer: Any
 ) -> list[str]:
-    """A line for each row, of what a model reads: [original>predicted] at each scored place (where a label isn't negative)."""
+    """A line for each row of what a model reads, with [original>predicted] where a label isn't negative."""
     scored = [n for n, column in enumerate(zip(*labels, strict=True)) if max(column) >= 0]
     begin = max((scored or [0])[0] - SAMPLE_TOKENS // 2, 0)  # in whichever row comes first
 

@@ -23,5 +23,6 @@ import sslm.train
 import sslm.training.callbacks.checkpoint
 import sslm.training.callbacks.monitor
 import sslm.training.callbacks.preemption
+import sslm.training.callbacks.rescue
 import sslm.training.callbacks.rewind
 import sslm.training.callbacks.watchdog  # noqa: F401

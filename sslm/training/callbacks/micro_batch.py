@@ -15,11 +15,11 @@ from sslm.training.module import Objective
 
 
 class MicroBatch(Callback):
-    """Where each rank looked for what fits in its memory, the smallest answer holds for all.
+    """Gives all ranks the smallest of the micro-batch sizes that fit in their memories, and remembers it.
 
     Args:
-        file: of sizes found, by what they hold for.
-        micro_batch_key: devices, strategy and all else that they depend on.
+        file: where sizes are kept, by key.
+        micro_batch_key: names the devices, the strategy and all else that a size depends on.
     """
 
     def __init__(self, file: Path, micro_batch_key: str) -> None:
@@ -39,7 +39,7 @@ class MicroBatch(Callback):
             self._remember(trainer, pl_module.micro_batch_size)
 
     def on_exception(self, trainer: Trainer, pl_module: Objective, exception: BaseException) -> None:
-        """Where it did not fit after all, the same command goes on with the next smaller size."""
+        """Remember the next smaller size if this one did not fit after all: the same command then goes on with it."""
         size = pl_module.micro_batch_size
         if is_out_of_memory(exception) and size is not None and size > 1:
             self._remember(trainer, max(n for n in range(1, size) if size % n == 0))

@@ -18,18 +18,21 @@ from sslm.parallel.planning import machines
 from sslm.runs import curves
 from sslm.runs.folder import RunFolder
 from sslm.system.terminal import TrainingProgress, say
-from sslm.training.module import Objective
+from sslm.training.lightning import data_of
+from sslm.training.module import Objective, StepOutputs
 
 SECONDS_BETWEEN_CURVES = 60.0
 
 
 class Monitor(Callback):
-    """Args:
-    run_dir: where metrics.jsonl and curves.png go.
-    total_steps: the run's last step.
-    batch_tokens: tokens per optimizer step, over all devices.
-    model_config: the model's config, from which its FLOPs and so MFU follow; None: no MFU.
-    unigram_loss: drawn in curves.png as what is to be beaten.
+    """Writes metrics.jsonl and curves.png, and shows progress and samples.
+
+    Args:
+        run_dir: the run folder.
+        total_steps: the run's last step.
+        batch_tokens: tokens per optimizer step, over all devices.
+        model_config: the model's config, from which its FLOPs follow, or None to leave MFU out.
+        unigram_loss: the loss to be beaten, which curves.png shows, or None.
     """
 
     def __init__(
@@ -86,7 +89,7 @@ class Monitor(Callback):
         self._data_wait += time.perf_counter() - pl_module.batch_ended_at
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, batch: Any, batch_idx: int
     ) -> None:
         is_logged = trainer.global_step % trainer.log_every_n_steps == 0
         loss_sums = outputs["loss_sums"].tolist() if is_logged else []  # waits for the device
@@ -99,20 +102,19 @@ class Monitor(Callback):
             step = {"step": trainer.global_step, "tokens": trainer.global_step * self.batch_tokens, "lr": outputs["lr"]}
             self._write(step | remarkable)
 
-    def _remarkable(self, trainer: Trainer, outputs: dict[str, Any]) -> dict[str, Any]:
-        """What is to be said of a step even where it is not a logged one: that it is out of the ordinary, or that examples which would
-        have stood there were skipped."""
+    def _remarkable(self, trainer: Trainer, outputs: StepOutputs) -> dict[str, Any]:
+        """What a row says of a step even if it is not a logged one: its anomaly, and how many examples were skipped."""
         row: dict[str, Any] = {}
         if (anomaly := outputs["anomaly"]) is not None:
             row |= {"train/loss": anomaly.loss, "grad_norm": anomaly.grad_norm, "anomaly": anomaly.kind}
-        if (data := getattr(trainer, "datamodule", None)) is not None:
+        if (data := data_of(trainer)) is not None:
             end = trainer.global_step * data.batch_size
             if skipped := data.train_stream.skipped_at(end - data.batch_size, end):
                 row["skipped_positions"] = skipped
         return row
 
-    def _log_step(self, trainer: Trainer, outputs: dict[str, Any], loss_sums: list[float]) -> None:
-        loss = sum(loss_sums) / max(sum(outputs["scored"]), 1)
+    def _log_step(self, trainer: Trainer, outputs: StepOutputs, loss_sums: list[float]) -> None:
+        loss = sum(loss_sums) / outputs["totals"].all_scored
         seconds = max(self._busy, 1e-9)  # of fetching and stepping, without validation and saving
         speed = (trainer.global_step - self._interval_step) * self.batch_tokens / seconds
         row = {
@@ -124,9 +126,9 @@ class Monitor(Callback):
             "tokens_per_second": round(speed, 1),
             "mfu": round(mfu, 4) if (mfu := self._mfu(speed)) is not None else None,
             "data_wait": round(self._data_wait / seconds, 4),
-            "batch_digest": f"{outputs['digest']:016x}",
+            "batch_digest": f"{outputs['totals'].digest:016x}",
             **self._remarkable(trainer, outputs),
-            **self._per_source(trainer, outputs["scored"], loss_sums),
+            **self._per_source(trainer, outputs["totals"].scored, loss_sums),
         }
         self._write(row)
         if trainer.logger is not None:
@@ -136,7 +138,7 @@ class Monitor(Callback):
             self.bar.step(trainer.global_step, loss, speed, row["mfu"])
 
     def _per_source(self, trainer: Trainer, scored: list[int], loss_sums: list[float]) -> dict[str, float]:
-        """Of a mixture: each source's loss in this step (where it had any part in it), and its tokens and epochs so far."""
+        """Of a mixture, each source's loss in this step (if it had a part in it), and its tokens and epochs so far."""
         data = trainer.datamodule
         if not data.mixes:
             return {}

@@ -1,5 +1,4 @@
-"""Stopping on request: a signal to any one rank, --stop_after, or the end of a SLURM job's time, ends the run at a step boundary with
-everything saved.
+"""Stopping with everything saved: on a signal to any rank, by --stop_after, or before a SLURM job's time ends.
 
 A signal handler only sets a flag; the flag rides in the step's collective, so all ranks stop at the same step. Lightning's
 own handler is replaced (see docs/lessons.md, 'SIGTERM hangs or loses work'). Before the first step there is nothing to save:
@@ -17,17 +16,20 @@ from lightning.pytorch import Callback, Trainer
 
 from sslm.config import parse_stop_after
 from sslm.system.signals import STOP_SIGNALS
-from sslm.training.module import Objective
+from sslm.training.lightning import skip_next_validation, stop_broadcasting_sigterm
+from sslm.training.module import Objective, StepOutputs
 
 RESERVE_SECONDS = 30.0
-"""Before a job's end, beside the time that saving takes: for leaving, and for clocks that differ."""
+"""Kept free before a job's end beside the time that saving takes, to leave and because clocks differ."""
 
 
 class Preemption(Callback):
-    """Args:
-    stop_after: a time (`3h50m`) or a number of this command's steps (`200steps`); None: neither.
-    started_at: by time.monotonic, when the time began to run.
-    saving_seconds: how long saving has taken so far; None: nothing was saved yet.
+    """Ends the run at a step boundary when it is asked to.
+
+    Args:
+        stop_after: a time (`3h50m`), a number of this command's steps (`200steps`), or None for neither.
+        started_at: when the time began to run, by time.monotonic.
+        saving_seconds: gives the longest that saving has taken so far, or None if nothing was saved yet.
     """
 
     def __init__(
@@ -36,7 +38,7 @@ class Preemption(Callback):
         seconds, self.steps = parse_stop_after(stop_after) if stop_after else (None, None)
         self.saving_seconds = saving_seconds
         self.ends = {} if seconds is None else {"--stop_after": started_at + seconds}
-        """What ends the run -> by when all must be saved, by time.monotonic."""
+        """What ends the run -> when all must be saved, by time.monotonic."""
         if (end := seconds_to_job_end()) is not None:
             self.ends["the job's time limit"] = time.monotonic() + end - RESERVE_SECONDS
         self.first_step = 0
@@ -50,7 +52,7 @@ class Preemption(Callback):
 
     def on_train_start(self, trainer: Trainer, pl_module: Objective) -> None:
         self.first_step = trainer.global_step
-        trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+        stop_broadcasting_sigterm(trainer)
 
         def handle(number: int, frame: FrameType | None) -> None:
             if number == signal.SIGINT and pl_module.stop_requested:
@@ -83,15 +85,19 @@ class Preemption(Callback):
         pl_module.stop_requested = True
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, batch: Any, batch_idx: int
     ) -> None:
-        if outputs["stop"] and trainer.global_step < trainer.max_steps and not pl_module.anomaly_detector.must_rewind:
+        if (
+            outputs["totals"].stop
+            and trainer.global_step < trainer.max_steps
+            and not pl_module.anomaly_detector.must_rewind
+        ):
             self.stopped = trainer.should_stop = True
             self.reason = self.reason or "a signal to another process"
-            trainer.fit_loop.epoch_loop._skip_next_val = True  # Lightning would validate; Validation decides when
+            skip_next_validation(trainer)
 
 
 def seconds_to_job_end() -> float | None:
-    """Until SLURM ends this job; None: it is no job, or has no end."""
+    """Seconds until SLURM ends this job, or None if this is no job or has no end."""
     end = os.environ.get("SLURM_JOB_END_TIME", "")
     return int(end) - time.time() if end.isdecimal() else None

@@ -1,11 +1,13 @@
-"""Steps out of the ordinary: on record with their texts, and after several in a row the run goes back and leaves their examples out.
+"""Anomalous steps: on record with their texts; after several in a row the run goes back and leaves their examples out.
 
-The objective withholds their updates (`Objective.anomaly_detector`). Going back takes the newest checkpoint before the first of them:
-should weights in memory be what is broken, these are sound. That the examples are skipped is amended to the data's state, on the
-disk before it holds, so a run that is killed at any moment of this goes on as the uninterrupted one does.
+The objective withholds their updates (`Objective.anomaly_detector`). Going back takes the newest checkpoint before
+the first of them: if weights in memory are what is broken, these are sound. The skipped examples are an amendment of
+the data's state, on the disk before it holds, so a run that is killed at any moment of this goes on as the
+uninterrupted one does.
 """
 
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,55 +16,57 @@ from lightning.pytorch import Callback, Trainer
 from sslm.data.corpus.shards import BadShard
 from sslm.data.module import DataModule
 from sslm.data.stream.amendments import Skip
+from sslm.runs import checkpoints
+from sslm.runs.checkpoints.folder import number_of
 from sslm.runs.folder import RunFolder
+from sslm.system.collectives import gather_json
 from sslm.system.errors import RunFailed
 from sslm.system.terminal import say
 from sslm.training.anomalies import WINDOW, Anomaly
 from sslm.training.callbacks.checkpoint import Checkpoint
-from sslm.training.module import Objective
+from sslm.training.callbacks.resume import load
+from sslm.training.lightning import end_epoch_here
+from sslm.training.module import Objective, StepOutputs
 
 MOST_TEXTS, MOST_CHARACTERS = 64, 500
-"""Of a step's examples that are kept, and of each."""
+"""How many of a step's examples are recorded, and how much of each."""
+
+OUTCOMES = {
+    "rewind": "its update is left out, and the run goes back",
+    "skip": "its update is left out",
+    "none": "DeepSpeed's engine has made its update",
+}
+"""What happens at an anomalous step, as anomalies.jsonl and as a person is told."""
 
 
 class Anomalies(Callback):
-    """Args:
-    run: whose anomalies.jsonl is written.
-    checkpoint: what the run goes back with.
+    """Record anomalous steps, and go back after several in a row.
+
+    Args:
+        run: the run whose anomalies.jsonl is written.
+        checkpoint: what has saved the checkpoints to go back to.
     """
 
     def __init__(self, run: RunFolder, checkpoint: Checkpoint) -> None:
         self.run, self.checkpoint = run, checkpoint
 
     def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Objective, outputs: dict[str, Any], batch: Any, batch_idx: int
+        self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, batch: Any, batch_idx: int
     ) -> None:
-        anomaly: Anomaly | None = outputs["anomaly"]
+        anomaly, detector = outputs["anomaly"], pl_module.anomaly_detector
         if anomaly is None:
             return
-        does = (
-            "rewind"
-            if pl_module.anomaly_detector.must_rewind
-            else "skip"
-            if pl_module.anomaly_detector.streak
-            else "none"
-        )
-        told = {
-            "rewind": "its update is left out, and the run goes back",
-            "skip": "its update is left out",
-            "none": "DeepSpeed's engine has made its update",
-        }
-        say(f"Step {trainer.global_step}: {anomaly.kind}; {told[does]}")
+        action = "rewind" if detector.must_rewind else "skip" if detector.streak else "none"
+        say(f"Step {trainer.global_step}: {anomaly.kind}; {OUTCOMES[action]}")
         if trainer.is_global_zero:
-            self.run.record_anomaly(entry(trainer.datamodule, trainer.global_step, anomaly, does))
-        if (
-            pl_module.anomaly_detector.must_rewind
-        ):  # Lightning's epoch ends here; its next one begins where the run goes back to
-            trainer.fit_loop.epoch_loop.batch_progress.is_last_batch = True
-        elif pl_module.anomaly_detector.streak >= WINDOW:
+            self.run.record_anomaly(entry(trainer.datamodule, trainer.global_step, anomaly, action))
+        if detector.must_rewind:  # Lightning's next epoch begins where the run goes back to
+            end_epoch_here(trainer)
+        elif detector.streak >= WINDOW:
             raise RunFailed(
-                f"all of the last {WINDOW} steps up to {trainer.global_step} were out of the ordinary ({anomaly.kind}), so nothing "
-                f"is learned any more; look at {self.run.anomalies}, and try a lower --optim.lr in a new --run_dir"
+                f"all of the last {WINDOW} steps up to {trainer.global_step} were out of the ordinary "
+                f"({anomaly.kind}), so nothing is learned any more; look at {self.run.anomalies}, and try a lower "
+                f"--optim.lr in a new --run_dir"
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Objective) -> None:
@@ -71,12 +75,14 @@ class Anomalies(Callback):
             self._rewind(trainer, pl_module)
 
     def _rewind(self, trainer: Trainer, pl_module: Objective) -> None:
-        data, last, num_steps = trainer.datamodule, trainer.global_step, pl_module.anomaly_detector.streak
-        first, most = last - num_steps, pl_module.anomaly_detector.settings.max_rewinds
-        assert pl_module.anomaly_detector.last is not None
+        """Amend the data to leave the last steps' examples out, and load the newest checkpoint before them."""
+        data, detector, last = trainer.datamodule, pl_module.anomaly_detector, trainer.global_step
+        num_steps, most = detector.streak, detector.settings.max_rewinds
+        first = last - num_steps
+        assert detector.last is not None
         which = f"steps {first + 1} to {last}" if num_steps > 1 else f"step {last}"
-        what = f"{which}: {pl_module.anomaly_detector.last.kind}"
-        done = sum(isinstance(one, Skip) for one in data.train_stream.amendments)
+        what = f"{which}: {detector.last.kind}"
+        done = sum(isinstance(amendment, Skip) for amendment in data.train_stream.amendments)
         if done >= most:
             raise RunFailed(
                 f"{what}, after going back {done} time{'s' * (done != 1)} (--anomaly.max_rewinds {most}); look at "
@@ -84,23 +90,42 @@ class Anomalies(Callback):
             )
         data.skip(first, num_steps, f"{what} (rewind {done + 1})", write=trainer.is_global_zero)
         pl_module.wait_for_all()  # rank 0 has written it down
-        checkpoint = self.checkpoint.rewind(trainer, pl_module, first)
-        if checkpoint is None:
+        if not self._go_back(trainer, pl_module, first):
             raise RunFailed(
                 f"{what}, and there is no checkpoint before to go back to; look at {self.run.anomalies}, and give "
                 f"--checkpoint.every_steps {max(first, 1)} or less, or try a lower --optim.lr"
             )
         say(
-            f"Back to step {trainer.global_step}; the {num_steps * data.batch_size} examples of {which} are left out (rewind {done + 1} of at "
-            f"most {most})"
+            f"Back to step {trainer.global_step}; the {num_steps * data.batch_size} examples of {which} are left out "
+            f"(rewind {done + 1} of at most {most})"
         )
 
+    def _go_back(self, trainer: Trainer, pl_module: Objective, at_most: int) -> bool:
+        """Load the newest good checkpoint of at most this step; whether there is one. All ranks call it together.
 
-def entry(data: DataModule, step: int, anomaly: Anomaly, does: str) -> dict[str, Any]:
-    """What anomalies.jsonl has of an anomaly.
+        Newer ones are removed: they belong to a course that the run does not take.
+        """
+        assert self.checkpoint.saver is not None
+        self.checkpoint.finish()
+        chosen: Path | None = None
+        if trainer.is_global_zero:
+            for newer in [path for path in checkpoints.found(self.checkpoint.folder) if number_of(path) > at_most]:
+                checkpoints.remove(newer)
+            chosen = checkpoints.newest_good(self.checkpoint.folder, say)
+        (start, *_) = gather_json(None if chosen is None else str(chosen), pl_module.side_group)
+        if start is None:
+            return False
+        self.checkpoint.saver.newest = Path(start)
+        load(trainer, pl_module, Path(start))
+        return True
+
+
+def entry(data: DataModule, step: int, anomaly: Anomaly, action: str) -> dict[str, Any]:
+    """Make an anomaly's line of anomalies.jsonl.
 
     Args:
         step: as in metrics.jsonl, from 1.
+        action: a key of `OUTCOMES`.
     """
     first, last = data.train_stream.unskipped(np.array([(step - 1) * data.batch_size, step * data.batch_size - 1]))
     return {
@@ -109,13 +134,13 @@ def entry(data: DataModule, step: int, anomaly: Anomaly, does: str) -> dict[str,
         "loss": anomaly.loss if math.isfinite(anomaly.loss) else None,
         "grad_norm": anomaly.grad_norm if math.isfinite(anomaly.grad_norm) else None,
         "kind": anomaly.kind,
-        "action": does,
+        "action": action,
         "texts": texts(data, step - 1),
     }
 
 
 def texts(data: DataModule, step: int) -> list[str]:
-    """The beginning of each example of optimizer step `step` (from 0), as it stands in the corpus; ids where there is no tokenizer."""
+    """The beginning of each example of optimizer step `step` (from 0) in the corpus; ids if there is no tokenizer."""
     num = min(data.batch_size, MOST_TEXTS)
     try:
         examples = data.train_stream.at(step * data.batch_size + np.arange(num))

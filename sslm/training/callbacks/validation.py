@@ -9,9 +9,11 @@ from sslm.training.module import Objective
 
 
 class Validation(Callback):
-    """Args:
-    every: optimizer steps between validations.
-    total_steps: the run's last step.
+    """Runs the validation loop when it is due.
+
+    Args:
+        every: optimizer steps between validations.
+        total_steps: the run's last step.
     """
 
     def __init__(self, every: int, total_steps: int) -> None:

@@ -1,9 +1,15 @@
 """A run that no longer makes progress leaves behind where each rank stood, names the one that stopped first, and ends.
 
-Two threads of each rank watch. One writes this rank's heartbeat, and looks whether it is time to end. The other looks only whether
-the first still does, for it may hang in the same file system as the run. On a stall each rank writes the stacks of all its threads;
-the lowest rank whose process is alive tells all about it, in one sentence and in status.json; all end with exit code 1, and a
-scheduler starts the run again. A collective's own time limit (`timeouts`) stays what it is.
+Two threads of each rank watch. One writes this rank's heartbeat, and sees whether it is time to end. The other only
+sees whether the first still works, for it may hang in the same file system as the run. On a stall each rank writes
+the stacks of all its threads; the lowest rank whose process is alive tells all about it, in one sentence and in
+status.json; all end with exit code 1, and a scheduler starts the run again. A collective's own time limit
+(`timeouts`) stays what it is.
+
+The second thread is not faulthandler.dump_traceback_later, although that C thread would fire even if a C call keeps
+the GIL: it counts by the clock. Re-armed every 0.3 s with a limit of 3 s, it ended one in three processes that were
+paused for 5 s and then continued, before any other thread could re-arm it. Our threads count their own looks, so a
+pause is never a stall.
 """
 
 import faulthandler
@@ -30,9 +36,11 @@ FIRST_STEPS, TIMES_AS_LONG = 2, 10
 
 
 class Watchdog(Callback):
-    """Args:
-    run_dir: where `stacks` and status.json are.
-    seconds: without progress of any rank, after which the run ends.
+    """Ends the run if no rank makes progress, and leaves behind where each stood.
+
+    Args:
+        run_dir: where `stacks` and status.json are.
+        seconds: how long no rank may make progress.
     """
 
     def __init__(self, run_dir: Path, seconds: float) -> None:
@@ -143,8 +151,8 @@ class Watchdog(Callback):
             if patience.is_over(time.monotonic(), own.beats + self.looks, self.limit, dict):
                 faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
                 print(
-                    f"error: rank {self.rank}: no progress for {self.limit:g} s in step {own.step}, {own.what}, and {self.folder} can't "
-                    f"be written; its stacks stand above",
+                    f"error: rank {self.rank}: no progress for {self.limit:g} s in step {own.step}, {own.what}, "
+                    f"and {self.folder} can't be written; its stacks stand above",
                     file=sys.stderr,
                     flush=True,
                 )
