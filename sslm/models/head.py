@@ -14,7 +14,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.models.masks import document_logits, probe_tokens
 
-IGNORED = -100
+IGNORED = nn.CrossEntropyLoss().ignore_index
+"""Label of a place that is not scored: torch's -100."""
 
 UNPADDED = "unpadded_vocab_size"
 """Key of a config: entries of the tokenizer, where the model's vocabulary was rounded up. The rest is never predicted."""

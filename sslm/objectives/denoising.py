@@ -38,14 +38,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslm.data.stream import noise
-from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.stream.recipe import IGNORED, Arrays, Bools, Examples, Ints, Recipe
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
-from sslm.objectives.wrapping import PADDING, documents_of, prefix_and_suffix, wrapped, wrapped_documents
+from sslm.objectives.special_tokens import PADDING, Around, documents_of, masked, starts, text_starts
 from sslm.system.errors import UserError
 from sslm.training.module import Objective
-
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 SHARES = ("token_mask", "token_delete", "infill", "permute_sentences", "rotate")
 SMALLEST_LAMBDA, LARGEST_LAMBDA = 0.01, 100.0
@@ -94,7 +91,7 @@ class DenoisingRecipe(Recipe):
 
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         assert vocabulary is not None
-        length = seq_len - sum(map(len, prefix_and_suffix(vocabulary, with_end=True)))
+        length = seq_len - Around.decoded(vocabulary).num_tokens
         if length < 2:
             raise UserError(
                 f"--seq_len {seq_len}: denoising needs room for two tokens besides the tokenizer's own; "
@@ -108,16 +105,14 @@ class DenoisingRecipe(Recipe):
         inputs, input_documents = self._noised(examples, documents, vocabulary, seed)
         if self.rotate:
             inputs = inputs.ravel()[self._rotation(examples, input_documents, seed)]
-        before, after = prefix_and_suffix(vocabulary, with_end=True)
-        original = np.where(documents >= 0, examples.tokens, IGNORED)
+        original, around = np.where(documents >= 0, examples.tokens, IGNORED), Around.decoded(vocabulary)
         batch = {
-            "input_ids": wrapped(inputs, input_documents, before, after, vocabulary.pad),
-            "labels": wrapped(original, documents, before, after, IGNORED),
+            "input_ids": around.wrap(inputs, input_documents, vocabulary.pad),
+            "labels": around.wrap(original, documents, IGNORED),
+            "segment_ids": around.wrap_documents(input_documents),
+            "decoder_segment_ids": around.wrap_documents(documents),
         }
-        segments = wrapped_documents(input_documents, before, after)
-        if examples.documents is None:
-            return batch | {"attention_mask": (segments >= 0).astype(np.int64)}
-        return batch | {"segment_ids": segments, "decoder_segment_ids": wrapped_documents(documents, before, after)}
+        return masked(batch, examples, always=True)
 
     def _noised(self, examples: Examples, documents: Ints, vocabulary: Vocabulary, seed: int) -> tuple[Ints, Ints]:
         """[n, length] the tokens after all noises but rotation, and the documents that they belong to, from the left edge."""
@@ -125,7 +120,7 @@ class DenoisingRecipe(Recipe):
         tokens, length = examples.tokens, examples.tokens.shape[1]
         real, special = documents >= 0, vocabulary.special[tokens]
         ordinary = real & ~special
-        texts = _texts(real & special, documents)
+        texts = text_starts(real & special, documents)
         words = vocabulary.word_starts(tokens) | texts
         if self.permute_sentences:  # special tokens stay where they are, and so do `texts`
             sentences = texts | _begins_sentence(tokens, vocabulary)
@@ -144,7 +139,9 @@ class DenoisingRecipe(Recipe):
             masks, left = masks | single, left & ~single
         if self.token_delete:
             if examples.documents is not None:
-                left &= ~_lasts(documents)  # a document with targets has to have a source
+                left &= ~starts(documents[:, ::-1])[
+                    :, ::-1
+                ]  # not its last: a document with targets has to have a source
             num = np.minimum(_share(ordinary, self.token_delete), left.sum(axis=1))
             gone = gone | noise.chosen(noise.words(examples, length, seed, "token_delete"), left, num)
 
@@ -171,9 +168,9 @@ class DenoisingRecipe(Recipe):
         order = np.arange(len(rows))
         order[moving] = moving[noise.shuffled(text[moving], keys)]
 
-        starts = np.flatnonzero(sentences)
-        lengths = np.diff(starts, append=texts.size)[order]
-        shift = starts[order] - (np.cumsum(lengths) - lengths)
+        places = np.flatnonzero(sentences)
+        lengths = np.diff(places, append=texts.size)[order]
+        shift = places[order] - (np.cumsum(lengths) - lengths)
         source: Ints = np.repeat(shift, lengths) + np.arange(texts.size)
         return source.reshape(texts.shape)
 
@@ -224,7 +221,7 @@ class DenoisingRecipe(Recipe):
 
     def _rotation(self, examples: Examples, documents: Ints, seed: int) -> Ints:
         """[n, length] from where in the flattened batch each place's token comes; each document keeps to itself."""
-        begins = _changes(documents)
+        begins = starts(documents)
         rows, places = np.nonzero(begins)
         first = rows * documents.shape[1] + places
         size = np.diff(first, append=documents.size)
@@ -253,25 +250,6 @@ def _share(places: Bools, share: float) -> Ints:
     """[n] so many of each row's places, rounded up."""
     num: Ints = np.ceil(places.sum(axis=1) * share).astype(np.int64)
     return num
-
-
-def _changes(values: Ints) -> Bools:
-    """[n, length] where another value than the one before stands; a row's first place is one."""
-    changes = np.ones(values.shape, bool)
-    np.not_equal(values[:, 1:], values[:, :-1], out=changes[:, 1:])
-    return changes
-
-
-def _lasts(documents: Ints) -> Bools:
-    """[n, length] which tokens are their document's last."""
-    return _changes(documents[:, ::-1])[:, ::-1]
-
-
-def _texts(special: Bools, documents: Ints) -> Bools:
-    """[n, length] where a text begins that neither sentences nor spans leave; a special token is one by itself."""
-    texts = _changes(documents) | special
-    texts[:, 1:] |= special[:, :-1]
-    return texts
 
 
 def _begins_sentence(tokens: Ints, vocabulary: Vocabulary) -> Bools:

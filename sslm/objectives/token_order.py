@@ -40,21 +40,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sslm.data.stream import noise
-from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.stream.recipe import IGNORED, Arrays, Bools, Examples, Ints, Recipe
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
 from sslm.models.build import auto_class_of, check_causal
 from sslm.objectives.masked_lm import MaskedLM
-from sslm.objectives.wrapping import PADDING, documents_of, prefix_and_suffix, wrapped, wrapped_documents
+from sslm.objectives.special_tokens import PADDING, Around, documents_of, masked, text_starts
 from sslm.system.errors import UserError
 from sslm.training.module import Objective
-
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 UNITS, LAYOUTS = ("token", "sentence"), ("encoder", "encoder_decoder", "decoder")
 
@@ -100,8 +96,7 @@ class TokenOrderRecipe(Recipe):
         and where it brings a mark. There the input may have one less, or two where both are so.
         """
         assert vocabulary is not None
-        before, after = self._around(vocabulary)
-        room = seq_len - len(before) - len(after)
+        room = seq_len - self._around(vocabulary).num_tokens
         length = bisect_right(range(seq_len + 1), room, key=self._input_len) - 1
         if length < 2:
             raise UserError(
@@ -116,11 +111,10 @@ class TokenOrderRecipe(Recipe):
             return window_len
         return self._most(window_len) if self.layout == "encoder" and self.unit == "token" else None
 
-    def _around(self, vocabulary: Vocabulary) -> tuple[Ints, Ints]:
-        """What stands before and after each row."""
+    def _around(self, vocabulary: Vocabulary) -> Around:
         if self.layout == "decoder":
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        return prefix_and_suffix(vocabulary, with_end=self.layout == "encoder_decoder")
+            return Around(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return Around.encoded(vocabulary) if self.layout == "encoder" else Around.decoded(vocabulary)
 
     def _input_len(self, window_len: int) -> int:
         """Tokens of the input that a window gives, without what stands around it."""
@@ -146,31 +140,22 @@ class TokenOrderRecipe(Recipe):
         if self.mark:
             inputs, labels, segments = self._marked(inputs, labels, documents, scored, vocabulary)
 
-        ends = self._around(vocabulary)
         if self.layout == "decoder":
             batch = _continued(inputs, segments, original, documents, vocabulary)
             if examples.documents is not None:
                 batch = _by_document(batch)
         else:
+            around = self._around(vocabulary)
             batch = {
-                "input_ids": wrapped(inputs, segments, *ends, vocabulary.pad),
-                "segment_ids": wrapped_documents(segments, *ends),
+                "input_ids": around.wrap(inputs, segments, vocabulary.pad),
+                "segment_ids": around.wrap_documents(segments),
             }
             if self.layout == "encoder":
-                before, after = (np.full_like(some, IGNORED) for some in ends)
-                batch["labels"] = wrapped(labels, segments, before, after, IGNORED)
+                batch["labels"] = around.unscored().wrap(labels, segments, IGNORED)
             else:
-                batch["labels"] = wrapped(original, documents, *ends, IGNORED)
-                batch["decoder_segment_ids"] = wrapped_documents(documents, *ends)
-        return batch if examples.documents is not None else self._masked(batch, examples)
-
-    def _masked(self, batch: Arrays, examples: Examples) -> Arrays:
-        """With a mask of padding, where there may be any, instead of documents."""
-        batch.pop("decoder_segment_ids", None)
-        real = batch.pop("segment_ids") >= 0
-        if examples.lengths is not None or self.mark:
-            batch["attention_mask"] = real.astype(np.int64)
-        return batch
+                batch["labels"] = around.wrap(original, documents, IGNORED)
+                batch["decoder_segment_ids"] = around.wrap_documents(documents)
+        return masked(batch, examples, always=self.mark)
 
     def _tokens(self, examples: Examples, documents: Ints, vocabulary: Vocabulary, seed: int) -> tuple[Ints, Bools]:
         """[n, length] from which place each place's token comes, and whether it was chosen."""
@@ -188,13 +173,12 @@ class TokenOrderRecipe(Recipe):
         """[n, length] from which place each place's token comes, and whether that is another."""
         tokens, length = examples.tokens, examples.tokens.shape[1]
         stays = vocabulary.special[tokens] | (documents < 0)
-        texts = np.ones_like(stays)  # where one begins that sentences don't leave: what stays is one by itself
-        texts[:, 1:] = stays[:, 1:] | stays[:, :-1] | (documents[:, 1:] != documents[:, :-1])
+        texts = text_starts(stays, documents)
         begins = texts.copy()
         begins[:, 1:] |= vocabulary.ends_sentence[tokens[:, :-1]]
         rows, places = np.nonzero(begins)
         keys = noise.words_at(examples, rows, places, seed, "order")
-        order = noise.shuffled(np.cumsum(texts)[begins.ravel()], keys)
+        order = noise.shuffled(np.cumsum(texts, dtype=np.int64)[begins.ravel()], keys)
         lengths = np.diff(rows * length + places, append=tokens.size)[order]
         first = np.cumsum(lengths) - lengths  # where each stands now, rows one after the other
         source = np.repeat((rows * length + places)[order] - first, lengths) + np.arange(tokens.size)
