@@ -1,8 +1,8 @@
 """Masked language modelling: restore what was hidden (Devlin et al. 2018, BERT, arXiv:1810.04805).
 
-Of each row 15 % of the tokens are chosen, exactly: k = round(ratio · tokens), at least one. A chosen token is replaced by the
-mask 8 times in 10, by a random token of the vocabulary once, and once it stays. With seq_len 7, [CLS] = 2, [SEP] = 3, mask = 4, and
-`--objective.ratio 0.4`:
+Exactly k = round(ratio · tokens) tokens of each row are chosen, at least one; by default 15 %. A chosen token is
+replaced by the mask 8 times in 10, by a random token of the vocabulary once, and once it stays. With seq_len 7, [CLS] =
+2, [SEP] = 3, mask = 4, and `--objective.ratio 0.4`:
 
     window                7    9    5    8    6
     chosen                     x              x
@@ -13,12 +13,12 @@ Chosen are tokens; or `--objective.unit`
 
     word     whole words, as the tokenizer tells them apart (whole-word masking of BERT's later releases)
     ngram    runs of 1 to 3 words, n with probability 1/n (Lan et al. 2019, ALBERT, arXiv:1909.11942, eq. 1)
-    span     runs of words, their number geometric with p = 0.2, at most 10, replaced alike as a whole (Joshi et al. 2019, SpanBERT,
-             arXiv:1907.10529, section 3.1)
+    span     runs of words, their number geometric with p = 0.2, at most 10, replaced alike as a whole (Joshi et al.
+             2019, SpanBERT, arXiv:1907.10529, section 3.1)
 
-until exactly k tokens are chosen. The last run of words is cut where it would be too long; a word that would be is passed over, as
-in BERT, and words of one token fill the gap (k is missed where there are none). The text's own special tokens (the ends of documents)
-are never chosen, and no unit goes across them.
+until exactly k tokens are chosen. The last run of words is cut if it would be too long; a word that would be is passed
+over, as in BERT, and words of one token fill the gap (k is missed if there are none). The text's own special tokens
+(the ends of documents) are never chosen, and no unit goes across them.
 """
 
 from dataclasses import dataclass
@@ -36,9 +36,9 @@ from sslm.training.module import Objective
 
 UNITS = ("token", "word", "ngram", "span")
 LONGEST = {"ngram": 3, "span": 10}
-"""Words of a run, at most."""
+"""Largest number of words in a run."""
 GEOMETRIC = 0.2
-"""SpanBERT's p: a span has n words with probability p (1 − p)^(n − 1), cut off at the longest and scaled to sum to one."""
+"""SpanBERT's p: a span has n words with probability p (1 − p)^(n − 1), up to the longest, scaled to sum to one."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,8 @@ class MaskedLMRecipe(Recipe):
             raise UserError(f"--objective.unit {self.unit}: expected one of {', '.join(UNITS)}")
         if min(self.masked, self.random) < 0 or self.masked + self.random > 1:
             raise UserError(
-                f"--objective.masked {self.masked} --objective.random {self.random}: expected two shares that sum to at most 1, "
-                f"such as 0.8 and 0.1"
+                f"--objective.masked {self.masked} --objective.random {self.random}: expected two shares that sum "
+                "to at most 1, such as 0.8 and 0.1"
             )
 
     def special_tokens(self, seq_len: int) -> SpecialTokens:
@@ -115,7 +115,7 @@ class MaskedLMRecipe(Recipe):
         return np.cumsum(begins, axis=1) - 1
 
     def _runs(self, examples: Examples, words: Bools, special: Bools, seed: int) -> Bools:
-        """[n, length] where a run of words begins, of those places where a word does; a special token is a run by itself."""
+        """[n, length] where a run of words begins; a special token is a run by itself."""
         (n, width), longest = words.shape, LONGEST[self.unit]
         k = np.arange(1, longest + 1)
         share = 1 / k if self.unit == "ngram" else (1 - GEOMETRIC) ** (k - 1)
@@ -194,6 +194,8 @@ class MaskedLM(Objective):
     recipe_class = MaskedLMRecipe
 
     def loss_metrics(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
-        """Pseudo-perplexity of the masked tokens given all the others (Salazar et al. 2020, arXiv:1910.14659), here with all of a
-        row's chosen tokens masked at once, as RoBERTa reports it."""
+        """Pseudo-perplexity of the masked tokens given all the others (Salazar et al. 2020, arXiv:1910.14659).
+
+        All of a row's chosen tokens are masked at once, as RoBERTa reports it.
+        """
         return {"pseudo_perplexity": loss.exp()}

@@ -52,7 +52,7 @@ class Around(NamedTuple):
         return out
 
     def wrap_documents(self, documents: Ints) -> Ints:
-        """Number what stands before a row like its first document, what stands after like its last; 0 if it has none."""
+        """Number what stands before a row like its first document, what stands after like its last, or 0 if none."""
         last = np.maximum((documents >= 0).sum(axis=1) - 1, 0)[:, None]
         first_document, last_document = (
             np.maximum(numbers, 0) for numbers in (documents[:, :1], np.take_along_axis(documents, last, axis=1))
