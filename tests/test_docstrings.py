@@ -39,7 +39,8 @@ def test_examples_hold(name: str) -> None:
 def broken_rules(file: Path) -> list[str]:
     """What a file's prose breaks: `line: rule` of each place."""
     text = file.read_text()
-    found = [f"{n}: over 120 characters" for n, line in enumerate(text.splitlines(), 1) if len(line) > 120]
+    lines = [line.split("  # type: ignore")[0].split("  # noqa")[0] for line in text.splitlines()]
+    found = [f"{number}: over 120 characters" for number, line in enumerate(lines, 1) if len(line) > 120]
     with file.open("rb") as source:
         comments = [token for token in tokenize.tokenize(source.readline) if token.type == tokenize.COMMENT]
     found += [f"{token.start[0]}: the formatter is told to skip" for token in comments if "fmt: skip" in token.string]
