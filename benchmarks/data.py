@@ -160,7 +160,7 @@ class Bench:
         return [answer.get("rows", []) for answer in answers]
 
     def _change(self, name: str, change: str, old: str, new: str) -> dict[str, Any]:
-        """Half an epoch as `old`, the rest as `new`, from the state that rank 0 saved: what is missing, what is double."""
+        """Read half an epoch as `old`, the rest as `new` from rank 0's state: what is missing, what is double."""
         world, workers = TOPOLOGIES[new]
         task = self._task(name, "epoch", *SHAPES[0], workers) | {"state": self._state(name, old)}
         self._say(name, f"resuming: {change}")

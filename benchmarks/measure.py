@@ -71,7 +71,7 @@ def first(reader: Any, task: dict[str, Any]) -> dict[str, Any]:
 
 
 def epoch(reader: Any, task: dict[str, Any]) -> dict[str, Any]:
-    """Which rows an epoch gives, from `state` or from its beginning; rank 0 saves the state after `save_after` batches."""
+    """List an epoch's rows from `state`, or from its beginning; rank 0 saves the state after `save_after` batches."""
     import pickle
 
     batches, share = open_reader(reader, task)

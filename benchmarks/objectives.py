@@ -104,8 +104,11 @@ def ours(recipe: Recipe, corpus: Corpus, num: int, seq_len: int) -> System:
 
 
 def collator(corpus: Corpus, num: int, seq_len: int, kind: str, whole_words: bool) -> System:
-    """Hugging Face's for masked language modelling, given what its documentation asks for: lists, and their special tokens'
-    mask; and to tell words apart the offsets, which a byte-level tokenizer has to be told to trim."""
+    """Make Hugging Face's collator for masked language modelling.
+
+    It gets what its documentation asks for: lists, and their special tokens' mask; and to tell words apart the offsets,
+    which a byte-level tokenizer has to be told to trim.
+    """
     masked, random = (1.0, 0.0) if whole_words else (0.8, 0.1)  # with whole words it allows no others
     collate = DataCollatorForLanguageModeling(
         corpus.tokenizer,
@@ -142,8 +145,11 @@ def t5(corpus: Corpus, num: int, seq_len: int, batched: bool) -> System:
 def t5_batch(
     tokens: Ints, vocabulary: Vocabulary, ratio: float, mean_span: float, random: np.random.Generator, batched: bool
 ) -> dict[str, Ints]:
-    """[n, length] ids -> inputs and labels, by the steps of `random_spans_noise_mask`, `noise_span_to_unique_sentinel` and
-    `nonnoise_span_to_unique_sentinel` (Raffel et al. 2020, T5, and its published preprocessors)."""
+    """Make inputs and labels of [n, length] ids by the steps of T5's published preprocessors.
+
+    These are `random_spans_noise_mask`, `noise_span_to_unique_sentinel` and `nonnoise_span_to_unique_sentinel` (Raffel
+    et al. 2020).
+    """
     masks = [random_spans_noise_mask(tokens.shape[1], ratio, mean_span, random) for _ in tokens]
     if batched:
         return dict(zip(("input_ids", "labels"), _both(tokens, np.array(masks), vocabulary), strict=True))
@@ -214,8 +220,8 @@ def tokens_per_second(system: System, number: int, seconds: float) -> float:
 
 
 def measured(systems: dict[str, System], rounds: int, seconds: float) -> dict[str, list[float]]:
-    # glibc maps and unmaps every array of over 128 kB, and the kernel zeroes it each time, until a process has freed a larger
-    # one: sslm's loader sees to that when it starts. Here it is done once, for all systems alike.
+    # glibc maps and unmaps every array of over 128 kB, and the kernel zeroes it each time, until a process has freed a
+    # larger one: sslm's loader sees to that when it starts. Here it is done once, for all systems alike.
     np.ones(30_000_000, np.uint8)
     for system in systems.values():
         system.make_batch(0)

@@ -3,8 +3,9 @@
     python benchmarks/prepare.py TEXT.txt [--tokenizer bpe:32000] [--document_separator REGEX] [--rounds 5]
 
 Each round runs, each in a process of its own, `encode_batch` on the text (in memory, cut as it is for preparation, in
-large batches, nothing kept) and then `prepare` of the same file (reading, encoding, writing, fsync). Imports and loading
-the tokenizer are not counted. Printed are each side's median, the median of the rounds' ratios, and peak memory.
+large batches, nothing kept) and then `prepare` of the same file (reading, encoding, writing, fsync). Imports and
+loading the tokenizer are not counted. Printed are each side's median, the median of the rounds' ratios, and peak
+memory.
 """
 
 import argparse
@@ -109,8 +110,8 @@ def show(rounds: list[dict[str, dict[str, Any]]], megabytes: float) -> None:
     for side, name in (("limit", "encode_batch"), ("prepare", "sslm prepare")):
         seconds = median(side, "seconds")
         print(
-            f"{name:<13} {seconds:7.2f} s  {tokens / 1e6 / seconds:6.2f} M tokens/s  {median(side, 'cpu'):7.2f} s of CPU  "
-            f"peak {median(side, 'peak_mb'):5.0f} MB"
+            f"{name:<13} {seconds:7.2f} s  {tokens / 1e6 / seconds:6.2f} M tokens/s  "
+            f"{median(side, 'cpu'):7.2f} s of CPU  peak {median(side, 'peak_mb'):5.0f} MB"
         )
     ratios = [round["limit"]["seconds"] / round["prepare"]["seconds"] for round in rounds]
     print(f"ratio {statistics.median(ratios):.2f} (rounds: {', '.join(f'{ratio:.2f}' for ratio in ratios)})")

@@ -29,7 +29,7 @@ def prepare(text: Path, tokenizer: Path, out: Path, seq_len: int) -> None:
 
 
 def tokenise(batch: dict[str, list[str]], tokenizer: Path, length: int) -> dict[str, Any]:
-    """Documents -> rows of `length` tokens; what is left over at the end of a batch of documents is dropped, as usual."""
+    """Cut documents into rows of `length` tokens; the rest of a batch of documents is dropped, as usual."""
     import numpy as np
 
     backend, end = _backend(tokenizer)

@@ -1,4 +1,4 @@
-"""What nobody can beat: `encode_batch` alone, and widening the tokens from the file's beginning to its end, without order."""
+"""What nobody can beat: `encode_batch` alone, and widening a file's tokens from beginning to end, without order."""
 
 import time
 from collections.abc import Iterator

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Images are no part of this, and torchvision, which they need, is not there for every build of torch: left out, to its favour.
+# images are no part of this, and torchvision, which they need, is not there for every build of torch
 sys.modules["streaming.vision"] = types.ModuleType("streaming.vision")
 
 from streaming import StreamingDataLoader, StreamingDataset  # noqa: E402

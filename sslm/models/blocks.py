@@ -1,9 +1,9 @@
-"""The layers of a model that repeat."""
+"""Blocks: the layers of a model that repeat."""
 
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 
 def blocks(model: nn.Module) -> list[nn.Module]:
-    """The layers that repeat, in order: what is compiled, recomputed and sharded as a unit."""
+    """List a model's blocks in order; each is compiled, recomputed and sharded as a unit."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]

@@ -1,4 +1,4 @@
-"""Config -> model: any architecture of transformers, with weights that depend on the seed and their names only."""
+"""Build any architecture of transformers; its first weights depend on the seed and their modules' names only."""
 
 import copy
 import dataclasses
@@ -16,7 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sslm.models import lstm  # makes transformers know it
 from sslm.models.head import UNPADDED
-from sslm.models.masks import no_packed_rows, probe_tokens
+from sslm.models.masks import first_position, no_packed_rows, probe_tokens
 from sslm.system.errors import UserError, nearest
 
 VOCABULARY_MULTIPLE = 64
@@ -27,22 +27,6 @@ EXAMPLES = {
     "AutoModelForMaskedLM": "bert, roberta, modernbert",
     "AutoModelForSeq2SeqLM": "t5, bart, t5gemma",
 }
-
-POSITIONS_AFTER_PADDING = frozenset(
-    {
-        "roberta",
-        "roberta-prelayernorm",
-        "xlm-roberta",
-        "xlm-roberta-xl",
-        "camembert",
-        "data2vec-text",
-        "ibert",
-        "mpnet",
-        "esm",
-        "luke",
-        "longformer",
-    }
-)
 
 
 def model_config(
@@ -56,98 +40,99 @@ def model_config(
     special_ids: dict[str, int | None],
     pretrained: str | None = None,
 ) -> PreTrainedConfig:
-    """The architecture's config for this run.
+    """Work out an architecture's config.
 
     Args:
-        settings: keys given by the user; they win.
-        model_type: architecture asked for; None: the default's. Another than the default's discards the default's keys.
+        settings: keys given by the user, which win.
+        model_type: architecture asked for, or None for the default's. Another than the default's discards its keys.
         default: model_type and keys of the objective's default model.
         auto_class: transformers' auto class that must know the architecture (`AutoModelForCausalLM`).
-        vocab_size: entries of the tokenizer; the model's vocabulary unless given.
-        seq_len: tokens of the longest sequence it gets; the model's positions unless given.
+        vocab_size: entries of the tokenizer; the model's vocabulary unless `settings` has one.
+        seq_len: tokens of the longest sequence; the model's positions unless `settings` has them.
         special_ids: bos_token_id, eos_token_id, pad_token_id of the tokenizer.
-        pretrained: take the config of this checkpoint and change only what is given.
+        pretrained: folder or hub name of a checkpoint whose config is taken, but for what is given here.
 
     Raises:
         UserError: an unknown architecture or key, values the architecture refuses, too few positions or entries.
     """
-    if pretrained is not None:
-        config = read_config(pretrained)
-        if model_type not in (None, config.model_type):
-            raise UserError(
-                f"--model.model_type {model_type}: {pretrained} is a {config.model_type}; leave the flag out"
-            )
-        _check_keys(type(config), settings)
-        follow = {**special_ids, **(_vocabulary_keys(vocab_size) if vocab_size > config.vocab_size else {})}
-        try:
-            known = {k: v for k, v in follow.items() if hasattr(config, k) or k == UNPADDED}
-            for key, value in (known | settings).items():
-                setattr(config, key, value)
-        except Exception as error:  # each architecture has its own checks and exception types
-            raise UserError(f"--model: {config.model_type} refuses these settings ({_brief(error)})") from None
-        set_vocab_size(config, config.vocab_size)
+    if pretrained is None:
+        kind = model_type or default["model_type"]
+        keys = default if kind == default["model_type"] else {}
+        config = _fresh_config(kind, keys, settings, auto_class, vocab_size, seq_len, special_ids)
     else:
-        config = _fresh_config(settings, model_type, default, auto_class, vocab_size, seq_len, special_ids)
+        config = _pretrained_config(pretrained, model_type, settings, vocab_size, special_ids)
     _check_fits(config, vocab_size, seq_len)
     return config
 
 
-def _fresh_config(
-    settings: dict[str, Any],
+def _pretrained_config(
+    pretrained: str,
     model_type: str | None,
+    settings: dict[str, Any],
+    vocab_size: int,
+    special_ids: dict[str, int | None],
+) -> PreTrainedConfig:
+    config = read_config(pretrained)
+    if model_type not in (None, config.model_type):
+        raise UserError(f"--model.model_type {model_type}: {pretrained} is a {config.model_type}; leave the flag out")
+    _check_keys(type(config), settings)
+    follow = {**special_ids, **(_vocabulary_keys(vocab_size) if vocab_size > config.vocab_size else {})}
+    try:
+        known = {key: value for key, value in follow.items() if hasattr(config, key) or key == UNPADDED}
+        for key, value in (known | settings).items():
+            setattr(config, key, value)
+    except Exception as error:  # each architecture has its own checks and exception types
+        raise UserError(f"--model: {config.model_type} refuses these settings ({_brief(error)})") from None
+    set_vocab_size(config, config.vocab_size)
+    return config
+
+
+def _fresh_config(
+    model_type: str,
     default: dict[str, Any],
+    settings: dict[str, Any],
     auto_class: str,
     vocab_size: int,
     seq_len: int,
     special_ids: dict[str, int | None],
 ) -> PreTrainedConfig:
-    kind = model_type or default["model_type"]
-    config_class = _config_class(kind, auto_class)
-    own = {k: v for k, v in default.items() if k != "model_type"} if kind == default["model_type"] else {}
+    config_class = _config_class(model_type, auto_class)
     _check_keys(config_class, settings)
-    positions = seq_len + _first_position(kind, special_ids.get("pad_token_id"))
+    positions = seq_len + first_position(model_type, special_ids.get("pad_token_id"))
     follow = {"max_position_embeddings": positions, **special_ids, **_start_ids(config_class, special_ids)}
     follow |= {} if "vocab_size" in settings else _vocabulary_keys(vocab_size)
-    known = _keys(config_class) | {UNPADDED}
-    follow = {
-        key: value
-        for key, value in follow.items()
-        if key == "decoder_start_token_id" or _canonical(config_class, key) in known
-    }
-    if auto_class == "AutoModelForCausalLM" and "is_decoder" in _keys(config_class):
+    known = _keys(config_class) | {UNPADDED, "decoder_start_token_id"}
+    follow = {key: value for key, value in follow.items() if _canonical(config_class, key) in known}
+    if auto_class == "AutoModelForCausalLM" and "is_decoder" in known:
         follow["is_decoder"] = True
-    keys: dict[str, Any] = {_canonical(config_class, k): v for part in (follow, own, settings) for k, v in part.items()}
+    keys = {_canonical(config_class, key): value for key, value in (follow | default).items() if key != "model_type"}
+    keys |= {_canonical(config_class, key): value for key, value in settings.items()}
     for half in HALVES:  # T5Gemma has a config for each
         if half in known:
-            ids = {f"{kind}_token_id": special_ids.get(f"{kind}_token_id") for kind in ("pad", "eos")}
+            ids = {key: special_ids.get(key) for key in ("pad_token_id", "eos_token_id")}
             ids["bos_token_id"] = keys["decoder_start_token_id"]  # what its decoder begins with
             keys[half] = {"vocab_size": keys["vocab_size"], **ids, **settings.get(half, {})}
     try:
         return config_class(**keys)
     except Exception as error:  # each architecture has its own checks and exception types
-        raise UserError(f"--model: {kind} refuses these settings: {' '.join(str(error).split())}") from None
+        raise UserError(f"--model: {model_type} refuses these settings: {' '.join(str(error).split())}") from None
 
 
 def _vocabulary_keys(vocab_size: int) -> dict[str, int]:
-    """Rounded up to what matrix units like; what was added is never predicted, and cut off when the model is exported."""
+    """Round up to what matrix units like; what is added is never predicted, and cut off when the model is exported."""
     rounded = -(-vocab_size // VOCABULARY_MULTIPLE) * VOCABULARY_MULTIPLE
     return {"vocab_size": rounded} | ({UNPADDED: vocab_size} if rounded != vocab_size else {})
 
 
 def set_vocab_size(config: PreTrainedConfig, size: int) -> None:
-    """Of both halves, where each has a config of its own."""
+    """Set it in a config, and in those of the encoder and the decoder if it has them."""
     for part in (config, *(getattr(config, half, None) for half in HALVES)):
         if isinstance(part, PreTrainedConfig):
             part.vocab_size = size
 
 
-def _first_position(model_type: str, padding_id: int | None) -> int:
-    """RoBERTa's kin number positions from the padding's id on (as fairseq did), and so need as many more."""
-    return padding_id + 1 if model_type in POSITIONS_AFTER_PADDING and padding_id is not None else 0
-
-
 def _start_ids(config_class: type[PreTrainedConfig], special_ids: dict[str, int | None]) -> dict[str, int | None]:
-    """What the decoder of an encoder–decoder model begins with: the kind of token that the family's own begins with."""
+    """Let the decoder of an encoder–decoder model begin with the kind of token that its family begins with."""
     family = config_class()
     if not family.is_encoder_decoder:
         return {}
@@ -160,6 +145,14 @@ def _start_ids(config_class: type[PreTrainedConfig], special_ids: dict[str, int 
 
 
 def read_config(pretrained: str) -> PreTrainedConfig:
+    """Read a checkpoint's config.
+
+    Args:
+        pretrained: folder, or name on the Hugging Face hub.
+
+    Raises:
+        UserError: it can't be read.
+    """
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(pretrained)
     except Exception as error:  # missing files, no network, broken JSON: all are about what was given
@@ -183,9 +176,8 @@ def _known_class(model_type: str) -> type[PreTrainedConfig]:
 def _config_class(model_type: str, auto_class: str) -> type[PreTrainedConfig]:
     config_class = _known_class(model_type)
     known = getattr(transformers, auto_class)._model_mapping
-    both_halves = (
-        auto_class != "AutoModelForSeq2SeqLM" and config_class().is_encoder_decoder
-    )  # BART counts as a masked LM too
+    # BART counts as a masked LM too
+    both_halves = auto_class != "AutoModelForSeq2SeqLM" and config_class().is_encoder_decoder
     if config_class not in known or both_halves:
         raise UserError(
             f"--model.model_type {model_type}: has no model for this objective ({auto_class}); {EXAMPLES[auto_class]} "
@@ -195,7 +187,7 @@ def _config_class(model_type: str, auto_class: str) -> type[PreTrainedConfig]:
 
 
 def auto_class_of(model_type: str) -> str:
-    """The auto class of what an architecture is first of all: a BART has a masked-LM head too, and writes.
+    """Auto class of what an architecture is first of all: a BART has a masked-LM head too, but it writes.
 
     Raises:
         UserError: transformers knows no such architecture, or no language model of it.
@@ -208,14 +200,15 @@ def auto_class_of(model_type: str) -> str:
 
 
 def _keys(config_class: type[PreTrainedConfig]) -> set[str]:
-    declared = {f.name for f in dataclasses.fields(config_class)} - {"transformers_version", "architectures"}
-    return (
-        declared | {"tie_word_embeddings"} if hasattr(config_class(), "tie_word_embeddings") else declared
+    declared = {field.name for field in dataclasses.fields(config_class)} - {"transformers_version", "architectures"}
+    tied = (
+        {"tie_word_embeddings"} if hasattr(config_class(), "tie_word_embeddings") else set()
     )  # T5 declares it nowhere
+    return declared | tied
 
 
 def _canonical(config_class: type[PreTrainedConfig], key: str) -> str:
-    """GPT-2 calls hidden_size n_embd: the name that its config stores."""
+    """Name under which a config stores a key: GPT-2 calls hidden_size n_embd."""
     return str(config_class.attribute_map.get(key, key))
 
 
@@ -228,16 +221,16 @@ def _check_keys(config_class: type[PreTrainedConfig], settings: dict[str, Any]) 
 
 def _check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None:
     positions = getattr(config, "max_position_embeddings", None)
-    first = _first_position(config.model_type, config.pad_token_id)
+    first = first_position(config.model_type, config.pad_token_id)
     if isinstance(positions, int) and 0 < positions < seq_len + first:
         raise UserError(
-            f"--seq_len {seq_len}: the model has {positions - first} positions; give --seq_len {positions - first}, or a model "
-            f"with --model.max_position_embeddings {seq_len + first}"
+            f"--seq_len {seq_len}: the model has {positions - first} positions; give --seq_len {positions - first}, "
+            f"or a model with --model.max_position_embeddings {seq_len + first}"
         )
     if not isinstance(getattr(config, "vocab_size", None), int):
         raise UserError(
-            f"--model.model_type {config.model_type}: is no model of text alone, it has no vocabulary of its own; take its "
-            f"text part, as in gemma3_text"
+            f"--model.model_type {config.model_type}: is no model of text alone, it has no vocabulary of its own; "
+            "take its text part, as in gemma3_text"
         )
     if getattr(config, "num_hidden_layers", 1) < 1:
         raise UserError(f"--model.num_hidden_layers {config.num_hidden_layers}: expected at least 1")
@@ -249,7 +242,7 @@ def _check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None
 
 
 def build(config: PreTrainedConfig, auto_class: str, seed: int) -> PreTrainedModel:
-    """A model with fresh weights: each module's depend on (seed, its name) only."""
+    """Build a model with fresh weights; each module's depend on (seed, its name) only."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)  # for what an architecture initialises in its constructors only
         model: PreTrainedModel = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
@@ -258,13 +251,17 @@ def build(config: PreTrainedConfig, auto_class: str, seed: int) -> PreTrainedMod
 
 
 def class_named(name: str) -> type[PreTrainedModel]:
-    """The class that a config's `architectures` names: transformers' own, or ours."""
+    """Class that a config's `architectures` names, of transformers or of this package."""
     found: type[PreTrainedModel] = getattr(lstm if hasattr(lstm, name) else transformers, name)
     return found
 
 
 def on_meta(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
-    """The model without its weights: to count parameters, or to see that an architecture can be built."""
+    """Build a model without its weights, to count parameters or to see that it can be built.
+
+    Raises:
+        UserError: it can't.
+    """
     try:
         with torch.device("meta"), no_init_weights():
             model: PreTrainedModel = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
@@ -275,9 +272,11 @@ def on_meta(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
 
 
 def check_runs(model: PreTrainedModel, auto_class: str) -> None:
-    """See that the model takes plain tokens: settings may agree with the config's checks and not with each other.
+    """Check that a model takes plain tokens: settings may pass the config's checks and still not go together.
 
-    Tried on the meta device first, which costs nothing; what can't run there (mixtures of experts) is built and tried.
+    Args:
+        model: on the meta device, where trying costs nothing; what can't run there (mixtures of experts) is built.
+        auto_class: transformers' auto class that builds it.
 
     Raises:
         UserError: it doesn't.
@@ -300,10 +299,10 @@ def check_runs(model: PreTrainedModel, auto_class: str) -> None:
 
 @torch.no_grad()
 def check_causal(model: PreTrainedModel) -> None:
-    """See that no position's output depends on a later token: not every architecture with a language-model head is causal.
+    """Check that no output depends on a later token: not every architecture with a language-model head is causal.
 
     Raises:
-        UserError: one does.
+        UserError: an output does.
     """
     ids = probe_tokens(model)[0, :8]
     changed = torch.cat([ids[:-1], probe_tokens(model, shift=1)[0, len(ids) - 1 : len(ids)]])
@@ -313,8 +312,8 @@ def check_causal(model: PreTrainedModel) -> None:
     model.train(was_training)
     if (before - after).abs().max() > 1e-3 * before.abs().max():
         raise UserError(
-            f"--model.model_type {model.config.model_type}: is not causal, it sees the tokens it is to predict; take a "
-            f"decoder such as llama or gpt2"
+            f"--model.model_type {model.config.model_type}: is not causal, it sees the tokens it is to predict; "
+            "take a decoder such as llama or gpt2"
         )
 
 
@@ -323,7 +322,7 @@ def _brief(error: BaseException) -> str:
 
 
 class Named(NamedTuple):
-    """A module of a model."""
+    """A module, and what its first weights depend on."""
 
     name: str
     module: nn.Module
@@ -338,7 +337,7 @@ def initialise(model: PreTrainedModel, seed: int) -> None:
 
 
 def draw(modules: Iterable[Named], seed: int) -> None:
-    """Give each module its first weights: they depend on (seed, its name) only, not on the type or device that is torch's default."""
+    """Draw each module's first weights from (seed, its name), whatever torch's default dtype and device are."""
     defaults = torch.device("cpu"), local_torch_dtype(torch.float32)
     with torch.random.fork_rng(devices=[]), torch.no_grad(), defaults[0], defaults[1]:
         for name, module, owner in modules:
@@ -348,7 +347,7 @@ def draw(modules: Iterable[Named], seed: int) -> None:
 
 
 def named_modules(model: PreTrainedModel) -> Iterator[Named]:
-    """Children before parents, as transformers initialises."""
+    """All modules, children before parents, as transformers initialises them."""
 
     def of(module: nn.Module, name: str, owner: PreTrainedModel) -> Iterator[Named]:
         owner = module if isinstance(module, PreTrainedModel) else owner
@@ -362,12 +361,19 @@ def named_modules(model: PreTrainedModel) -> Iterator[Named]:
 def load_pretrained(
     folder: str, config: PreTrainedConfig, auto_class: str, seed: int
 ) -> tuple[PreTrainedModel, list[str]]:
-    """A model with a checkpoint's weights, and the names of weights that are new.
+    """Load a checkpoint's weights.
+
+    Args:
+        folder: of the checkpoint, or its name on the hub.
+        config: of the wanted model, whose vocabulary may be larger.
+        auto_class: transformers' auto class that loads it.
+        seed: new rows of the vocabulary are drawn from it, as transformers draws them.
+
+    Returns:
+        The model, and names of the weights that are new.
 
     Raises:
-        UserError: the folder has no weights.
-
-    New rows of an enlarged vocabulary are drawn as transformers draws them, from the run's seed.
+        UserError: weights are missing, can't be read, or have other shapes.
     """
     wanted, had = config.vocab_size, read_config(folder).vocab_size
     config = copy.deepcopy(config)
@@ -384,8 +390,8 @@ def load_pretrained(
         if report["mismatched_keys"]:
             name = sorted(key for key, *_ in report["mismatched_keys"])[0]
             raise UserError(
-                f"--model.pretrained {folder}: its weights have other shapes than these settings ask for ({name} first); "
-                f"leave out the --model flags that change shapes"
+                f"--model.pretrained {folder}: its weights have other shapes than these settings ask for "
+                f"({name} first); leave out the --model flags that change shapes"
             )
         new = sorted(report["missing_keys"])
         if wanted != had:

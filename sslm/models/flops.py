@@ -1,42 +1,42 @@
-"""FLOPs of a training step in closed form, and what devices can do at most."""
+"""FLOPs of a training step in closed form."""
 
 from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
-"""Keys by which configs tell how many experts a layer has."""
+"""Keys under which configs have the number of a layer's experts."""
 
 
 def matmul_parameters(model: nn.Module) -> int:
-    """Weights that multiply a token's activations, the head's included; embeddings that are only looked up are not.
+    """Count weights that multiply a token's activations: the head's too, but not embeddings that are only looked up.
 
-    Of a mixture of experts those that a token is sent to.
+    Of a mixture's experts those count that a token is sent to.
     """
     linear = sum(m.weight.numel() for m in model.modules() if isinstance(m, nn.Linear | Conv1D))
     return linear + round(sum(p.numel() for p in of_experts(model)) * share_of_experts(model))
 
 
 def of_experts(model: nn.Module) -> list[nn.Parameter]:
-    """Weights of a mixture's experts, which transformers holds as one [experts, …, …] for each matrix."""
+    """Weights of a mixture's experts; transformers has one tensor [experts, …, …] for each matrix."""
     experts = num_experts(model)
     return [p for p in model.parameters() if experts and p.ndim == 3 and p.shape[0] == experts]
 
 
 def num_experts(model: nn.Module) -> int:
+    """Number of experts in a layer, 0 if there are none."""
     config = getattr(model, "config", None)
     return next((n for key in EXPERTS if (n := getattr(config, key, None))), 0)
 
 
 def share_of_experts(model: nn.Module) -> float:
-    """That work on one token."""
-    return (
-        (getattr(model.config, "num_experts_per_tok", None) or 1) / experts if (experts := num_experts(model)) else 0.0
-    )
+    """Share of the experts that work on one token."""
+    experts = num_experts(model)
+    return (getattr(model.config, "num_experts_per_tok", None) or 1) / experts if experts else 0.0
 
 
 def active_matmul_parameters(model: PreTrainedModel, scored_share: float = 1.0) -> float:
-    """Those that multiply a token's activations on average: the head works on scored places alone.
+    """Count weights that multiply a token's activations on average, if the head works on scored places alone.
 
     >>> import torch
     >>> from transformers import BertConfig, BertForMaskedLM
@@ -50,11 +50,11 @@ def active_matmul_parameters(model: PreTrainedModel, scored_share: float = 1.0) 
 
 
 def flops_per_token(config: PreTrainedConfig, num_matmul: float, seq_len: int) -> float | None:
-    """Forward and backward FLOPs per token of a decoder or encoder: 6·N + 12·L·H·Q·T (PaLM, Chowdhery et al. 2022, app. B).
+    """Forward and backward FLOPs per token of a decoder or encoder (PaLM, Chowdhery et al. 2022, appendix B).
 
-    None for an architecture to which this does not apply: one without attention heads, or with an encoder and a decoder
+    6·N + 12·L·H·Q·T, with N matmul parameters, L layers, H·Q heads times head size, and T seq_len; causal attention is
+    counted in full. None if an architecture has no attention heads, or both encoder and decoder
     (`encoder_decoder_flops`).
-    N: matmul parameters, L: layers, H·Q: heads times head size, T: seq_len; causal attention is counted in full.
 
     >>> from transformers import GPT2Config
     >>> round(flops_per_token(GPT2Config(), 12 * 7_077_888 + 50257 * 768, 1024) / 1e6)
@@ -72,8 +72,9 @@ def encoder_decoder_flops(model: PreTrainedModel, source_len: int, target_len: i
 
     6·[P_enc·S + P_kv·S + (P − P_enc − P_kv)·D] + 12·H·Q·[L_enc·S² + L_dec·(D² + S·D)]
 
-    S: source_len, D: target_len, P: matmul parameters, the head's included; P_enc: the encoder's; P_kv: of the cross-attention's
-    keys and values, which the decoder has and makes of the encoder's tokens; L: layers, H·Q: heads times head size.
+    S: source_len, D: target_len, P: matmul parameters with the head's, P_enc: the encoder's, P_kv: those of the
+    cross-attention's keys and values, which the decoder makes of the encoder's tokens, L: layers, H·Q: heads times head
+    size.
 
     >>> import torch
     >>> from transformers import T5Config, T5ForConditionalGeneration
@@ -91,22 +92,22 @@ def encoder_decoder_flops(model: PreTrainedModel, source_len: int, target_len: i
     head_size: int = getattr(decoder, "head_dim", None) or decoder.hidden_size // heads
     kv_width = (getattr(decoder, "num_key_value_heads", None) or heads) * head_size
     keys_values = 2 * decoder_layers * encoder.hidden_size * kv_width
-    of_encoder = matmul_parameters(model.get_encoder())
-    of_decoder = matmul_parameters(model) - of_encoder - keys_values
+    num_encoder = matmul_parameters(model.get_encoder())
+    num_decoder = matmul_parameters(model) - num_encoder - keys_values
     attention = heads * head_size * (layers * source_len**2 + decoder_layers * (target_len + source_len) * target_len)
-    return float(6 * ((of_encoder + keys_values) * source_len + of_decoder * target_len) + 12 * attention)
+    return float(6 * ((num_encoder + keys_values) * source_len + num_decoder * target_len) + 12 * attention)
 
 
 def flops_per_sequence(
     model: PreTrainedModel, input_len: int, target_len: int, max_scored: int | None = None
 ) -> float | None:
-    """Forward and backward FLOPs of one row of a batch; None where no formula here holds.
+    """Forward and backward FLOPs of one row of a batch, or None if no formula here holds.
 
     Args:
         model: may be on the meta device.
         input_len: tokens of `input_ids`.
-        target_len: of `labels`.
-        max_scored: places that the head works on, of a model without an encoder of its own; None: all.
+        target_len: places of `labels`.
+        max_scored: places that the head works on, or None if on all.
     """
     if model.config.is_encoder_decoder:
         return encoder_decoder_flops(model, input_len, target_len)

@@ -1,8 +1,8 @@
-"""Model and loss as one module: what is sharded, DDP-wrapped and compiled is this, never the body alone.
+"""Model and loss as one module, which is sharded, DDP-wrapped and compiled as a whole, never the body alone.
 
-What turns hidden states into logits differs from family to family (BERT's transform, T5's scale, soft caps, BART's bias), and
-is applied to each place for itself. So none of it is written again here: where few places are scored, only their hidden states
-are let through to the model's own head (`first_of_head` finds where it begins).
+What turns hidden states into logits differs from family to family (BERT's transform, T5's scale, soft caps, BART's
+bias), but always treats each place for itself. So none of it is written again here: if few places are scored, their
+hidden states alone are let through to the model's own head (`first_of_head` finds where it begins).
 """
 
 from typing import Any, NamedTuple
@@ -14,14 +14,15 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.models.masks import document_logits, probe_tokens
 
-IGNORED = -100
+IGNORED = nn.CrossEntropyLoss().ignore_index
+"""Label of a place that is not scored: torch's -100."""
 
 UNPADDED = "unpadded_vocab_size"
-"""Key of a config: entries of the tokenizer, where the model's vocabulary was rounded up. The rest is never predicted."""
+"""Key of a config whose vocabulary was rounded up: entries of the tokenizer. The rest is never predicted."""
 
 
 class Predicted(NamedTuple):
-    """What a validation step looks at."""
+    """Losses and predictions of a validation step."""
 
     row_losses: Tensor
     """[batch] summed loss of each row."""
@@ -33,11 +34,12 @@ class LanguageModel(nn.Module):
     """A transformers model that returns each row's summed loss, so that means are taken once, over all devices' tokens.
 
     Args:
-        max_scored: at most so many places of a row are scored: the head works on these alone. None: on all.
+        model: any language model of transformers.
+        max_scored: largest number of scored places in a row, on which alone the head works; or None if on all.
         label_smoothing: share of each target's probability that is spread over the vocabulary, while training.
         z_loss: weight of log² of the softmax's denominator in the loss, while training.
-        embedding_noise: NEFTune's α: noise on what is read, uniform within ± α / √(tokens · width), while training.
-        probe: a model of the same make that can be run, where `model` has no weights yet: it shows where the head begins.
+        embedding_noise: NEFTune's α: noise on the input, uniform within ± α / √(tokens · width), while training.
+        probe: a model of the same make that can be run, to find where the head begins if `model` has no weights yet.
     """
 
     def __init__(
@@ -54,7 +56,7 @@ class LanguageModel(nn.Module):
         self.model = model
         self.label_smoothing, self.z_loss, self.embedding_noise = label_smoothing, z_loss, embedding_noise
         self.perturbation: Tensor | None = None
-        """[batch, seq_len, width] added to the embeddings of what is read (an encoder's input where there are both)."""
+        """[batch, seq_len, width] added to the input's embeddings (the encoder's if there are two inputs)."""
         self._is_first_lookup = False
         reader = model.get_encoder() if model.config.is_encoder_decoder else model
         embedding: Any = reader.get_input_embeddings()
@@ -77,16 +79,19 @@ class LanguageModel(nn.Module):
         predict: bool = False,
         **inputs: Tensor,
     ) -> Any:
-        """Summed cross-entropy of each row in nats, fp32 [batch]; without `labels` the logits, [batch, seq_len, vocab_size].
+        """Sum each row's cross-entropy.
 
         Args:
-            labels: [batch, target_len] the token that each position's output is to predict; -100 is not scored. Of a model with
-                encoder and decoder these make the decoder's inputs too, unless `decoder_input_ids` are given.
-            segment_ids: [batch, seq_len] which of its row's documents each token of `input_ids` belongs to (see `masks`), which
-                keeps them apart; None: a row is one text.
-            decoder_segment_ids: the same of the decoder's tokens, where the model has an encoder and a decoder.
-            predict: return `Predicted`.
+            labels: [batch, target_len] the token that each place's output is to predict, -100 if none. The decoder's
+                inputs are made of them if the model has an encoder and no `decoder_input_ids` are given.
+            segment_ids: [batch, seq_len] the document of each token of `input_ids` (see `masks`), to keep them apart;
+                None if a row is one text.
+            decoder_segment_ids: [batch, target_len] the same of the decoder's tokens, if the model has an encoder too.
+            predict: whether to return `Predicted`.
             inputs: the model's own inputs (`input_ids` [batch, seq_len], …).
+
+        Returns:
+            [batch] nats in fp32, or `Predicted`; without `labels` the logits, [batch, seq_len, vocab_size].
         """
         if labels is not None and self.model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = decoder_inputs(labels, self.model.config, decoder_segment_ids)
@@ -122,7 +127,7 @@ class LanguageModel(nn.Module):
         return logits if places is None or self._gathers_in_head else gathered(logits, places)
 
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
-        """[batch, num] each target's loss; 0 where nothing is scored."""
+        """[batch, num] loss of each target, 0 if it is not scored."""
         smoothing = self.label_smoothing if self.training else 0.0
         losses = F.cross_entropy(
             logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
@@ -132,7 +137,7 @@ class LanguageModel(nn.Module):
         return losses
 
     def no_perturbation(self, ids: Tensor) -> Tensor:
-        """[batch, seq_len, width] zeros, to be changed; at least fp32."""
+        """[batch, seq_len, width] zeros, in fp32 at least, to become `perturbation`."""
         weight = self._embedding[0].weight
         dtype = torch.promote_types(weight.dtype, torch.float32)
         return torch.zeros(*ids.shape, weight.shape[-1], dtype=dtype, device=ids.device)
@@ -153,18 +158,18 @@ class LanguageModel(nn.Module):
 
 
 def _wide(logits: Tensor) -> Tensor:
-    """At least fp32."""
+    """Widen to fp32 at least."""
     return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
 
 def real_vocab_size(config: PreTrainedConfig) -> int:
-    """Entries of the vocabulary that stand for something."""
+    """Number of entries of the tokenizer, without those added by rounding up."""
     size: int = getattr(config, UNPADDED, None) or config.vocab_size
     return size
 
 
 def scored_places(labels: Tensor, num: int) -> Tensor:
-    """[batch, num] the scored places of each row in order; where there are fewer, others follow.
+    """[batch, num] scored places of each row in order, followed by others if there are fewer.
 
     >>> scored_places(torch.tensor([[-100, 7, -100, 5]]), 2).tolist()
     [[1, 3]]
@@ -178,7 +183,7 @@ def gathered(values: Tensor, places: Tensor) -> Tensor:
 
 
 def decoder_inputs(labels: Tensor, config: PreTrainedConfig, segment_ids: Tensor | None = None) -> Tensor:
-    """[batch, target_len] the labels one place later, after the family's start token; each document begins with that."""
+    """[batch, target_len] labels one place later; each row and each document begins with the family's start token."""
     decoder = getattr(config, "decoder", config)  # T5Gemma has one config for each half
     pad = next(iter(filter(lambda n: n is not None, (config.pad_token_id, getattr(decoder, "pad_token_id", None)))), 0)
     start = getattr(config, "decoder_start_token_id", None)
@@ -193,10 +198,13 @@ def decoder_inputs(labels: Tensor, config: PreTrainedConfig, segment_ids: Tensor
 
 @torch.no_grad()
 def first_of_head(model: PreTrainedModel) -> str | None:
-    """Name of the module in which the head begins, seen by watching the model run: of its direct parts the first after the last that
-    gives more than a tensor (the body). What comes from there on must treat each place for itself: that is probe.
+    """Name the module in which the head begins, by watching the model run.
 
-    None: an architecture without such a part; its logits are made for all places.
+    Of the model's direct parts it is the first after the body, which is the last to return more than a tensor. Whether
+    the rest treats each place for itself is tried.
+
+    Returns:
+        The name, or None if there is no such part, and logits have to be made for all places.
     """
     if model.config.is_encoder_decoder:
         return None  # all places of its targets are scored
@@ -234,10 +242,21 @@ def first_of_head(model: PreTrainedModel) -> str | None:
 def sample(
     network: LanguageModel, prompts: Tensor, seq_len: int, num_new: int, seed: int, temperature: float = 0.8
 ) -> Tensor:
-    """[n, k] prompts -> [n, k + num_new] tokens of a causal model, drawn one by one; at most seq_len in all.
+    """Continue prompts with a causal model, token by token; all ranks draw the same.
 
-    Goes through the wrapped module's forward, hence works sharded, and always with [n, seq_len] tokens, hence recompiles
-    nothing; all ranks draw the same.
+    It calls the wrapped module's forward, hence works sharded, and always with [n, seq_len] tokens, hence recompiles
+    nothing.
+
+    Args:
+        network: the model, in evaluation mode.
+        prompts: [n, k] tokens.
+        seq_len: largest number of tokens in all.
+        num_new: tokens to draw.
+        seed: what is drawn depends on it.
+        temperature: divides the logits.
+
+    Returns:
+        [n, k + num_new] tokens, or [n, seq_len] if that is less.
     """
     generator = torch.Generator().manual_seed(seed)
     n, k = prompts.shape

@@ -1,7 +1,7 @@
 """A recurrent language model, which transformers has none of: embedding, LSTM layers, head (Zaremba et al. 2014).
 
-Importing this registers it with transformers' Auto classes as `sslm_lstm`. An exported folder has a copy of this file, to
-load where sslm is not installed: so it imports nothing of sslm.
+Importing this file registers the model with transformers' Auto classes as `sslm_lstm`. An exported folder has a copy of
+the file, and loads where sslm is not installed: so nothing of sslm is imported here.
 """
 
 from itertools import pairwise
@@ -22,9 +22,9 @@ class LstmConfig(PreTrainedConfig):
 
     Args:
         hidden_size: units of each layer.
-        embedding_size: of a token; None: hidden_size.
-        dropout: of the embedding's output and of each layer's, one mask for all of a row's tokens.
-        tie_word_embeddings: head and embedding share their weights; needs embedding_size equal to hidden_size.
+        embedding_size: numbers of a token's embedding; None stands for hidden_size.
+        dropout: probability for units of the embedding's and of each layer's output, alike for all of a row's tokens.
+        tie_word_embeddings: whether head and embedding share their weights; their sizes must be equal.
         initializer_range: standard deviation of the embedding's and the head's first weights.
     """
 
@@ -47,15 +47,15 @@ class LstmConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def validate_architecture(self) -> None:
-        """transformers calls this with every config.
+        """Check the settings, as transformers asks every config to.
 
         Raises:
-            ValueError: settings that don't go together.
+            ValueError: they don't go together.
         """
         if self.tie_word_embeddings and self.embedding_size != self.hidden_size:
             raise ValueError(
-                f"embedding_size {self.embedding_size} and hidden_size {self.hidden_size} differ, so head and embedding "
-                f"can't share weights; give tie_word_embeddings false"
+                f"embedding_size {self.embedding_size} and hidden_size {self.hidden_size} differ, so head and "
+                "embedding can't share weights; give tie_word_embeddings false"
             )
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout}; expected at least 0 and less than 1")
@@ -84,11 +84,13 @@ class LstmForCausalLM(PreTrainedModel):
     def forward(
         self, input_ids: Tensor, labels: Tensor | None = None, segment_ids: Tensor | None = None, **kwargs: Any
     ) -> CausalLMOutput:
-        """Logits [batch, seq_len, vocab_size].
+        """Logits [batch, seq_len, vocab_size], and the mean loss if there are labels.
 
         Args:
-            labels: the tokens again; the mean loss of predicting each from those before it is returned too.
-            segment_ids: [batch, seq_len] which document of its row a token belongs to; each begins with a state of zeros.
+            input_ids: [batch, seq_len] tokens.
+            labels: the tokens again, each to be predicted from those before it.
+            segment_ids: [batch, seq_len] document of each token in its row; each begins with a state of zeros.
+            kwargs: what transformers passes to every model; not used.
         """
         documents = None if segment_ids is None else Documents.of(segment_ids)
         hidden = self.dropout(self.embed_tokens(input_ids))
@@ -99,7 +101,7 @@ class LstmForCausalLM(PreTrainedModel):
         return CausalLMOutput(loss=loss, logits=logits)
 
     def _init_weights(self, module: nn.Module) -> None:
-        """As torch draws them, but forget gates are open at first (Jozefowicz et al. 2015)."""
+        """Draw weights as torch does, but with forget gates open at first (Jozefowicz et al. 2015)."""
         super()._init_weights(module)  # type: ignore[no-untyped-call]
         if isinstance(module, nn.LSTM):
             bound = module.hidden_size**-0.5
@@ -113,7 +115,7 @@ class LstmForCausalLM(PreTrainedModel):
 
 
 class LstmLayer(GradientCheckpointingLayer, nn.LSTM):
-    """One layer: what is recomputed and sharded as a unit. Its weights have the names that torch gives them."""
+    """One layer, recomputed and sharded as a unit. Its weights have the names that torch gives them."""
 
     def forward(self, hidden: Tensor, documents: "Documents | None" = None) -> Tensor:  # type: ignore[override]
         """[batch, seq_len, size] -> [batch, seq_len, hidden_size], each row or each document from a state of zeros."""
@@ -144,18 +146,19 @@ class VariationalDropout(nn.Module):
 class Documents(NamedTuple):
     """A batch's documents as rows of their own, in groups of like length.
 
-    A group goes through a layer as one rectangle: a document's row is filled up with the tokens that happen to follow, whose outputs
-    nobody takes. Lengths of a group differ by less than a factor of two. (`PackedSequence` fills nothing up, but its backward pass
-    costs seq_len times as much on CPUs.)
+    A group goes through a layer as one rectangle: a document's row is filled up with the tokens that happen to follow,
+    whose outputs nobody takes. Lengths in a group differ by less than a factor of two. (`PackedSequence` fills nothing
+    up, but its backward pass costs seq_len times as much on CPUs.)
     """
 
     groups: list[tuple[Tensor, Tensor]]
-    """[documents, longest] tokens of the batch as it lies flat; which of the rectangle's places, flat too, are the documents'."""
+    """[documents, longest] places in the flattened batch; and those of the flattened rectangle that hold a document."""
     order: Tensor
-    """[batch · seq_len] where a token's output is, those of all groups one after the other."""
+    """[batch · seq_len] place of each token's output among those of all groups, one after the other."""
 
     @classmethod
     def of(cls, segment_ids: Tensor) -> "Documents":
+        """Group the documents of a batch, [batch, seq_len]."""
         changes = segment_ids.diff(dim=1, prepend=segment_ids[:, :1] - 1)  # a row's first token begins a document
         starts = changes.flatten().nonzero()[:, 0]
         end = starts.new_tensor([segment_ids.numel()])
@@ -163,10 +166,10 @@ class Documents(NamedTuple):
         num_bits = (lengths - 1).double().frexp().exponent
         groups, tokens = [], []
         for group in sorted(set(num_bits.tolist())):
-            mine = num_bits == group
-            offset = torch.arange(int(lengths[mine].max()), device=starts.device)
-            rectangle = starts[mine, None] + offset
-            inside = offset < lengths[mine, None]
+            in_group = num_bits == group
+            offset = torch.arange(int(lengths[in_group].max()), device=starts.device)
+            rectangle = starts[in_group, None] + offset
+            inside = offset < lengths[in_group, None]
             groups.append((rectangle.clamp(max=segment_ids.numel() - 1), inside.flatten().nonzero()[:, 0]))
             tokens.append(rectangle[inside])
         return cls(groups, torch.cat(tokens).argsort())

@@ -27,8 +27,14 @@ IMPLEMENTATIONS = ("sdpa", "eager")
 """Attention that takes an explicit mask; transformers chooses eager where an architecture's attention is not SDPA's."""
 
 EXPLICIT_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "indexed_attention"})
-"""Of `config.layer_types`, those whose mask the table makes. What others do may show at length only, beyond the probe: convolutions
-and states, keys compressed over many tokens."""
+"""Of `config.layer_types`, those whose mask the table makes. What others do (convolutions, states, keys compressed over
+many tokens) may show only in texts longer than the probe."""
+
+POSITIONS_AFTER_PADDING = {
+    *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "data2vec-text"),
+    *("ibert", "mpnet", "esm", "luke", "longformer"),
+}
+"""Architectures whose positions begin after the padding's id."""
 
 PROBE_TOKENS = 32
 
@@ -38,12 +44,13 @@ MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 def document_logits(
     model: PreTrainedModel, segment_ids: Tensor, decoder_segment_ids: Tensor | None = None, **inputs: Tensor
 ) -> Tensor:
-    """The model's logits with every document for itself.
+    """Logits [batch, target_len, vocab_size] of rows in which no document sees another.
 
     Args:
+        model: any that `check_documents` passes.
         segment_ids: [batch, seq_len] of `input_ids`.
-        decoder_segment_ids: [batch, target_len] of `decoder_input_ids`, numbered alike: a document reads its own source. Every
-            document with a target has a source.
+        decoder_segment_ids: [batch, target_len] of `decoder_input_ids`, numbered alike: a document reads its own
+            source. Every document with a target has a source.
         inputs: the model's own, without an attention mask.
     """
     if "segment_ids" in _parameters(model):  # a model of ours, which has states to reset and no attention
@@ -61,7 +68,7 @@ def document_logits(
 def _encode_and_decode(
     model: PreTrainedModel, segment_ids: Tensor, decoder_segment_ids: Tensor, input_ids: Tensor, **inputs: Tensor
 ) -> Any:
-    """One after the other: a call of both at once takes one mask for the encoder and for reading it."""
+    """Run the encoder, then the decoder: one call of both takes one mask for the encoder and for reading it."""
     encoder = model.get_encoder()
     with attention_within(segment_ids):
         encoded = encoder(input_ids=input_ids, **_positions(encoder, "position_ids", segment_ids))
@@ -78,7 +85,7 @@ def _encode_and_decode(
 
 @contextmanager
 def attention_within(segment_ids: Tensor) -> Iterator[None]:
-    """Every mask that transformers makes meanwhile keeps to documents, and takes what is padding from them."""
+    """Keep every mask that transformers makes meanwhile to documents, and to what they call padding."""
 
     def within(make_mask: Callable[..., Tensor], *, mask_function: MaskFunction, **how: Any) -> Tensor:
         how |= {"attention_mask": None, "allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
@@ -97,7 +104,10 @@ def attention_within(segment_ids: Tensor) -> Iterator[None]:
 
 
 def cross_mask(model: PreTrainedModel, decoder_segment_ids: Tensor, segment_ids: Tensor) -> Tensor:
-    """[batch, 1, target_len, seq_len]: a target reads its own document's source; padding, whose source may be empty, all."""
+    """[batch, 1, target_len, seq_len] mask that lets a target read its own document's source.
+
+    Padding, whose source may be empty, reads everything.
+    """
 
     def same_document(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         reader = decoder_segment_ids[batch, query]
@@ -129,14 +139,15 @@ def positions_within(segment_ids: Tensor) -> Tensor:
 def _positions(model: PreTrainedModel, name: str, segment_ids: Tensor) -> dict[str, Tensor]:
     if name not in _parameters(model):
         return {}
-    return {name: positions_within(segment_ids) + _first_position(model)}
+    config = model.config
+    return {name: positions_within(segment_ids) + first_position(config.model_type, config.pad_token_id)}
 
 
-def _first_position(model: PreTrainedModel) -> int:
-    """RoBERTa's kin count from padding_idx + 1, as fairseq did: their embedding of positions says so."""
-    embedding = getattr(getattr(model.base_model, "embeddings", None), "position_embeddings", None)
-    padding = getattr(embedding, "padding_idx", None)
-    return 0 if padding is None else padding + 1
+def first_position(model_type: str, padding_id: int | None) -> int:
+    """Position of a text's first token: RoBERTa's kin count on from the padding's id, as fairseq did."""
+    if model_type not in POSITIONS_AFTER_PADDING or padding_id is None:
+        return 0
+    return 2 if model_type == "mpnet" else padding_id + 1  # MPNet's is always 1
 
 
 def _parameters(model: PreTrainedModel) -> set[str]:
@@ -148,12 +159,12 @@ def _parameters(model: PreTrainedModel) -> set[str]:
 
 @torch.no_grad()
 def check_documents(model: PreTrainedModel) -> None:
-    """See on a few tokens that documents don't see each other, and that one alone is what it is without a mask.
+    """Check on a few tokens that documents don't see each other, and that one alone comes out as without a mask.
 
     No list of names could tell: every architecture is tried.
 
     Raises:
-        UserError: it isn't so.
+        UserError: a document sees another, or comes out otherwise.
     """
     refused = f"--data.document_mask true: {model.config.model_type} can't keep documents apart"
     instead = "leave the flag out, or take an architecture such as llama, bert or t5"
@@ -170,7 +181,7 @@ def check_documents(model: PreTrainedModel) -> None:
 
 
 def _unmasked(model: PreTrainedModel) -> str:
-    """What of an architecture is known to go past an explicit mask."""
+    """Name what of an architecture is known to go past an explicit mask, if anything."""
     config = model.config
     if "segment_ids" in _parameters(model):
         return ""
@@ -184,7 +195,10 @@ def _unmasked(model: PreTrainedModel) -> str:
 
 
 def _leak(model: PreTrainedModel) -> str:
-    """Change each of two documents in turn and look at the other. The measure is what the change does where both are one."""
+    """Change each of two documents in turn and look at the other.
+
+    The measure is what the same change does if both are one document.
+    """
     ids, changed, segments = probe_tokens(model), probe_tokens(model, shift=1), torch.zeros_like(probe_tokens(model))
     segments[:, max(1, ids.shape[1] * 3 // 8) :] = 1
     for document in (0, 1):
@@ -199,7 +213,7 @@ def _leak(model: PreTrainedModel) -> str:
 
 
 def _otherwise(model: PreTrainedModel) -> str:
-    """Compare a row that is one document to the same without a mask: windows and positions must be as they were."""
+    """Compare a row that is one document with the same without a mask: windows and positions must stay."""
     ids = probe_tokens(model)
     plain = _probe(model, ids, None)
     if not (_probe(model, ids, torch.zeros_like(ids)) - plain).abs().max() <= 1e-4 * plain.abs().max():
@@ -208,7 +222,7 @@ def _otherwise(model: PreTrainedModel) -> str:
 
 
 def _probe(model: PreTrainedModel, ids: Tensor, segment_ids: Tensor | None) -> Tensor:
-    """[tokens, vocab_size] logits of one row, which is source and target at once where the model has both."""
+    """[tokens, vocab_size] logits of one row, which is source and target at once if the model has both."""
     both = model.config.is_encoder_decoder
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if both else {})
     if segment_ids is None:
@@ -217,10 +231,11 @@ def _probe(model: PreTrainedModel, ids: Tensor, segment_ids: Tensor | None) -> T
 
 
 def probe_tokens(model: PreTrainedModel, shift: int = 0) -> Tensor:
-    """[1, PROBE_TOKENS] or as many as there are positions; none is padding."""
+    """[1, PROBE_TOKENS] tokens other than padding, or as many as there are positions; another `shift` gives others."""
     config = model.config
     positions = getattr(config, "max_position_embeddings", None)
-    most = positions - _first_position(model) if isinstance(positions, int) and positions > 0 else PROBE_TOKENS
+    first = first_position(config.model_type, getattr(config, "pad_token_id", None))
+    most = positions - first if isinstance(positions, int) and positions > 0 else PROBE_TOKENS
     allowed = torch.tensor([n for n in range(config.vocab_size) if n != getattr(config, "pad_token_id", None)])
     chosen = torch.arange(min(PROBE_TOKENS, most)) * 7 + shift + 5
     return allowed[chosen % len(allowed)][None].to(model.device)
@@ -228,7 +243,10 @@ def probe_tokens(model: PreTrainedModel, shift: int = 0) -> Tensor:
 
 @contextmanager
 def no_packed_rows() -> Iterator[None]:
-    """Let a model run on the meta device: transformers can't see on tensors without contents that no row holds several texts."""
+    """Let a model run on the meta device.
+
+    transformers looks whether rows hold several texts, which tensors without contents can't tell.
+    """
     found = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda *_, **__: None
     try:

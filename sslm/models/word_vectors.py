@@ -1,12 +1,14 @@
 """Word vectors, as word2vec and GloVe write them, as the first weights of a model's input embedding.
 
-Text, a word and its numbers per line (.gz too); word2vec's begins with a line `words dimension`, GloVe's doesn't. The file is read
-once and only what the vocabulary asks for is kept (Mikolov et al. 2013, arXiv:1301.3781; Pennington et al. 2014, "GloVe").
+The file is text, a word and its numbers per line (.gz too); word2vec's begins with a line `words dimension`, GloVe's
+doesn't. It is read once, and only what the vocabulary asks for is kept (Mikolov et al. 2013, arXiv:1301.3781;
+Pennington et al. 2014, "GloVe").
 
-Which entry of a vocabulary gets a word's vector: an entry stands for its text without the mark of its place in a word (Ġ or ▁
-before a word's beginning, ## before what continues one, </w> after its end). Of entries with one text only one gets the vector:
-the whole word's or beginning's before one without a mark, that before one that continues a word. A text takes the vector of the
-same word, or else of the file's first that differs in upper and lower case only. All other entries stay as they were drawn.
+Which entry of a vocabulary gets a word's vector: an entry stands for its text without the mark of its place in a word
+(Ġ or ▁ before a word's beginning, ## before what continues one, </w> after its end). Of entries with the same text, one
+that is a whole word or begins one comes first, then one without a mark, then one that continues a word; only the first
+gets the vector. A text takes the vector of the same word, or else of the file's first that differs in upper and lower
+case only. All other entries stay as they were drawn.
 
     file: the 3 4 · The 0 1 · Rome 1 0     vocabulary: Ġthe, the, The, Ġrome, zz
     Ġthe: 3 4     The: 0 1     Ġrome: 1 0 (of Rome)     the: as drawn, for Ġthe has it     zz: as drawn
@@ -31,11 +33,11 @@ from sslm.system.errors import UserError
 FORMAT = "the text format of word2vec or GloVe, a word and its numbers per line (.gz too)"
 
 LONE_BYTE = re.compile("<0x[0-9A-F]{2}>")
-"""Stands for a byte where a tokenizer has no better entry; decoded, <0x2C> is the comma, but the comma is another entry."""
+"""Entry for a byte that has no better one: <0x2C> decodes to the comma, but the comma has an entry of its own."""
 
 
 class Vectors(NamedTuple):
-    """What a file has for a vocabulary."""
+    """Vectors that a file has for a vocabulary."""
 
     ids: list[int]
     """Entries with a vector, ascending."""
@@ -47,7 +49,7 @@ class Vectors(NamedTuple):
 
 
 def dimension_of(file: str | Path) -> int:
-    """Numbers per word, read off the first line.
+    """Read a file's numbers per word off its first line.
 
     Raises:
         UserError: no such file, or not of this format.
@@ -56,9 +58,10 @@ def dimension_of(file: str | Path) -> int:
 
 
 def load_vectors(file: str | Path, entries: Mapping[str, int]) -> Vectors:
-    """Vectors of those entries that have one.
+    """Read the vectors of those entries that have one.
 
     Args:
+        file: in the format of word2vec or GloVe.
         entries: text -> id.
 
     Raises:
@@ -81,9 +84,10 @@ def load_vectors(file: str | Path, entries: Mapping[str, int]) -> Vectors:
 
 
 def _words_in(file: str | Path) -> Iterator[tuple[int, str, str]]:
-    """Line number, word, and its numbers as they are written: most are not wanted, and are not parsed.
+    """Yield line number, word, and its numbers as text: most are not wanted, and not parsed.
 
-    A few words of GloVe's 840B have spaces in them (`. . .`): the dimension, read off the first line, says where a word ends.
+    A few words of GloVe's 840B have spaces in them (`. . .`): the dimension, read off the first line, says where a word
+    ends.
     """
     announced, dimension = _first_line(file)
     words = 0
@@ -98,12 +102,13 @@ def _words_in(file: str | Path) -> Iterator[tuple[int, str, str]]:
         yield number, word, line[len(word) + 1 :]
     if announced is not None and words < announced:
         raise UserError(
-            f"{_flag(file)}: has {words:,} words, but its first line says {announced:,}; it was cut short, fetch it again"
+            f"{_flag(file)}: has {words:,} words, but its first line says {announced:,}; it was cut short, "
+            "fetch it again"
         )
 
 
 def _first_line(file: str | Path) -> tuple[int | None, int]:
-    """Words that word2vec announces (None: GloVe, the line is a word's), and numbers per word."""
+    """Words that word2vec announces, or None if the line is already a word's (GloVe), and numbers per word."""
     with closing(_lines(file)) as lines:
         _, line = next(lines, (1, ""))
     word, _, numbers = line.partition(" ")
@@ -115,7 +120,7 @@ def _first_line(file: str | Path) -> tuple[int | None, int]:
 
 
 def _lines(file: str | Path) -> Generator[tuple[int, str], None, None]:
-    """Numbered from 1. Bytes that aren't UTF-8 become a sign that no entry's text has."""
+    """Yield lines, numbered from 1. Bytes that aren't UTF-8 become a sign that no entry's text has."""
     if not Path(file).is_file():
         raise UserError(f"{_flag(file)}: there is no such file; expected word vectors in {FORMAT}")
     how: Any = {"encoding": "utf-8", "errors": "replace", "newline": "\n"}
@@ -153,7 +158,7 @@ def _flag(file: str | Path) -> str:
 
 
 def words_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
-    """Text -> the entry that gets its vector, special tokens left out.
+    """Map each text to the entry that gets its vector; special tokens are left out.
 
     >>> words_of(wordpiece)  # of [UNK], the, ##the, ##ing  # doctest: +SKIP
     {'the': 1, 'ing': 3}
@@ -189,7 +194,13 @@ def words_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 def check_vectors(
     file: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, project: bool
 ) -> None:
-    """What can be wrong, as far as the first line shows it; the model may be on the meta device.
+    """Check that vectors fit a model, as far as the file's first line shows.
+
+    Args:
+        file: in the format of word2vec or GloVe.
+        model: may be on the meta device.
+        tokenizer: of the run, or None if its corpus has none.
+        project: whether vectors of another dimension are projected.
 
     Raises:
         UserError: no such file, not of this format, another dimension and no projection, nothing to match words with.
@@ -201,8 +212,8 @@ def check_vectors(
     had, wanted = dimension_of(file), _embedding(file, model).shape[1]
     if had != wanted and not project:
         raise UserError(
-            f"{_flag(file)}: its vectors have {had} numbers, the model's embedding {wanted}; give --model.embedding_project true "
-            f"to turn them into {wanted}, or an embedding of {had}"
+            f"{_flag(file)}: its vectors have {had} numbers, the model's embedding {wanted}; give "
+            f"--model.embedding_project true to turn them into {wanted}, or an embedding of {had}"
         )
 
 
@@ -210,17 +221,23 @@ def check_vectors(
 def initialise_embedding(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, file: str | Path, project: bool, seed: int
 ) -> int:
-    """Put the file's vectors into a fresh model's input embedding; how many entries have one.
+    """Put a file's vectors into a fresh model's input embedding.
 
-    One factor scales them all, so that their numbers have the standard deviation of those they replace: training starts as usual.
-    A head that shares the embedding's weights has them too.
+    One factor scales them all, so that their numbers have the standard deviation of those they replace and training
+    starts as usual. A head that shares the embedding's weights has them too.
 
     Args:
         model: on the CPU, not yet sharded.
-        project: where dimensions differ, apply `projection`, drawn from `seed`.
+        tokenizer: of the run, or None if its corpus has none.
+        file: in the format of word2vec or GloVe.
+        project: whether to apply `projection`, drawn from `seed`, if dimensions differ.
+        seed: the run's.
+
+    Returns:
+        How many entries have a vector.
 
     Raises:
-        UserError: as `check_vectors`; no entry has a vector.
+        UserError: `check_vectors` refuses, or no entry has a vector.
     """
     check_vectors(file, model, tokenizer, project)
     assert tokenizer is not None
@@ -237,20 +254,21 @@ def initialise_embedding(
     spread = vectors.std(correction=0)
     if not spread > 0:
         raise UserError(
-            f"{_flag(file)}: all numbers of the {len(ids):,} words it shares with the tokenizer are the same; give another file"
+            f"{_flag(file)}: all numbers of the {len(ids):,} words it shares with the tokenizer are the same; "
+            "give another file"
         )
     weight[ids] = (vectors * (weight[ids].double().std(correction=0) / spread)).to(weight.dtype)
     return len(ids)
 
 
 def projection(had: int, wanted: int, seed: int) -> Tensor:
-    """[had, wanted] of a random orthogonal matrix: no direction is likelier than another.
+    """[had, wanted] part of a random orthogonal matrix: no direction is likelier than another.
 
-    Into more dimensions it keeps all angles, and lengths. Into fewer it keeps them roughly (Johnson and Lindenstrauss 1984), lengths
-    times √(wanted/had); the one factor of `initialise_embedding` makes up for that.
+    Into more dimensions it keeps all angles, and lengths. Into fewer it keeps them roughly (Johnson and Lindenstrauss
+    1984), lengths times √(wanted/had); the one factor of `initialise_embedding` makes up for that.
 
-    It is Q of a Gaussian matrix' QR decomposition, columns turned so that R's diagonal is positive; without that, Q would not be
-    uniform (Mezzadri 2007, arXiv:math-ph/0609050).
+    It is Q of the QR decomposition of a Gaussian matrix, its columns turned so that R's diagonal is positive; without
+    that, Q would not be uniform (Mezzadri 2007, arXiv:math-ph/0609050).
     """
     generator = torch.Generator().manual_seed(seed)
     gaussian = torch.randn(max(had, wanted), min(had, wanted), dtype=torch.float64, generator=generator)
@@ -261,7 +279,7 @@ def projection(had: int, wanted: int, seed: int) -> Tensor:
 
 
 def _embedding(file: str | Path, model: PreTrainedModel) -> Tensor:
-    """[vocab_size, dimension] the model's own weights."""
+    """[vocab_size, dimension] weights of the model's input embedding."""
     weight: Any = None
     with suppress(AttributeError, NotImplementedError):
         weight = model.get_input_embeddings().weight

@@ -6,8 +6,8 @@ A window of seq_len + 1 tokens gives seq_len predictions. With seq_len 4:
     input_ids  7 1 5 2
     labels     1 5 2 9
 
-The next window starts with the 9, so that every token of a shard but its first is predicted once an epoch. Where documents
-are kept apart (a 1 ends one) each sees itself only, and its first token is not predicted:
+The next window starts with the 9, so that every token of a shard but its first is predicted once an epoch. If documents
+are kept apart (a 1 ends one), each sees itself only, and its first token is not predicted:
 
     labels     1 -100 2 9
     segments   0 0 1 1

@@ -1,4 +1,6 @@
-"""Denoising: a text is corrupted, and the model writes it as it was (Lewis et al. 2020, BART, arXiv:1910.13461, section 2.2).
+"""Denoising: a text is corrupted, and the model writes it as it was.
+
+This is the objective of BART (Lewis et al. 2020, arXiv:1910.13461, section 2.2).
 
 Five noises, in any combination; on a row they act in this order:
 
@@ -8,9 +10,9 @@ Five noises, in any combination; on a row they act in this order:
     token_delete        tokens that are still left are taken out
     rotate              a row begins with a token drawn uniformly, and what stood before it follows the last
 
-By default the first two, as BART's large models were trained. With <s> = 0, </s> = 2, mask = 4, padding = 1, seq_len 14, a text
-whose sentences end with 13, 16 and 20, and words that are tokens but for 14 15, 19 20 and 21 22, 3 of 9 words are hidden, in spans
-of 0, 1 and 2:
+By default the first two, as BART's large models were trained. With <s> = 0, </s> = 2, mask = 4, padding = 1, seq_len
+14, a text whose sentences end with 13, 16 and 20, and words that are tokens but for 14 15, 19 20 and 21 22, 3 of 9
+words are hidden, in spans of 0, 1 and 2:
 
     window           11 12 13 14 15 16 17 18 19 20 21 22
     permuted         17 18 19 20 11 12 13 14 15 16 21 22
@@ -18,15 +20,17 @@ of 0, 1 and 2:
     input_ids      0 17  4 18 19 20 11  4 13 14 15  4  2  1
     labels         0 11 12 13 14 15 16 17 18 19 20 21 22  2
 
-Infilling is that of fairseq's `denoising_dataset.py`. ceil(infill · words) words are to be hidden: lengths are drawn until they sum
-to that, the last cut short, and the spans of 1 or more begin at distinct words drawn uniformly. Of spans that run into each other
-the first's mask remains, and less is hidden. Masks for lengths of 0 are put in last, at places drawn uniformly. One thing differs:
-a row never becomes longer than it was, so at most as many masks are put in as tokens have been taken out. By the default settings
-none was ever one too many in 100,000 windows of 510 tokens, nor of 126; with `poisson_lambda` 1, in 1 row of 10 (of 510 tokens).
+Infilling is that of fairseq's `denoising_dataset.py`. ceil(infill · words) words are to be hidden: lengths are drawn
+until they sum to that, the last cut short, and the spans of 1 or more begin at distinct words drawn uniformly. If spans
+run into each other, only the first's mask remains, and less is hidden. Masks for lengths of 0 are put in last, at
+places drawn uniformly. One thing differs: a row never becomes longer than it was, so at most as many masks are put in
+as tokens have been taken out. By the default settings none was ever one too many in 100,000 windows of 510 tokens, nor
+of 126; with `poisson_lambda` 1, in 1 row of 10 (of 510 tokens).
 
-Special tokens, the ends of documents among them, are never hidden or taken out; neither spans nor sentences go across them, and of
-all noises rotation alone moves them. Shares are of a row's words (infill) or its tokens (token_mask, token_delete), special ones
-not counted, and rounded up. Where documents are kept apart each is rotated for itself, and keeps one token at least.
+Special tokens, the ends of documents among them, are never hidden or taken out; neither spans nor sentences go across
+them, and of all noises rotation alone moves them. Shares are of a row's words (infill) or its tokens (token_mask,
+token_delete), special ones not counted, and rounded up. If documents are kept apart, each is rotated for itself, and
+keeps one token at least.
 """
 
 import math
@@ -38,14 +42,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslm.data.stream import noise
-from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.stream.recipe import IGNORED, Arrays, Bools, Examples, Ints, Recipe
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
-from sslm.objectives.wrapping import PADDING, documents_of, prefix_and_suffix, wrapped, wrapped_documents
+from sslm.objectives.special_tokens import PADDING, Around, documents_of, masked, starts, text_starts
 from sslm.system.errors import UserError
 from sslm.training.module import Objective
-
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 SHARES = ("token_mask", "token_delete", "infill", "permute_sentences", "rotate")
 SMALLEST_LAMBDA, LARGEST_LAMBDA = 0.01, 100.0
@@ -94,7 +95,7 @@ class DenoisingRecipe(Recipe):
 
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         assert vocabulary is not None
-        length = seq_len - sum(map(len, prefix_and_suffix(vocabulary, with_end=True)))
+        length = seq_len - Around.decoded(vocabulary).num_tokens
         if length < 2:
             raise UserError(
                 f"--seq_len {seq_len}: denoising needs room for two tokens besides the tokenizer's own; "
@@ -108,24 +109,22 @@ class DenoisingRecipe(Recipe):
         inputs, input_documents = self._noised(examples, documents, vocabulary, seed)
         if self.rotate:
             inputs = inputs.ravel()[self._rotation(examples, input_documents, seed)]
-        before, after = prefix_and_suffix(vocabulary, with_end=True)
-        original = np.where(documents >= 0, examples.tokens, IGNORED)
+        original, around = np.where(documents >= 0, examples.tokens, IGNORED), Around.decoded(vocabulary)
         batch = {
-            "input_ids": wrapped(inputs, input_documents, before, after, vocabulary.pad),
-            "labels": wrapped(original, documents, before, after, IGNORED),
+            "input_ids": around.wrap(inputs, input_documents, vocabulary.pad),
+            "labels": around.wrap(original, documents, IGNORED),
+            "segment_ids": around.wrap_documents(input_documents),
+            "decoder_segment_ids": around.wrap_documents(documents),
         }
-        segments = wrapped_documents(input_documents, before, after)
-        if examples.documents is None:
-            return batch | {"attention_mask": (segments >= 0).astype(np.int64)}
-        return batch | {"segment_ids": segments, "decoder_segment_ids": wrapped_documents(documents, before, after)}
+        return masked(batch, examples, always=True)
 
     def _noised(self, examples: Examples, documents: Ints, vocabulary: Vocabulary, seed: int) -> tuple[Ints, Ints]:
-        """[n, length] the tokens after all noises but rotation, and the documents that they belong to, from the left edge."""
+        """[n, length] tokens after all noises but rotation, and their documents, from the left edge."""
         assert vocabulary.mask is not None
         tokens, length = examples.tokens, examples.tokens.shape[1]
         real, special = documents >= 0, vocabulary.special[tokens]
         ordinary = real & ~special
-        texts = _texts(real & special, documents)
+        texts = text_starts(real & special, documents)
         words = vocabulary.word_starts(tokens) | texts
         if self.permute_sentences:  # special tokens stay where they are, and so do `texts`
             sentences = texts | _begins_sentence(tokens, vocabulary)
@@ -144,7 +143,9 @@ class DenoisingRecipe(Recipe):
             masks, left = masks | single, left & ~single
         if self.token_delete:
             if examples.documents is not None:
-                left &= ~_lasts(documents)  # a document with targets has to have a source
+                left &= ~starts(documents[:, ::-1])[
+                    :, ::-1
+                ]  # not its last: a document with targets has to have a source
             num = np.minimum(_share(ordinary, self.token_delete), left.sum(axis=1))
             gone = gone | noise.chosen(noise.words(examples, length, seed, "token_delete"), left, num)
 
@@ -158,7 +159,7 @@ class DenoisingRecipe(Recipe):
         return noised, _documents_around(documents, keep, inserted, others)
 
     def _sentence_order(self, examples: Examples, texts: Bools, sentences: Bools, seed: int) -> Ints:
-        """[n, length] from where in the flattened batch each place's token comes."""
+        """[n, length] place in the flattened batch from which each token comes."""
         rows, places = np.nonzero(sentences)
         text = np.cumsum(texts)[sentences.ravel()] - 1
         moving = np.arange(len(rows))
@@ -171,21 +172,26 @@ class DenoisingRecipe(Recipe):
         order = np.arange(len(rows))
         order[moving] = moving[noise.shuffled(text[moving], keys)]
 
-        starts = np.flatnonzero(sentences)
-        lengths = np.diff(starts, append=texts.size)[order]
-        shift = starts[order] - (np.cumsum(lengths) - lengths)
+        places = np.flatnonzero(sentences)
+        lengths = np.diff(places, append=texts.size)[order]
+        shift = places[order] - (np.cumsum(lengths) - lengths)
         source: Ints = np.repeat(shift, lengths) + np.arange(texts.size)
         return source.reshape(texts.shape)
 
     def _infilled(
         self, examples: Examples, texts: Bools, words: Bools, ordinary: Bools, seed: int
     ) -> tuple[Bools, Bools, Ints]:
-        """Which tokens become the mask of a span, [n, length]; which vanish in one; and how many spans are empty, [n].
+        """Hide words in spans.
 
         Args:
-            texts: [n, length] where one begins that no span leaves.
-            words: [n, length] where one begins.
-            ordinary: [n, length] what may be hidden.
+            examples: key the draws.
+            texts: [n, length] where a text begins that no span leaves.
+            words: [n, length] where a word begins.
+            ordinary: [n, length] whether a token may be hidden.
+            seed: the run's.
+
+        Returns:
+            [n, length] tokens that become a span's mask, [n, length] those that vanish, and [n] numbers of empty spans.
         """
         budget = _share(words & ordinary, self.infill)
         lengths, num_empty = self._span_lengths(examples, budget, seed)
@@ -209,7 +215,7 @@ class DenoisingRecipe(Recipe):
         return masks, hidden[number] & ~masks, num_empty
 
     def _span_lengths(self, examples: Examples, budget: Ints, seed: int) -> tuple[Ints, Ints]:
-        """[n, any] lengths above 0 that sum to each row's budget, then 0; and how many lengths of 0 were drawn among them, [n].
+        """[n, any] lengths above 0 that sum to each row's budget, then 0; and [n] how many of 0 were drawn among them.
 
         Of draws from a Poisson distribution those above 0 follow the same without its 0; how many 0 come before each is
         geometric, k or more with probability e^(-lambda k). Hence budget draws of each are always enough.
@@ -223,8 +229,8 @@ class DenoisingRecipe(Recipe):
         return lengths, (empty * (lengths > 0)).sum(axis=1)
 
     def _rotation(self, examples: Examples, documents: Ints, seed: int) -> Ints:
-        """[n, length] from where in the flattened batch each place's token comes; each document keeps to itself."""
-        begins = _changes(documents)
+        """[n, length] place in the flattened batch, and in its own document, from which each token comes."""
+        begins = starts(documents)
         rows, places = np.nonzero(begins)
         first = rows * documents.shape[1] + places
         size = np.diff(first, append=documents.size)
@@ -241,7 +247,7 @@ class DenoisingRecipe(Recipe):
 
 @cache
 def _positive_poisson(mean: float) -> NDArray[np.float64]:
-    """Of a Poisson variable that is not 0, the probability of at most 1, 2 …"""
+    """Probabilities that a Poisson variable which is not 0 is at most 1, 2 …"""
     k = np.arange(1, 32 + int(mean + 12 * math.sqrt(mean)))
     log_factorial = np.cumsum(np.log(k))
     probability = np.exp(k * math.log(mean) - log_factorial)
@@ -250,28 +256,9 @@ def _positive_poisson(mean: float) -> NDArray[np.float64]:
 
 
 def _share(places: Bools, share: float) -> Ints:
-    """[n] so many of each row's places, rounded up."""
+    """[n] a share of each row's places, rounded up."""
     num: Ints = np.ceil(places.sum(axis=1) * share).astype(np.int64)
     return num
-
-
-def _changes(values: Ints) -> Bools:
-    """[n, length] where another value than the one before stands; a row's first place is one."""
-    changes = np.ones(values.shape, bool)
-    np.not_equal(values[:, 1:], values[:, :-1], out=changes[:, 1:])
-    return changes
-
-
-def _lasts(documents: Ints) -> Bools:
-    """[n, length] which tokens are their document's last."""
-    return _changes(documents[:, ::-1])[:, ::-1]
-
-
-def _texts(special: Bools, documents: Ints) -> Bools:
-    """[n, length] where a text begins that neither sentences nor spans leave; a special token is one by itself."""
-    texts = _changes(documents) | special
-    texts[:, 1:] |= special[:, :-1]
-    return texts
 
 
 def _begins_sentence(tokens: Ints, vocabulary: Vocabulary) -> Bools:

@@ -1,8 +1,8 @@
 """Masked language modelling: restore what was hidden (Devlin et al. 2018, BERT, arXiv:1810.04805).
 
-Of each row 15 % of the tokens are chosen, exactly: k = round(ratio · tokens), at least one. A chosen token is replaced by the
-mask 8 times in 10, by a random token of the vocabulary once, and once it stays. With seq_len 7, [CLS] = 2, [SEP] = 3, mask = 4, and
-`--objective.ratio 0.4`:
+Exactly k = round(ratio · tokens) tokens of each row are chosen, at least one; by default 15 %. A chosen token is
+replaced by the mask 8 times in 10, by a random token of the vocabulary once, and once it stays. With seq_len 7, [CLS] =
+2, [SEP] = 3, mask = 4, and `--objective.ratio 0.4`:
 
     window                7    9    5    8    6
     chosen                     x              x
@@ -13,36 +13,32 @@ Chosen are tokens; or `--objective.unit`
 
     word     whole words, as the tokenizer tells them apart (whole-word masking of BERT's later releases)
     ngram    runs of 1 to 3 words, n with probability 1/n (Lan et al. 2019, ALBERT, arXiv:1909.11942, eq. 1)
-    span     runs of words, their number geometric with p = 0.2, at most 10, replaced alike as a whole (Joshi et al. 2019, SpanBERT,
-             arXiv:1907.10529, section 3.1)
+    span     runs of words, their number geometric with p = 0.2, at most 10, replaced alike as a whole (Joshi et al.
+             2019, SpanBERT, arXiv:1907.10529, section 3.1)
 
-until exactly k tokens are chosen. The last run of words is cut where it would be too long; a word that would be is passed over, as
-in BERT, and words of one token fill the gap (k is missed where there are none). The text's own special tokens (the ends of documents)
-are never chosen, and no unit goes across them.
+until exactly k tokens are chosen. The last run of words is cut if it would be too long; a word that would be is passed
+over, as in BERT, and words of one token fill the gap (k is missed if there are none). The text's own special tokens
+(the ends of documents) are never chosen, and no unit goes across them.
 """
 
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 
 from sslm.data.stream import noise
-from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.stream.recipe import IGNORED, Arrays, Bools, Examples, Ints, Recipe
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
-from sslm.objectives.wrapping import documents_of, prefix_and_suffix, wrapped, wrapped_documents
+from sslm.objectives.special_tokens import Around, documents_of, masked, starts
 from sslm.system.errors import UserError
 from sslm.training.module import Objective
 
 UNITS = ("token", "word", "ngram", "span")
 LONGEST = {"ngram": 3, "span": 10}
-"""Words of a run, at most."""
+"""Largest number of words in a run."""
 GEOMETRIC = 0.2
-"""SpanBERT's p: a span has n words with probability p (1 − p)^(n − 1), cut off at the longest and scaled to sum to one."""
-
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
+"""SpanBERT's p: a span has n words with probability p (1 − p)^(n − 1), up to the longest, scaled to sum to one."""
 
 
 @dataclass(frozen=True)
@@ -67,8 +63,8 @@ class MaskedLMRecipe(Recipe):
             raise UserError(f"--objective.unit {self.unit}: expected one of {', '.join(UNITS)}")
         if min(self.masked, self.random) < 0 or self.masked + self.random > 1:
             raise UserError(
-                f"--objective.masked {self.masked} --objective.random {self.random}: expected two shares that sum to at most 1, "
-                f"such as 0.8 and 0.1"
+                f"--objective.masked {self.masked} --objective.random {self.random}: expected two shares that sum "
+                "to at most 1, such as 0.8 and 0.1"
             )
 
     def special_tokens(self, seq_len: int) -> SpecialTokens:
@@ -76,7 +72,7 @@ class MaskedLMRecipe(Recipe):
 
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         assert vocabulary is not None
-        length = seq_len - len(vocabulary.prefix) - len(vocabulary.suffix)
+        length = seq_len - Around.encoded(vocabulary).num_tokens
         if length < 2:
             raise UserError(
                 f"--seq_len {seq_len}: expected room for the tokenizer's own tokens and two more, such as 128"
@@ -100,21 +96,27 @@ class MaskedLMRecipe(Recipe):
         chosen = self._chosen(examples, eligible, units, seed)
         labels = np.where(chosen, tokens, IGNORED)
         inputs = self._replaced(examples, chosen, units, vocabulary, seed)
-        return self._wrapped(inputs, labels, examples, vocabulary)
+        documents, around = documents_of(examples), Around.encoded(vocabulary)
+        batch = {
+            "input_ids": around.wrap(np.where(documents >= 0, inputs, vocabulary.pad), documents, vocabulary.pad),
+            "labels": around.unscored().wrap(labels, documents, IGNORED),
+            "segment_ids": around.wrap_documents(documents),
+        }
+        return masked(batch, examples)
 
     def _units(self, examples: Examples, vocabulary: Vocabulary, seed: int) -> Ints:
         """[n, length] number of each token's unit in its row, from 0: words, or runs of them as long as is drawn."""
         tokens = examples.tokens
-        starts = vocabulary.word_starts(tokens)
+        begins = vocabulary.word_starts(tokens)
         if examples.documents is not None:
-            starts[:, 1:] |= examples.documents[:, 1:] != examples.documents[:, :-1]
+            begins |= starts(documents_of(examples))
         if self.unit != "word":
-            starts = self._runs(examples, starts, vocabulary.special[tokens], seed)
-        return np.cumsum(starts, axis=1) - 1
+            begins = self._runs(examples, begins, vocabulary.special[tokens], seed)
+        return np.cumsum(begins, axis=1) - 1
 
-    def _runs(self, examples: Examples, starts: Bools, special: Bools, seed: int) -> Bools:
-        """[n, length] where a run of words begins, of those places where a word does; a special token is a run by itself."""
-        (n, width), longest = starts.shape, LONGEST[self.unit]
+    def _runs(self, examples: Examples, words: Bools, special: Bools, seed: int) -> Bools:
+        """[n, length] where a run of words begins; a special token is a run by itself."""
+        (n, width), longest = words.shape, LONGEST[self.unit]
         k = np.arange(1, longest + 1)
         share = 1 / k if self.unit == "ngram" else (1 - GEOMETRIC) ** (k - 1)
         drawn = noise.uniform(examples, width, seed, "lengths")
@@ -126,7 +128,7 @@ class MaskedLMRecipe(Recipe):
         begins[row + np.minimum(np.cumsum(lengths, axis=1), width)] = True
         apart = special.copy()
         apart[:, 1:] |= special[:, :-1]
-        runs: Bools = starts & (begins[row + np.cumsum(starts, axis=1) - 1] | apart)
+        runs: Bools = words & (begins[row + np.cumsum(words, axis=1) - 1] | apart)
         return runs
 
     def _chosen(self, examples: Examples, eligible: Bools, units: Ints | None, seed: int) -> Bools:
@@ -152,8 +154,7 @@ class MaskedLMRecipe(Recipe):
         taken = np.empty_like(sizes)
         taken[order] = np.clip(room, 0, ordered)
         # of a unit its first tokens, as many as are taken: all, but of the one that was cut
-        first = np.concatenate([np.ones_like(units[:, :1], bool), units[:, 1:] != units[:, :-1]], axis=1)
-        place = np.arange(length) - np.maximum.accumulate(np.where(first, np.arange(length), 0), axis=1)
+        place = np.arange(length) - np.maximum.accumulate(np.where(starts(units), np.arange(length), 0), axis=1)
         return eligible & (place < taken[units])
 
     def _replaced(
@@ -176,19 +177,6 @@ class MaskedLMRecipe(Recipe):
         inputs[rows, places] = np.select([what < mask_below, what < random_below], [vocabulary.mask, random], stays)
         return inputs
 
-    def _wrapped(self, inputs: Ints, labels: Ints, examples: Examples, vocabulary: Vocabulary) -> Arrays:
-        documents, ends = documents_of(examples), prefix_and_suffix(vocabulary, with_end=False)
-        before, after = (np.full_like(some, IGNORED) for some in ends)
-        batch = {
-            "input_ids": wrapped(np.where(documents >= 0, inputs, vocabulary.pad), documents, *ends, vocabulary.pad),
-            "labels": wrapped(labels, documents, before, after, IGNORED),
-        }
-        if examples.documents is not None:
-            batch["segment_ids"] = wrapped_documents(documents, *ends)
-        elif examples.lengths is not None:
-            batch["attention_mask"] = (wrapped_documents(documents, *ends) >= 0).astype(np.int64)
-        return batch
-
 
 class MaskedLM(Objective):
     """BERT's objective with any encoder of transformers."""
@@ -206,6 +194,8 @@ class MaskedLM(Objective):
     recipe_class = MaskedLMRecipe
 
     def loss_metrics(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
-        """Pseudo-perplexity of the masked tokens given all the others (Salazar et al. 2020, arXiv:1910.14659), here with all of a
-        row's chosen tokens masked at once, as RoBERTa reports it."""
+        """Pseudo-perplexity of the masked tokens given all the others (Salazar et al. 2020, arXiv:1910.14659).
+
+        All of a row's chosen tokens are masked at once, as RoBERTa reports it.
+        """
         return {"pseudo_perplexity": loss.exp()}

@@ -1,18 +1,19 @@
 """Span corruption: spans of a text are taken out, and the model writes them (Raffel et al. 2020, T5, arXiv:1910.10683).
 
-Each span's place in the encoder's input is held by a sentinel of its own; the decoder's output is what each sentinel stands
-for. With seq_len 10, ratio 0.3 and mean_span 2 (so that 3 of a window's 10 tokens are noise, in 2 spans), sentinels 99, 98 …
-and 1 as the end:
+Each span's place in the encoder's input is held by a sentinel of its own; the decoder's output is what each sentinel
+stands for. With seq_len 10, ratio 0.3 and mean_span 2 (so that 3 of a window's 10 tokens are noise, in 2 spans),
+sentinels 99, 98 … and 1 as the end:
 
     window     11 12 13 14 15 16 17 18 19 20
     noise               14 15             20
     input_ids  11 12 13 99 16 17 18 19 98  1
     labels     99 14 15 98 20  1
 
-How many tokens are noise, and in how many spans, follows from the window's length alone: only where the spans lie, and how
-long each is, is random. A window is therefore as long as the one whose input has seq_len tokens: 512 of them, by T5's
-settings, are 568 of the corpus, and 114 targets. Text and noise take turns, and text comes first, as in T5's own
-`random_spans_noise_mask`; all such ways to lay the spans are equally likely. The ends of documents are tokens like others.
+How many tokens are noise, and in how many spans, follows from the window's length alone: only where the spans lie, and
+how long each is, is random. A window is therefore as long as the one whose input has seq_len tokens: 512 of them, by
+T5's settings, are 568 of the corpus, and 114 targets. Text and noise take turns, and text comes first, as in T5's own
+`random_spans_noise_mask`; all such ways to lay the spans are equally likely. The ends of documents are tokens like
+others.
 """
 
 from bisect import bisect_right
@@ -25,13 +26,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslm.data.stream import noise
-from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.stream.recipe import IGNORED, Arrays, Bools, Examples, Ints, Recipe
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
 from sslm.system.errors import UserError
 from sslm.training.module import Objective
-
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 SHORTEST = 3
 """An input's tokens: one of text, one sentinel, the end."""
@@ -62,10 +60,10 @@ class SpanCorruptionRecipe(Recipe):
         return SpecialTokens(pad=True, sentinels=int(spans))
 
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
-        """The longest window whose input has no more than seq_len tokens, one sentinel a span and the end among them.
+        """Longest window whose input has no more than seq_len tokens, one sentinel a span and the end among them.
 
-        It has exactly seq_len, but where noise so outweighs text (ratio about mean_span / (mean_span + 1) and more) that each
-        span has one token of text before it: there it may have one less.
+        It has exactly seq_len, but where noise so outweighs text (ratio about mean_span / (mean_span + 1) and more)
+        that each span has one token of text before it: there it may have one less.
         """
         if seq_len < SHORTEST:
             raise UserError(f"--seq_len {seq_len}: span_corruption needs {SHORTEST} or more; type --seq_len 512")
@@ -81,7 +79,7 @@ class SpanCorruptionRecipe(Recipe):
         return window_len - num_noise + spans + 1, num_noise + spans + 1
 
     def num_noise_and_spans(self, lengths: Ints) -> tuple[Ints, Ints]:
-        """Of rows of so many tokens, how many are noise, and in how many spans; halves are rounded to even, as T5 does.
+        """Numbers of noise tokens and spans in rows of these lengths; halves are rounded to even, as T5 does.
 
         There is a token of noise and one of text at least, and none of noise where a row has less than two tokens.
         """
@@ -115,7 +113,7 @@ class SpanCorruptionRecipe(Recipe):
         return batch
 
     def _noise(self, examples: Examples, lengths: Ints, seed: int) -> Bools:
-        """Of all rows' first `lengths` tokens, row after row, which are noise."""
+        """[sum of lengths] whether each of the rows' first tokens is noise, row after row."""
         window_len = examples.tokens.shape[1]
         keys = noise.words(examples, window_len, seed, "spans")
         most, _ = self.num_noise_and_spans(np.array(window_len))
@@ -127,7 +125,7 @@ class SpanCorruptionRecipe(Recipe):
 
 
 def _rounded(x: NDArray[np.floating[Any]]) -> Ints:
-    """To the nearest whole number above 0."""
+    """Round to the nearest whole number above 0."""
     rounded: Ints = np.rint(x).astype(np.int64)
     return np.maximum(rounded, 1)
 
@@ -149,7 +147,7 @@ def _random_segments(keys: NDArray[np.uint64], sizes: Ints, num: Ints) -> Ints:
 
 
 def _condensed(tokens: Ints, gone: Bools, within: Bools, sentinels: Ints, width: int, fill: int) -> tuple[Ints, Ints]:
-    """Tokens `within`, each run of those that are gone replaced by the next of the sentinels: [n, width], and counts [n]."""
+    """[n, width] tokens `within`, each run of those gone replaced by the next sentinel; and [n] how many they are."""
     first = gone.copy()
     first[:, 1:] &= ~gone[:, :-1]
     tokens = tokens.copy()
@@ -175,7 +173,7 @@ class SpanCorruption(Objective):
     metric_names = ("accuracy", "span_exact_match")
 
     def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Tokens that are right, and spans all of whose tokens are, each predicted from the true ones before it."""
+        """Count right tokens, and spans all of whose tokens are right, each predicted from the true ones before it."""
         labels = batch["labels"]
         sentinels = torch.from_numpy(self.trainer.datamodule.vocabulary.sentinels).to(labels.device)
         begins = torch.isin(labels, sentinels)

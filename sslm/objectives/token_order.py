@@ -1,8 +1,9 @@
 """Token order: some tokens have changed places, and the model restores the original token at each.
 
-StructBERT (Wang et al. 2019, arXiv:1908.04577) shuffles three neighbours, PERT (Cui et al. 2022, arXiv:2203.06906) a share of the
-whole text; what is restored is, as in StructBERT, the token. Of each row k = round(ratio · tokens) places are chosen, exactly,
-and at least two; their tokens are permuted among themselves, all k! ways being equally likely, so that some may stay. With [CLS] = 2, [SEP] = 3, mask = 4, 1 as the end and ratio 0.5, an encoder gets
+StructBERT (Wang et al. 2019, arXiv:1908.04577) shuffles three neighbours, PERT (Cui et al. 2022, arXiv:2203.06906) a
+share of the whole text; what is restored is, as in StructBERT, the token. Exactly k = round(ratio · tokens) places of
+each row are chosen, at least two; their tokens are permuted among themselves, all k! ways being equally likely, so that
+some may stay. With [CLS] = 2, [SEP] = 3, mask = 4, 1 as the end and ratio 0.5, an encoder gets
 
     window                11   12   13   14   15   16
     chosen                      x         x         x
@@ -14,7 +15,7 @@ and with `mark` a mask before each chosen place, which is not scored:
     input_ids         2   11    4   16   13    4   12   15    4   14    3
     labels         -100 -100 -100   12 -100 -100   14 -100 -100   16 -100
 
-A model with a decoder writes the whole original sequence; one that is a decoder alone reads the permuted one first, and an end:
+A model with a decoder writes the whole original sequence; a decoder alone reads the permuted one first, and an end:
 
     encoder_decoder
     input_ids     2 11 16 13 12 15 14  3
@@ -24,14 +25,16 @@ A model with a decoder writes the whole original sequence; one that is a decoder
     input_ids    11 16 13 12 15 14  1 11 12 13 14 15
     labels        … (-100, six times) 11 12 13 14 15 16
 
-With `unit: sentence` the sentences are permuted instead (Lewis et al. 2020, BART, arXiv:1910.13461, section 2.2), and an encoder
-is scored wherever a token came from another place. Here 13 and 15 end sentences, and the last is cut off by the window:
+With `unit: sentence` the sentences are permuted instead (Lewis et al. 2020, BART, arXiv:1910.13461, section 2.2), and
+an encoder is scored wherever a token came from another place. Here 13 and 15 end sentences, and the window cuts off the
+last:
 
     input_ids         2   14   15   11   12   13   16    3
     labels         -100   11   12   13   14   15 -100 -100
 
-Special tokens, the ends of documents among them, stay where they are, and no sentence goes across them. Where documents are kept
-apart, tokens and sentences move inside their own; a decoder then reads and writes one document after the other.
+Special tokens, the ends of documents among them, stay where they are, and no sentence goes across them. If documents
+are kept apart, tokens and sentences move inside their own; a decoder then reads and writes one document after the
+other.
 """
 
 from bisect import bisect_right
@@ -40,21 +43,17 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from sslm.data.stream import noise
-from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.stream.recipe import IGNORED, Arrays, Bools, Examples, Ints, Recipe
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
 from sslm.models.build import auto_class_of, check_causal
 from sslm.objectives.masked_lm import MaskedLM
-from sslm.objectives.wrapping import PADDING, documents_of, prefix_and_suffix, wrapped, wrapped_documents
+from sslm.objectives.special_tokens import PADDING, Around, documents_of, masked, text_starts
 from sslm.system.errors import UserError
 from sslm.training.module import Objective
-
-Bools = NDArray[np.bool_]
-Ints = NDArray[np.int64]
 
 UNITS, LAYOUTS = ("token", "sentence"), ("encoder", "encoder_decoder", "decoder")
 
@@ -77,8 +76,8 @@ class TokenOrderRecipe(Recipe):
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
             raise UserError(
-                f"--objective.ratio {self.ratio}: the share of tokens that are permuted lies between 0 and 1, 0 excluded; "
-                "type --objective.ratio 0.15"
+                f"--objective.ratio {self.ratio}: the share of tokens that are permuted lies between 0 and 1, "
+                "0 excluded; type --objective.ratio 0.15"
             )
         if self.unit not in UNITS:
             raise UserError(f"--objective.unit {self.unit}: expected one of {', '.join(UNITS)}")
@@ -94,14 +93,13 @@ class TokenOrderRecipe(Recipe):
         return SpecialTokens(mask=self.mark, pad=self.layout != "decoder")
 
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
-        """The longest window whose input has no more than seq_len tokens.
+        """Longest window whose input has no more than seq_len tokens.
 
-        It has exactly seq_len, but where one token more in the window is two in the input: in a decoder, which has it twice,
-        and where it brings a mark. There the input may have one less, or two where both are so.
+        It has exactly seq_len, unless one token more in the window is two in the input: a decoder has it twice,
+        and it may bring a mark. Then the input may have one less, or two if both are so.
         """
         assert vocabulary is not None
-        before, after = self._around(vocabulary)
-        room = seq_len - len(before) - len(after)
+        room = seq_len - self._around(vocabulary).num_tokens
         length = bisect_right(range(seq_len + 1), room, key=self._input_len) - 1
         if length < 2:
             raise UserError(
@@ -116,11 +114,10 @@ class TokenOrderRecipe(Recipe):
             return window_len
         return self._most(window_len) if self.layout == "encoder" and self.unit == "token" else None
 
-    def _around(self, vocabulary: Vocabulary) -> tuple[Ints, Ints]:
-        """What stands before and after each row."""
+    def _around(self, vocabulary: Vocabulary) -> Around:
         if self.layout == "decoder":
-            return np.zeros(0, np.int64), np.zeros(0, np.int64)
-        return prefix_and_suffix(vocabulary, with_end=self.layout == "encoder_decoder")
+            return Around(np.zeros(0, np.int64), np.zeros(0, np.int64))
+        return Around.encoded(vocabulary) if self.layout == "encoder" else Around.decoded(vocabulary)
 
     def _input_len(self, window_len: int) -> int:
         """Tokens of the input that a window gives, without what stands around it."""
@@ -146,31 +143,22 @@ class TokenOrderRecipe(Recipe):
         if self.mark:
             inputs, labels, segments = self._marked(inputs, labels, documents, scored, vocabulary)
 
-        ends = self._around(vocabulary)
         if self.layout == "decoder":
             batch = _continued(inputs, segments, original, documents, vocabulary)
             if examples.documents is not None:
                 batch = _by_document(batch)
         else:
+            around = self._around(vocabulary)
             batch = {
-                "input_ids": wrapped(inputs, segments, *ends, vocabulary.pad),
-                "segment_ids": wrapped_documents(segments, *ends),
+                "input_ids": around.wrap(inputs, segments, vocabulary.pad),
+                "segment_ids": around.wrap_documents(segments),
             }
             if self.layout == "encoder":
-                before, after = (np.full_like(some, IGNORED) for some in ends)
-                batch["labels"] = wrapped(labels, segments, before, after, IGNORED)
+                batch["labels"] = around.unscored().wrap(labels, segments, IGNORED)
             else:
-                batch["labels"] = wrapped(original, documents, *ends, IGNORED)
-                batch["decoder_segment_ids"] = wrapped_documents(documents, *ends)
-        return batch if examples.documents is not None else self._masked(batch, examples)
-
-    def _masked(self, batch: Arrays, examples: Examples) -> Arrays:
-        """With a mask of padding, where there may be any, instead of documents."""
-        batch.pop("decoder_segment_ids", None)
-        real = batch.pop("segment_ids") >= 0
-        if examples.lengths is not None or self.mark:
-            batch["attention_mask"] = real.astype(np.int64)
-        return batch
+                batch["labels"] = around.wrap(original, documents, IGNORED)
+                batch["decoder_segment_ids"] = around.wrap_documents(documents)
+        return masked(batch, examples, always=self.mark)
 
     def _tokens(self, examples: Examples, documents: Ints, vocabulary: Vocabulary, seed: int) -> tuple[Ints, Bools]:
         """[n, length] from which place each place's token comes, and whether it was chosen."""
@@ -188,13 +176,12 @@ class TokenOrderRecipe(Recipe):
         """[n, length] from which place each place's token comes, and whether that is another."""
         tokens, length = examples.tokens, examples.tokens.shape[1]
         stays = vocabulary.special[tokens] | (documents < 0)
-        texts = np.ones_like(stays)  # where one begins that sentences don't leave: what stays is one by itself
-        texts[:, 1:] = stays[:, 1:] | stays[:, :-1] | (documents[:, 1:] != documents[:, :-1])
+        texts = text_starts(stays, documents)
         begins = texts.copy()
         begins[:, 1:] |= vocabulary.ends_sentence[tokens[:, :-1]]
         rows, places = np.nonzero(begins)
         keys = noise.words_at(examples, rows, places, seed, "order")
-        order = noise.shuffled(np.cumsum(texts)[begins.ravel()], keys)
+        order = noise.shuffled(np.cumsum(texts, dtype=np.int64)[begins.ravel()], keys)
         lengths = np.diff(rows * length + places, append=tokens.size)[order]
         first = np.cumsum(lengths) - lengths  # where each stands now, rows one after the other
         source = np.repeat((rows * length + places)[order] - first, lengths) + np.arange(tokens.size)
@@ -245,7 +232,7 @@ def _by_document(batch: Arrays) -> Arrays:
 
 
 class TokenOrder(Objective):
-    """Restoring order with any model of transformers: an encoder's masked-LM head, or a decoder that writes the whole again."""
+    """Restoring order with an encoder's masked-LM head, or with a decoder that writes the whole text again."""
 
     auto_class: ClassVar[str] = "AutoModelForMaskedLM"
     default_model: ClassVar[dict[str, Any]] = MaskedLM.default_model
@@ -266,10 +253,10 @@ class TokenOrder(Objective):
         return TokenOrderRecipe(**{**settings, "layout": cls.layout})
 
     def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Besides all scored places, those alone at which another token stands than did: copying gets none of them right.
+        """Count right tokens, and those at whose place another token is read: copying gets none of these right.
 
-        These are known where what is read and what is written stand side by side: not where a decoder's input has marks, or its
-        documents follow one another.
+        Which these are is known if what is read and what is written stand side by side: not if a decoder's input has
+        marks, or its documents follow one another.
         """
         labels, reads = batch["labels"], batch["input_ids"]
         shares = super().correct(batch, predicted)

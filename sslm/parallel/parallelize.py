@@ -8,8 +8,9 @@ from transformers import PreTrainedModel
 
 from sslm.models.blocks import blocks
 from sslm.parallel.float8 import use_float8
-from sslm.parallel.recompute import KEEP_ALL, Recompute, recompute
+from sslm.parallel.recompute import KEEP_ALL, Recompute, parse_recompute, recompute
 from sslm.parallel.tensor_parallel import share_matrices
+from sslm.system.errors import UserError
 
 
 def parallelize(
@@ -68,3 +69,20 @@ def data_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh | None:
     if replicas == 1:
         return mesh["data_parallel"]
     return init_device_mesh(mesh.device_type, (replicas, devices // replicas), mesh_dim_names=("replicate", "shard"))
+
+
+def check_blocks(model: PreTrainedModel, activation_checkpointing: str, *, compile_blocks: bool) -> None:
+    """Check that a model's blocks can be compiled and recomputed as asked for.
+
+    Raises:
+        UserError: they can't.
+    """
+    recomputation = parse_recompute(activation_checkpointing, compile_blocks=compile_blocks)
+    model_type = model.config.model_type
+    if not blocks(model) and (compile_blocks or recomputation.kind != "none"):
+        raise UserError(
+            f"--model.model_type {model_type}: its layers can't be told apart, as --compile and "
+            f"--activation_checkpointing need; leave these out"
+        )
+    if compile_blocks and model_type == "sslm_lstm":
+        raise UserError("--compile: torch can't compile an LSTM; leave it out")

@@ -1,8 +1,5 @@
 """Models: initial weights, configs, what stands around them."""
 
-import doctest
-import importlib
-
 import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, XLNetConfig
@@ -205,30 +202,6 @@ def test_flops_agree_with_published_counts() -> None:
         hidden_size=2048, intermediate_size=5632, num_hidden_layers=22, num_attention_heads=32, num_key_value_heads=4
     )
     assert per_token(tiny_llama, 2048) == pytest.approx(7.31e9, rel=0.005)
-
-
-DATA = [f"sslm.data.stream.{name}" for name in ("order", "mixture", "windows", "packing")]
-
-
-@pytest.mark.parametrize(
-    "name",
-    [
-        *DATA,
-        "sslm.data.corpus.remote",
-        "sslm.models.flops",
-        "sslm.parallel.planning.machines",
-        "sslm.parallel.planning.memory",
-        "sslm.models.masks",
-        "sslm.training.optim",
-        "sslm.cli.plan",
-    ],
-)
-def test_docstrings_examples(name: str) -> None:
-    found = doctest.testmod(
-        importlib.import_module(name), extraglobs={"Path": __import__("pathlib").Path}, optionflags=doctest.ELLIPSIS
-    )
-    assert found.attempted
-    assert not found.failed
 
 
 def test_where_nothing_ends_a_text_by_name_the_separator_does() -> None:

@@ -12,6 +12,8 @@ IGNORED = -100
 """Label of a place that is not scored."""
 
 Arrays = dict[str, NDArray[Any]]
+Bools = NDArray[np.bool_]
+Ints = NDArray[np.int64]
 
 
 class Examples(NamedTuple):
