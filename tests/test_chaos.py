@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from sslm.runs import checkpoints
-from sslm.runs.checkpoints.transaction import write_manifest
+from sslm.runs.checkpoints.folder import damage_of, name_of, newest_first, step_of
+from sslm.runs.checkpoints.transaction import set_damaged_aside, write_manifest
 from sslm.runs.folder import RunFolder
 from tests.support.processes import Ranks, train_forked
 from tests.support.runs import TINY, losses_of, rows_of, tensors_of, val_of
@@ -84,7 +85,7 @@ def assert_alike(run: Path, straight: Path) -> None:
     kept = ("step", "train/loss", "grad_norm", "batch_digest", "lr", "val/loss")
     rows, others = ([{k: row[k] for k in kept if k in row} for row in rows_of(r)] for r in (run, straight))
     assert rows == others
-    name = checkpoints.name_of(rows[-1]["step"])
+    name = name_of(rows[-1]["step"])
     mine, theirs = (tensors_of(r / "checkpoints" / name) for r in (run, straight))
     assert mine.keys() == theirs.keys()
     assert all(mine[tensor].equal(theirs[tensor]) for tensor in mine)
@@ -99,11 +100,11 @@ def steps_logged(run: Path) -> int:
 def assert_all_there(run: Path, mirror: Path | None = None) -> None:
     """Whatever has a checkpoint's name is whole, and no more is lost than the one that was being written."""
     for folder in [run] + ([mirror] if mirror else []):
-        for checkpoint in checkpoints.found(folder / "checkpoints"):
+        for checkpoint in newest_first(folder / "checkpoints"):
             if folder is run or (checkpoint / "manifest.json").is_file():
-                assert checkpoints.damage_of(checkpoint) == ""
+                assert damage_of(checkpoint) == ""
     if (reached := steps_logged(run)) > 2 * EVERY:
-        assert reached - checkpoints.step_of(checkpoints.found(run / "checkpoints")[0]) <= 2 * EVERY
+        assert reached - step_of(newest_first(run / "checkpoints")[0]) <= 2 * EVERY
 
 
 MOMENTS: dict[str, Callable[[Path, Path], bool]] = {
@@ -215,7 +216,7 @@ def test_a_signal_to_any_one_rank_stops_all_at_the_same_step(
     reason = "a signal to another process" if rank else number.name
     assert (status["state"], status["exit_code"], status["reason"]) == ("stopped", 75, reason)
     assert "Run the same command to go on" in ranks.said()
-    assert checkpoints.step_of(checkpoints.found(run / "checkpoints")[0]) == status["step"] == steps_logged(run)
+    assert step_of(newest_first(run / "checkpoints")[0]) == status["step"] == steps_logged(run)
 
 
 @pytest.mark.slow
@@ -286,11 +287,11 @@ def test_of_damaged_checkpoints_the_one_before_is_the_newest_good_one(
     folder = shutil.copytree(stopped / "checkpoints", tmp_path / "checkpoints")
     damage(folder / "step-000011" / name)
     said: list[str] = []
-    assert checkpoints.newest_good(folder, said.append) == folder / "step-000010"
+    assert set_damaged_aside(folder, said.append) == folder / "step-000010"
     assert len(said) == 1
     assert "is damaged (" in said[0]
     assert (folder / "step-000011.corrupt").is_dir()
-    assert checkpoints.newest_good(folder, said.append) == folder / "step-000010"
+    assert set_damaged_aside(folder, said.append) == folder / "step-000010"
     assert len(said) == 1
 
 
@@ -428,7 +429,7 @@ def test_a_disk_that_fills_up_in_mid_run_loses_nothing(
     assert "the disk is full" in ranks.said()
     assert world > 1 or "Traceback" not in ranks.said()
     assert_all_there(run)
-    assert len(checkpoints.found(run / "checkpoints")) > 2
+    assert len(newest_first(run / "checkpoints")) > 2
     assert not list((run / "checkpoints").glob(".step-*"))
     subprocess.run(["mount", "-o", "remount,size=100m", str(small_disk)], check=True)
     assert set(Ranks([*command, *flags], tmp_path / "log", world).wait(120)) == {0}
@@ -492,7 +493,7 @@ def test_an_error_saves_what_was_trained_since_the_last_checkpoint(
     (run / "csv").write_text("in the way")
     assert ranks.wait(60) != [0]
     assert "before this error" in ranks.said()
-    assert checkpoints.step_of(checkpoints.found(run / "checkpoints")[0]) >= 4
+    assert step_of(newest_first(run / "checkpoints")[0]) >= 4
     (run / "csv").unlink()
     assert Ranks([*command, "--run_dir", str(run), "--checkpoint.every_steps", str(EVERY)], tmp_path / "log").wait(
         90

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from sslm.config import DataConfig
 from sslm.data.module import DataModule
 from sslm.objectives.causal_lm import CausalLMRecipe
-from sslm.runs import checkpoints
+from sslm.runs.checkpoints.folder import newest_first
 from sslm.runs.folder import RunFolder
 from sslm.train import main
 from tests.support.processes import run_command, train_forked
@@ -224,7 +224,7 @@ def test_resume_path_begins_a_run_and_the_same_command_goes_on_with_it(train_tin
     assert train_tiny(first, "--checkpoint.keep_last", "null") == 0
     flags = ["--resume", str(first / "checkpoints/step-000004"), "--checkpoint.keep_last", "1"]
     assert train_tiny(second, *flags, "--stop_after", "2steps") == 75
-    assert [p.name for p in checkpoints.found(second / "checkpoints")] == ["step-000006"]
+    assert [p.name for p in newest_first(second / "checkpoints")] == ["step-000006"]
     assert train_tiny(second, *flags) == 0
     assert losses_of(second) == losses_of(first)[4:]
     assert train_tiny(tmp_path / "third", *flags, "--optim.lr", "1e-3") == 2
@@ -235,7 +235,7 @@ def test_only_the_newest_checkpoints_are_kept(train_tiny: TrainTiny, tmp_path: P
     (run / "checkpoints/.step-000003.tmp").mkdir(parents=True)
     (run / "checkpoints/step-000001.bak").mkdir()
     assert train_tiny(run, "--checkpoint.every_steps", "2", "--checkpoint.keep_last", "3") == 0
-    assert [p.name for p in checkpoints.found(run / "checkpoints")] == ["step-000008", "step-000006", "step-000004"]
+    assert [p.name for p in newest_first(run / "checkpoints")] == ["step-000008", "step-000006", "step-000004"]
     assert not (run / "checkpoints/.step-000003.tmp").exists()
 
 
@@ -260,7 +260,7 @@ def test_checkpoints_by_the_clock_and_a_schedule_that_ends_in_decay(train_tiny: 
         "1e-3",
     ]
     assert train_tiny(run, *by_time, *wsd) == 0
-    assert len(checkpoints.found(run / "checkpoints")) == 8
+    assert len(newest_first(run / "checkpoints")) == 8
     rates = [row["lr"] for row in rows_of(run) if "lr" in row]
     assert rates == pytest.approx([5e-4, 1e-3, 1e-3, 1e-3, 1e-3, 7.5e-4, 5e-4, 2.5e-4])
 

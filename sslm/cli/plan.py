@@ -27,12 +27,12 @@ from sslm.parallel.launch import Launch, devices
 from sslm.parallel.planning.budget import Budget, Proposal, plan_launch
 from sslm.parallel.planning.expected_speed import expected_speed
 from sslm.parallel.planning.machines import PLANNED_FOR, PRICED, Machine, here, named
-from sslm.runs.checkpoints import found, step_of
+from sslm.runs.checkpoints.folder import newest_first, step_of
 from sslm.runs.folder import RunFolder
 from sslm.system import terminal
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, exits_politely
-from sslm.system.terminal import console, count, duration, gib, say
+from sslm.system.terminal import bytes_in_words, console, count, duration, say
 from sslm.training.report import readings
 
 WARNING = "[yellow]Warning[/yellow]"
@@ -148,8 +148,8 @@ class Plan:
         room, needed = self._disk_room(), self._checkpoint_bytes()
         if room < needed and not self.is_elsewhere:
             raise UserError(
-                f"{self.config.run_folder}: a checkpoint takes {gib(needed)} and the disk has {gib(room)} left; free "
-                "some room, or give another --run_dir"
+                f"{self.config.run_folder}: a checkpoint takes {bytes_in_words(needed)} and the disk has "
+                f"{bytes_in_words(room)} left; free some room, or give another --run_dir"
             )
 
     # ---------------------------------------------------------------------------------------- what is trained
@@ -157,7 +157,9 @@ class Plan:
     def _title(self) -> str:
         machine = self.budget.machine
         nodes = f"{machine.num_nodes} nodes of " if machine.num_nodes > 1 else ""
-        return f"[bold]Plan for {nodes}{machine.devices} x {machine.device}[/bold] ({gib(machine.memory)} each)"
+        return (
+            f"[bold]Plan for {nodes}{machine.devices} x {machine.device}[/bold] ({bytes_in_words(machine.memory)} each)"
+        )
 
     def _run(self) -> Table:
         config, data, model = self.config, self.data, self.budget.model
@@ -203,13 +205,15 @@ class Plan:
         table = _table(right=(1, 2))
         for name, number in memory.parts.items():
             if number:
-                table.add_row(name, gib(number), f"{number / has:.0%}", _bar(number / has))
+                table.add_row(name, bytes_in_words(number), f"{number / has:.0%}", _bar(number / has))
         verdict = "[green]fits[/green]" if memory.total <= has else "[red]does not fit[/red]"
         if memory.total <= has and self.budget.is_narrow(launch, size):
             verdict = "[yellow]fits narrowly: a tenth should be left for what is not counted[/yellow]"
-        table.add_row("[bold]in all[/bold]", f"[bold]{gib(memory.total)}[/bold]", f"{memory.total / has:.0%}", verdict)
+        table.add_row(
+            "[bold]in all[/bold]", f"[bold]{bytes_in_words(memory.total)}[/bold]", f"{memory.total / has:.0%}", verdict
+        )
         if memory.host:
-            table.add_row("in the host", gib(memory.host), "", "for each device")
+            table.add_row("in the host", bytes_in_words(memory.host), "", "for each device")
         return [f"[bold]Memory of each device[/bold]: {how}", table]
 
     # ---------------------------------------------------------------------------------------- time, money, disk
@@ -235,16 +239,22 @@ class Plan:
 
     def _disk(self) -> list[tuple[str, str]]:
         size, keep, room = self._checkpoint_bytes(), self.config.checkpoint.keep_last, self._disk_room()
-        kept = f"the last {keep} are kept, {gib((keep + 1) * size)} while one is written" if keep else "all are kept"
-        free = "" if self.is_elsewhere else f"; {gib(room)} are free at {escape(str(self.config.run_folder))}"
-        rows = [("Disk", f"{gib(size)} for a checkpoint; {kept}{free}")]
+        kept = (
+            f"the last {keep} are kept, {bytes_in_words((keep + 1) * size)} while one is written"
+            if keep
+            else "all are kept"
+        )
+        free = (
+            "" if self.is_elsewhere else f"; {bytes_in_words(room)} are free at {escape(str(self.config.run_folder))}"
+        )
+        rows = [("Disk", f"{bytes_in_words(size)} for a checkpoint; {kept}{free}")]
         if not self.is_elsewhere and room < ((keep or 1) + 1) * size:
             instead = "free some room, lower --checkpoint.keep_last, or give another --run_dir"
             rows.append((WARNING, f"the disk will be full before that; {instead}"))
         return rows
 
     def _steps_done(self) -> int:
-        newest = next(iter(found(RunFolder(self.config.run_folder).checkpoints)), None)
+        newest = next(iter(newest_first(RunFolder(self.config.run_folder).checkpoints)), None)
         return min(step_of(newest), self.config.total_steps)
 
     def _checkpoint_bytes(self) -> int:
@@ -269,7 +279,7 @@ class Plan:
             notes = [] if proposal.fits else ["[red]does not fit[/red]"]
             notes += ["[green]proposed[/green]"] if proposal is fitting[0] else []
             notes += ["gradients reduced with each micro-batch"] if proposal.reduce_gradients == "micro_batch" else []
-            memory, size = gib(proposal.memory.total), str(proposal.micro_batch_size)
+            memory, size = bytes_in_words(proposal.memory.total), str(proposal.micro_batch_size)
             table.add_row(proposal.strategy, size, proposal.activation_checkpointing, memory, ", ".join(notes))
         return [
             "[bold]What fits[/bold], with a tenth of the memory left over, and the largest micro-batch each",

@@ -28,7 +28,7 @@ from sslm.parallel.parallelize import parallelize
 from sslm.parallel.planning.budget import Budget, plan_launch
 from sslm.parallel.planning.micro_batch import choose_micro_batch_size, micro_batch_key
 from sslm.parallel.recompute import parse_recompute
-from sslm.runs.checkpoints import step_of
+from sslm.runs.checkpoints.folder import step_of
 from sslm.runs.checkpoints.mirror import Mirror, check_upload
 from sslm.runs.export import export
 from sslm.runs.folder import RunFolder, pretrained_folder

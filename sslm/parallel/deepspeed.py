@@ -27,8 +27,8 @@ from torch import Tensor, nn
 from sslm.config import Config
 from sslm.models.head import LanguageModel
 from sslm.parallel.launch import Launch
-from sslm.runs import checkpoints
 from sslm.runs.checkpoints.states import MOMENTS
+from sslm.runs.checkpoints.tensors import Tensors, read_tensors
 from sslm.system.errors import UserError
 
 CHUNK_NUMEL = 100_000_000
@@ -278,11 +278,11 @@ class DeepSpeedStates:
     def __init__(self, network: LanguageModel, zero: Any, device: torch.device) -> None:
         self.network, self.zero, self.device = network, zero, device
 
-    def tensors(self) -> checkpoints.Tensors:
+    def tensors(self) -> Tensors:
         """This rank's share, in the host's memory: each parameter belongs to one rank. All ranks ask together."""
         from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
-        mine: checkpoints.Tensors = self._buffers()
+        mine: Tensors = self._buffers()
         for number, (name, parameter) in enumerate(self.network.named_parameters()):
             whole = {f"model.{name}": safe_get_full_fp32_param(parameter)}
             whole |= {f"optim.state.{name}.{m}": safe_get_full_optimizer_state(parameter, m) for m in MOMENTS}
@@ -294,26 +294,26 @@ class DeepSpeedStates:
     def load(self, checkpoint: Path) -> None:
         """Read a checkpoint in place, some parameters at a time; all ranks call it together."""
         for names in chunks(self.network, CHUNK_NUMEL):
-            tensors: checkpoints.Tensors = {}
+            tensors: Tensors = {}
             for name in names:
                 shape = getattr(self.network.get_parameter(name), "ds_shape", self.network.get_parameter(name).shape)
                 keys = (f"model.{name}", *(f"optim.state.{name}.{moment}" for moment in MOMENTS))
                 tensors |= {key: torch.empty(shape) for key in keys}
             step = {f"optim.state.{names[0]}.step": torch.empty(())}
-            checkpoints.read(checkpoint, tensors | step)
+            read_tensors(checkpoint, tensors | step)
             for name in names:
                 parameter = self.network.get_parameter(name)
                 self._set(parameter, tensors[f"model.{name}"], None)
                 for moment in MOMENTS:
                     self._set(parameter, tensors[f"optim.state.{name}.{moment}"], moment)
         buffers = self._buffers()
-        checkpoints.read(checkpoint, buffers)
+        read_tensors(checkpoint, buffers)
         for name, value in buffers.items():
             self.network.get_buffer(name.removeprefix("model.")).copy_(value)
         for counter in self._steps():
             counter.copy_(next(iter(step.values())))
 
-    def _buffers(self) -> checkpoints.Tensors:
+    def _buffers(self) -> Tensors:
         """Those that are saved, as BART's bias of the logits."""
         names = dict(self.network.named_buffers()).keys() & self.network.state_dict().keys()
         return {f"model.{name}": self.network.get_buffer(name).to("cpu", copy=True) for name in sorted(names)}

@@ -29,7 +29,8 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
     from sslm.models.build import class_named, set_vocab_size
     from sslm.models.head import UNPADDED
     from sslm.models.weights import tied_names
-    from sslm.runs import checkpoints
+    from sslm.runs.checkpoints.folder import read_state
+    from sslm.runs.checkpoints.tensors import read_weights, shapes_in
 
     config = AutoConfig.from_pretrained(checkpoint / "model")
     model_class = class_named(config.architectures[0])
@@ -37,8 +38,8 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
         model = model_class(config)
     tied = tied_names(model)
     shapes = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    is_averaged = any(name.startswith(AVERAGES) for name in checkpoints.shapes_in(checkpoint))
-    weights = checkpoints.read_weights(checkpoint, shapes, AVERAGES if is_averaged and not last else WEIGHTS)
+    is_averaged = any(name.startswith(AVERAGES) for name in shapes_in(checkpoint))
+    weights = read_weights(checkpoint, shapes, AVERAGES if is_averaged and not last else WEIGHTS)
     if (unpadded := config.__dict__.pop(UNPADDED, None)) is not None:
         set_vocab_size(config, unpadded)
         with torch.device("meta"):
@@ -59,7 +60,7 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
                 config,
                 auto_class_of(part),
                 own_code(part),
-                checkpoints.read_state(checkpoint),
+                read_state(checkpoint),
                 RunFolder(checkpoint.parent.parent).rows(),
             )
         )

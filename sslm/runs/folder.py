@@ -15,7 +15,6 @@ lock                     held by the running process; the lock dies with it
 
 import json
 import os
-import re
 import shutil
 import time
 from collections.abc import Iterator
@@ -141,22 +140,9 @@ class RunFolder:
             lines[-1:] = [json.dumps(entry, ensure_ascii=False), ""]  # in place of a last line that was torn
             write_atomically(self.anomalies, "\n".join(lines))
 
-    def wandb_id(self) -> str:
-        """The id of this run at W&B, made up once."""
-        known = self.known_wandb_id()
-        if known is None:
-            write_atomically(self.path / "wandb_id", known := os.urandom(4).hex())
-        return known
-
-    def restore_wandb_id(self, known: object) -> None:
-        """Go on at W&B in the run that a checkpoint names, where this folder does not say which it is."""
-        if self.known_wandb_id() is None and isinstance(known, str) and re.fullmatch(r"\w{1,64}", known):
-            write_atomically(self.path / "wandb_id", known)
-
-    def known_wandb_id(self) -> str | None:
-        """That id; None: the run was never there."""
-        file = self.path / "wandb_id"
-        return file.read_text() if file.is_file() else None
+    @property
+    def wandb_id(self) -> Path:
+        return self.path / "wandb_id"
 
     def _lines(self) -> list[str]:
         return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()

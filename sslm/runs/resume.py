@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslm.config import Config
+from sslm.runs.checkpoints.folder import NewerFormat, newest_first
 from sslm.runs.folder import RunFolder
+from sslm.runs.trackers import restore_wandb_id
 from sslm.system import ranks
 from sslm.system.errors import UserError
 from sslm.system.terminal import say
@@ -21,23 +23,24 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
 
     A run goes on from its own newest; --resume PATH says where a run begins that has none.
     """
-    from sslm.runs import checkpoints
-    from sslm.runs.checkpoints import step_of
+    from sslm.runs.checkpoints.folder import damage_of, newest_first, read_state, step_of
+    from sslm.runs.checkpoints.tensors import check_weights
+    from sslm.runs.checkpoints.transaction import set_damaged_aside
     from sslm.runs.find import find_checkpoint
 
     if config.checkpoint.upload is not None:
         bring_checkpoint(config, run)
-    own = checkpoints.found(run.checkpoints)
+    own = newest_first(run.checkpoints)
     if config.resume == "never" and own:
         raise UserError(
             f"--resume never: {run.path} has checkpoints already; remove the folder, or give another --run_dir"
         )
     if own and ranks.is_first_process():
-        checkpoint = checkpoints.newest_good(run.checkpoints, say)
+        checkpoint = set_damaged_aside(run.checkpoints, say)
         if checkpoint is not None:
-            run.restore_wandb_id(checkpoints.read_state(checkpoint).get("wandb_id"))
+            restore_wandb_id(run, read_state(checkpoint).get("wandb_id"))
     elif own:  # a glance: the callback makes all go on from what the first one has verified
-        checkpoint = next((one for one in own if not checkpoints.damage_of(one, hashed=False)), None)
+        checkpoint = next((one for one in own if not damage_of(one, hashed=False)), None)
     elif config.resume not in ("auto", "never"):
         checkpoint = find_checkpoint(config.resume)
         RunFolder(checkpoint.parent.parent).check_config(config)
@@ -45,7 +48,7 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
         checkpoint = None
     if checkpoint is not None and (ranks.is_first_process() or not own):  # own ones may be set aside at this moment
         check_data(checkpoint, data)
-        checkpoints.check_weights(checkpoint, model)
+        check_weights(checkpoint, model)
         if not own and step_of(checkpoint) >= config.total_steps:
             raise UserError(
                 f"--resume {config.resume}: is at step {step_of(checkpoint)} already, this run ends at "
@@ -56,11 +59,13 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
 
 def reaches_the_end(checkpoint: Path | None, config: Config) -> bool:
     """Whether nothing is left to train. One that the first process is setting aside at this moment does not."""
-    from sslm.runs.checkpoints import step_of
+    from sslm.runs.checkpoints.folder import step_of
 
     try:
         return checkpoint is not None and step_of(checkpoint) >= config.total_steps
-    except OSError:
+    except NewerFormat:
+        raise
+    except UserError:
         return False
 
 
@@ -70,7 +75,7 @@ def check_data(checkpoint: Path, data: "DataModule") -> None:
     Raises:
         UserError: what differs.
     """
-    from sslm.runs.checkpoints import read_state
+    from sslm.runs.checkpoints.folder import read_state
 
     state = read_state(checkpoint)
     if state["position"] != state["step"] * data.batch_size:
@@ -110,7 +115,7 @@ def bring_checkpoint(config: Config, run: RunFolder) -> None:
         UserError: another run's checkpoints are there.
     """
     from sslm.runs.checkpoints.fetch import fetch, newest_remote
-    from sslm.runs.checkpoints.folder import found, number_of
+    from sslm.runs.checkpoints.folder import number_of
     from sslm.runs.folder import check_same_run
 
     url = config.checkpoint.upload
@@ -129,5 +134,5 @@ def bring_checkpoint(config: Config, run: RunFolder) -> None:
             say(f"{brought.name} came from {url}")
         return
     end = time.monotonic() + config.start_timeout_seconds
-    while time.monotonic() < end and not any(number_of(one) >= newest for one in found(run.checkpoints)):
+    while time.monotonic() < end and not any(number_of(one) >= newest for one in newest_first(run.checkpoints)):
         time.sleep(1)

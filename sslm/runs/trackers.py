@@ -1,10 +1,12 @@
 """Name -> a Lightning logger beside metrics.jsonl."""
 
 import os
+import re
 from typing import Any
 
 from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError
+from sslm.system.files import write_atomically
 
 
 def build_logger(name: str, run: RunFolder) -> Any:
@@ -34,5 +36,23 @@ def _wandb(run: RunFolder) -> Any:
     more: dict[str, Any] = {"mode": "offline"} if offline else {"resume": "allow"}
     project = os.environ.get("WANDB_PROJECT", "sslm")
     return WandbLogger(
-        name=run.path.name, save_dir=run.path, project=project, id=run.wandb_id(), offline=offline, **more
+        name=run.path.name, save_dir=run.path, project=project, id=_wandb_id(run), offline=offline, **more
     )
+
+
+def _wandb_id(run: RunFolder) -> str:
+    """Return the id of this run at W&B, made up once."""
+    if (known := known_wandb_id(run)) is None:
+        write_atomically(run.wandb_id, known := os.urandom(4).hex())
+    return known
+
+
+def known_wandb_id(run: RunFolder) -> str | None:
+    """Return the id of this run at W&B, or None if it was never there."""
+    return run.wandb_id.read_text() if run.wandb_id.is_file() else None
+
+
+def restore_wandb_id(run: RunFolder, known: object) -> None:
+    """Go on at W&B in the run that a checkpoint names, if the run folder does not name one."""
+    if known_wandb_id(run) is None and isinstance(known, str) and re.fullmatch(r"\w{1,64}", known):
+        write_atomically(run.wandb_id, known)

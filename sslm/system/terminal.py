@@ -9,13 +9,15 @@ import sys
 import threading
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from typing import Protocol
 
 import rich.progress
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
+from rich.table import Table
 
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
 
@@ -154,7 +156,9 @@ def transfer_progress(what: str, total_bytes: int) -> Iterator[Callable[[int], N
             with lock:
                 done += num_bytes
                 share = min(done / max(total_bytes, 1), 1.0)
-                bar.show(f"{what}: {count(done)}B of {count(total_bytes)}B, {bar.time_left(share)}", share)
+                bar.show(
+                    f"{what}: {bytes_in_words(done)} of {bytes_in_words(total_bytes)}, {bar.time_left(share)}", share
+                )
 
         yield add
 
@@ -186,15 +190,58 @@ def console() -> Console:
     return _the_console
 
 
+MARK_WIDTH = 12
+
+
+def printable(name: str) -> str:
+    """A name out of a file that somebody else made: nothing in it steers the terminal."""
+    return name if name.isprintable() else ascii(name)[1:-1]
+
+
+def print_table(
+    titles: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[int], wide: Sequence[int]
+) -> None:
+    """Print a table: rich where somebody watches, else columns that line up.
+
+    Args:
+        right: indices of columns that are flush right.
+        wide: of those that may take several lines where the terminal is narrow.
+    """
+    cells = [[printable(cell) for cell in row] for row in cells]
+    if is_watched():
+        table = Table(box=None, pad_edge=False)
+        for column, title in enumerate(titles):
+            table.add_column(
+                title,
+                justify="right" if column in right else "left",
+                header_style="dim",
+                overflow="fold",
+                no_wrap=column not in wide,
+                min_width=MARK_WIDTH if column in wide else None,
+            )
+        for row in cells:
+            table.add_row(*map(escape, row))
+        console().print(table)
+        return
+    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    for row in (titles, *cells):
+        padded = [
+            cell.rjust(n) if i in right else cell.ljust(n) for i, (cell, n) in enumerate(zip(row, widths, strict=True))
+        ]
+        say("  ".join(padded).rstrip())
+
+
 GIB = 1 << 30
 
 
-def gib(number: float) -> str:
-    """Bytes as people read them: 512 MiB, 13.9 GiB.
+def bytes_in_words(num_bytes: float) -> str:
+    """Write a number of bytes as people read it.
 
-    >>> gib(3 << 29), gib(9 << 20)
-    ('1.5 GiB', '9 MiB')
+    >>> bytes_in_words(3 << 29), bytes_in_words(9 << 20), bytes_in_words(950)
+    ('1.5 GiB', '9 MiB', '950 B')
     """
-    if number < 1 << 20:
-        return f"{number / 1024:,.0f} KiB"
-    return f"{number / GIB:,.1f} GiB" if number >= GIB else f"{number / (1 << 20):,.0f} MiB"
+    if num_bytes < 1024:
+        return f"{num_bytes:.0f} B"
+    if num_bytes < 1 << 20:
+        return f"{num_bytes / 1024:,.0f} KiB"
+    return f"{num_bytes / GIB:,.1f} GiB" if num_bytes >= GIB else f"{num_bytes / (1 << 20):,.0f} MiB"

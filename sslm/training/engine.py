@@ -12,7 +12,8 @@ from torch import Tensor
 
 from sslm.models.head import LanguageModel
 from sslm.parallel.deepspeed import DeepSpeed
-from sslm.runs.checkpoints import States, Tensors
+from sslm.runs.checkpoints.states import States
+from sslm.runs.checkpoints.tensors import Tensors
 from sslm.training.average import Average
 from sslm.training.optim import clip_gradient
 

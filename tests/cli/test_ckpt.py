@@ -23,9 +23,10 @@ from sslm import train
 from sslm.cli import export, plan
 from sslm.cli.ckpt import main
 from sslm.cli.ckpt.reshard import divided
-from sslm.runs import checkpoints
 from sslm.runs.checkpoints import shards as chunks
+from sslm.runs.checkpoints.folder import damage_of, name_of, newest_first
 from sslm.runs.checkpoints.shards import Stored, index
+from sslm.runs.checkpoints.tensors import read_tensors
 from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError
 from sslm.system.files import sha256_of
@@ -51,7 +52,7 @@ def run(trained: Path, tmp_path: Path) -> Path:
 
 
 def of_step(run: Path, step: int) -> Path:
-    return run / "checkpoints" / checkpoints.name_of(step)
+    return run / "checkpoints" / name_of(step)
 
 
 def some_tensors() -> dict[str, torch.Tensor]:
@@ -113,7 +114,7 @@ def in_grid(tensor: torch.Tensor, rows: list[int], columns: list[int]) -> Iterat
 
 def read_by_torch(checkpoint: Path) -> dict[str, torch.Tensor]:
     tensors = {name: torch.zeros_like(tensor) for name, tensor in some_tensors().items()}
-    checkpoints.read(checkpoint, tensors)
+    read_tensors(checkpoint, tensors)
     return tensors
 
 
@@ -171,7 +172,8 @@ def test_ls_tells_of_what_is_set_aside_left_over_or_cut_short(run: Path, capsys:
     assert "half-removed" in lines[".step-000001.old"]
     assert "corrupt, set aside" in lines["step-000002.corrupt"]
     assert "no sound state.json" in lines["step-000004"]
-    assert f"{shard.name} has another size" in lines["step-000008"]
+    now = shard.stat().st_size
+    assert f"{shard.name} has {now} bytes instead of {now + 1}" in lines["step-000008"]
     assert "half-written" in lines[".step-000012.tmp"]
 
 
@@ -353,7 +355,7 @@ def test_torch_reads_the_same_tensors_from_any_number_of_files(num_shards: int, 
         header, _ = header_of(shard)
         for name, tensor in some_tensors().items():
             assert name not in header or header[name]["data_offsets"][0] % tensor.element_size() == 0  # aligned
-    assert checkpoints.damage_of(out) == ""
+    assert damage_of(out) == ""
     for name, tensor in read_by_torch(out).items():
         assert torch.equal(tensor, some_tensors()[name]), name
     assert main(["diff", str(sharded), str(out)]) == 0
@@ -457,7 +459,7 @@ def test_keep_last_keeps_the_last(run: Path, capsys: Captured) -> None:
     assert main(["rm", str(run), "--keep-last", "2"]) == 0
     assert "nothing to remove" in capsys.readouterr().out
     assert main(["rm", str(run), "--keep_last", "1"]) == 0
-    assert checkpoints.found(run / "checkpoints") == [of_step(run, 8)]
+    assert newest_first(run / "checkpoints") == [of_step(run, 8)]
 
 
 def test_nothing_is_removed_while_the_run_trains(run: Path, capsys: Captured) -> None:

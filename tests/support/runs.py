@@ -13,7 +13,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from sslm.runs import checkpoints
+from sslm.runs.checkpoints.folder import damage_of
 from sslm.system.files import sha256_of
 from tests.support.processes import Ranks
 
@@ -100,5 +100,5 @@ def damage(checkpoint: Path, name: str = "optim.state", by: float = 0.01) -> str
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     manifest[shard.name] = {"bytes": shard.stat().st_size, "sha256": sha256_of(shard)}
     (checkpoint / "manifest.json").write_text(json.dumps(manifest))
-    assert not checkpoints.damage_of(checkpoint)
+    assert not damage_of(checkpoint)
     return chosen

@@ -13,17 +13,17 @@ def no_pause(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_plain_lines_come_where_nobody_watches(no_pause: None, capsys: pytest.CaptureFixture[str]) -> None:
-    with transfer_progress("Bringing", 4_000_000) as add:
-        add(1_000_000)
-        add(3_000_000)
+    with transfer_progress("Bringing", 4 << 20) as add:
+        add(1 << 20)
+        add(3 << 20)
     with preparation_progress("Preparing a.txt") as show:
         show(10, 1000, 0.5)
     training = TrainingProgress(total_steps=20, first_step=10)
     training.step(15, loss=2.5, tokens_per_second=1e5, mfu=0.4)
     training.close()
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0].startswith("Bringing: 1MB of 4MB, ")
-    assert lines[1] == "Bringing: 4MB of 4MB, 0s left"
+    assert lines[0].startswith("Bringing: 1 MiB of 4 MiB, ")
+    assert lines[1] == "Bringing: 4 MiB of 4 MiB, 0s left"
     assert lines[2].startswith("Preparing a.txt 50%: 10 documents (")
     assert lines[3].startswith("step     15/20  loss 2.5000  100k tokens/s  MFU 40%  0s left")
 
@@ -40,4 +40,4 @@ def test_a_bar_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: 
     monkeypatch.setattr(terminal, "console", lambda: Console(force_terminal=True, width=100, color_system=None))
     with transfer_progress("Bringing [bold]", 10) as add:
         add(5)
-    assert "Bringing [bold]: 5B of 10B" in capsys.readouterr().out
+    assert "Bringing [bold]: 5 B of 10 B" in capsys.readouterr().out

@@ -30,7 +30,7 @@ from sslm.data.module import DataModule
 from sslm.data.stream.amendments import Amendment, Skip
 from sslm.data.stream.batches import TrainSteps, step_batch, with_tensors
 from sslm.objectives.causal_lm import CausalLMRecipe
-from sslm.runs import checkpoints
+from sslm.runs.checkpoints.folder import newest_first
 from sslm.train import main
 from sslm.training.anomalies import FEWEST, SpikeDetector
 from tests.support.processes import Ranks, train_forked
@@ -331,7 +331,7 @@ def test_anomaly_in_the_last_steps_of_a_run(broken: list[str], spoil: Spoil, tmp
     assert train(run, *broken, *spoil(of_steps(10, 11, 12)), "--max_steps", "12") == 0
     assert steps_of(run) == list(range(1, 13))
     assert not any("anomaly" in row for row in rows_of(run))
-    assert checkpoints.found(run / "checkpoints")[0].name == "step-000012"
+    assert newest_first(run / "checkpoints")[0].name == "step-000012"
     state = json.loads((run / "checkpoints/step-000012/state.json").read_text())
     assert [one["from_position"] for one in state["amendments"]] == [36]
 

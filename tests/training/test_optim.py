@@ -17,7 +17,8 @@ from transformers import LlamaConfig
 from sslm.config import OptimConfig
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
-from sslm.runs import checkpoints
+from sslm.runs.checkpoints.saver import Saver
+from sslm.runs.checkpoints.states import States
 from sslm.system.terminal import keep_libraries_quiet
 from sslm.training import optim
 from sslm.training.optim import RoundingAdamW, build_optimizer, clip_gradient, parameter_groups, rounded_to_bf16
@@ -125,13 +126,13 @@ def go_on_from_a_checkpoint(rank: int, world: int, folder: Path) -> None:
     step(network, optimizer)
     step(network, optimizer)
     group = dist.group.WORLD if world > 1 else None
-    saver = checkpoints.Saver(folder, group, lambda checkpoint: [])
-    saver.save(checkpoints.States(network, optimizer).tensors(), {"step": 2}, {})
+    saver = Saver(folder, group, lambda checkpoint: [])
+    saver.save(States(network, optimizer).tensors(), {"step": 2}, {})
     saver.wait()
     step(network, optimizer)
     again, of_again = make(world)
     before = [p.detach().clone() for p in again.parameters()]
-    states = checkpoints.States(again, of_again)
+    states = States(again, of_again)
     states.tensors()  # torch makes the optimizer's state with a step of its own
     assert all(map(torch.equal, before, again.parameters()))
     states.load(folder / "step-000002")

@@ -76,18 +76,18 @@ def _verify(options: argparse.Namespace) -> int:
 
 def _diff(options: argparse.Namespace) -> int:
     from sslm.cli.ckpt.diff import compare, show
-    from sslm.runs.find import one_checkpoint
+    from sslm.runs.find import checkpoints_in
 
-    found = compare(one_checkpoint(options.a), one_checkpoint(options.b))
+    found = compare(checkpoints_in(options.a)[-1], checkpoints_in(options.b)[-1])
     show(found)
     return FAILED if found.any else DONE
 
 
 def _reshard(options: argparse.Namespace) -> int:
     from sslm.cli.ckpt.reshard import reshard
-    from sslm.runs.find import one_checkpoint
+    from sslm.runs.find import checkpoints_in
 
-    checkpoint, out = one_checkpoint(options.checkpoint), options.out
+    checkpoint, out = checkpoints_in(options.checkpoint)[-1], options.out
     if options.shards < 1:
         raise UserError(f"--shards {options.shards}: expected a number of files, at least 1")
     if out.exists() or out.is_symlink():

@@ -10,13 +10,11 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sslm.runs.checkpoints.folder import files_of, shards_of, state_of
+from sslm.runs.checkpoints.folder import files_of, read_state, shards_of
 from sslm.runs.checkpoints.shards import BITS, Stored, index
-from sslm.system import tables as looks
 from sslm.system.errors import UserError
 from sslm.system.files import sha256_of
-from sslm.system.tables import printable
-from sslm.system.terminal import say, transfer_progress
+from sslm.system.terminal import print_table, printable, say, transfer_progress
 
 MOST_ROWS = 20
 MISSING = object()
@@ -54,7 +52,7 @@ def compare(a: Path, b: Path) -> Differences:
     UserError: one of them can't be read.
     """
     try:
-        state = _differing_keys(state_of(a), state_of(b))
+        state = _differing_keys(read_state(a), read_state(b))
     except RecursionError:
         raise UserError(f"{a}, {b}: no sound state.json (nested too deep)") from None
     of_a, of_b = index(a), index(b)
@@ -93,7 +91,7 @@ def show(found: Differences) -> None:
         cells = [
             (f"{v.largest:.3g}", f"{v.num_different} of {v.num_elements}", v.name) for v in found.values[:MOST_ROWS]
         ]
-        looks.rows(("max |a - b|", "elements", "tensor"), cells, right=(0, 1), wide=(2,))
+        print_table(("max |a - b|", "elements", "tensor"), cells, right=(0, 1), wide=(2,))
         if len(found.values) > MOST_ROWS:
             say(f"… and {len(found.values) - MOST_ROWS} more")
     if not found.any:

@@ -9,11 +9,10 @@ from typing import Any
 
 import yaml
 
-from sslm.runs.checkpoints.folder import files_of, manifest_of, shards_of, state_of
+from sslm.runs.checkpoints.folder import damage_of, files_of, read_state, shards_of
 from sslm.runs.find import LEFT_OVER, checkpoints_in, folder_of, is_checkpoint
-from sslm.system import tables as looks
 from sslm.system.errors import UserError
-from sslm.system.terminal import count
+from sslm.system.terminal import bytes_in_words, count, print_table
 
 MOST = 1 << 63
 """Larger numbers count nothing."""
@@ -67,7 +66,7 @@ def show(entries: list[Entry]) -> None:
             entry.path.name,
             "-" if entry.step is None else str(entry.step),
             _progress(entry),
-            looks.size(entry.num_bytes),
+            bytes_in_words(entry.num_bytes),
             str(entry.num_shards),
             f"{entry.metric[0]} {entry.metric[1]:.4f}" if entry.metric else "-",
             entry.version or "-",
@@ -75,7 +74,7 @@ def show(entries: list[Entry]) -> None:
         )
         for entry in entries
     ]
-    looks.rows(titles, cells, right=range(1, 5), wide=(5, 7))
+    print_table(titles, cells, right=range(1, 5), wide=(5, 7))
 
 
 def _progress(entry: Entry) -> str:
@@ -96,7 +95,7 @@ def _entry(path: Path, settings: dict[str, Any]) -> Entry:
         entry.marks.append("half-written" if path.suffix == ".tmp" else "half-removed")
         return entry
     try:
-        state = state_of(path)
+        state = read_state(path)
     except UserError as error:
         entry.marks.append(str(error).removeprefix(f"{path}: "))
         return entry
@@ -108,24 +107,9 @@ def _entry(path: Path, settings: dict[str, Any]) -> Entry:
     entry.metric = _metric(state.get("metrics"), _best(settings)[0])
     if path.suffix == ".corrupt":
         entry.marks.append("corrupt, set aside")
-    elif damage := _missing(path):
+    elif damage := damage_of(path, hashed=False):
         entry.marks.append(damage)
     return entry
-
-
-def _missing(checkpoint: Path) -> str:
-    """What is seen to be wrong with files without reading them."""
-    try:
-        manifest = manifest_of(checkpoint)
-    except UserError as error:
-        return str(error).removeprefix(f"{checkpoint}: ")
-    for name, was in manifest.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != was.num_bytes:
-            return f"{name} has another size"
-    return ""
 
 
 def _metric(metrics: Any, best: str) -> tuple[str, float] | None:

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 
 from sslm.cli.ckpt.verify import bytes_of, verify
-from sslm.runs.checkpoints.folder import manifest_of, shards_of, state_of
+from sslm.runs.checkpoints.folder import read_manifest, read_state, shards_of
 from sslm.runs.checkpoints.shards import Slab, Stored, index, write
 from sslm.runs.checkpoints.transaction import write_manifest
 from sslm.system.errors import UserError
@@ -22,7 +22,7 @@ def reshard(checkpoint: Path, num_shards: int, out: Path) -> None:
     """
     with transfer_progress("Verifying", bytes_of(checkpoint)) as done:
         verdict = verify(checkpoint, done)
-    state_of(checkpoint)  # refused here, if it is of a newer format
+    read_state(checkpoint)  # refused here, if it is of a newer format
     if verdict.damage:
         raise UserError(f"{checkpoint}: this checkpoint is damaged ({verdict.damage[0]}); take another of its run")
     shards = divided(index(checkpoint), num_shards)
@@ -80,7 +80,7 @@ def divided(tensors: dict[str, Stored], num_shards: int) -> list[list[Slab]]:
 def _copy_others(checkpoint: Path, part: Path) -> None:
     """All that the manifest names, but for the shards."""
     shards = {file.name for file in shards_of(checkpoint)}
-    for name in manifest_of(checkpoint).keys() - shards:
+    for name in read_manifest(checkpoint).keys() - shards:
         (part / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(checkpoint / name, part / name)
     (part / "model").mkdir(exist_ok=True)

@@ -6,12 +6,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from sslm.cli.ckpt import ls
-from sslm.runs import checkpoints
+from sslm.runs.checkpoints.folder import damage_of, name_of, newest_first
+from sslm.runs.checkpoints.transaction import remove_checkpoint
 from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError, nearest
 from sslm.system.files import write_atomically
-from sslm.system.tables import printable, size
-from sslm.system.terminal import say
+from sslm.system.terminal import bytes_in_words, printable, say
 
 MOST_DIGITS = 18
 
@@ -27,13 +27,9 @@ def rm(given: str, steps: Sequence[str], keep_last: int | None, force: bool) -> 
         raise UserError(f"{given}: not a run folder with checkpoints; give the folder that config.yaml is in")
     with _not_training(run):
         there = {entry.path.name: entry for entry in ls.listed(run.checkpoints)}
-        names = (
-            [path.name for path in checkpoints.found(run.checkpoints)][keep_last:]
-            if keep_last
-            else _names(steps, there)
-        )
-        kept = [path for path in checkpoints.found(run.checkpoints) if path.name not in names]
-        good = next((path for path in checkpoints.found(run.checkpoints) if not checkpoints.damage_of(path)), None)
+        names = [path.name for path in newest_first(run.checkpoints)][keep_last:] if keep_last else _names(steps, there)
+        kept = [path for path in newest_first(run.checkpoints) if path.name not in names]
+        good = next((path for path in newest_first(run.checkpoints) if not damage_of(path)), None)
         if good is not None and good not in kept and not force:
             raise UserError(
                 f"{good.name} is the newest good checkpoint of {given}: without it the run "
@@ -42,7 +38,7 @@ def rm(given: str, steps: Sequence[str], keep_last: int | None, force: bool) -> 
         _keep_latest_true(run.checkpoints, kept, good)
         for name in names:
             _remove(there[name].path)
-            say(f"{printable(name)} removed ({size(there[name].num_bytes)})")
+            say(f"{printable(name)} removed ({bytes_in_words(there[name].num_bytes)})")
     if not names:
         say(f"nothing to remove: there are {len(there)}")
 
@@ -62,7 +58,7 @@ def _not_training(run: RunFolder) -> Iterator[None]:
 
 def _names(steps: Sequence[str], there: dict[str, ls.Entry]) -> list[str]:
     """Steps or names -> names, each once."""
-    names = [checkpoints.name_of(int(s)) if s.isdecimal() and len(s) <= MOST_DIGITS else s for s in steps]
+    names = [name_of(int(s)) if s.isdecimal() and len(s) <= MOST_DIGITS else s for s in steps]
     for step, name in zip(steps, names, strict=True):
         if name not in there:
             raise UserError(
@@ -77,7 +73,7 @@ def _keep_latest_true(folder: Path, kept: list[Path], good: Path | None) -> None
     name = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else None
     if name in [path.name for path in kept]:
         return
-    best = good if good in kept else next((path for path in kept if not checkpoints.damage_of(path)), None)
+    best = good if good in kept else next((path for path in kept if not damage_of(path)), None)
     if best is not None:
         write_atomically(latest, best.name + "\n")
     else:
@@ -88,4 +84,4 @@ def _remove(path: Path) -> None:
     if path.name.startswith("."):  # left over: it never had a name, or has lost it
         shutil.rmtree(path)
     else:
-        checkpoints.remove(path)
+        remove_checkpoint(path)

@@ -291,9 +291,9 @@ def _is_fp32(config: Config) -> bool:
 
 def drawn_in(run: RunFolder, config: Config) -> list[str]:
     """What a run draws at random in each forward pass."""
-    from sslm.runs.checkpoints import found
+    from sslm.runs.checkpoints.folder import newest_first
 
-    drawn = not_zero(json.loads((found(run.checkpoints)[0] / "model/config.json").read_text()))
+    drawn = not_zero(json.loads((newest_first(run.checkpoints)[0] / "model/config.json").read_text()))
     if config.robust.embedding_noise:
         drawn.append(f"robust.embedding_noise {config.robust.embedding_noise:g}")
     return [*drawn, "robust.adversarial freelb"] if config.robust.adversarial == "freelb" else drawn

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from sslm.runs import checkpoints
+from sslm.runs.checkpoints.folder import damage_of, newest_first, read_state, step_of
 from sslm.runs.checkpoints.shards import Stored, index
 from sslm.runs.folder import RunFolder
 
@@ -73,11 +73,11 @@ class Compared:
 
 def compare(straight: RunFolder, other: RunFolder, tolerance: float = 0.0) -> Compared:
     """Two runs that have ended, by their metrics and their last checkpoints."""
-    ours, theirs = (checkpoints.found(run.checkpoints)[0] for run in (straight, other))
+    ours, theirs = (newest_first(run.checkpoints)[0] for run in (straight, other))
     first = first_difference(straight.rows(), other.rows(), tolerance)
     for checkpoint in (ours, theirs):
-        if damage := checkpoints.damage_of(checkpoint):
-            step = checkpoints.step_of(ours)
+        if damage := damage_of(checkpoint):
+            step = step_of(ours)
             return Compared(first or Difference(step, f"checkpoint {checkpoint}", "whole", f"damaged ({damage})"))
     apart = tensors_apart(ours, theirs)
     parameters = sum(math.prod(one.shape) for name, one in index(ours).items() if name.startswith("model."))
@@ -159,7 +159,7 @@ def _short(value: Any) -> str:
 
 def state_difference(straight: Path, other: Path) -> Difference | None:
     """What state.json says of the data and of the loss's scale."""
-    ours, theirs = checkpoints.read_state(straight), checkpoints.read_state(other)
+    ours, theirs = read_state(straight), read_state(other)
     for key in OF_STATE:
         if ours.get(key) != theirs.get(key):
             return Difference(ours["step"], f"{key} of the checkpoint", ours.get(key), theirs.get(key))

@@ -34,7 +34,7 @@ from sslm.parallel.planning.memory import (
 )
 from sslm.parallel.recompute import Recompute, parse_recompute
 from sslm.system.errors import UserError
-from sslm.system.terminal import gib
+from sslm.system.terminal import bytes_in_words
 
 if TYPE_CHECKING:
     from sslm.data.module import DataModule  # brings Lightning
@@ -188,8 +188,8 @@ class Budget:
         total = self.memory(launch, size).total
         if total > available:
             raise UserError(
-                f"--strategy {launch.strategy}: with micro-batches of {size} each device needs {gib(total)} of memory, "
-                f"{gib(total - available)} more than the {gib(available)} of each {self.machine.device}; "
+                f"--strategy {launch.strategy}: with micro-batches of {size} each device needs {bytes_in_words(total)} of memory, "
+                f"{bytes_in_words(total - available)} more than the {bytes_in_words(available)} of each {self.machine.device}; "
                 f"{self._advice(launch)}"
             )
         return size

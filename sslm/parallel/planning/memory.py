@@ -22,7 +22,7 @@ from sslm.parallel.planning.activation_memory import Activations
 from sslm.parallel.planning.machines import Machine
 from sslm.parallel.recompute import Recompute
 from sslm.parallel.tensor_parallel import STYLES, planned
-from sslm.system.terminal import gib
+from sslm.system.terminal import bytes_in_words
 
 ROOM = 0.9
 """Largest fraction of a device's memory to plan for."""
@@ -207,10 +207,10 @@ def choose_strategy(total: Callable[[str], float], machine: Machine) -> tuple[st
         return "single", "there is one device"
     if not machine.is_gpu:  # of free memory each process would see another amount
         return "ddp", "on CPUs"
-    has = f"of the {gib(machine.memory)} of each {machine.device}"
+    has = f"of the {bytes_in_words(machine.memory)} of each {machine.device}"
     if total("ddp") <= COMFORT * machine.memory:
-        return "ddp", f"it takes {gib(total('ddp'))} {has}, with one sequence at a time"
-    too_much = f"ddp takes {gib(total('ddp'))} {has}"
+        return "ddp", f"it takes {bytes_in_words(total('ddp'))} {has}, with one sequence at a time"
+    too_much = f"ddp takes {bytes_in_words(total('ddp'))} {has}"
     if machine.num_nodes > 1 and total("hsdp") <= COMFORT * machine.memory:
-        return "hsdp", f"{too_much}, hsdp {gib(total('hsdp'))}: a node's devices hold the whole among them"
-    return "fsdp", f"{too_much}, fsdp {gib(total('fsdp'))}"
+        return "hsdp", f"{too_much}, hsdp {bytes_in_words(total('hsdp'))}: a node's devices hold the whole among them"
+    return "fsdp", f"{too_much}, fsdp {bytes_in_words(total('fsdp'))}"

@@ -6,54 +6,7 @@
       model/                       config and tokenizer, as transformers saves them
       manifest.json                size and SHA-256 of every file above
 
-`folder` is what lies on the disk, `tensors` what lies in the shards, `states` a run's tensors, `saver` writes while training
-goes on, `retention` says what is kept, `mirror` brings it elsewhere and back. Nothing is ever unpickled.
+`folder` reads what lies on the disk and `transaction` writes it, `tensors` are a run's tensors in pieces and `shards` the
+files' rows, `states` gives and takes a run's tensors, `saver` writes while training goes on, `retention` says what is kept,
+`mirror` uploads and `fetch` downloads. Nothing is ever unpickled.
 """
-
-from importlib import import_module
-from typing import TYPE_CHECKING, Any
-
-from sslm.runs.checkpoints.folder import FORMAT, damage_of, found, name_of, newest_good, read_state, step_of
-from sslm.runs.checkpoints.transaction import remove, seal, sweep
-
-if TYPE_CHECKING:
-    from sslm.runs.checkpoints.saver import Saver
-    from sslm.runs.checkpoints.states import States
-    from sslm.runs.checkpoints.tensors import Tensors, check_weights, read, read_weights, shapes_in
-
-_HEAVY = {
-    "Saver": "saver",
-    "States": "states",
-    "Tensors": "tensors",
-    "check_weights": "tensors",
-    "read": "tensors",
-    "read_weights": "tensors",
-    "shapes_in": "tensors",
-}
-"""What needs torch and transformers: loaded when first asked for."""
-
-__all__ = [
-    "FORMAT",
-    "Saver",
-    "States",
-    "Tensors",
-    "check_weights",
-    "damage_of",
-    "found",
-    "name_of",
-    "newest_good",
-    "read",
-    "read_state",
-    "read_weights",
-    "remove",
-    "seal",
-    "shapes_in",
-    "step_of",
-    "sweep",
-]
-
-
-def __getattr__(name: str) -> Any:
-    if name in _HEAVY:
-        return getattr(import_module(f"sslm.runs.checkpoints.{_HEAVY[name]}"), name)
-    raise AttributeError(f"module 'sslm.runs.checkpoints' has no attribute {name!r}")

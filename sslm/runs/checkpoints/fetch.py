@@ -16,8 +16,9 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from sslm.runs.checkpoints.folder import Manifest, damage_of, newest_good, number_of, part_of, read_manifest
-from sslm.runs.checkpoints.transaction import seal
+from sslm.runs.checkpoints.folder import Manifest, damage_of, number_of, read_manifest
+from sslm.runs.checkpoints.transaction import part_of, seal, set_damaged_aside
+from sslm.system.errors import UserError
 from sslm.system.files import fsync, write_atomically
 from sslm.system.remote_folder import RemoteFolder, without_password
 from sslm.system.terminal import transfer_progress
@@ -50,7 +51,7 @@ def fetch(url: str, run: Path, tell: Callable[[str], None]) -> Path | None:
     with contextlib.closing(RemoteFolder(url_of(url))) as server:
         there = server.files("checkpoints")
         complete = {name for name in steps_in(there) if f"checkpoints/{name}/manifest.json" in there}
-        newest = newest_good(folder, tell) if complete else None
+        newest = set_damaged_aside(folder, tell) if complete else None
         for name in sorted(complete, key=lambda name: number_of(Path(name)), reverse=True):
             if newest is not None and number_of(Path(name)) <= number_of(newest):
                 break
@@ -85,7 +86,7 @@ def _bring(server: RemoteFolder, there: dict[str, int], final: Path) -> str:
             return "manifest.json has gone meanwhile"
         try:
             manifest = read_manifest(part)
-        except (ValueError, AttributeError, TypeError, KeyError, RecursionError):
+        except UserError:
             return "no sound manifest.json"
         damage = _manifest_damage(manifest) or _bring_files(server, there, folder, part, manifest)
         if damage := damage or damage_of(part, hashed=False):
@@ -106,7 +107,7 @@ def _manifest_damage(manifest: Manifest) -> str:
         inner = {"/".join(parts[:number]) for number in range(1, len(parts))}
         if not is_plain or len(parts) > 8 or name == "manifest.json" or inner & manifest.keys():
             return f"its manifest names a file {name[:80]!r}"
-        if not 0 <= was["bytes"] < 1 << 50 or not re.fullmatch("[0-9a-f]{64}", was["sha256"]):
+        if not 0 <= was.num_bytes < 1 << 50 or not re.fullmatch("[0-9a-f]{64}", was.sha256):
             return f"its manifest has no size and checksum of {name}"
     return ""
 
@@ -114,18 +115,18 @@ def _manifest_damage(manifest: Manifest) -> str:
 def _bring_files(server: RemoteFolder, there: dict[str, int], folder: str, part: Path, manifest: Manifest) -> str:
     """Bring a checkpoint's files, some at a time; returns what is wrong with the first wrong one."""
     for name, was in manifest.items():
-        if (num_bytes := there.get(f"{folder}/{name}")) != was["bytes"]:
-            return f"{name} is missing" if num_bytes is None else f"{name} has {num_bytes} bytes, not {was['bytes']}"
+        if (num_bytes := there.get(f"{folder}/{name}")) != was.num_bytes:
+            return f"{name} is missing" if num_bytes is None else f"{name} has {num_bytes} bytes, not {was.num_bytes}"
 
     def bring(name: str) -> str:
         file, was = part / name, manifest[name]
         file.parent.mkdir(parents=True, exist_ok=True)
         with open(file, "wb") as stream:
-            wrong = server.download(f"{folder}/{name}", was["bytes"], was["sha256"], stream, came)
+            wrong = server.download(f"{folder}/{name}", was.num_bytes, was.sha256, stream, came)
         fsync(file)
         return f"{name}: {wrong}" if wrong else ""
 
-    total = sum(was["bytes"] for was in manifest.values())
+    total = sum(was.num_bytes for was in manifest.values())
     with transfer_progress(f"Bringing {part.name[1:-4]}", total) as came, ThreadPoolExecutor(NUM_THREADS) as pool:
         try:
             return next(filter(None, pool.map(bring, manifest)), "")

@@ -1,170 +1,166 @@
-"""What lies on the disk. A checkpoint is a transaction: written beside, checksummed, synced, renamed; `latest` comes last."""
+"""What lies in a folder of checkpoints, and whether it is as it was written. Nothing here writes (see `transaction`)."""
 
+import hashlib
 import json
 import re
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sslm.runs import checkpoints
 from sslm.system.errors import UserError
-from sslm.system.files import sha256_of
-from sslm.system.tables import printable
+from sslm.system.terminal import printable
 
 FORMAT = 1
+NEEDED = {"format", "step", "position", "fingerprint"}
+"""Keys of state.json without which no run goes on."""
+UNREADABLE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
+"""What reading JSON of any contents may raise; RuntimeError: nested too deep, links in a circle."""
+READ_BYTES = 4 << 20
 
-Manifest = dict[str, dict[str, Any]]
-"""File -> {"bytes": …, "sha256": …}."""
+
+class NewerFormat(UserError):
+    """A newer sslm wrote the checkpoint."""
+
+
+class Written(NamedTuple):
+    """A file as it was written."""
+
+    num_bytes: int
+    sha256: str
+
+
+Manifest = dict[str, Written]
+"""Path in the checkpoint -> file."""
 
 
 def name_of(step: int) -> str:
     return f"step-{step:06d}"
 
 
-def found(folder: Path) -> list[Path]:
-    """Checkpoints in a folder, newest first."""
-    there = folder.iterdir() if folder.is_dir() else []
-    return sorted((path for path in there if re.fullmatch(r"step-\d+", path.name)), key=number_of, reverse=True)
-
-
 def number_of(checkpoint: Path) -> int:
-    """The step that is in a checkpoint's name."""
+    """Return the step that a checkpoint is named after."""
     return int(checkpoint.name.removeprefix("step-"))
 
 
-def part_of(final: Path) -> Path:
-    """Where a checkpoint is written before it has its name."""
-    return final.with_name(f".{final.name}.tmp")
+def newest_first(folder: Path) -> list[Path]:
+    """List the checkpoints in a folder."""
+    paths = folder.iterdir() if folder.is_dir() else []
+    return sorted((path for path in paths if re.fullmatch(r"step-\d+", path.name)), key=number_of, reverse=True)
 
 
-def newest_good(folder: Path, tell: Callable[[str], None], set_aside: bool = True) -> Path | None:
-    """Find the newest checkpoint whose files are as they were written.
+def shards_of(checkpoint: Path) -> list[Path]:
+    """List the files that hold tensors."""
+    return sorted(file for file in checkpoint.glob("*.safetensors") if file.is_file())
 
-    Args:
-        folder: a folder of checkpoints.
-        tell: is told of each damaged checkpoint that is newer.
-        set_aside: rename damaged checkpoints. Only the run that the folder belongs to may.
 
-    Returns:
-        The checkpoint, or None if no checkpoint is whole.
-    """
-    for checkpoint in found(folder):
-        if not (damage := damage_of(checkpoint)):
-            return checkpoint
-        if not set_aside:
-            tell(f"{checkpoint} is damaged ({damage}): skipped")
-            continue
-        aside = checkpoint.with_name(f"{checkpoint.name}.corrupt")
-        shutil.rmtree(aside, ignore_errors=True)
-        checkpoint.rename(aside)
-        tell(f"{checkpoint} is damaged ({damage}): set aside as {aside.name}")
-    return None
+def files_of(checkpoint: Path) -> list[Path]:
+    """List all files, at any depth."""
+    return sorted(file for file in checkpoint.rglob("*") if file.is_file())
 
 
 def read_manifest(checkpoint: Path) -> Manifest:
-    """Raises:
-    ValueError: it is none, or names files outside of the checkpoint.
-    """
-    manifest = json.loads((checkpoint / "manifest.json").read_text())
-    for name, was in manifest.items():
-        if (
-            "\\" in name
-            or ".." in Path(name).parts
-            or not (checkpoint / name).resolve().is_relative_to(checkpoint.resolve())
-        ):
-            raise ValueError(f"it names a file outside of the checkpoint ({name})")
-        if type(was["bytes"]) is not int or not isinstance(was["sha256"], str):
-            raise ValueError(f"{name} has no size and checksum")
-    return dict(manifest)
-
-
-def damage_of(checkpoint: Path, hashed: bool = True) -> str:
-    """What is wrong with a checkpoint's files; empty: nothing.
-
-    Args:
-        hashed: look at their contents too; sizes alone are seen at once.
-    """
-    try:
-        manifest = read_manifest(checkpoint)
-    except (OSError, ValueError, AttributeError, TypeError, KeyError, RecursionError):
-        return "no sound manifest.json"
-    for name, was in manifest.items():
-        file = checkpoint / name
-        if not file.is_file():
-            return f"{name} is missing"
-        if file.stat().st_size != was["bytes"] or (hashed and sha256_of(file) != was["sha256"]):
-            return f"{name} has changed"
-    try:
-        lacking = {"format", "step", "position", "fingerprint"} - read_state(checkpoint).keys()
-    except UserError:  # sound, but of a newer format: whoever reads it will say so
-        return ""
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
-        return "no sound state.json"
-    return f"state.json lacks {', '.join(sorted(lacking))}" if lacking else ""
-
-
-def read_state(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's state.json.
-
-    Raises:
-        UserError: it is of a newer format.
-    """
-    state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
-    if state["format"] > FORMAT:
-        raise UserError(f"{checkpoint}: written by a newer sslm (format {state['format']}); upgrade to go on from it")
-    return state
-
-
-def step_of(checkpoint: Path | None) -> int:
-    """The step at which a checkpoint was made; 0: there is none."""
-    return int(read_state(checkpoint)["step"]) if checkpoint else 0
-
-
-NONSENSE = (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError)
-"""What reading a JSON file of any contents may raise; RuntimeError: nested too deep, links in a circle."""
-
-
-class Written(NamedTuple):
-    """A file as the manifest says it was written."""
-
-    num_bytes: int
-    sha256: str
-
-
-def state_of(checkpoint: Path) -> dict[str, Any]:
-    """The checkpoint's state.json.
-
-    Raises:
-        UserError: it can't be read, or is of a newer format.
-    """
-    try:
-        return checkpoints.read_state(checkpoint)
-    except UserError:
-        raise
-    except NONSENSE:
-        raise UserError(f"{checkpoint}: no sound state.json") from None
-
-
-def manifest_of(checkpoint: Path) -> dict[str, Written]:
-    """What the manifest says of each file.
+    """Read manifest.json.
 
     Raises:
         UserError: it can't be read, or names files outside of the checkpoint.
     """
     try:
+        manifest = parse_manifest((checkpoint / "manifest.json").read_bytes())
+        for name in manifest:
+            inside = (checkpoint / name).resolve().is_relative_to(checkpoint.resolve())
+            if "\\" in name or ".." in Path(name).parts or not inside:
+                raise UserError(
+                    f"{checkpoint}: no sound manifest.json (it names a file outside of the checkpoint: {printable(name)})"
+                )
+    except UserError:
+        raise
+    except UNREADABLE:
+        raise UserError(f"{checkpoint}: no sound manifest.json") from None
+    return manifest
+
+
+def parse_manifest(content: bytes) -> Manifest:
+    """Parse a manifest that may come from anywhere.
+
+    Raises:
+        Exception: any of UNREADABLE, if it is no manifest.
+    """
+    entries = {name: Written(entry["bytes"], entry["sha256"]) for name, entry in json.loads(content).items()}
+    if not all(type(file.num_bytes) is int and isinstance(file.sha256, str) for file in entries.values()):
+        raise ValueError("a file has no size and checksum")
+    return entries
+
+
+def read_state(checkpoint: Path) -> dict[str, Any]:
+    """Read state.json.
+
+    Raises:
+        NewerFormat: a newer sslm wrote it.
+        UserError: it can't be read.
+    """
+    try:
+        state: dict[str, Any] = json.loads((checkpoint / "state.json").read_text())
+        is_newer = state["format"] > FORMAT
+    except UNREADABLE:
+        raise UserError(f"{checkpoint}: no sound state.json") from None
+    if is_newer:
+        raise NewerFormat(f"{checkpoint}: written by a newer sslm (format {state['format']}); upgrade to go on from it")
+    return state
+
+
+def step_of(checkpoint: Path | None) -> int:
+    """Return the step at which a checkpoint was made, or 0 if there is none."""
+    return int(read_state(checkpoint)["step"]) if checkpoint else 0
+
+
+def change_of(
+    file: Path, written: Written, hashed: bool = True, done: Callable[[int], None] = lambda num_bytes: None
+) -> str:
+    """Say what happened to a file since it was written; empty if nothing did.
+
+    Args:
+        hashed: whether to read its contents; its size alone is seen at once.
+        done: told of bytes read.
+    """
+    if not file.is_file():
+        return "is missing"
+    if (num_bytes := file.stat().st_size) != written.num_bytes:
+        return f"has {num_bytes} bytes instead of {written.num_bytes}"
+    digest = hashlib.sha256()
+    with open(file, "rb") as stream:
+        while hashed and (block := stream.read(READ_BYTES)):
+            digest.update(block)
+            done(len(block))
+    return "has changed" if hashed and digest.hexdigest() != written.sha256 else ""
+
+
+def damage_of(checkpoint: Path, hashed: bool = True) -> str:
+    """Say what is wrong with a checkpoint's files; empty if nothing is.
+
+    Args:
+        hashed: whether to read their contents; sizes alone are seen at once.
+    """
+    try:
         manifest = read_manifest(checkpoint)
-        return {name: Written(was["bytes"], was["sha256"]) for name, was in manifest.items()}
-    except NONSENSE as error:
-        why = f" ({printable(str(error))})" if "outside" in str(error) else ""
-        raise UserError(f"{checkpoint}: no sound manifest.json{why}") from None
+        for name, written in manifest.items():
+            if change := change_of(checkpoint / name, written, hashed):
+                return f"{printable(name)} {change}"
+        lacking = NEEDED - read_state(checkpoint).keys()
+    except NewerFormat:  # sound: whoever goes on from it will say so
+        return ""
+    except UserError as error:
+        return str(error).removeprefix(f"{checkpoint}: ")
+    return f"state.json lacks {', '.join(sorted(lacking))}" if lacking else ""
 
 
-def shards_of(checkpoint: Path) -> list[Path]:
-    """The files that hold its tensors."""
-    return sorted(file for file in checkpoint.glob("*.safetensors") if file.is_file())
+def newest_whole(folder: Path, tell: Callable[[str], None]) -> Path | None:
+    """Find the newest checkpoint whose files are as they were written, or None.
 
-
-def files_of(checkpoint: Path) -> list[Path]:
-    """All files there are."""
-    return sorted(file for file in checkpoint.rglob("*") if file.is_file())
+    Args:
+        tell: told of each newer checkpoint that is damaged.
+    """
+    for checkpoint in newest_first(folder):
+        if not (damage := damage_of(checkpoint)):
+            return checkpoint
+        tell(f"{checkpoint} is damaged ({damage}): skipped")
+    return None

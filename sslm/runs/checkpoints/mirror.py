@@ -14,11 +14,10 @@ import re
 import threading
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 from sslm.config import Config
 from sslm.runs.checkpoints.fetch import BESIDE, MANIFEST_BYTES, steps_in, url_of
-from sslm.runs.checkpoints.folder import found, number_of, read_manifest
+from sslm.runs.checkpoints.folder import UNREADABLE, Manifest, newest_first, number_of, parse_manifest, read_manifest
 from sslm.system import ranks
 from sslm.system.errors import UserError, sentence_of
 from sslm.system.remote_folder import RemoteFolder, Stopped, without_password
@@ -120,7 +119,7 @@ def upload(server: RemoteFolder, run: Path, checkpoint: Path, keeps: Callable[[i
         if (run / name).is_file():
             server.write(name, _beside(run / name, number_of(checkpoint)))
     server.write("checkpoints/latest", f"{checkpoint.name}\n".encode())
-    here = {path.name for path in [*found(run / "checkpoints"), checkpoint]}
+    here = {path.name for path in [*newest_first(run / "checkpoints"), checkpoint]}
     for name in sorted(steps_in(there) - here):
         manifest = f"checkpoints/{name}/manifest.json"
         if manifest not in there or not keeps(number_of(Path(name))):
@@ -138,7 +137,7 @@ def _upload_files(server: RemoteFolder, there: dict[str, int], checkpoint: Path)
     lacking = [
         name
         for name, entry in read_manifest(checkpoint).items()
-        if old.get(name) != entry or there.get(f"{folder}/{name}") != entry["bytes"]
+        if old.get(name) != entry or there.get(f"{folder}/{name}") != entry.num_bytes
     ]
     if new == was and not lacking:
         return
@@ -148,11 +147,10 @@ def _upload_files(server: RemoteFolder, there: dict[str, int], checkpoint: Path)
     server.write(f"{folder}/manifest.json", new)
 
 
-def _entries(manifest: bytes) -> dict[str, Any]:
-    """Of a manifest that may be none."""
-    with contextlib.suppress(ValueError, RecursionError):
-        entries = json.loads(manifest)
-        return entries if isinstance(entries, dict) else {}
+def _entries(manifest: bytes) -> Manifest:
+    """Parse a manifest; what is none has no entries."""
+    with contextlib.suppress(*UNREADABLE):
+        return parse_manifest(manifest)
     return {}
 
 

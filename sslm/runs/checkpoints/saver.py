@@ -12,10 +12,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from sslm.runs.checkpoints.folder import FORMAT, Manifest, name_of, part_of
+from sslm.runs.checkpoints.folder import FORMAT, Manifest, Written, name_of
 from sslm.runs.checkpoints.replicas import check_replicas
 from sslm.runs.checkpoints.tensors import Piece, Tensors, holders_of, pieces_of, write_shard
-from sslm.runs.checkpoints.transaction import entry_of, remove, seal, sweep
+from sslm.runs.checkpoints.transaction import part_of, remove_checkpoint, seal, sweep, written
 from sslm.system.collectives import gather_json
 from sslm.system.errors import UserError, sentence_of
 from sslm.system.files import fsync
@@ -139,7 +139,7 @@ class Saver:
             beat("saving")
             fsync(file)
             beat("saving")
-            known[file.name] = entry_of(file)
+            known[file.name] = written(file)
 
         def finish() -> None:
             for name, contents in files.items():
@@ -149,11 +149,11 @@ class Saver:
             (part / "state.json").write_text(json.dumps({"format": FORMAT, **state}, indent=1) + "\n")
             seal(part, final, known)
             for old in self.when_written(final):
-                remove(old)
+                remove_checkpoint(old)
 
         try:
             for theirs in self._together(write_mine, known):
-                known |= theirs
+                known |= {name: Written(*file) for name, file in theirs.items()}
             self._together(finish if self.rank == 0 else lambda: None, None)
         except BaseException:
             if self.rank == 0:

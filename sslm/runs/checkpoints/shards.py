@@ -17,9 +17,9 @@ from typing import Any, BinaryIO, NamedTuple
 import torch
 from torch import Tensor
 
-from sslm.runs.checkpoints.folder import NONSENSE, shards_of
+from sslm.runs.checkpoints.folder import UNREADABLE, shards_of
 from sslm.system.errors import UserError
-from sslm.system.tables import printable
+from sslm.system.terminal import printable
 
 BLOCK_BYTES = 16 << 20
 MOST_HEADER_BYTES = 100_000_000
@@ -121,7 +121,7 @@ def index(checkpoint: Path) -> dict[str, Stored]:
         try:
             for name, dtype, chunk in _chunks_in(file):
                 chunks.setdefault(name, []).append((dtype, chunk))
-        except NONSENSE as error:
+        except UNREADABLE as error:
             if isinstance(error, OSError):
                 raise
             why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
@@ -172,7 +172,7 @@ def _chunks_in(file: Path) -> Iterator[tuple[str, str, Chunk]]:
     """Name, dtype and chunk of what a file holds.
 
     Raises:
-        ValueError and others of NONSENSE: it is no sound safetensors file.
+        ValueError and others of UNREADABLE: it is no sound safetensors file.
     """
     with open(file, "rb") as stream:
         header, data, num_bytes = _header(stream)

@@ -11,7 +11,7 @@ from torch.distributed.checkpoint.state_dict import (
 
 from sslm.models.head import LanguageModel
 from sslm.models.weights import OPTIONS, weights_of
-from sslm.runs.checkpoints.tensors import Tensors, read
+from sslm.runs.checkpoints.tensors import Tensors, read_tensors
 
 
 class States:
@@ -34,7 +34,7 @@ class States:
         network, optimizer = self.network, self.optimizer
         model, states = _model_tensors(network), _optimizer_tensors(network, optimizer)
         tensors = model | states | self._averages()
-        read(checkpoint, tensors)
+        read_tensors(checkpoint, tensors)
         set_model_state_dict(network, _without("model.", {k: tensors[k] for k in model}), options=OPTIONS)
         groups = {
             k: v for k, v in get_optimizer_state_dict(network, optimizer, options=OPTIONS).items() if not _is_tensor(v)

@@ -82,7 +82,7 @@ def write_shard(file: Path, pieces: list[Piece]) -> None:
     save_file({piece.name: piece.values.contiguous() for piece in pieces}, file, metadata)
 
 
-def read(checkpoint: Path, tensors: Tensors) -> None:
+def read_tensors(checkpoint: Path, tensors: Tensors) -> None:
     """Read tensors of a checkpoint into those given, each rank for itself.
 
     Raises:
@@ -107,7 +107,7 @@ def read_weights(checkpoint: Path, shapes: dict[str, Tensor], prefix: str = "mod
         prefix: of their names in the checkpoint.
     """
     tensors = {f"{prefix}{name}": torch.empty(t.shape, dtype=t.dtype) for name, t in shapes.items()}
-    read(checkpoint, tensors)
+    read_tensors(checkpoint, tensors)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 

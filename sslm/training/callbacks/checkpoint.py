@@ -13,11 +13,12 @@ from lightning.pytorch import Callback, Trainer
 import sslm
 from sslm.config import CheckpointConfig
 from sslm.data.module import DataModule
-from sslm.runs import checkpoints
-from sslm.runs.checkpoints.folder import number_of
+from sslm.runs.checkpoints.folder import newest_first, number_of, read_state
 from sslm.runs.checkpoints.mirror import Mirror
 from sslm.runs.checkpoints.retention import expired
+from sslm.runs.checkpoints.saver import Saver
 from sslm.runs.folder import RunFolder
+from sslm.runs.trackers import known_wandb_id
 from sslm.system.heartbeats import beat
 from sslm.system.terminal import say
 from sslm.training.callbacks.resume import Resume
@@ -39,7 +40,7 @@ class Checkpoint(Callback):
 
     def __init__(self, folder: Path, when: CheckpointConfig, resume: Resume, total_steps: int) -> None:
         self.folder, self.when, self.resume, self.total_steps = folder, when, resume, total_steps
-        self.saver: checkpoints.Saver | None = None
+        self.saver: Saver | None = None
         """What writes; None before the first step."""
         self.mirror: Mirror | None = None
         """What uploads checkpoints, or None if nothing does."""
@@ -62,7 +63,7 @@ class Checkpoint(Callback):
         group = None
         if trainer.world_size > 1:  # the slowest disk may take its time: Timeouts is for training's own collectives
             group = dist.new_group(backend="gloo", timeout=timedelta(days=1))
-        self.saver = checkpoints.Saver(self.folder, group, self._when_written, pl_module.side_group)
+        self.saver = Saver(self.folder, group, self._when_written, pl_module.side_group)
         self.saved_at = time.monotonic()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:
@@ -139,7 +140,7 @@ class Checkpoint(Callback):
                     f"Warning: --checkpoint.best_metric {self.when.best_metric}: not measured, so none is kept as "
                     f"best; there are {', '.join(state['metrics'])}"
                 )
-        if (wandb_id := RunFolder(self.folder.parent).known_wandb_id()) is not None:
+        if (wandb_id := known_wandb_id(RunFolder(self.folder.parent))) is not None:
             state["wandb_id"] = wandb_id
         return state
 
@@ -147,7 +148,7 @@ class Checkpoint(Callback):
 
     def _when_written(self, checkpoint: Path) -> list[Path]:
         """Upload a new checkpoint, and say which old ones may go. Called on rank 0, in the saver's thread."""
-        there = {number_of(path): path for path in checkpoints.found(self.folder)}
+        there = {number_of(path): path for path in newest_first(self.folder)}
         metrics = {step: metric_of(path, self.when.best_metric) for step, path in there.items()}
         going = [there[step] for step in expired(metrics, number_of(checkpoint), self.when)]
         if self.mirror is not None:
@@ -196,7 +197,7 @@ def model_files(pl_module: Objective, data: DataModule) -> dict[str, bytes]:
 def metric_of(checkpoint: Path, name: str) -> float | None:
     """What a metric was when the checkpoint was made, or None if it was not measured."""
     try:
-        value = checkpoints.read_state(checkpoint)["metrics"][name]
+        value = read_state(checkpoint)["metrics"][name]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return value if isinstance(value, float) and value == value else None

@@ -8,7 +8,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.distributed.distributed_c10d import _get_default_store
 
 from sslm.models.weights import local_part
-from sslm.runs.checkpoints import step_of
+from sslm.runs.checkpoints.folder import step_of
 from sslm.system.errors import RunFailed
 from sslm.system.terminal import say
 from sslm.training.callbacks.checkpoint import Checkpoint

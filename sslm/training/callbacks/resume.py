@@ -4,7 +4,7 @@ from pathlib import Path
 
 from lightning.pytorch import Callback, Trainer
 
-from sslm.runs import checkpoints
+from sslm.runs.checkpoints.folder import read_state
 from sslm.system.collectives import gather_json
 from sslm.system.errors import RunFailed
 from sslm.training.lightning import set_step
@@ -38,7 +38,7 @@ class Resume(Callback):
 
 def load(trainer: Trainer, pl_module: Objective, checkpoint: Path) -> None:
     """Go on from a checkpoint; all ranks call it together."""
-    state, engine = checkpoints.read_state(checkpoint), pl_module.engine
+    state, engine = read_state(checkpoint), pl_module.engine
     engine.states.load(checkpoint)
     if engine.loss_scaler is not None and "loss_scale" in state:
         engine.loss_scaler.load_state_dict(engine.loss_scaler.state_dict() | state["loss_scale"])

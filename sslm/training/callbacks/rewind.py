@@ -16,8 +16,8 @@ from lightning.pytorch import Callback, Trainer
 from sslm.data.corpus.shards import BadShard
 from sslm.data.module import DataModule
 from sslm.data.stream.amendments import Skip
-from sslm.runs import checkpoints
-from sslm.runs.checkpoints.folder import number_of
+from sslm.runs.checkpoints.folder import newest_first, number_of
+from sslm.runs.checkpoints.transaction import remove_checkpoint, set_damaged_aside
 from sslm.runs.folder import RunFolder
 from sslm.system.collectives import gather_json
 from sslm.system.errors import RunFailed
@@ -109,9 +109,9 @@ class Anomalies(Callback):
         self.checkpoint.finish()
         chosen: Path | None = None
         if trainer.is_global_zero:
-            for newer in [path for path in checkpoints.found(self.checkpoint.folder) if number_of(path) > at_most]:
-                checkpoints.remove(newer)
-            chosen = checkpoints.newest_good(self.checkpoint.folder, say)
+            for newer in [path for path in newest_first(self.checkpoint.folder) if number_of(path) > at_most]:
+                remove_checkpoint(newer)
+            chosen = set_damaged_aside(self.checkpoint.folder, say)
         (start, *_) = gather_json(None if chosen is None else str(chosen), pl_module.side_group)
         if start is None:
             return False

@@ -16,9 +16,12 @@ from sslm.config import CheckpointConfig
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
 from sslm.parallel.parallelize import parallelize
-from sslm.runs import checkpoints
+from sslm.runs.checkpoints.folder import damage_of, name_of, newest_first
 from sslm.runs.checkpoints.replicas import checksum
 from sslm.runs.checkpoints.retention import expired
+from sslm.runs.checkpoints.saver import Saver
+from sslm.runs.checkpoints.states import States
+from sslm.runs.checkpoints.tensors import read_tensors
 from sslm.system.errors import RunFailed
 from sslm.system.terminal import keep_libraries_quiet
 from tests.support.processes import run_ranks
@@ -54,10 +57,10 @@ def step(network: LanguageModel, optimizer: torch.optim.Optimizer) -> float:
 
 
 def save(folder: Path, tensors: Any, step: int, group: dist.ProcessGroup | None = None) -> Path:
-    return save_with(checkpoints.Saver(folder, group, lambda checkpoint: []), tensors, step)
+    return save_with(Saver(folder, group, lambda checkpoint: []), tensors, step)
 
 
-def save_with(saver: checkpoints.Saver, tensors: Any, step: int) -> Path:
+def save_with(saver: Saver, tensors: Any, step: int) -> Path:
     saver.save(tensors, {"step": step, "position": step, "fingerprint": {}}, {"model/config.json": b"{}"})
     saver.wait()
     assert saver.newest is not None
@@ -68,7 +71,7 @@ def save_and_go_on(rank: int, world: int, folder: Path) -> None:
     network, optimizer = make(world)
     step(network, optimizer)
     group = dist.group.WORLD if world > 1 else None
-    save(folder, checkpoints.States(network, optimizer).tensors(), 1, group)
+    save(folder, States(network, optimizer).tensors(), 1, group)
     losses = [step(network, optimizer) for _ in range(3)]
     if rank == 0:
         (folder / f"losses-{world}.json").write_text(json.dumps(losses))
@@ -76,13 +79,13 @@ def save_and_go_on(rank: int, world: int, folder: Path) -> None:
 
 def load_and_go_on(rank: int, world: int, folder: Path, losses: list[float]) -> None:
     network, optimizer = make(world)
-    checkpoints.States(network, optimizer).load(folder / "step-000001")
+    States(network, optimizer).load(folder / "step-000001")
     assert [step(network, optimizer) for _ in range(3)] == pytest.approx(losses, abs=1e-6)
 
 
 def fail_on_rank_1(rank: int, world: int, folder: Path) -> None:
-    saver = checkpoints.Saver(folder, dist.group.WORLD, lambda checkpoint: [])
-    tensors = checkpoints.States(*make(world)).tensors()
+    saver = Saver(folder, dist.group.WORLD, lambda checkpoint: [])
+    tensors = States(*make(world)).tensors()
     save_with(saver, tensors, 1)
     if rank == 1:
         (folder / ".step-000002.tmp/shard-00001.safetensors").mkdir(parents=True)  # in the way of its file
@@ -124,7 +127,7 @@ def test_no_file_of_a_checkpoint_is_a_pickle(tmp_path: Path) -> None:
 
 def test_what_is_saved_is_of_the_moment_at_which_it_was_asked_for(tmp_path: Path) -> None:
     tensors = {"weight": torch.arange(1000.0), "step": torch.tensor(3.0)}
-    saver = checkpoints.Saver(tmp_path, None, lambda checkpoint: [])
+    saver = Saver(tmp_path, None, lambda checkpoint: [])
     state = {"position": 0, "fingerprint": {}}
     for step in (1, 2):
         saver.save(tensors, {"step": step, **state}, {})
@@ -132,7 +135,7 @@ def test_what_is_saved_is_of_the_moment_at_which_it_was_asked_for(tmp_path: Path
     saver.wait()
     for step in (1, 2):
         read = {"weight": torch.empty(1000), "step": torch.empty(())}
-        checkpoints.read(tmp_path / checkpoints.name_of(step), read)
+        read_tensors(tmp_path / name_of(step), read)
         assert read["weight"].tolist() == (torch.arange(1000.0) + step - 1).tolist()
         assert read["step"] == 3
     assert saver.longest_seconds is not None
@@ -143,7 +146,7 @@ def test_each_piece_is_written_by_one_of_those_that_hold_it_and_all_write_about_
     sizes = [(tmp_path / f"step-000001/shard-{rank:05d}.safetensors").stat().st_size for rank in range(3)]
     assert max(sizes) < 1.2 * min(sizes)
     read = {f"weight.{n}": torch.empty(100, 10) for n in range(9)}
-    checkpoints.read(tmp_path / "step-000001", read)
+    read_tensors(tmp_path / "step-000001", read)
     assert all((tensor == int(name[-1])).all() for name, tensor in read.items())
 
 
@@ -177,12 +180,12 @@ def test_a_manifest_that_leads_out_of_its_folder_is_damage(name: str, tmp_path: 
     checkpoint = save(tmp_path, {"weight": torch.ones(3)}, 1)
     manifest = json.loads((checkpoint / "manifest.json").read_text())
     (checkpoint / "manifest.json").write_text(json.dumps(manifest | {name: {"bytes": 0, "sha256": ""}}))
-    assert checkpoints.damage_of(checkpoint) == "no sound manifest.json"
+    assert damage_of(checkpoint).startswith("no sound manifest.json (it names a file outside of the checkpoint")
 
 
 def flip_a_bit(rank: int, world: int, folder: Path) -> None:
     tensors = {"weight": torch.arange(1000.0), "bias": torch.ones(10, dtype=torch.bfloat16), "step": torch.tensor(1.0)}
-    saver = checkpoints.Saver(folder, dist.group.WORLD, lambda checkpoint: [])
+    saver = Saver(folder, dist.group.WORLD, lambda checkpoint: [])
     save_with(saver, tensors, 1)
     if rank == 1:
         tensors["weight"].view(torch.int32)[777] ^= 1 << 3
@@ -192,7 +195,7 @@ def flip_a_bit(rank: int, world: int, folder: Path) -> None:
 
 def test_a_flipped_bit_in_one_replica_is_found_before_a_checkpoint_is_written(tmp_path: Path) -> None:
     run_ranks(flip_a_bit, 3, tmp_path, tmp_path / "checkpoints")
-    assert [path.name for path in checkpoints.found(tmp_path / "checkpoints")] == ["step-000001"]
+    assert [path.name for path in newest_first(tmp_path / "checkpoints")] == ["step-000001"]
 
 
 def test_every_bit_counts_in_a_checksum() -> None:

@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 
-from sslm.runs.checkpoints import damage_of, found, name_of, remove
 from sslm.runs.checkpoints import mirror as mirrors
 from sslm.runs.checkpoints.fetch import fetch
-from sslm.runs.checkpoints.folder import part_of
+from sslm.runs.checkpoints.folder import damage_of, name_of, newest_first
 from sslm.runs.checkpoints.mirror import Mirror, check
-from sslm.runs.checkpoints.transaction import seal
+from sslm.runs.checkpoints.transaction import part_of, remove_checkpoint, seal
 from sslm.system import remote_folder
 from sslm.system.errors import UserError
 from tests.support.files import flip, wait_until
@@ -205,7 +204,7 @@ def test_checkpoints_that_are_gone_here_go_there(url: str, run: Path) -> None:
     old = [save(run, step) for step in (100, 200, 300)]
     upload(url, run, *old)
     for checkpoint in old[:2]:
-        remove(checkpoint)
+        remove_checkpoint(checkpoint)
     upload(url, run, save(run, 400), keeps=lambda step: step == 200)
     with contextlib.closing(remote_folder.RemoteFolder(url if "://" in url else f"file://{url}")) as files:
         assert {file.split("/")[1] for file in files.files("checkpoints")} == {
@@ -318,8 +317,8 @@ def test_kills_at_random_moments_never_cost_an_uploaded_checkpoint(s3: S3Server,
     url, rng, newest = "s3://bucket/run", random.Random(0), 0
     for step in range(100, 4100, 100):
         save(run, step, num_files=20)
-        for old in found(run / "checkpoints")[2:]:
-            remove(old)
+        for old in newest_first(run / "checkpoints")[2:]:
+            remove_checkpoint(old)
         with uploading(url, run, step) as process:
             process.join(rng.uniform(0, 1.5))
             process.kill()
