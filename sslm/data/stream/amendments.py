@@ -1,4 +1,4 @@
-"""What the stream could not know beforehand: bad shards, and examples to leave out."""
+"""Changes to the stream that a run makes: bad shards to replace, and examples to skip."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Amendment:
-    """From a position on, windows of a shard are replaced by those of the next sound one."""
+    """From a position on, the next sound shard's windows stand in for those of a bad shard."""
 
     from_position: int
     source: str
@@ -17,7 +17,7 @@ class Amendment:
 
 @dataclass(frozen=True)
 class Skip:
-    """From a position on, examples are those of so many positions later."""
+    """From a position on, the stream gives the examples of `num_positions` later."""
 
     from_position: int
     num_positions: int
@@ -26,5 +26,5 @@ class Skip:
 
 
 def amendment_of(known: dict[str, Any]) -> Amendment | Skip:
-    """As a checkpoint or amendments.jsonl has it."""
+    """Parse an amendment from a checkpoint or a line of amendments.jsonl."""
     return Skip(**known) if known["kind"] == "skip" else Amendment(**known)

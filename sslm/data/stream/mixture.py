@@ -1,8 +1,8 @@
 """Mixtures, as a pure function: which source stands at which position, and which of its examples that is.
 
-Weights are whole numbers. With weights w_i of sum D, every D positions from a stage's start hold exactly w_i examples of
-source i: no coin is flipped, nothing is replayed to find a place. After any number of positions each source is less than
-one example away from its share (a fair schedule: earliest deadline first, Baruah et al. 1996, "Proportionate Progress").
+With whole weights w_i of sum D, every D positions from a stage's start hold exactly w_i examples of source i. After any
+number of positions each source is less than one example away from its share (a fair schedule, earliest deadline first:
+Baruah et al. 1996, "Proportionate Progress").
 """
 
 import bisect
@@ -21,21 +21,21 @@ from sslm.config import SourceConfig
 from sslm.system.errors import UserError
 
 Weight = int | float | str
-"""A number, or size^EXPONENT of the source's tokens."""
+"""A number, or size^EXPONENT for a power of the source's number of tokens."""
 
 MOST_PARTS = 1 << 16
-"""The largest sum of weights; finer ones are rounded to so many parts."""
+"""Largest sum of weights; finer weights are rounded to so many parts."""
 
 
-def source_names(given: Sequence[SourceConfig]) -> list[str]:
-    """Each source's name: as given, else its path's last part up to a dot.
+def source_names(sources: Sequence[SourceConfig]) -> list[str]:
+    """Name each source: as the user does, else by its path's last part up to a dot.
 
     Raises:
-        UserError: two have the same.
+        UserError: two sources have the same name.
     """
-    if len(given) == 1:
-        return [given[0].name or ""]
-    names = [source.name or Path(str(source.path)).name.split(".")[0] for source in given]
+    if len(sources) == 1:
+        return [sources[0].name or ""]
+    names = [source.name or Path(str(source.path)).name.split(".")[0] for source in sources]
     if twice := [name for name in names if names.count(name) > 1]:
         raise UserError(
             f"--data.sources: two sources are called {twice[0]}; give each a name of its own: "
@@ -45,13 +45,14 @@ def source_names(given: Sequence[SourceConfig]) -> list[str]:
 
 
 def parse_weights(weights: Sequence[Weight], sizes: Sequence[int]) -> tuple[int, ...]:
-    """Weights as they were typed -> whole numbers.
+    """Turn weights as they were typed into whole numbers.
 
     Args:
+        weights: one of each source.
         sizes: tokens of each source.
 
     Raises:
-        UserError: a negative or unreadable weight, all of them 0, numbers beside powers of the size.
+        UserError: a weight is negative or unreadable, all are 0, or numbers stand beside powers of the size.
 
     >>> parse_weights(["size^0.5", "size^0.5"], [900, 100])
     (3, 1)
@@ -59,8 +60,8 @@ def parse_weights(weights: Sequence[Weight], sizes: Sequence[int]) -> tuple[int,
     powers = [isinstance(weight, str) and weight.startswith("size") for weight in weights]
     if any(powers) and not all(power or weight == 0 for power, weight in zip(powers, weights, strict=True)):
         raise UserError(
-            f"--data.sources: weights {', '.join(map(str, weights))} mix numbers and powers of the size, which can't be "
-            f"compared; give all of one kind"
+            f"--data.sources: weights {', '.join(map(str, weights))} mix numbers and powers of the size, which can't "
+            f"be compared; give all of one kind"
         )
     parsed = [_parse_weight(weight, size) for weight, size in zip(weights, sizes, strict=True)]
     if not any(parsed):
@@ -86,7 +87,7 @@ def _parse_weight(weight: Weight, size: int) -> Fraction:
 
 
 def whole_weights(weights: Sequence[Fraction]) -> tuple[int, ...]:
-    """The smallest whole numbers in the same proportions; of finer ones the nearest in 65,536 parts, none rounded to 0.
+    """Find the smallest whole numbers in the same proportions, or the nearest in MOST_PARTS parts, none rounded to 0.
 
     >>> whole_weights([Fraction("0.7"), Fraction("0.3"), Fraction(0)])
     (7, 3, 0)
@@ -111,20 +112,19 @@ class Stage:
 
 @dataclass(frozen=True)
 class Mixture:
-    """Args:
-    stages: in order; the first begins at position 0.
-    """
+    """Which source stands at each position."""
 
     stages: tuple[Stage, ...]
+    """In order; the first begins at position 0."""
 
     def at(self, positions: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Positions -> (source, number of the example among all of that source's, from the very first), each [n]."""
+        """Find the examples at [n] positions: (source, example's number among that source's), each [n]."""
         if len(self.stages[0].weights) == 1:
             return np.zeros_like(positions), positions
         sources, numbers = np.empty_like(positions), np.empty_like(positions)
-        of_stage = np.searchsorted([stage.position for stage in self.stages], positions, side="right") - 1
-        for number in np.unique(of_stage):
-            here = of_stage == number
+        stages = np.searchsorted([stage.position for stage in self.stages], positions, side="right") - 1
+        for number in np.unique(stages):
+            here = stages == number
             stage = self.stages[number]
             order, ranks = _round(stage.weights)
             rounds, places = np.divmod(positions[here] - stage.position, len(order))
@@ -135,7 +135,7 @@ class Mixture:
         return sources, numbers
 
     def examples_before(self, position: int) -> list[int]:
-        """Examples of each source at all positions before this one."""
+        """Count each source's examples before a position."""
         last = max(bisect.bisect_left([stage.position for stage in self.stages], position) - 1, 0)
         total = np.zeros(len(self.stages[0].weights), np.int64)
         for number, stage in enumerate(self.stages[: last + 1]):
@@ -148,10 +148,10 @@ class Mixture:
 
 @functools.lru_cache(maxsize=64)
 def _round(weights: tuple[int, ...]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """One round of D = sum(weights) positions: (source, which of its examples in this round), each [D].
+    """Lay out a round of D = sum(weights) positions: (source, which of its examples in this round), each [D].
 
-    Example j of source i may stand at places ⌊j·D/w_i⌋ … ⌈(j+1)·D/w_i⌉ − 1; of those that may stand somewhere, the one that
-    must do so soonest does.
+    Example j of source i may stand at places ⌊j·D/w_i⌋ … ⌈(j+1)·D/w_i⌉ − 1; each place goes to the example with the
+    earliest last place.
     """
     total = sum(weights)
     to_come = [(0, i, 0) for i, weight in enumerate(weights) if weight]

@@ -1,7 +1,6 @@
-"""Randomness as a pure function of (seed, epoch, position): which tokens of an example are masked, and with what.
+"""Random numbers as a pure function of (seed, epoch, position), to choose which tokens are masked, and with what.
 
-Counter-based (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"): nothing is stored, nothing depends on which
-process asks, or on what was drawn before.
+Counter-based (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3"): no generator, so no state to restore.
 """
 
 from typing import Any
@@ -14,37 +13,38 @@ from sslm.data.stream.recipe import Examples
 
 STEP = np.uint64(0x9E3779B97F4A7C15)
 PLACE_BITS = np.uint64(20)
-"""A row has at most two to this power places."""
+"""A row has at most 2^PLACE_BITS places."""
 
 
 def words(examples: Examples, num: int, seed: int, what: str) -> NDArray[np.uint64]:
-    """[n, num] random 64-bit words of each example; another `what` gives others."""
-    return mix64(_of_rows(examples, seed, what)[:, None] + np.arange(1, num + 1, dtype=np.uint64) * STEP)
+    """Draw [n, num] random 64-bit words for the examples; `what` names the stream of words."""
+    return mix64(_row_keys(examples, seed, what)[:, None] + np.arange(1, num + 1, dtype=np.uint64) * STEP)
 
 
 def words_at(
     examples: Examples, rows: NDArray[np.int64], columns: NDArray[np.int64], seed: int, what: str
 ) -> NDArray[np.uint64]:
-    """[any] the same at some places only: `words(…)[rows, columns]`."""
-    return mix64(_of_rows(examples, seed, what)[rows] + (columns.astype(np.uint64) + np.uint64(1)) * STEP)
+    """Draw `words(…)[rows, columns]` without the other words."""
+    return mix64(_row_keys(examples, seed, what)[rows] + (columns.astype(np.uint64) + np.uint64(1)) * STEP)
 
 
-def _of_rows(examples: Examples, seed: int, what: str) -> NDArray[np.uint64]:
+def _row_keys(examples: Examples, seed: int, what: str) -> NDArray[np.uint64]:
     rows = mix64(examples.positions.astype(np.uint64) + np.uint64(key64(seed, "noise", what)))
     return mix64(rows + examples.epochs.astype(np.uint64) * STEP)
 
 
 def uniform(examples: Examples, num: int, seed: int, what: str) -> NDArray[np.float64]:
-    """[n, num] numbers from [0, 1)."""
+    """Draw [n, num] numbers from [0, 1)."""
     return (words(examples, num, seed, what) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def chosen(keys: NDArray[np.uint64], eligible: NDArray[np.bool_], num: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """[n, length] of each row `num` of the eligible places, exactly: those with the smallest keys.
+    """Choose exactly `num` eligible places of each row: [n, length] whether a place is chosen.
 
     Args:
-        keys: [n, length] random words.
-        num: [n] at most as many as are eligible.
+        keys: [n, length] random words; the smallest are chosen.
+        eligible: [n, length] which places may be chosen.
+        num: [n] how many to choose, at most as many as are eligible.
     """
     keys = _distinct(keys, eligible)
     most = max(int(num.max(initial=1)), 1)
@@ -54,18 +54,18 @@ def chosen(keys: NDArray[np.uint64], eligible: NDArray[np.bool_], num: NDArray[n
 
 
 def order(keys: NDArray[np.uint64], eligible: NDArray[np.bool_]) -> NDArray[np.int64]:
-    """[n, length] of each row the eligible places by their keys, then the others."""
+    """Sort each row's places, [n, length]: the eligible by their keys, then the others."""
     places = (np.uint64(1) << PLACE_BITS) - np.uint64(1)
     return (np.sort(_distinct(keys, eligible), axis=1) & places).astype(np.int64)
 
 
 def shuffled(groups: NDArray[np.int64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """[any] an order of items: by group, which is a number below 2^32, and within each by the keys."""
+    """Sort items by group, a number below 2^32, and within a group by the keys: [any] indices."""
     return np.argsort((groups.astype(np.uint64) << np.uint64(32)) | (keys >> np.uint64(32)), kind="stable")
 
 
 def _distinct(keys: NDArray[np.uint64], eligible: NDArray[np.bool_]) -> NDArray[np.uint64]:
-    """Keys of which no two in a row are alike, as the lowest bits are the place's; of those not eligible the largest."""
+    """Make a row's keys differ, by the place in their lowest bits; ineligible places get the largest."""
     keys = np.where(eligible, keys, ~np.uint64(0)) >> PLACE_BITS << PLACE_BITS
     return keys | np.arange(keys.shape[1], dtype=np.uint64)
 
@@ -73,7 +73,7 @@ def _distinct(keys: NDArray[np.uint64], eligible: NDArray[np.bool_]) -> NDArray[
 def left_aligned(
     values: NDArray[Any], keep: NDArray[np.bool_], width: int, fill: int
 ) -> tuple[NDArray[Any], NDArray[np.int64]]:
-    """Of each row the kept values, in order, from its left edge: [n, width] with `fill` after them, and how many, [n].
+    """Move each row's kept values to its left edge: [n, width] with `fill` after them, and [n] how many.
 
     >>> left_aligned(np.array([[7, 1, 5]]), np.array([[True, False, True]]), 4, -1)[0].tolist()
     [[7, 5, -1, -1]]

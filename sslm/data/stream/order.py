@@ -1,8 +1,8 @@
 """Order of training, as a pure function: which window of which shard is read when, in which epoch.
 
-Epoch e of a corpus of n windows is its examples number e·n … (e+1)·n − 1, in an order of its own: a keyed permutation that
-is computed and never stored (a Feistel network on a rectangle that holds n and few more, walked along its cycle until it
-lands below n; Black & Rogaway 2002, "Ciphers with Arbitrary Finite Domains"). Nothing here knows of ranks, batches or files.
+Epoch e of a corpus of n windows is its examples e·n … (e+1)·n − 1, in a keyed permutation that is computed, never
+stored: a Feistel network on a rectangle of n places and few more, applied until it lands below n (Black & Rogaway 2002,
+"Ciphers with Arbitrary Finite Domains").
 """
 
 import functools
@@ -19,13 +19,13 @@ ROUNDS = 6
 Indices = NDArray[np.uint64]
 
 
-def key64(*what: object) -> int:
-    """A 64-bit key that depends on all of `what`, equal on every machine."""
-    return int.from_bytes(hashlib.blake2b(_joined(what), digest_size=8).digest(), "little")
+def key64(*parts: object) -> int:
+    """Hash all parts to a 64-bit key, equal on every machine."""
+    return int.from_bytes(hashlib.blake2b(_joined(parts), digest_size=8).digest(), "little")
 
 
-def _joined(what: tuple[object, ...]) -> bytes:
-    return "\0".join(map(str, what)).encode()
+def _joined(parts: tuple[object, ...]) -> bytes:
+    return "\0".join(map(str, parts)).encode()
 
 
 def mix64(x: Indices) -> Indices:
@@ -36,7 +36,7 @@ def mix64(x: Indices) -> Indices:
 
 
 def permute(indices: Indices, size: int, *key: object) -> Indices:
-    """The permutation of 0 … size−1 that `key` names, at the given indices; size is at most 2^62.
+    """Apply the permutation of 0 … size−1 that `key` names to some indices; size is at most 2^62.
 
     >>> permute(np.arange(8, dtype=np.uint64), 8, "seed", 0).tolist()
     [3, 0, 1, 6, 5, 4, 2, 7]
@@ -74,13 +74,13 @@ def _mix32(x: NDArray[np.uint32]) -> NDArray[np.uint32]:
 class Order:
     """The order in which the windows of one corpus are read, epoch after epoch.
 
-    Each epoch the shards are put in an order of their own and cut into blocks of `block_shards`; inside a block all windows
-    are shuffled. A block of all shards is a global shuffle; smaller ones bound how many shards must be at hand at once.
+    Each epoch shuffles the shards, cuts them into blocks of `block_shards`, and shuffles all windows inside a block.
+    A block of all shards is a global shuffle; smaller blocks bound how many shards must be on the disk at once.
 
     Args:
-        num_windows: of each shard.
-        key: names the order: the seed, and what else tells it from others.
-        block_shards: shards per block; None: all of them.
+        num_windows: windows of each shard.
+        key: the order's name: the seed, the source.
+        block_shards: shards per block, or None for all.
     """
 
     num_windows: tuple[int, ...]
@@ -93,9 +93,10 @@ class Order:
         return sum(self.num_windows)
 
     def at(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Numbers of examples, counted from the very first -> (epoch, shard, window of that shard), each [len(numbers)].
+        """Find examples by their number since the first epoch's start, in O(log shards) each.
 
-        An epoch's tail is followed by the next one's head: nothing is dropped. Takes O(log shards) per number.
+        Returns:
+            (epoch, shard, window of that shard), each [len(numbers)].
         """
         epochs, offsets = np.divmod(numbers.astype(np.uint64), np.uint64(self.epoch_len))
         shards, windows = np.empty_like(numbers), np.empty_like(numbers)
@@ -112,7 +113,7 @@ class Order:
         return epochs.astype(np.int64), shards, windows
 
     def shards_between(self, first: int, last: int) -> list[int]:
-        """The shards of the blocks that examples first … last come from, and of the block after, soonest first."""
+        """List the shards of the blocks of examples first … last and of the block after, soonest first."""
         shards: dict[int, None] = {}
         number, is_last = first, False
         while not is_last:
@@ -130,7 +131,6 @@ class Order:
         return self.block_shards or len(self.num_windows)
 
     def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], Indices, Indices]:
-        """(shards in this epoch's order, number of each one's first window, and of each block's first, with the end)."""
         return _epoch_tables(self.num_windows, self.key, self._block_shards, epoch)
 
 
@@ -138,6 +138,7 @@ class Order:
 def _epoch_tables(
     num_windows: tuple[int, ...], key: tuple[object, ...], block_shards: int, epoch: int
 ) -> tuple[NDArray[np.int64], Indices, Indices]:
+    """Lay out an epoch: (shards in order, each shard's first window, each block's first window and the end)."""
     num_shards = len(num_windows)
     order = permute(np.arange(num_shards, dtype=np.uint64), num_shards, *key, epoch, "shards").astype(np.int64)
     ends = np.cumsum(np.asarray(num_windows, np.uint64)[order], dtype=np.uint64)
@@ -147,5 +148,5 @@ def _epoch_tables(
 
 
 def _distinct(values: NDArray[Any]) -> list[Any]:
-    """The values there are; nearly always one."""
+    """List the values that occur; nearly always there is one."""
     return [values[0]] if len(values) and (values == values[0]).all() else list(np.unique(values))

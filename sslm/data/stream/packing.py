@@ -1,9 +1,8 @@
-"""Best-fit packing: windows that hold documents whole where they fit (Ding et al. 2024, arXiv:2404.10830).
+"""Best-fit packing: windows that hold whole documents if they fit (Ding et al. 2024, arXiv:2404.10830).
 
-Documents longer than a window are cut into pieces, each but the last a window long; then pieces go, the longest first, each
-into the window with the least room that still takes it. The tokens stay where they are: a plan lists, per window, which
-stretches of the shard it is made of. It is made once, shard by shard and a few million documents at a time (so in bounded
-memory), and memory-mapped:
+Documents longer than a window are cut into pieces; then each piece, the longest first, goes into the window with the
+least room that still takes it. Tokens stay where they are: a plan, made once and memory-mapped, lists which stretches
+of the shard make up each window. It is made a few million documents at a time, so in bounded memory:
 
     packing/WINDOW_LEN-KEY/
       plan.json        windows and pieces per region
@@ -30,13 +29,13 @@ from sslm.system.files import fsync, made_once
 
 DOCUMENTS_AT_ONCE = 1 << 21
 MOST_OPEN = 100
-"""Regions whose plans are mapped at once: each map holds a file descriptor."""
+"""Largest number of regions whose plans are mapped at once: each map holds a file descriptor."""
 
 Ints = NDArray[np.int64]
 
 
 def best_fit(lengths: Ints, capacity: int) -> Ints:
-    """Best-fit decreasing: [n] lengths of at most `capacity` -> [n] the bin of each, numbered from 0.
+    """Pack items into bins, best-fit decreasing: [n] lengths of at most `capacity` -> [n] each item's bin, from 0.
 
     >>> best_fit(np.array([2, 5, 3, 4]), capacity=6)
     array([1, 0, 2, 1])
@@ -44,8 +43,7 @@ def best_fit(lengths: Ints, capacity: int) -> Ints:
     bins = np.empty(len(lengths), np.int64)
     longest_first = np.argsort(-lengths, kind="stable")
     sizes, counts = np.unique(lengths, return_counts=True)
-    with_room: dict[int, list[Ints]] = {}
-    """room -> bins that have so much left."""
+    with_room: dict[int, list[Ints]] = {}  # room left -> bins
     num_bins = done = 0
     for size, count in zip(sizes[::-1].tolist(), counts[::-1].tolist(), strict=True):
         items, done = longest_first[done : done + count], done + count
@@ -71,9 +69,9 @@ def best_fit(lengths: Ints, capacity: int) -> Ints:
 
 
 def pieces_of(documents: Ints, ends: Ints, window_len: int, stride: int) -> tuple[Ints, Ints]:
-    """Documents [start, end) -> (starts, lengths) of their pieces, of at most a window each.
+    """Cut documents [start, end) into pieces of at most a window: their (starts, lengths).
 
-    A long document's pieces start every `stride` tokens, as windows do; the last one is what is left.
+    A long document's pieces start every `stride` tokens, as windows do.
 
     >>> pieces_of(np.array([0, 12]), np.array([12, 15]), window_len=5, stride=4)
     (array([ 0,  4,  8, 12]), array([5, 5, 4, 3]))
@@ -95,14 +93,14 @@ class Packed:
         self._regions = [RegionPlan(**sizes) for sizes in json.loads((plan / "plan.json").read_text())]
         self.num_windows = tuple(region.windows for region in self._regions)
         self.fill = sum(region.tokens for region in self._regions) / max(sum(self.num_windows) * window_len, 1)
-        """Share of the windows' places that hold a token."""
+        """Fraction of the windows' places that hold a token."""
         self._tables: dict[int, tuple[Ints, Ints, Ints]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_tables": {}}  # mapped anew in another process
 
     def pieces(self, region: int, window: int) -> list[tuple[int, int]]:
-        """(start in the shard, length) of what a window is made of, in order."""
+        """List the pieces of a window, (start in the shard, length), in order."""
         first, starts, lengths = self._table(region)
         here = slice(first[window], first[window + 1])
         return list(zip(starts[here].tolist(), lengths[here].tolist(), strict=True))
@@ -135,9 +133,9 @@ def pack(
     cache_dir: Path,
     tell: Callable[[str], None] = lambda text: None,
 ) -> Packed:
-    """The plan for these windows: beside the shards, or in the cache where nothing can be written there; made if missing."""
-    what = [corpus.sha256, window_len, stride, [[region.shard.file, region.start, region.end] for region in regions]]
-    name = f"{window_len}-{hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]}"
+    """Find or make the plan for some regions: beside the shards, or in the cache if that folder can't be written to."""
+    key = [corpus.sha256, window_len, stride, [[region.shard.file, region.start, region.end] for region in regions]]
+    name = f"{window_len}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
     for folder in (corpus.folder / "packing", cache_dir / "packing"):
         if (folder / name / "plan.json").is_file():
             return Packed(folder / name, window_len, stride)
@@ -153,10 +151,11 @@ def pack(
 def _make(out: Path, corpus: Corpus, regions: list[Region], window_len: int, stride: int) -> Packed:
     with made_once(out) as part:
         if part is not None:
-            sizes = []
-            for number, region in enumerate(regions):
-                sizes.append(_write_region(part / f"{number:05d}", corpus, region, window_len, stride))
-            (part / "plan.json").write_text(json.dumps([size.__dict__ for size in sizes]) + "\n")
+            plans = [
+                _write_region(part / f"{number:05d}", corpus, region, window_len, stride)
+                for number, region in enumerate(regions)
+            ]
+            (part / "plan.json").write_text(json.dumps([plan.__dict__ for plan in plans]) + "\n")
             fsync(part / "plan.json")
     return Packed(out, window_len, stride)
 
@@ -171,9 +170,7 @@ def _write_region(part: Path, corpus: Corpus, region: Region, window_len: int, s
         files = [stack.enter_context(open(file, "wb")) for file in _files(part)]
         for at in range(low, high + 1, DOCUMENTS_AT_ONCE):
             some = np.asarray(ends[at : min(at + DOCUMENTS_AT_ONCE, high)])
-            if (
-                at + DOCUMENTS_AT_ONCE > high
-            ):  # the last document is cut by the region's end, or goes on in the next shard
+            if at + DOCUMENTS_AT_ONCE > high:  # the last document ends beyond the region
                 some = np.append(some, region.end)
             starts, lengths = pieces_of(np.concatenate([[begin], some[:-1]]), some, window_len, stride)
             begin = int(some[-1])

@@ -1,8 +1,4 @@
-"""Windows of a corpus: what is trained on, what is held out, and where each window's tokens stand.
-
-A window is `window_len` tokens. Cut: windows start every `stride` tokens and never cross shards. Packed (packing.py): a
-window holds whole documents where they fit, and padding.
-"""
+"""Windows of a corpus: which tokens are trained on, which are held out, and how regions are cut into windows."""
 
 from dataclasses import dataclass
 
@@ -24,15 +20,15 @@ class Region:
 
 
 def whole(corpus: Corpus) -> list[Region]:
-    """All of a corpus, its held-out documents too."""
+    """List all of a corpus' shards, its held-out documents too."""
     return [Region(shard, 0, shard.num_tokens) for shard in corpus.shards]
 
 
 def split(corpus: Corpus, batch_tokens: int) -> tuple[list[Region], list[Region]]:
-    """(training, held-out) regions, which share no token.
+    """Split a corpus into (training, held-out) regions, which share no token.
 
-    Held out are the documents that preparation set aside. Where these are less than 1 % or than one batch, as in a corpus
-    of few documents, so are the training shards' last tokens: 1 %, at least a batch.
+    Held out are the documents that preparation set aside. If these are less than 1 % or than one batch, as in a corpus
+    of few documents, the training shards' last tokens are held out too.
 
     >>> shard = Shard("train-00000.bin", "train", 1000, 1, 4000, "")
     >>> training, held_out = split(Corpus(Path("."), "uint16", 256, "", "", (shard,)), batch_tokens=64)
@@ -54,7 +50,7 @@ def split(corpus: Corpus, batch_tokens: int) -> tuple[list[Region], list[Region]
 
 
 class Cut:
-    """Windows cut from regions at a stride; a region's remainder, too short for a window, is not read."""
+    """Windows that start every `stride` tokens of a region; its rest, too short for a window, is not read."""
 
     def __init__(self, regions: list[Region], window_len: int, stride: int) -> None:
         self.window_len, self.stride = window_len, stride
@@ -63,4 +59,4 @@ class Cut:
             len(r) - (n - 1) * stride - window_len if n else len(r)
             for r, n in zip(regions, self.num_windows, strict=True)
         )
-        """Tokens that stand in no window."""
+        """Tokens in no window."""
