@@ -513,14 +513,14 @@ def header_of(shard: Path) -> tuple[dict[str, Any], bytes]:
 @pytest.mark.parametrize(
     ("entry", "said"),
     [
-        ({"shape": [1 << 62, 6]}, "another size than its shape"),
-        ({"shape": [-8, -6]}, "whole numbers"),
-        ({"shape": [8.0, 6]}, "whole numbers"),
-        ({"dtype": "F4096"}, "unknown dtype"),
+        ({"shape": [1 << 62, 6]}, "not a sound safetensors file"),
+        ({"shape": [-8, -6]}, "not a sound safetensors file"),
+        ({"shape": [8.0, 6]}, "not a sound safetensors file"),
+        ({"dtype": "F4096"}, "not a sound safetensors file"),
         ({"dtype": ["F32"]}, "not a sound safetensors file"),
-        ({"data_offsets": [1 << 40, 1 << 41]}, "don't follow"),
+        ({"data_offsets": [1 << 40, 1 << 41]}, "not a sound safetensors file"),
         ({"data_offsets": [0]}, "not a sound safetensors file"),
-        ({"shape": [1] * 1000}, "dimensions"),
+        ({"shape": [1] * 1000}, "not a sound safetensors file"),
     ],
 )
 def test_sizes_and_offsets_that_are_nonsense_are_told(

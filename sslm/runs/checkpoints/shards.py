@@ -1,20 +1,19 @@
-"""Tensors of a checkpoint, wherever they lie: read and written some rows at a time.
+"""Tensors of a checkpoint, whichever files they lie in: read and written some rows at a time.
 
-A shard is a safetensors file: 8 bytes with the length of a JSON header, the header, the tensors' bytes one after the other
-(github.com/huggingface/safetensors). What it holds of a tensor is a chunk; where the chunk begins in the tensor, the header says under
-DCP_SHARDING_INFO (torch.distributed.checkpoint.hf_storage). Never more than BLOCK_BYTES, or a row, is in memory.
+A shard is a safetensors file. What it holds of a tensor is a chunk; its metadata say under DCP_SHARDING_INFO where the
+chunk begins in the tensor (torch.distributed.checkpoint.hf_storage). At most BLOCK_BYTES, or a row, is in memory.
 """
 
 import json
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sslm.runs.checkpoints.folder import UNREADABLE, shards_of
@@ -22,11 +21,8 @@ from sslm.system.errors import UserError
 from sslm.system.terminal import printable
 
 BLOCK_BYTES = 16 << 20
-MOST_HEADER_BYTES = 100_000_000
-"""safetensors reads no longer one either."""
 MOST_DIMENSIONS = 64
 """torch has no tensor with more."""
-
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -51,10 +47,9 @@ BITS = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor, row-major in a file from byte `at` on."""
+    """A box of a tensor, in one file."""
 
     file: Path
-    at: int
     offsets: tuple[int, ...]
     shape: tuple[int, ...]
 
@@ -86,12 +81,16 @@ class Stored:
         rows = torch.empty((end - begin, *self.shape[1:]), dtype=BITS[dtype.itemsize])
         for chunk in self.chunks:
             first, *rest = chunk.offsets or (0,)
-            here, to = max(begin, first), min(end, first + (chunk.shape or (1,))[0])
-            if here < to:
+            start, stop = max(begin, first), min(end, first + (chunk.shape or (1,))[0])
+            if start < stop:
                 columns = (slice(o, o + n) for o, n in zip(rest, chunk.shape[1:], strict=True))
-                rows[(slice(here - begin, to - begin), *columns)] = _read(
-                    chunk, here - first, to - first, BITS[dtype.itemsize]
-                )
+                with safe_open(chunk.file, "pt") as file:
+                    part = (
+                        file.get_slice(self.name)[start - first : stop - first]
+                        if chunk.shape
+                        else file.get_tensor(self.name)
+                    )
+                rows[(slice(start - begin, stop - begin), *columns)] = part.view(rows.dtype)
         return rows.view(dtype)
 
     def blocks(self, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
@@ -121,11 +120,11 @@ def index(checkpoint: Path) -> dict[str, Stored]:
         try:
             for name, dtype, chunk in _chunks_in(file):
                 chunks.setdefault(name, []).append((dtype, chunk))
-        except UNREADABLE as error:
-            if isinstance(error, OSError):
-                raise
+        except OSError:
+            raise
+        except (SafetensorError, *UNREADABLE) as error:
             why = f"it lacks {error}" if isinstance(error, KeyError) else str(error)
-            why = why if isinstance(error, KeyError | ValueError) else "its header is of another form"
+            why = why if isinstance(error, KeyError | ValueError | SafetensorError) else "its header is of another form"
             raise UserError(f"{file}: not a sound safetensors file ({printable(why)[:200]})") from None
     return {name: _stored(checkpoint, name, chunks[name]) for name in sorted(chunks)}
 
@@ -156,57 +155,29 @@ def write(file: Path, slabs: list[Slab]) -> Iterator[int]:
                 yield stream.write(tensor.rows(*rows).reshape(-1).view(torch.uint8).numpy().data)
 
 
-def _read(chunk: Chunk, begin: int, end: int, bits: torch.dtype) -> Tensor:
-    """Rows [begin, end) of a chunk."""
-    shape = (end - begin, *chunk.shape[1:])
-    num_bytes = math.prod(shape) * bits.itemsize
-    raw = bytearray(num_bytes)
-    with open(chunk.file, "rb") as stream:
-        stream.seek(chunk.at + begin * (num_bytes // (end - begin)))
-        if stream.readinto(raw) != num_bytes:
-            raise UserError(f"{chunk.file}: has become shorter while it was read")
-    return torch.frombuffer(raw, dtype=bits).view(shape)
-
-
 def _chunks_in(file: Path) -> Iterator[tuple[str, str, Chunk]]:
-    """Name, dtype and chunk of what a file holds.
+    """Yield name, dtype and chunk of each tensor in a file.
 
     Raises:
-        ValueError and others of UNREADABLE: it is no sound safetensors file.
+        SafetensorError, and others of UNREADABLE: it is no sound safetensors file.
     """
-    with open(file, "rb") as stream:
-        header, data, num_bytes = _header(stream)
-    metadata = header.pop("__metadata__", None) or {}
-    info = json.loads(metadata["DCP_SHARDING_INFO"]) if metadata.get("DCP_SHARDING_INFO") else None
-    filled = 0
-    for name, entry in sorted(header.items(), key=lambda item: _whole(item[1]["data_offsets"])):
-        dtype, shape, (begin, end) = entry["dtype"], _whole(entry["shape"]), _whole(entry["data_offsets"])
-        offsets = (0,) * len(shape) if info is None else _whole(info[name]["saved_offsets"])
-        _require(dtype in DTYPES, f"{name} is of an unknown dtype {dtype}")
-        _require(len(shape) == len(offsets) <= MOST_DIMENSIONS, f"{name} has offsets of another number of dimensions")
-        _require(begin == filled, f"the bytes of {name} don't follow those of its neighbour")
-        _require(end - begin == math.prod(shape) * DTYPES[dtype].itemsize, f"{name} has another size than its shape")
-        filled = end
-        yield name, dtype, Chunk(file, data + begin, offsets, shape)
-    _require(filled == num_bytes, "it has more or fewer bytes than its header says")
-
-
-def _header(stream: BinaryIO) -> tuple[dict[str, Any], int, int]:
-    """The header, where the data begin, and how many bytes they are."""
-    there = os.fstat(stream.fileno()).st_size - 8
-    length = int.from_bytes(stream.read(8), "little")
-    _require(0 < length <= min(there, MOST_HEADER_BYTES), "its header is cut off")
-    header = json.loads(stream.read(length).decode())
-    _require(isinstance(header, dict), "its header is no JSON object")
-    return header, 8 + length, there - length
+    with safe_open(file, "pt") as shard:
+        info = json.loads((shard.metadata() or {}).get("DCP_SHARDING_INFO") or "null")
+        for name in shard.keys():  # noqa: SIM118 not a dict
+            tensor = shard.get_slice(name)
+            dtype, shape = tensor.get_dtype(), tuple(tensor.get_shape())
+            offsets = (0,) * len(shape) if info is None else _whole(info[name]["saved_offsets"])
+            _require(dtype in DTYPES, f"{name} is of an unknown dtype {dtype}")
+            _require(
+                len(shape) == len(offsets) <= MOST_DIMENSIONS, f"{name} has offsets of another number of dimensions"
+            )
+            yield name, dtype, Chunk(file, offsets, shape)
 
 
 def _whole(numbers: Any) -> tuple[int, ...]:
-    """A list of whole numbers from 0 to 2^63 - 1, as a tuple."""
-    _require(
-        isinstance(numbers, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers),
-        "sizes and offsets are whole numbers",
-    )
+    """Return a list of whole numbers from 0 to 2^63 - 1 as a tuple."""
+    is_list = isinstance(numbers, list) and all(type(n) is int and 0 <= n < 1 << 63 for n in numbers)
+    _require(is_list, "offsets are whole numbers")
     return tuple(numbers)
 
 
