@@ -3,15 +3,13 @@
 import json
 import math
 import reprlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import torch
-
+from sslm.runs.checkpoints.compare import TensorDifference, compare_tensors
 from sslm.runs.checkpoints.folder import files_of, read_state, shards_of
-from sslm.runs.checkpoints.shards import BITS, Stored, index
+from sslm.runs.checkpoints.shards import Stored, index
 from sslm.system.errors import UserError
 from sslm.system.files import sha256_of
 from sslm.system.terminal import print_table, printable, say, transfer_progress
@@ -21,23 +19,13 @@ MISSING = object()
 """Stands for an entry that isn't there."""
 
 
-class Values(NamedTuple):
-    """How a tensor's values differ."""
-
-    name: str
-    largest: float
-    """Largest absolute difference; NaN where a NaN stands against a number."""
-    num_different: int
-    num_elements: int
-
-
 @dataclass(frozen=True)
 class Differences:
     state: list[str]
     files: list[str]
     tensors: list[str]
     """Those that one of them lacks, and those of other shapes or dtypes."""
-    values: list[Values]
+    values: list[TensorDifference]
     """Largest first; scalars (an optimizer's counters) last."""
     num_tensors: int
     """In both, alike in shape and dtype."""
@@ -60,27 +48,11 @@ def compare(a: Path, b: Path) -> Differences:
     values = []
     with transfer_progress("Comparing", sum(of_a[name].num_bytes for name in both)) as done:
         for name in both:
-            found = differing_values(of_a[name], of_b[name], done)
+            found = compare_tensors(of_a[name], of_b[name], done)
             if found.num_different:
                 values.append(found)
     values.sort(key=lambda one: (of_a[one.name].shape == (), not math.isnan(one.largest), -one.largest, one.name))
     return Differences(state, _differing_files(a, b), _differing_tensors(of_a, of_b), values, len(both))
-
-
-def differing_values(a: Stored, b: Stored, done: Callable[[int], None]) -> Values:
-    """Compare two tensors of one shape and dtype, block by block; `done` is told of bytes."""
-    largest, num_different = [torch.zeros((), dtype=torch.float64)], 0
-    for begin, end in a.blocks():
-        x, y = a.rows(begin, end), b.rows(begin, end)
-        as_bits = BITS[x.element_size()]
-        different = x.view(as_bits) != y.view(as_bits)
-        if num := int(different.sum()):
-            wide = torch.complex128 if x.is_complex() else torch.float64
-            was, now = (values.view(as_bits)[different].view(x.dtype).to(wide) for values in (x, y))
-            largest.append((was - now).abs().max())
-            num_different += num
-        done(x.nbytes)
-    return Values(a.name, torch.stack(largest).max().item(), num_different, math.prod(a.shape))
 
 
 def show(found: Differences) -> None:

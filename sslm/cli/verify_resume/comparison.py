@@ -10,8 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
-
+from sslm.runs.checkpoints.compare import compare_tensors
 from sslm.runs.checkpoints.folder import damage_of, newest_first, read_state, step_of
 from sslm.runs.checkpoints.shards import Stored, index
 from sslm.runs.folder import RunFolder
@@ -167,7 +166,7 @@ def state_difference(straight: Path, other: Path) -> Difference | None:
 
 
 def tensors_apart(straight: Path, other: Path) -> list[Apart]:
-    """Each tensor of either checkpoint; of one at a time both are in memory."""
+    """Compare each tensor of either checkpoint."""
     ours, theirs = index(straight), index(other)
     return [_apart(name, ours.get(name), theirs.get(name)) for name in sorted(ours.keys() | theirs.keys())]
 
@@ -183,9 +182,6 @@ def _apart(name: str, ours: Stored | None, theirs: Stored | None) -> Apart:
     kind = name.rpartition(".")[2] if name.startswith("optim.") else name.partition(".")[0]
     if ours is None or theirs is None or ours.shape != theirs.shape:
         return Apart(name, kind, False, math.inf, 0.0)
-    a, b = (one.rows(0, one.num_rows).float() for one in (ours, theirs))  # each number of the shorter types as it is
-    size = float(a.abs().max()) if a.numel() else 0.0
-    if torch.equal(a.view(torch.int32), b.view(torch.int32)):
-        return Apart(name, kind, True, 0.0, size)
-    by = float((a - b).abs().max())
-    return Apart(name, kind, False, by if math.isfinite(by) else math.inf, size)
+    found = compare_tensors(ours, theirs)
+    by = found.largest if math.isfinite(found.largest) else math.inf
+    return Apart(name, kind, not found.num_different, by, found.magnitude)
