@@ -1,7 +1,7 @@
-"""Item number `step` of a loader is this rank's share of optimizer step `step`.
+"""Batches: item number `step` of a loader is this rank's share of optimizer step `step`.
 
-Rank r of w takes positions step·batch_size + r·share … + share, in order. A loader has a length, starts at any step, and reads
-nothing but the step's number: restoring it is saying where to start.
+Rank r takes positions step·batch_size + r·share … + share, in order. A loader depends on nothing but the step's number,
+so to restore it is to say where to start.
 """
 
 from collections.abc import Callable, Iterable, Iterator
@@ -21,10 +21,10 @@ from sslm.data.stream.vocabulary import Vocabulary
 from sslm.system.errors import UserError
 
 GLIBC_LARGEST_THRESHOLD = (32 << 20) - (1 << 16)
-"""Until a process has freed a block of about this size, glibc gives every larger array back to the system, which zeroes it again each
-time: a batch of 256 rows then takes twice as long (mallopt(3), M_MMAP_THRESHOLD)."""
+"""Until a process has freed a block of about this size, glibc returns larger arrays to the system, which zeroes them
+again each time: a batch of 256 rows then takes twice as long (mallopt(3), M_MMAP_THRESHOLD)."""
 PLACES_AT_ONCE, ROWS_AT_ONCE = 4096, 256
-"""Positions that are looked up, and rows that are read, together: many cost little more than one."""
+"""Positions to look up, and rows to read, together: many cost little more than one."""
 
 
 class Batch(TypedDict, total=False):
@@ -37,11 +37,11 @@ class Batch(TypedDict, total=False):
     sources: NDArray[np.int64]
     """[share] number of each example's source in the mixture."""
     amendments: int
-    """Amendments of the stream that were known when the batch was made; a training batch has it."""
+    """Number of amendments that were known when a training batch was made."""
     bad: list[str]
     """(source, file, reason) of a shard that could not be read and is to be replaced."""
     error: UserError
-    """What a loader process met, to be raised in the training process."""
+    """Error of a loader process, to be raised in the training process."""
 
 
 class StepBatch(TypedDict, total=False):
@@ -54,19 +54,25 @@ class StepBatch(TypedDict, total=False):
     first_position: int
     """Global index of the first example."""
     scored: list[int]
-    """Targets in this share, per source."""
+    """Number of targets in this share, per source."""
     digest: int
-    """Digest of this share, or 0 if it was not asked for."""
+    """Digest of this share, or 0 without one."""
     bad: list[str]
     """(source, file, reason) of a shard that could not be read and is to be replaced."""
 
 
 class TrainSteps(Dataset[Batch]):
-    """step -> this rank's share of the step's batch; its arrays are views, of inputs and targets often of the same tokens.
+    """Training batches by step. Arrays are views: inputs and targets often share their tokens.
 
     Args:
-        vocabulary: what the recipe gets of the tokenizer.
-        substitute: a batch that meets a bad shard says so instead of raising.
+        stream: examples by position.
+        recipe: the objective's pure part.
+        batch_size: examples per step, over all ranks.
+        seed: seed of the noise.
+        rank: this process' place among the data-parallel ranks.
+        world: data-parallel size.
+        substitute: whether a batch that meets a bad shard names it instead of raising.
+        vocabulary: the tokenizer's tables, for recipes that need them.
     """
 
     def __init__(
@@ -111,7 +117,7 @@ class TrainSteps(Dataset[Batch]):
         }
 
     def _read(self, step: int, num_steps: int) -> None:
-        """Read what some steps need in one go; where a shard is bad, what the first alone needs."""
+        """Read the examples of some steps at once, or of the first alone if a shard is bad."""
         self.stream.read_ahead(step * self.batch_size, (step + num_steps) * self.batch_size - 1)
         try:
             self._examples, self._examples_from = self.stream.read(self._places_of(step, num_steps)), step
@@ -130,15 +136,17 @@ class TrainSteps(Dataset[Batch]):
         return self._places.rows(slice(row, end))
 
     def forget(self) -> None:
-        """Look positions up and read them anew: the stream was amended."""
+        """Drop what was looked up and read: the stream was amended."""
         self._places, self._examples = self._places.rows(slice(0)), None
 
 
 class ValSteps(Dataset[Batch]):
-    """step -> this rank's share of a validation batch: the same windows at every validation and on any number of ranks.
+    """Validation batches by step: the same windows at every validation and on any number of ranks.
 
     Args:
+        stream: the stream of held-out text.
         places: the windows to validate on. Rows beyond the last are not scored.
+        recipe: as in `TrainSteps`, as all that follow.
     """
 
     def __init__(
@@ -167,13 +175,13 @@ class ValSteps(Dataset[Batch]):
 
 
 class Loader:
-    """Batches of steps first … end, made here or by loader processes.
-
-    Processes send arrays in few bytes: what a batch costs them is mostly the way from one process to the other.
+    """Batches of steps first … end, made in this process or by loader processes.
 
     Args:
-        first: asked at each iteration: a run that went back begins another one there.
-        end: a trainer that goes on after it, into another epoch, gets as many steps again.
+        steps: batches by step.
+        first: first step, or a function that finds it at each iteration, as a run may go back.
+        end: step after the last; a trainer that goes on into another epoch gets as many steps again.
+        num_workers: number of loader processes, or 0 for none.
     """
 
     def __init__(
@@ -191,7 +199,7 @@ class Loader:
 
     @property
     def _start(self) -> tuple[int, int]:
-        """What loader processes are told when they are started: another one needs others."""
+        """(first step, amendments): loader processes that were started with other values are replaced."""
         return self.range.start, len(self.steps.stream.amendments)
 
     def _new_workers(self) -> "DataLoader[Batch] | None":
@@ -226,11 +234,13 @@ class Loader:
 
 
 def _as_it_is(batch: Any) -> Any:
-    """Arrays stay arrays: a tensor would go through shared memory, which takes longer than a pipe for a batch's size."""
+    """Keep arrays: a tensor would go through shared memory, which is slower than a pipe at a batch's size."""
     return batch
 
 
 class _Narrow(Dataset[Batch]):
+    """Steps in as few bytes as their ids need: sending a batch is most of what it costs a loader process."""
+
     def __init__(self, steps: TrainSteps | ValSteps, kind: np.dtype[Any]) -> None:
         self.steps, self.kind = steps, kind
 
@@ -247,7 +257,7 @@ def _narrowed(array: NDArray[Any], kind: np.dtype[Any]) -> NDArray[Any]:
 
 
 def with_tensors(batch: Batch) -> Batch:
-    """Arrays -> tensors, whole numbers of 64 bits."""
+    """Turn a batch's arrays into tensors, integers into int64."""
     return {**batch, "tensors": {name: torch.from_numpy(_widened(array)) for name, array in batch["tensors"].items()}}
 
 
@@ -256,13 +266,7 @@ def _widened(array: NDArray[Any]) -> NDArray[Any]:
 
 
 def step_batch(batch: Batch, num_sources: int, with_digest: bool = False) -> StepBatch:
-    """Make of a loader's batch what a step takes.
-
-    Args:
-        batch: its tensors are tensors already.
-        num_sources: sources of the mixture.
-        with_digest: whether to work out the digest.
-    """
+    """Turn a loader's batch, its arrays already tensors, into what a step takes."""
     if "bad" in batch:
         return {"tensors": {}, "bad": batch["bad"], "scored": [0] * num_sources, "digest": 0}
     arrays = {name: tensor.numpy() for name, tensor in batch["tensors"].items()}
@@ -278,7 +282,7 @@ def step_batch(batch: Batch, num_sources: int, with_digest: bool = False) -> Ste
 
 
 def digest(arrays: Arrays, positions: NDArray[np.int64]) -> int:
-    """Hash of inputs and targets keyed by position, summed over rows mod 2^64: equal however a batch is shared out."""
+    """Hash rows keyed by position, and sum them mod 2^64: ranks' digests add up to the whole batch's."""
     rows = mix64(positions.astype(np.uint64))
     for name in sorted(arrays):
         array = arrays[name].reshape(len(positions), -1).astype(np.uint64)

@@ -34,15 +34,8 @@ class Examples(NamedTuple):
 
     def rows(self, some: slice) -> "Examples":
         """Take some rows, their ids widened to int64."""
-        tokens, positions, epochs, sources, lengths, documents = self
-        return Examples(
-            tokens[some].astype(np.int64),
-            positions[some],
-            epochs[some],
-            sources[some],
-            None if lengths is None else lengths[some],
-            None if documents is None else documents[some],
-        )
+        columns: list[Any] = [None if column is None else column[some] for column in self]
+        return Examples(columns[0].astype(np.int64), *columns[1:])
 
     @property
     def is_token(self) -> NDArray[np.bool_] | None:

@@ -1,8 +1,7 @@
 """The stream: examples at any positions, of one source or a mixture, as a pure function.
 
 position -> mixture -> (source, its example number) -> order -> (epoch, shard, window) -> tokens. Nothing here knows of
-ranks, workers or batches; state is nothing but what is given: sources, seed, and amendments (what could not be known
-beforehand, such as a shard that turned out to be bad).
+ranks, workers or batches. The only state is the list of amendments.
 """
 
 from collections.abc import Sequence
@@ -22,7 +21,7 @@ from sslm.data.stream.windows import Cut, Region
 from sslm.system.errors import UserError
 
 MOST_OPEN = 200
-"""Shards that are mapped at once: each map holds a file descriptor, and processes have few."""
+"""Largest number of shards that are mapped at once: each map holds a file descriptor."""
 
 Ints = NDArray[np.int64]
 Read = tuple[NDArray[Any], Ints | None, NDArray[np.bool_] | None]
@@ -44,7 +43,7 @@ class StreamSource:
         return self.order.epoch_len
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides which tokens stand in which window, and when."""
+        """Record what decides which tokens stand in which window, and when."""
         return {
             "tokenizer": self.corpus.tokenizer_sha256,
             "shards": {r.shard.file: [r.shard.sha256[:24], r.start, r.end] for r in self.regions},
@@ -64,8 +63,7 @@ class Places(NamedTuple):
     windows: Ints
 
     def rows(self, some: slice | Ints) -> "Places":
-        positions, sources, epochs, regions, windows = self
-        return Places(positions[some], sources[some], epochs[some], regions[some], windows[some])
+        return Places(*(column[some] for column in self))
 
     @staticmethod
     def joined(parts: Sequence["Places"]) -> "Places":
@@ -73,12 +71,14 @@ class Places(NamedTuple):
 
 
 class Stream:
-    """Args:
-    sources: what is mixed, or the one source there is.
-    mixture: which source stands where.
-    window_len: tokens per window.
-    vocab_size: ids from here on are damage.
-    with_documents: say of each token which document it belongs to.
+    """Examples at any positions, of one source or a mixture.
+
+    Args:
+        sources: the windows of each corpus.
+        mixture: which source stands where.
+        window_len: tokens per window.
+        vocab_size: ids from here on are damage.
+        with_documents: whether to tell which document each token belongs to.
     """
 
     def __init__(
@@ -108,13 +108,12 @@ class Stream:
 
     @property
     def num_windows(self) -> int:
-        """Windows of all sources."""
         return sum(source.num_windows for source in self.sources)
 
     # ------------------------------------------------------------------------------------ position -> place
 
     def places(self, positions: Ints) -> Places:
-        """[n] positions -> where their examples stand."""
+        """Find where the examples at [n] positions stand."""
         sources, numbers = self.mixture.at(self.unskipped(positions))
         epochs, regions, windows = np.empty_like(positions), np.empty_like(positions), np.empty_like(positions)
         if len(self.sources) == 1:
@@ -130,10 +129,10 @@ class Stream:
         return places
 
     def unskipped(self, positions: Ints) -> Ints:
-        """[n] positions of the run -> those at which their examples would stand if none were skipped.
+        """Map [n] positions of the run to those at which their examples would stand if none were skipped.
 
-        Each skip was found in a run that knew the former ones, so the last one is undone first. Noise, dropout and bad shards go
-        by the run's positions.
+        Each skip was found in a run that knew the former ones, so the last is undone first. Noise, dropout and bad
+        shards go by the run's positions.
         """
         for amendment in reversed(self.amendments):
             if isinstance(amendment, Skip):
@@ -141,17 +140,17 @@ class Stream:
         return positions
 
     def skipped_at(self, first: int, end: int) -> int:
-        """Positions whose examples were skipped at the run's positions first … end − 1."""
-        skips = [one for one in self.amendments if isinstance(one, Skip) and first <= one.from_position < end]
-        return sum(skip.num_positions for skip in skips)
+        """Count the examples that were skipped at the run's positions first … end − 1."""
+        skips = [skip for skip in self.amendments if isinstance(skip, Skip)]
+        return sum(skip.num_positions for skip in skips if first <= skip.from_position < end)
 
     def begins_stage(self, first: int, end: int) -> bool:
-        """Whether other weights begin to hold at one of the run's positions first … end − 1."""
+        """Whether the weights change at one of the run's positions first … end − 1."""
         before, last = self.unskipped(np.array([first - 1, end - 1])).tolist()
         return any(before < stage.position <= last for stage in self.mixture.stages[1:])
 
     def amend(self, amendment: Amendment | Skip) -> None:
-        """Take an amendment into account from its position on.
+        """Apply an amendment from its position on.
 
         Raises:
             UserError: the source has no sound shard left.
@@ -164,13 +163,12 @@ class Stream:
                 raise UserError(f"{source.name or 'the corpus'}: every shard is bad ({amendment.reason})")
 
     def _sound(self, source: StreamSource, amendments: Sequence[Amendment | Skip]) -> list[int]:
-        bad = {one.file for one in amendments if isinstance(one, Amendment) and one.source == source.name}
-        return [
-            i for i, region in enumerate(source.regions) if region.shard.file not in bad and source.order.num_windows[i]
-        ]
+        bad = {known.file for known in amendments if isinstance(known, Amendment) and known.source == source.name}
+        sizes = source.order.num_windows
+        return [i for i, region in enumerate(source.regions) if region.shard.file not in bad and sizes[i]]
 
     def _amend(self, places: Places, number: int, amendment: Amendment) -> None:
-        """Apply one amendment as if no later one were known: what was read before those were found stays as it was read."""
+        """Apply an amendment as if no later one were known, so that what was read before those stays as it was."""
         for i, source in enumerate(self.sources):
             bad = [n for n, region in enumerate(source.regions) if region.shard.file == amendment.file]
             if source.name != amendment.source or not bad:
@@ -183,7 +181,7 @@ class Stream:
                 places.windows[rows] %= source.order.num_windows[instead]
 
     def read_ahead(self, first: int, last: int) -> None:
-        """Let remote sources bring what positions first … last need, and the block of shards after it."""
+        """Let remote sources download the shards of positions first … last, and the block after them."""
         if not self._is_remote:
             return
         first, last = self.unskipped(np.array([first, last])).tolist()
@@ -197,21 +195,20 @@ class Stream:
                 source.corpus.read_ahead([source.regions[number].shard for number in needed])
 
     def seen(self, position: int) -> dict[str, tuple[int, float]]:
-        """Per source: its examples before a position, with those that were skipped, and in epochs."""
+        """Count each source's examples before a position, skipped ones too: name -> (examples, epochs)."""
         counts = self.mixture.examples_before(int(self.unskipped(np.array(position - 1))) + 1)
         return {s.name: (n, n / max(s.num_windows, 1)) for s, n in zip(self.sources, counts, strict=True)}
 
     def fingerprint(self) -> dict[str, Any]:
-        """What decides every batch, but for the seed: a run goes on only with an equal one."""
-        stages = [[stage.position, list(stage.weights)] for stage in self.mixture.stages]
+        """Record what decides every batch, but for the seed: a run resumes only with an equal record."""
         return {
             "sources": {source.name: source.fingerprint() for source in self.sources},
-            "stages": stages,
+            "stages": [[stage.position, list(stage.weights)] for stage in self.mixture.stages],
             "window_len": self.window_len,
         }
 
     def places_of(self, source: int, numbers: Ints) -> Places:
-        """Windows by their number within a source, in the order in which they lie on the disk; that is their position too."""
+        """Find windows by their number in a source, in the order of the disk; the number is their position too."""
         first = np.concatenate([[0], np.cumsum(self.sources[source].order.num_windows)])
         regions = np.searchsorted(first, numbers, side="right") - 1
         return Places(numbers, np.full_like(numbers, source), np.zeros_like(numbers), regions, numbers - first[regions])
@@ -219,11 +216,11 @@ class Stream:
     # ------------------------------------------------------------------------------------ place -> tokens
 
     def at(self, positions: Ints) -> Examples:
-        """[n] positions -> their examples."""
+        """Read the examples at [n] positions."""
         return self.read(self.places(positions)).rows(slice(None))
 
     def read(self, places: Places) -> Examples:
-        """The tokens at these places, in as few bytes as they take on the disk.
+        """Read the tokens at some places, in the dtype of the disk.
 
         Raises:
             BadShard: a file is missing or not what it was.
@@ -238,7 +235,7 @@ class Stream:
         return Examples(narrow, places.positions, places.epochs, places.sources, lengths, documents)
 
     def _read_cut(self, shards: Ints, windows: Ints) -> "Read":
-        """Shard by shard: each row is one stretch of one."""
+        """Read rows shard by shard: each is a stretch of one shard."""
         starts = self._region_starts[shards] + windows * self._stride
         if len(shards) and (shards == shards[0]).all():
             shard = self._shard(int(shards[0]))
@@ -254,7 +251,7 @@ class Stream:
         return narrow, None, marks
 
     def _marks(self, shard: "_OpenShard", starts: Ints) -> NDArray[np.bool_] | None:
-        """[n, window_len] whether a document begins at a token, the first of a row left out."""
+        """Mark documents' first tokens, but for a row's first: [n, window_len]."""
         if not self.with_documents:
             return None
         marks = np.zeros((len(starts), self.window_len), np.bool_)
@@ -266,7 +263,7 @@ class Stream:
         return marks
 
     def _read_packed(self, shards: Ints, windows: Ints) -> "Read":
-        """Row by row, piece by piece."""
+        """Read rows piece by piece."""
         narrow = np.zeros((len(shards), self.window_len), self._dtype)
         marks = np.zeros(narrow.shape, np.bool_) if self.with_documents else None
         lengths = np.zeros(len(shards), np.int64)
@@ -280,7 +277,7 @@ class Stream:
                     marks[row, filled] = filled > 0
                 filled += length
             lengths[row] = filled
-        return narrow, lengths, marks  # also where all rows are full: a batch has the same arrays whoever else is in it
+        return narrow, lengths, marks  # lengths even if all rows are full: every batch has the same arrays
 
     def _shard(self, number: int) -> "_OpenShard":
         shard = self._open.get(number)
@@ -311,7 +308,7 @@ class Stream:
 
 
 class _OpenShard:
-    """A shard, memory-mapped. Plain arrays: slicing a np.memmap takes three times as long."""
+    """A shard, memory-mapped, as plain arrays: slicing a np.memmap takes three times as long."""
 
     def __init__(self, corpus: Corpus, region: Region, with_documents: bool) -> None:
         self.tokens = corpus.tokens(region.shard).view(np.ndarray)
@@ -319,7 +316,7 @@ class _OpenShard:
         self._rows: NDArray[Any] | None = None
 
     def rows(self, window_len: int) -> NDArray[Any]:
-        """[num_tokens − window_len + 1, window_len]: the window that starts at each token; a view."""
+        """View the window that starts at each token: [num_tokens − window_len + 1, window_len]."""
         if self._rows is None:
             size = self.tokens.itemsize
             shape = (max(len(self.tokens) - window_len + 1, 0), window_len)

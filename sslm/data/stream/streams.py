@@ -1,6 +1,6 @@
 """The two streams of a run, to train on and to validate on: corpora opened, split, cut or packed, shuffled and mixed.
 
-Needs no Lightning, and no transformers if the corpora are prepared. A training loop of your own gets its batches so:
+This needs no Lightning, and no transformers if the corpora are prepared. A training loop of your own reads batches so:
 
     streams = open_streams(DataConfig(train="corpus"), recipe, seq_len=1024, batch_size=16)
     for batch in Loader(TrainSteps(streams.train, recipe, batch_size=16, seed=0), first=0, end=1000):
@@ -29,45 +29,45 @@ from sslm.system.errors import UserError, nearest
 from sslm.system.terminal import say
 
 REMOTE_BLOCK_SHARDS = 4
-"""Shards of a remote corpus that are shuffled together by default."""
+"""Default number of a remote corpus' shards that are shuffled together."""
 
 
 class Streams(NamedTuple):
-    """The streams of a run, and what made their ids."""
+    """The streams of a run, and the tokenizer that made their ids."""
 
     train: Stream
     val: Stream
     tokenizer: str | None
     """Folder or name of the tokenizer that made the ids, or None if they came without one."""
     vocabulary: Vocabulary | None
-    """What the recipe gets of the tokenizer, with what it needs added."""
+    """The tokenizer's tables, with the special tokens that the recipe needs, or None if it needs none."""
 
 
 class Part(NamedTuple):
     """The regions of one corpus that one stream reads."""
 
     name: str
-    """Of the source in the mixture."""
+    """Name of the source in the mixture."""
     corpus: Corpus
     regions: list[Region]
 
 
 def cache_folder(data: DataConfig) -> Path:
-    """Folder for what is made of a corpus."""
+    """Find the folder for prepared corpora, packing plans and checksums."""
     return Path(data.cache_dir).expanduser() if data.cache_dir else platformdirs.user_cache_path("sslm")
 
 
 def open_streams(
     data: DataConfig, recipe: Recipe, *, seq_len: int, batch_size: int, seed: int = 0, tokenizer: str | None = None
 ) -> Streams:
-    """Open both streams, and prepare what is not prepared yet. Any number of processes may call at once.
+    """Open both streams, preparing corpora first if need be. Any number of processes may call at once.
 
     Args:
         data: where the text comes from.
-        recipe: the objective's pure part: it decides how long a window is.
+        recipe: the objective's pure part.
         seq_len: tokens per sequence.
         batch_size: sequences per optimizer step, over all devices.
-        seed: of the order.
+        seed: seed of the order.
         tokenizer: used if `data.tokenizer` names none.
 
     Raises:
@@ -103,7 +103,7 @@ def open_streams(
 
 
 def _parts(names: list[str], corpora: list[Corpus], val: Corpus | None, least: int) -> tuple[list[Part], list[Part]]:
-    """What is trained on, and what is held out: a corpus of its own, or at least `least` tokens of each corpus."""
+    """List what is trained on and what is held out: a corpus of its own, or at least `least` tokens of each corpus."""
     if val is not None:
         train = [Part(name, corpus, windows.whole(corpus)) for name, corpus in zip(names, corpora, strict=True)]
         return train, [Part("", val, windows.whole(val))]

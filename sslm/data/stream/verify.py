@@ -1,7 +1,6 @@
-"""Checksums of local shards, verified while the run begins.
+"""Checksums of local shards, verified while the run begins: hashing a large corpus takes minutes.
 
-Hashing a large corpus takes minutes, so a thread does it beside the first steps, once per file: sums are remembered by
-path, size and time of change. (Remote shards are verified as they are brought, before anything is read.)
+Remote shards are verified as they are downloaded.
 """
 
 import re
@@ -14,10 +13,11 @@ from sslm.data.stream.stream import StreamSource
 
 
 class Verifier:
-    """Hashes the shards of some sources in a thread of its own, from when it is made until it is done or closed.
+    """A thread that hashes the shards of some sources until it is done or closed.
 
     Args:
-        sha256: of a file's bytes, remembered.
+        sources: sources to verify; remote ones are left out.
+        sha256: hashes a file's bytes, or remembers the hash.
     """
 
     def __init__(self, sources: Sequence[StreamSource], sha256: Callable[[Path], str]) -> None:
@@ -28,7 +28,7 @@ class Verifier:
         self._thread.start()
 
     def found(self) -> BadShard | None:
-        """A bad shard that was not told of yet."""
+        """Return a bad shard that was not returned before, or None."""
         return self._found.pop(0) if self._found else None
 
     def close(self) -> None:
@@ -50,7 +50,7 @@ class Verifier:
         try:
             actual = self._sha256(path)
         except OSError:
-            return  # it is met when it is read
+            return  # reading it will say so
         if actual != expected:
             what = f"{path}: is not what it was when it was prepared (SHA-256 {actual[:12]}…, not {expected[:12]}…)"
             self._found.append(BadShard(file, f"{what}; the corpus is damaged, prepare it again", source.name))

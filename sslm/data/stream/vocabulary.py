@@ -1,6 +1,6 @@
-"""What an objective may know of the tokenizer: its special tokens, and where words and sentences begin and end.
+"""The tokenizer as tables over its ids: special tokens, and where words and sentences begin and end.
 
-Tables over the ids, so that a batch of ids is looked up at once and no text is decoded while training.
+A batch of ids is looked up at once, and no text is decoded while training.
 """
 
 import copy
@@ -17,17 +17,17 @@ from sslm.data.corpus.tokenizer import Tokenizer, end_of_document
 from sslm.system.errors import UserError
 
 MASK, PAD, SENTINEL = "<mask>", "<pad>", "<extra_id_{}>"
-"""What added tokens are called; T5's tokenizers call their sentinels so too."""
+"""Names of added tokens; T5's tokenizers call their sentinels so too."""
 
 PARTIAL, LETTER, NUMBER, OTHER, SPACE = range(5)
-"""Kinds of characters that byte-level tokenizers keep apart; PARTIAL: bytes that are no character alone."""
+"""Kinds of characters that byte-level tokenizers keep apart; PARTIAL stands for bytes that are no character alone."""
 
 CLOSING = "\"'”’»)]}"
-"""May follow the mark that ends a sentence."""
+"""Characters that may follow the mark that ends a sentence."""
 
 
 class SpecialTokens(NamedTuple):
-    """Special tokens that an objective can't do without."""
+    """Special tokens that an objective needs."""
 
     mask: bool = False
     pad: bool = False
@@ -36,24 +36,24 @@ class SpecialTokens(NamedTuple):
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """A tokenizer's ids in tables, each [size] but for the first few."""
+    """A tokenizer's ids, and tables over them, each [size]."""
 
     end: int
-    """Ends a document, or a sequence."""
+    """Id that ends a document, or a sequence."""
     prefix: NDArray[np.int64]
-    """[any] what the tokenizer puts before a text ([CLS])."""
+    """[any] ids that the tokenizer puts before a text ([CLS])."""
     suffix: NDArray[np.int64]
-    """[any] and after it ([SEP], </s>)."""
+    """[any] ids that the tokenizer puts after a text ([SEP], </s>)."""
     mask: int | None
     pad: int
-    """Fills rows up; 0 where the tokenizer has none: what is padding is told by masks and labels."""
+    """Id of padding, or 0 if the tokenizer has none: masks and labels tell what is padding."""
     sentinels: NDArray[np.int64]
-    """[any] in the order in which they are used."""
+    """[any] ids of the sentinels, in the order of their use."""
     special: NDArray[np.bool_]
-    """Stands for no text: never masked, never drawn as a random token."""
+    """Whether an id stands for no text: it is never masked, and never drawn as a random token."""
     begins_word: NDArray[np.bool_]
     first_kind: NDArray[np.uint8]
-    """Kind of a token's first character; 0 where words are told by `begins_word` alone."""
+    """Kind of a token's first character, or 0 if `begins_word` alone tells words apart."""
     last_kind: NDArray[np.uint8]
     ends_sentence: NDArray[np.bool_]
 
@@ -67,14 +67,14 @@ class Vocabulary:
         return np.flatnonzero(~self.special)
 
     def word_starts(self, tokens: NDArray[np.int64]) -> NDArray[np.bool_]:
-        """[n, length] ids -> where a word begins, as the tokenizer splits a text into words; a special token is one too.
+        """Find where words begin in [n, length] ids, as the tokenizer splits text; a special token is a word.
 
-        Of a character cut into bytes nobody knows what it is: it belongs to the word before it.
+        A character cut into bytes is of unknown kind: it belongs to the word before it.
         """
         special, kinds = self.special[tokens], self.first_kind[tokens]
         starts = self.begins_word[tokens] | special
         first, last = kinds[:, 1:], self.last_kind[tokens][:, :-1]
-        # of white space before a word that has no space of its own, the last piece is a word
+        # the last piece of white space before a word without a leading space is a word
         pieces = (kinds[:, :-1] == SPACE) & (first != SPACE) & ~starts[:, 1:]
         starts[:, 1:] |= special[:, :-1] | ((first != last) & (first > PARTIAL) & (last > PARTIAL))
         starts[:, :-1] |= pieces
@@ -83,7 +83,7 @@ class Vocabulary:
 
 
 def extended(tokenizer: Tokenizer, needs: SpecialTokens) -> Tokenizer:
-    """A copy that has what is needed: tokens it lacks are added after its own, whose ids stay.
+    """Copy a tokenizer, and append the special tokens that it lacks.
 
     >>> extended(tokenizer, SpecialTokens(mask=True)).mask_token  # doctest: +SKIP
     '<mask>'
@@ -93,19 +93,17 @@ def extended(tokenizer: Tokenizer, needs: SpecialTokens) -> Tokenizer:
         tokenizer.add_special_tokens({"mask_token": MASK})
     if needs.pad and tokenizer.pad_token_id in (None, tokenizer.bos_token_id, tokenizer.eos_token_id):
         tokenizer.add_special_tokens({"pad_token": PAD})
-    if missing := needs.sentinels - len(_sentinels(tokenizer)):
-        have = needs.sentinels - missing
-        if missing > 0:
-            names = [SENTINEL.format(number) for number in range(have, needs.sentinels)]
-            tokenizer.add_special_tokens({"extra_special_tokens": names}, replace_extra_special_tokens=False)
+    if missing := range(len(_sentinels(tokenizer)), needs.sentinels):
+        names = [SENTINEL.format(number) for number in missing]
+        tokenizer.add_special_tokens({"extra_special_tokens": names}, replace_extra_special_tokens=False)
     return tokenizer
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """Look at every entry once.
+    """Make the tables of a tokenizer.
 
     Raises:
-        UserError: ids that no token has, below others that have one.
+        UserError: the ids have gaps.
     """
     size = len(tokenizer)
     known = tokenizer.get_vocab()
@@ -136,7 +134,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
 
 
 def _sentinels(tokenizer: Tokenizer) -> list[int]:
-    """<extra_id_0>, <extra_id_1> … as far as there are any."""
+    """List the ids of <extra_id_0>, <extra_id_1> … as far as there are any."""
     known = tokenizer.get_vocab()
     found: list[int] = []
     while (name := SENTINEL.format(len(found))) in known:
@@ -145,7 +143,7 @@ def _sentinels(tokenizer: Tokenizer) -> list[int]:
 
 
 def _wrapping(tokenizer: Tokenizer) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """What the tokenizer puts before and after a text: seen by looking where the text itself is."""
+    """Find the ids that the tokenizer puts before and after a text."""
     plain: list[int] = tokenizer("a", add_special_tokens=False).input_ids
     wrapped: list[int] = tokenizer("a").input_ids
     start = next((n for n in range(len(wrapped)) if wrapped[n : n + len(plain)] == plain), 0)
@@ -153,7 +151,7 @@ def _wrapping(tokenizer: Tokenizer) -> tuple[NDArray[np.int64], NDArray[np.int64
 
 
 def _text(tokenizer: Tokenizer, token: str, number: int) -> str:
-    """A token's own text, its spaces kept."""
+    """Decode one token, its spaces kept."""
     if token.startswith("▁"):
         return " " + token[1:]
     return str(tokenizer.decode([number], clean_up_tokenization_spaces=False))
@@ -163,7 +161,7 @@ Tables = tuple[NDArray[np.bool_], NDArray[np.uint8], NDArray[np.uint8]]
 
 
 def _word_tables(tokenizer: Tokenizer, tokens: list[str], texts: list[str]) -> Tables:
-    """begins_word, first_kind, last_kind, by the kind of tokenizer."""
+    """Make begins_word, first_kind and last_kind, by the kind of tokenizer."""
     nothing = np.zeros(len(tokens), np.uint8)
     backend = json.loads(tokenizer.backend_tokenizer.to_str()) if hasattr(tokenizer, "backend_tokenizer") else {}
     if prefix := (backend.get("model") or {}).get("continuing_subword_prefix"):  # WordPiece
@@ -173,7 +171,7 @@ def _word_tables(tokenizer: Tokenizer, tokens: list[str], texts: list[str]) -> T
         return np.zeros(len(tokens), bool), np.full_like(nothing, LETTER), last
     if "ByteLevel" not in _types(backend):  # Unigram and its kin: a word begins with ▁
         begins = np.array([token.startswith("▁") for token in tokens])
-        return begins if begins.any() else ~begins, nothing, nothing  # where nothing tells, each token is a word
+        return begins if begins.any() else ~begins, nothing, nothing  # without any ▁, each token is a word
     # Byte-level BPE: GPT-2's expression splits a text where the kind of character changes, and before a space
     begins = np.array([bool(re.match(r"\s+\S", text)) for text in texts])
     first = np.array([_kind(text.strip()[:1] or text[:1]) for text in texts], np.uint8)
@@ -182,14 +180,12 @@ def _word_tables(tokenizer: Tokenizer, tokens: list[str], texts: list[str]) -> T
 
 
 def _types(tree: Any) -> set[str]:
-    """Names of all the parts that a tokenizer is made of."""
-    if isinstance(tree, dict):
-        return (
-            {str(tree.get("type"))}.union(*map(_types, tree.values()))
-            if "vocab" not in tree
-            else {str(tree.get("type"))}
-        )
-    return set().union(*map(_types, tree)) if isinstance(tree, list) else set()
+    """List the types of all parts of a serialised tokenizer; its vocabulary, which may be huge, is left out."""
+    if isinstance(tree, list):
+        return set().union(*map(_types, tree))
+    if not isinstance(tree, dict):
+        return set()
+    return {str(tree.get("type"))}.union(*map(_types, () if "vocab" in tree else tree.values()))
 
 
 def _kind(character: str) -> int:
