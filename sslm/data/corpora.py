@@ -1,4 +1,4 @@
-"""Open what `--data.train` and its kin name as corpora: text, prepared corpora here or at a URL, ids of other tools."""
+"""Open corpora: text, prepared corpora here or at a URL, token files of other tools."""
 
 import json
 from collections.abc import Sequence
@@ -25,10 +25,13 @@ def open_corpora(
     """Open all corpora of a run, and find the one tokenizer that made them.
 
     Args:
+        sources: the corpora to open.
         asked: tokenizer that the user asked for, if any.
+        data: how to read them.
+        cache_dir: folder for what is prepared.
 
     Returns:
-        The corpora, and the folder or name of their tokenizer; None if they are ids without one and none was asked for.
+        The corpora, and their tokenizer's folder or name, or None if they are ids without one and none was asked for.
 
     Raises:
         UserError: bad text, or tokenizers that do not match.
@@ -51,7 +54,9 @@ def open_any(path: str | None, tokenizer: TokenizerChoice | None, data: DataConf
 
     Args:
         path: as `data.train` takes it, or None for the embedded text.
-        tokenizer: to prepare text with, or None for the default.
+        tokenizer: prepares text, or None for the default.
+        data: how to read it.
+        cache_dir: folder for what is prepared.
     """
     if path is None or path == EMBEDDED:
         return _prepared(None, tokenizer, data, cache_dir)
@@ -83,7 +88,7 @@ def _prepared(path: str | None, tokenizer: TokenizerChoice | None, data: DataCon
 
 
 def _end_id(tokenizer: TokenizerChoice | None, data: DataConfig) -> int | None:
-    """Id that ends documents: the one asked for, else the tokenizer's."""
+    """Find the id that ends documents: the user's, else the tokenizer's."""
     if data.end_id is None and isinstance(tokenizer, ExistingTokenizer):
         return tokenizers.end_of_document(tokenizers.load(tokenizer.name))
     return data.end_id
@@ -93,22 +98,22 @@ def _end_id(tokenizer: TokenizerChoice | None, data: DataConfig) -> int | None:
 
 
 def _common_tokenizer(paths: list[str], corpora: list[Corpus], asked: TokenizerChoice | None) -> str | None:
-    """Folder or name of the tokenizer of all corpora, or None if neither they nor the user name one."""
-    made_by_one = [(path, corpus) for path, corpus in zip(paths, corpora, strict=True) if corpus.tokenizer_sha256]
-    if not made_by_one:
+    """Find the folder or name of all corpora's tokenizer, or None if neither they nor the user name one."""
+    tokenised = [(path, corpus) for path, corpus in zip(paths, corpora, strict=True) if corpus.tokenizer_sha256]
+    if not tokenised:
         if isinstance(asked, TrainBPE):
             raise UserError(
                 f"--data.tokenizer {asked}: there is no text to train one on, only ids; give the tokenizer that made "
                 f"them, or leave the flag out"
             )
         return None if asked is None else asked.name
-    first_path, first = made_by_one[0]
+    first_path, first = tokenised[0]
     if asked is not None and not _made(first, asked):
         raise UserError(
             f"{first_path}: was prepared with another tokenizer than {asked}; leave --data.tokenizer out, or "
             f"prepare the text again: sslm prepare TEXT --tokenizer {asked} --out DIR"
         )
-    for path, corpus in made_by_one[1:]:
+    for path, corpus in tokenised[1:]:
         if corpus.tokenizer_sha256 != first.tokenizer_sha256:
             raise UserError(
                 f"{path}: was prepared with another tokenizer than {first_path}; prepare it again with "
@@ -121,10 +126,7 @@ def _common_tokenizer(paths: list[str], corpora: list[Corpus], asked: TokenizerC
 
 
 def _made(corpus: Corpus, asked: TokenizerChoice) -> bool:
-    """Whether a corpus was prepared with this tokenizer.
-
-    One that has tokens appended counts: so has the tokenizer of a model that was pretrained on this corpus.
-    """
+    """Whether a corpus was prepared with a tokenizer, or with one that lacks the tokens appended to it."""
     if isinstance(asked, TrainBPE):
         return corpus.tokenizer == str(asked)
     if corpus.tokenizer == asked.name and not Path(asked.name).exists():
@@ -137,10 +139,10 @@ def _made(corpus: Corpus, asked: TokenizerChoice) -> bool:
 
 
 def _check_folder(corpus: Corpus) -> None:
-    """See that a corpus' folder has the tokenizer that made it: its files, or one that gives the same ids."""
+    """Check that a corpus' folder has the tokenizer that made it, or one that gives the same ids."""
     folder = corpus.tokenizer_folder
     vouched = json.loads((corpus.folder / "index.json").read_text()).get("tokenizer_files")
     if vouched and all(is_whole(folder / name, file["sha256"]) for name, file in vouched.items()):
-        return  # much quicker than to load it
+        return  # quicker than to load it
     if tokenizers.identity(tokenizers.load(folder)) != corpus.tokenizer_sha256:
         raise UserError(f"{folder}: is not the tokenizer this corpus was prepared with; prepare it again")

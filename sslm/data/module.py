@@ -30,7 +30,7 @@ UNIGRAM_TOKENS, UNIGRAM_ROWS = 1 << 19, 64
 
 
 def data_parallel(trainer: Any) -> tuple[int, int]:
-    """(number of this process' share of the global batch, shares): devices that share matrices have a share together."""
+    """Find (rank, size) of this process among the data-parallel ranks; devices that share matrices are one rank."""
     ranks = getattr(trainer.strategy, "distributed_sampler_kwargs", None) or {"rank": 0, "num_replicas": 1}
     return ranks["rank"], ranks["num_replicas"]
 
@@ -43,10 +43,10 @@ class DataModule(LightningDataModule):
         recipe: the objective's pure part.
         seq_len: tokens per sequence.
         batch_size: sequences per optimizer step, over all devices.
-        total_steps: optimizer steps in the whole run; default: the trainer's max_steps.
-        seed: of order and noise.
-        tokenizer: used where `data.tokenizer` names none (that of pretrained weights).
-        amendments: file in which is written what could not be known beforehand; None: checkpoints alone have it.
+        total_steps: optimizer steps in the whole run, or None for the trainer's max_steps.
+        seed: seed of order and noise.
+        tokenizer: used if `data.tokenizer` names none (that of pretrained weights).
+        amendments: file to append amendments to, or None if checkpoints alone keep them.
     """
 
     def __init__(
@@ -76,7 +76,7 @@ class DataModule(LightningDataModule):
     # -------------------------------------------------------------------------------------------- preparation
 
     def setup(self, stage: str | None = None) -> None:
-        """Prepare what is not prepared yet, and open it. Any number of processes may call at once.
+        """Open the streams, preparing corpora first if need be. Any number of processes may call at once.
 
         Raises:
             UserError: bad text, a tokenizer that does not match, less text than one batch.
@@ -93,10 +93,7 @@ class DataModule(LightningDataModule):
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
-        """With what the objective needs added; None: the corpora are ids that came without one.
-
-        Loaded when it is first asked for: reading needs none.
-        """
+        """The tokenizer with the objective's special tokens, or None if the corpora are ids without one."""
         if self._tokenizer is None:
             return None
         return extended(tokenizers.load(self._tokenizer), self.recipe.special_tokens(self.seq_len) or SpecialTokens())
@@ -109,7 +106,7 @@ class DataModule(LightningDataModule):
 
     @property
     def max_scored(self) -> int | None:
-        """At most so many targets in a row; None: as many as it has places."""
+        """Largest number of targets in a row, or None if every place may be one."""
         return self.recipe.max_scored(self.seq_len, self.vocabulary)
 
     @property
@@ -119,19 +116,19 @@ class DataModule(LightningDataModule):
 
     @property
     def vocab_size(self) -> int:
-        """Entries of the tokenizer, or one more than the largest id."""
+        """Number of the tokenizer's entries, or one more than the largest id."""
         if self.tokenizer is not None:
             return len(self.tokenizer)
         return max(source.corpus.vocab_size for source in (*self.train_stream.sources, *self.val_stream.sources))
 
     @property
     def mixes(self) -> bool:
-        """Whether there are several sources, to be told apart in what is logged."""
+        """Whether there are several sources, to be logged apart."""
         return len(self.train_stream.sources) > 1
 
     @functools.cached_property
     def val_places(self) -> Places:
-        """Where the held-out sequences stand that are validated on: of each source its share, evenly spread over it."""
+        """Places of the sequences to validate on: each source's share, evenly spread over it."""
         stream, at_most = self.val_stream, self.config.val_sequences
         shares = np.ones(1)
         if len(stream.sources) > 1:
@@ -145,16 +142,16 @@ class DataModule(LightningDataModule):
 
     @functools.cached_property
     def val_tokens(self) -> list[NDArray[np.int64]]:
-        """The held-out sequences that are validated on, without padding."""
+        """The sequences to validate on, without padding."""
         tokens, *_, lengths, _ = self.val_stream.read(self.val_places).rows(slice(None))
         return list(tokens) if lengths is None else [row[:n] for row, n in zip(tokens, lengths, strict=True)]
 
     @functools.cached_property
     def unigram_loss(self) -> float:
-        """Held-out loss in nats of a model that knows how often each target comes in training, and nothing else.
+        """Held-out loss, in nats, of a model that knows nothing but how often each target comes in training.
 
-        Counted are the targets of the first training sequences (where their shards would have to be brought first, the held-out
-        ones), and one more of each entry.
+        The targets of the first training sequences are counted, or of the held-out ones if the training shards are
+        remote, and one more of each entry.
         """
         rows = min(max(UNIGRAM_TOKENS // self.seq_len, 1), self.train_stream.num_windows)
         train = TrainSteps(
@@ -172,14 +169,14 @@ class DataModule(LightningDataModule):
     def _target_counts(self, batches: Iterable[Batch]) -> NDArray[np.int64]:
         counts = np.zeros(self.vocab_size, np.int64)
         for batch in batches:
-            if "bad" not in batch:  # of that the run itself will tell
+            if "bad" not in batch:  # the run itself will tell
                 labels = batch["tensors"]["labels"]
                 counts += np.bincount(labels[labels != IGNORED], minlength=len(counts))
         return counts
 
     @functools.cached_property
     def val_bytes_per_token(self) -> float | None:
-        """UTF-8 bytes of the held-out sequences' text over their tokens; None where the ids are of no text."""
+        """UTF-8 bytes per token of the held-out sequences, or None without a tokenizer."""
         if self.tokenizer is None:
             return None
         texts = self.tokenizer.batch_decode([row.tolist() for row in self.val_tokens], skip_special_tokens=True)
@@ -188,58 +185,58 @@ class DataModule(LightningDataModule):
     # -------------------------------------------------------------------------------------------- state
 
     def fingerprint(self) -> dict[str, Any]:
-        """What a checkpoint remembers, to refuse going on with other data."""
+        """Record what a checkpoint keeps, to refuse to resume with other data."""
         return {"seed": self.seed, **self.train_stream.fingerprint()}
 
     @property
     def amendments(self) -> list[dict[str, Any]]:
-        """What could not be known beforehand, as checkpoints keep it."""
+        """The stream's amendments, as checkpoints keep them."""
         return [asdict(amendment) for amendment in self.train_stream.amendments]
 
     def restore(self, step: int, amendments: list[dict[str, Any]]) -> None:
-        """Go on after `step` optimizer steps, with these amendments and those that were written down since."""
+        """Go on after `step` optimizer steps, with these amendments and those in the file."""
         self.first_step = step
         file = self.amendments_file
         written = file.read_text().splitlines() if file is not None and file.is_file() else []
-        for one in dict.fromkeys(amendment_of(known) for known in [*amendments, *map(json.loads, written)]):
-            if one not in self.train_stream.amendments:
-                self.train_stream.amend(one)
+        for amendment in map(amendment_of, [*amendments, *map(json.loads, written)]):
+            if amendment not in self.train_stream.amendments:
+                self.train_stream.amend(amendment)
 
     def amend(self, shards: dict[tuple[str, str], str], step: int, write: bool) -> list[Amendment]:
-        """Read others in place of bad shards from optimizer step `step` on.
+        """Replace bad shards from optimizer step `step` on.
 
         Args:
             shards: (source, file) -> what is wrong with it.
-            write: append to the run's file, on the disk before this returns.
+            step: the first step without them.
+            write: whether to append to the run's file, on the disk before this returns.
         """
         position = step * self.batch_size
-        before = [one for one in self.train_stream.amendments if isinstance(one, Amendment)]
-        known = {(one.source, one.file) for one in before if one.from_position <= position}
+        before = [amendment for amendment in self.train_stream.amendments if isinstance(amendment, Amendment)]
+        known = {(amendment.source, amendment.file) for amendment in before if amendment.from_position <= position}
         found = [Amendment(position, *shard, reason) for shard, reason in sorted(shards.items()) if shard not in known]
-        self._write_down(found if write else [])
-        for one in found:
-            self.train_stream.amend(one)
-        self._train_steps.forget()
+        self._apply(found, write)
         return found
 
     def skip(self, step: int, num_steps: int, reason: str, write: bool) -> None:
-        """Leave the examples of some optimizer steps out, from step `step` on.
+        """Leave out the examples of `num_steps` optimizer steps, from step `step` on.
 
         Args:
-            reason: another one for each: what is written down twice counts once.
-            write: append to the run's file, on the disk before this returns.
+            step: the first step of others' examples.
+            num_steps: how many steps' examples to leave out.
+            reason: unlike any other skip's: equal amendments count once.
+            write: whether to append to the run's file, on the disk before this returns.
         """
-        skip = Skip(step * self.batch_size, num_steps * self.batch_size, reason)
-        self._write_down([skip] if write else [])
-        self.train_stream.amend(skip)
-        self._train_steps.forget()
+        self._apply([Skip(step * self.batch_size, num_steps * self.batch_size, reason)], write)
 
-    def _write_down(self, amendments: Sequence[Amendment | Skip]) -> None:
-        if amendments and self.amendments_file is not None:
+    def _apply(self, amendments: Sequence[Amendment | Skip], write: bool) -> None:
+        if write and amendments and self.amendments_file is not None:
             with open(self.amendments_file, "a") as stream:
-                stream.writelines(json.dumps(asdict(one)) + "\n" for one in amendments)
+                stream.writelines(json.dumps(asdict(amendment)) + "\n" for amendment in amendments)
                 stream.flush()
                 os.fsync(stream.fileno())
+        for amendment in amendments:
+            self.train_stream.amend(amendment)
+        self._train_steps.forget()
 
     def begins_stage(self, step: int) -> bool:
         """Whether the mixture's weights change in optimizer step `step`."""
@@ -297,12 +294,12 @@ class DataModule(LightningDataModule):
         if self.trainer is None or not self.trainer.training:
             return step_batch(batch, len(self.val_stream.sources))
         step = self.trainer.global_step
-        if batch["amendments"] < len(self.train_stream.amendments):  # made by a loader process that does not know them
+        if batch["amendments"] < len(self.train_stream.amendments):  # a loader process made it before
             return self.train_batch(step)
         return self._step_batch(batch, step)
 
     def train_batch(self, step: int) -> StepBatch:
-        """This rank's share of optimizer step `step`, made here and now."""
+        """Make this rank's share of optimizer step `step` in this process."""
         return self._step_batch(with_tensors(self._train_steps[step]), step)
 
     def _step_batch(self, batch: Batch, step: int) -> StepBatch:

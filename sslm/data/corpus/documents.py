@@ -1,8 +1,8 @@
 """Documents in: every kind of text that `--data.train` takes, read as a stream of pieces in flat memory.
 
-A piece is `(text, ends_document)`: most documents are one piece, a file of ten gigabytes is ten thousand of them. Long
-documents are cut between a word and the newline after it. GPT-2's, Llama 3's and Qwen's patterns never merge across that
-point: the pieces' tokens are the whole document's. SentencePiece tokenizers may put a space's mark before each piece.
+Most documents are one piece; a long one is cut between a word and the newline after it. GPT-2's, Llama 3's and Qwen's
+patterns never merge across that point, so the pieces' tokens are the whole document's. SentencePiece tokenizers may put
+a space's mark before each piece.
 """
 
 import codecs
@@ -32,28 +32,22 @@ INVALID_SHARE = 0.01
 
 @dataclass(frozen=True)
 class Source:
-    """A corpus before tokenisation.
-
-    `record` says what it is made of, contents hashed: two sources with equal records hold equal documents.
-    """
+    """A corpus before tokenisation."""
 
     name: str
     record: list[dict[str, Any]]
+    """What it is made of, contents hashed: sources with equal records hold equal documents."""
     pieces: Callable[[], Iterator[Piece]]
     num_bytes: int | None = None
 
 
 def open_source(
-    given: str | None,
-    *,
-    text_field: str,
-    document_separator: str | None,
-    hash_file: Callable[[Path], str] | None = None,
+    path: str | None, *, text_field: str, document_separator: str | None, hash_file: Callable[[Path], str] | None = None
 ) -> Source:
-    """What the user gave -> a source of documents.
+    """Open text as a source of documents.
 
     Args:
-        given: file, glob, folder, hub name, saved dataset; None: the embedded corpus.
+        path: file, glob, folder, hub name or saved dataset, or None for the embedded corpus.
         text_field: the text's field in .jsonl, .parquet and datasets.
         document_separator: regular expression between the documents of a .txt.
         hash_file: SHA-256 of a file's bytes; a caller that remembers hashes gives its own.
@@ -62,14 +56,12 @@ def open_source(
         UserError: nothing there, an unknown format, a bad expression.
     """
     separator = _compiled(document_separator)
-    if given is None:
+    if path is None:
         return Source(EMBEDDED, [{"embedded": embedded_identity()}], embedded_documents)
-    if _is_saved_dataset(Path(given)):
-        return _dataset_source(given, text_field)
-    files = _files(given)
+    files = None if _is_saved_dataset(Path(path)) else _files(path)
     if files is None:
-        return _dataset_source(given, text_field)
-    _check_files(given, files)
+        return _dataset_source(path, text_field)
+    _check_files(path, files)
 
     def pieces() -> Iterator[Piece]:
         for file in files:
@@ -78,14 +70,14 @@ def open_source(
     hash_file = hash_file or sha256_of
     record = [{"file": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)} for file in files]
     how = {"text_field": text_field, "document_separator": document_separator}
-    return Source(given, [how, *record], pieces, sum(file.stat().st_size for file in files))
+    return Source(path, [how, *record], pieces, sum(file.stat().st_size for file in files))
 
 
 # ------------------------------------------------------------------------------------------------ finding files
 
 
 def _files(given: str) -> list[Path] | None:
-    """The files meant, sorted; None where it can only be a dataset's name."""
+    """List the files that a user's path, folder or pattern names, or None if it can only be a dataset's name."""
     path = Path(given).expanduser()
     if path.is_dir():
         found = sorted(f for f in path.rglob("*") if f.is_file() and _format(f) in FORMATS)
@@ -123,7 +115,7 @@ def _format(file: Path) -> str:
 
 
 def is_text(file: Path) -> bool:
-    """Whether the name is of a kind that is read as text."""
+    """Whether a file's name is of a kind that is read as text."""
     return _format(file) in FORMATS
 
 
@@ -165,13 +157,13 @@ def _read(file: Path, text_field: str, separator: re.Pattern[str] | None) -> Ite
 
 
 def _open(file: Path) -> Any:
-    import pyarrow
+    import pyarrow  # heavy, and a prepared corpus needs none of it
 
     return pyarrow.input_stream(str(file), compression="detect")
 
 
 def _decoded(file: Path) -> Iterator[str]:
-    """The file's text in chunks. Invalid bytes become U+FFFD.
+    """Read a file's text in chunks. Invalid bytes become U+FFFD.
 
     Raises:
         UserError: NUL bytes, or more than 1 % of bytes not UTF-8.
@@ -205,7 +197,7 @@ def _decoded(file: Path) -> Iterator[str]:
 
 
 def _whole(text: Iterator[str]) -> Iterator[Piece]:
-    """One document, cut into pieces before a newline that follows text."""
+    """Cut one document into pieces, before a newline that follows text."""
     rest = ""
     for chunk in text:
         rest += chunk
@@ -225,7 +217,7 @@ _LINE_END = re.compile(r"\w(?=\r?\n)")
 
 
 def _split(text: Iterator[str], separator: re.Pattern[str]) -> Iterator[Piece]:
-    """Documents between matches. A match that ends where the text read so far ends may grow: wait for more."""
+    """Split text into documents. A match that ends where the text read so far ends may grow: wait for more."""
     rest = ""
     for chunk in text:
         rest += chunk
@@ -247,7 +239,7 @@ def _split(text: Iterator[str], separator: re.Pattern[str]) -> Iterator[Piece]:
 
 
 def _split_all(text: str, separator: re.Pattern[str]) -> list[str]:
-    """Like re.split, without the groups."""
+    """Split as re.split does, without the groups."""
     parts, start = [], 0
     for match in separator.finditer(text):
         parts.append(text[start : match.start()])
@@ -284,7 +276,7 @@ def _read_jsonl(file: Path, field: str) -> Iterator[Piece]:
 
 
 def _read_parquet(file: Path, field: str) -> Iterator[Piece]:
-    import pyarrow.parquet
+    import pyarrow.parquet  # heavy, and a prepared corpus needs none of it
 
     try:
         table = pyarrow.parquet.ParquetFile(file)
@@ -312,7 +304,7 @@ def _is_saved_dataset(path: Path) -> bool:
 
 
 def _dataset_source(given: str, field: str) -> Source:
-    import datasets
+    import datasets  # heavy, and only datasets of the hub need it
 
     datasets.disable_progress_bars()
     name, _, config = given.partition(":")
@@ -322,7 +314,7 @@ def _dataset_source(given: str, field: str) -> Source:
             rows = rows["train"] if isinstance(rows, datasets.DatasetDict) else rows
         else:
             rows = datasets.load_dataset(name, config or None, split="train")
-    except Exception as error:  # whatever datasets, the hub or the network say, it is about what was given
+    except Exception as error:  # whatever datasets, the hub or the network say, the cause is the name
         why = " ".join(str(error).split())[:200]
         raise UserError(f"{given}: neither a file or folder here, nor a dataset that could be loaded ({why})") from None
     if field not in rows.column_names:

@@ -18,7 +18,7 @@ NOT_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "pydoc_d
 
 
 def embedded_identity() -> str:
-    """Hash of the Python's version and of its files' names and sizes: distributions leave parts out."""
+    """Hash Python's version and its files' names and sizes: distributions leave parts out."""
     files = [f"{file.relative_to(LIBRARY)} {file.stat().st_size}" for file in _modules()]
     return hashlib.sha256(
         "\n".join([platform.python_implementation(), platform.python_version(), *files]).encode()
@@ -26,8 +26,8 @@ def embedded_identity() -> str:
 
 
 def embedded_documents() -> Iterator[tuple[str, bool]]:
-    """Its documents, as pieces (see documents.py)."""
-    from pydoc_data.topics import topics
+    """Read the documentation's documents, each as one piece."""
+    from pydoc_data.topics import topics  # 700 kB of text
 
     for topic in sorted(topics):
         yield topics[topic], True
@@ -47,7 +47,7 @@ def _modules() -> list[Path]:
 
 
 def _docstrings(node: ast.AST) -> Iterator[str]:
-    """The docstrings in a module, class or function and in what it holds, each under its name."""
+    """List the docstrings of a module, class or function and of what it holds, each under its name."""
     if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
         text = ast.get_docstring(node)
         if text:

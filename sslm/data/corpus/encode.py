@@ -1,8 +1,7 @@
-"""Pieces of text -> ids, on all cores, in order, in flat memory.
+"""Tokenise pieces of text on all cores, in order, in flat memory.
 
-The tokenizer's own threads do the work, without Python's lock. They have two batches at a time or more, so that the cores
-have work while one batch is handed over, becomes an array, or waits for its last and longest text. What a batch holds
-depends on the text alone.
+The tokenizer's own threads do the work, without Python's lock, on two batches at a time or more, so that the cores are
+busy while a batch is handed over or waits for its longest text. What a batch holds depends on the text alone.
 """
 
 import ctypes
@@ -21,11 +20,11 @@ from sslm.data.corpus.tokenizer import Tokenizer, end_of_document
 
 BATCH_CHARS = 1 << 20
 TEXT_CHARS = 256
-"""What a text costs beside its characters, in characters: a million tiny documents are not one batch."""
+"""Overhead of a text, in characters, so that a million tiny documents are not one batch."""
 
 HELD_OUT_EVERY = 100
-"""One document in so many is held out, chosen by its number; of the first so many none, so that small corpora (split by a
-contiguous tail when read, see stream.py) keep their text in one piece."""
+"""One document in so many is held out, chosen by its number; none of the first so many, so that small corpora, whose
+tail is held out when they are read, keep their text in one piece."""
 
 
 @dataclass(frozen=True)
@@ -34,18 +33,18 @@ class Batch:
 
     pieces: list[Piece]
     first_document: int
-    """Number of the document that the first piece belongs to."""
+    """Number of the first piece's document."""
 
 
 @dataclass
 class Ids:
-    """What a batch gives to one split."""
+    """A batch's ids of one split."""
 
     ids: "array[int]" = field(default_factory=lambda: array("I"))
     ends: "array[int]" = field(default_factory=lambda: array("q"))
     """Offsets in `ids` just after a document's last."""
     num_bytes: int = 0
-    """Of the text, UTF-8."""
+    """Bytes of the text in UTF-8."""
 
 
 def is_held_out(document: int) -> bool:
@@ -79,7 +78,7 @@ def batches(pieces: Iterable[Piece], first_document: int) -> Iterator[Batch]:
 
 
 def encode(batches: Iterable[Batch], tokenizer: Tokenizer) -> Generator[tuple[Batch, dict[Split, Ids]]]:
-    """Each batch with its ids, in order. Reading `batches` and using what comes out overlap with the tokenizer's work."""
+    """Tokenise batches in order. Reading them and using the ids overlap with the tokenizer's work."""
     encode_texts, at_once = _encoder(tokenizer)
     end = end_of_document(tokenizer)
     running: deque[tuple[Batch, Future[dict[Split, Ids]]]] = deque()
@@ -97,7 +96,7 @@ def encode(batches: Iterable[Batch], tokenizer: Tokenizer) -> Generator[tuple[Ba
 
 
 def give_back_memory() -> None:
-    """Return freed memory to the system: glibc's heaps (one per thread) keep it, and grow over hours where others have holes."""
+    """Return freed memory to the system: glibc's heaps, one per thread, would keep it and grow over hours."""
     trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
     if trim is not None:
         trim(0)
@@ -107,7 +106,7 @@ Encode = Callable[[list[str]], Iterable[list[int]]]
 
 
 def _encoder(tokenizer: Tokenizer) -> tuple[Encode, int]:
-    """(texts -> their ids, how many threads may call it at once)"""
+    """Make a function from texts to ids, and say how many threads may call it at once."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # a tokenizer written in Python
         return lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"], 1
@@ -118,7 +117,7 @@ def _encoder(tokenizer: Tokenizer) -> tuple[Encode, int]:
 
 
 def _ids(batch: Batch, encode_texts: Encode, end: int) -> dict[Split, Ids]:
-    """A batch's ids per split, each document closed by `end`."""
+    """Tokenise a batch into its splits, each document closed by `end`."""
     document = batch.first_document
     found: dict[Split, Ids] = {"train": Ids(), "val": Ids()}
     encodings = encode_texts([text for text, _ in batch.pieces])

@@ -1,7 +1,7 @@
-"""Documents -> prepared corpus: made once, atomically, and from where it was when it is killed.
+"""Prepare a corpus from documents: once, atomically, and resumable after a kill.
 
-While a corpus is made it lies in `.NAME.tmp`, beside a journal. A kill, a signal or a crash leaves both, and the same
-preparation goes on from the last entry: the corpus is the same, byte for byte, however often it was interrupted and
+A corpus in the making lies in `.NAME.tmp`, beside a journal. A kill, a signal or a crash leaves both, and the same
+preparation goes on from the journal: the corpus is the same, byte for byte, however often it was interrupted and
 however many threads the tokenizer has. A mistake of the user's or a full disk leaves nothing.
 """
 
@@ -36,13 +36,13 @@ JOURNAL = "journal.json"
 
 @dataclass
 class Journal:
-    """What was consumed of the source, and what the shards hold of it. Both were on the disk before the journal was."""
+    """How far a preparation came. What it counts was on the disk before the journal was."""
 
     identity: str
-    """Of everything that decides what the corpus will hold."""
+    """Hash of everything that decides what the corpus will hold."""
     tokenizer_sha256: str
     pieces: int = 0
-    """Consumed of the source, without empty documents."""
+    """Pieces read from the source, without empty documents."""
     documents: int = 0
     tokens: int = 0
     num_bytes: int = 0
@@ -68,11 +68,14 @@ def prepare(
     """Tokenise `source` into the folder `out`, which appears whole or not at all.
 
     Args:
+        source: documents.
         tokenizer: a tokenizer, or an order to train one on the source first.
+        out: folder of the corpus.
+        report: told of progress.
         shard_tokens: tokens per shard.
 
     Raises:
-        UserError: there is something at `out` already, the source has no text, or it is bad.
+        UserError: `out` exists already, the source has no text, or it is bad.
     """
     with one_maker(out):
         if out.exists():
@@ -86,7 +89,7 @@ def prepare_cached(
     cache_dir: Path,
     progress: Callable[[], AbstractContextManager[Report]] = no_progress,
 ) -> Corpus:
-    """The prepared corpus from the cache, made first if it is not there whole. Any number of processes may call at once."""
+    """Open a corpus in the cache, preparing it first if need be. Any number of processes may call at once."""
     key = _identity(source, tokenizer)[:20]
     folder = cache_dir / "corpora" / key
     if is_corpus(folder):
@@ -123,7 +126,7 @@ def _make(source: Source, tokenizer: TrainBPE | Tokenizer, out: Path, report: Re
         os.rename(part / "corpus", out)
         fsync(out.parent)
     except Exception as error:
-        if sentence_of(error):  # trying again would end here again; after anything else it may go on
+        if sentence_of(error):  # trying again would fail again; after anything else it may go on
             shutil.rmtree(part, ignore_errors=True)
         raise
     shutil.rmtree(part, ignore_errors=True)
@@ -134,7 +137,7 @@ Begun = tuple[Journal, Tokenizer, CorpusWriter]
 
 
 def _begin(part: Path, identity: str, shard_tokens: int, source: Source, tokenizer: TrainBPE | Tokenizer) -> Begun:
-    """Start anew: the tokenizer, trained if need be, and a journal without entries."""
+    """Start anew: save the tokenizer, trained if need be, and an empty journal."""
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     if isinstance(tokenizer, TrainBPE):
@@ -150,7 +153,7 @@ def _begin(part: Path, identity: str, shard_tokens: int, source: Source, tokeniz
 
 
 def _begun(part: Path, identity: str, shard_tokens: int) -> Begun | None:
-    """What an interrupted preparation of the same corpus left, if it is sound."""
+    """Open what an interrupted preparation of the same corpus left, if it is sound."""
     try:
         journal = Journal.read(part)
         if journal.identity != identity:
@@ -205,7 +208,7 @@ def _tokenise(
 
 
 def remembering_hash(cache_dir: Path) -> Callable[[Path], str]:
-    """SHA-256 of files, remembered by path, size and time of change: large inputs are hashed once."""
+    """Make a function that hashes files (SHA-256), and remembers the hash by path, size and time of change."""
 
     def sha256(file: Path) -> str:
         stat = file.stat()

@@ -1,8 +1,8 @@
-"""A prepared corpus that lies elsewhere: s3://, gs://, http(s)://, hf:// and whatever else fsspec reads as a folder.
+"""A prepared corpus at a URL: s3://, gs://, http(s)://, hf:// and whatever else fsspec reads as a folder.
 
-Shards are brought whole into a cache on this machine (cache.py), once for all of its processes, verified on the way, and
-mapped from there. The index and the tokenizer lie beside them, in a folder named after the URL and the index's contents:
-a corpus that was prepared again at the same URL gets a folder of its own.
+Shards are downloaded whole into a cache on this machine (system/cache.py), once for all of its processes, verified on
+the way, and mapped from there. The cached folder is named after the URL and the index's contents: a corpus that was
+prepared again at the same URL gets another one.
 
     corpus = open_remote_corpus("s3://bucket/fineweb", Path("~/.cache/sslm").expanduser(), limit_bytes=200 << 30)
 
@@ -27,30 +27,30 @@ from sslm.system.files import write_atomically
 from sslm.system.remote_folder import DOWNLOADS, RemoteFolder, Stopped, without_password
 
 NUM_THREADS = 4
-"""That bring files ahead."""
+"""Number of download threads."""
 
 CLOSE_SECONDS = 5.0
 
 File = tuple[str, int, str]
-"""(name, bytes, sha256; empty where nobody vouches for it)"""
+"""(name, bytes, sha256, or an empty string if it is unknown)"""
 
 
-def is_remote(given: str) -> bool:
-    """Whether this has a URL's scheme, and so is no path.
+def is_remote(path: str) -> bool:
+    """Whether a path is a URL.
 
     >>> is_remote("s3://bucket/corpus"), is_remote("data/corpus")
     (True, False)
     """
-    return re.match(r"[a-z][a-z0-9+.-]*://", given) is not None
+    return re.match(r"[a-z][a-z0-9+.-]*://", path) is not None
 
 
 def open_remote_corpus(url: str, cache_dir: Path, limit_bytes: int | None) -> Corpus:
-    """Bring index and tokenizer here, and open the corpus; shards come when they are asked for.
+    """Download index and tokenizer, and open the corpus; shards are downloaded when they are read.
 
     Args:
-        url: of the corpus's folder.
-        cache_dir: the cache is its subfolder `remote`, for all corpora.
-        limit_bytes: most bytes of shards there (None: no limit); index and tokenizer are not counted.
+        url: address of the corpus' folder.
+        cache_dir: folder of the cache, `remote`, for all corpora.
+        limit_bytes: largest size of all cached shards, or None for no limit.
 
     Raises:
         UserError: no corpus there, not permitted, a server that stays away, a damaged index, a limit too small.
@@ -104,7 +104,7 @@ def _check_name(url: str, name: str) -> None:
 
 
 def _write_folder(folder: Path, server: RemoteFolder, index: bytes, tokenizer: list[File]) -> None:
-    """The index comes last: it says that the rest is there."""
+    """Download a corpus' tokenizer, then write its index, which says that the rest is there."""
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     for name, num_bytes, sha256 in tokenizer:
         with open(folder / "tokenizer" / name, "wb") as stream:
@@ -115,10 +115,10 @@ def _write_folder(folder: Path, server: RemoteFolder, index: bytes, tokenizer: l
 
 
 def _download(server: RemoteFolder, file: File, stream: IO[bytes]) -> None:
-    """Write a file's bytes, from the stream's beginning.
+    """Download a file into a stream.
 
     Raises:
-        BadShard: missing there, or never what it should be.
+        BadShard: it is missing, or has another size or checksum each time.
     """
     name, num_bytes, sha256 = file
     where = f"{without_password(server.url)}/{name}"
@@ -135,11 +135,11 @@ def _download(server: RemoteFolder, file: File, stream: IO[bytes]) -> None:
 
 
 class RemoteFiles:
-    """Shards at a URL, brought into a cache on this machine when asked for, or before.
+    """Shards at a URL, downloaded into a cache on this machine when they are read, or before.
 
-    Can be pickled into other processes and used after a fork: connections and threads belong to one process and begin
-    anew in another. Over S3 and HTTP fsspec runs one thread in a process that has opened a corpus or fetched a file;
-    `read_ahead` starts up to `num_threads`, which end when all is here. All are daemons.
+    It can be pickled, and used after a fork: each process makes its own connections and threads. Over S3 and HTTP
+    fsspec runs a thread in each process; `read_ahead` starts up to `num_threads`, which end when all is downloaded. All
+    are daemons.
     """
 
     is_remote = True
@@ -157,13 +157,11 @@ class RemoteFiles:
         return self._by_process.get(process) or self._by_process.setdefault(process, _Here(self.url))
 
     def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
-        """The path of a file in the cache, where it is until others need its room: open it at once, or fetch it again.
-
-        Waits for another thread or process that is bringing it.
+        """Find a file in the cache, downloading it first if need be. Open it at once: others may need its room.
 
         Raises:
-            BadShard: missing there, or of another size or checksum in `DOWNLOADS` downloads.
-            UserError: not permitted, a server that stayed away, a cache too small.
+            BadShard: it is missing, or had another size or checksum in `DOWNLOADS` downloads.
+            UserError: no permission, no answer, or a cache too small.
             OSError: the disk is full.
         """
         path = self.cache.path(self.corpus, file)
@@ -174,10 +172,9 @@ class RemoteFiles:
         return path
 
     def read_ahead(self, files: Iterable[File]) -> None:
-        """Bring these files in the background, in this order, in place of what is still to be brought of former calls.
+        """Download files in the background, in this order, in place of what earlier calls still have to download.
 
-        They make no room for other files of this corpus that this process brings, until the next call. What goes wrong
-        is for `fetch` to meet.
+        Until the next call the cache keeps them. Errors are left to `fetch`.
 
         Raises:
             UserError: the cache can't hold them together.
@@ -194,18 +191,18 @@ class RemoteFiles:
                 thread.start()
 
     def check_room(self, together: dict[str, int]) -> None:
-        """Raises UserError where the cache may not hold these files, {file: bytes}, together."""
+        """Raise UserError if the cache may not hold these files, {file: bytes}, together."""
         limit, needed = self.cache.limit_bytes, sum(together.values())
         if limit is not None and needed > limit:
             raise UserError(
-                f"--data.cache_gb {limit / 1e9:g}: is too small, {without_password(self.url)} needs {needed} bytes here at once; give at "
-                f"least {-(-needed // 10**7) / 100:g}, or a smaller --data.block_shards"
+                f"--data.cache_gb {limit / 1e9:g}: is too small, {without_password(self.url)} needs {needed} bytes "
+                f"here at once; give at least {-(-needed // 10**7) / 100:g}, or a smaller --data.block_shards"
             )
 
     def close(self) -> None:
-        """End this process's threads and connections; the next `fetch` begins new ones.
+        """End this process' threads and connections; a thread whose server stalls may end later.
 
-        A thread in the middle of a request ends with it, which may be after this returns where the server stalls.
+        The next `fetch` begins new ones.
         """
         here = self._by_process.pop(os.getpid(), None)
         if here is not None:
@@ -232,12 +229,12 @@ class RemoteFiles:
                     here.threads.discard(threading.current_thread())
                     return
                 file = here.queue.popleft()
-            with contextlib.suppress(Exception):  # fetch will meet it
+            with contextlib.suppress(Exception):  # fetch will raise it
                 self._bring(here, file, wait=False)
 
 
 class _Here:
-    """What belongs to one process."""
+    """One process' connections and threads."""
 
     def __init__(self, url: str) -> None:
         self.server = RemoteFolder(url)

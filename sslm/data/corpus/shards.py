@@ -7,8 +7,8 @@
       train-00000.ends    int64 per document: the offset just after its last token
       val-00000.bin …     documents held out of training
 
-The sequence length is not fixed here: windows are cut when the corpus is read. A document longer than a shard goes on in
-the next one and ends there.
+Windows are cut when the corpus is read, so a corpus serves any sequence length. A document longer than a shard goes on
+in the next shard and ends there.
 """
 
 import functools
@@ -27,7 +27,7 @@ from sslm.system.files import sha256_of, write_atomically
 
 FORMAT = 1
 SAMPLED = "sampled:"
-"""Before the hash of a file of which only pieces were read: it tells corpora apart, and is no checksum."""
+"""Prefix of the hash of a file of which only pieces were read: it tells corpora apart, and is no checksum."""
 
 Split = Literal["train", "val"]
 
@@ -40,17 +40,17 @@ class Shard:
     split: Split
     num_tokens: int
     num_documents: int
-    """Documents that end in it."""
+    """Number of documents that end in it."""
     num_bytes: int
-    """Of the text, UTF-8; 0 where nobody knows."""
+    """Bytes of the text in UTF-8, or 0 if unknown."""
     sha256: str
-    """Of the tokens' file; empty where nobody vouches for it; `sampled:…` where only pieces of it were read (data/foreign)."""
+    """Hash of the tokens' file, empty if unknown, or `sampled:…` if only pieces of it were read (data/foreign)."""
     ends_sha256: str = ""
-    """Of the file of ends."""
+    """Hash of the file of ends."""
     offset: int = 0
     """Bytes before the first token."""
     ends: str = ""
-    """File of documents' ends, where it does not lie beside the tokens."""
+    """File of documents' ends, if it does not lie beside the tokens."""
 
 
 class BadShard(UserError):
@@ -67,29 +67,29 @@ class BadShard(UserError):
 
 
 class Files(Protocol):
-    """Where the shards of a corpus lie: in a folder here, or at a URL with a cache before it."""
+    """The files of a corpus: in a folder on this machine, or at a URL with a cache before it."""
 
     @property
     def is_remote(self) -> bool:
-        """Whether files have to be brought here before they can be read."""
+        """Whether files are downloaded before they can be read."""
 
     def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
-        """A file's path on this machine, brought here first if need be. Open it at once: a cache may need its room.
+        """Find a file on this machine, downloading it first if need be. Open it at once: a cache may need its room.
 
         Raises:
-            BadShard: it is missing, has another size, or (where it was brought) another checksum.
+            BadShard: it is missing, or has another size or (if it was downloaded) another checksum.
         """
 
     def read_ahead(self, files: Iterable[tuple[str, int, str]]) -> None:
-        """Begin to bring (file, num_bytes, sha256) here, in this order, and return at once."""
+        """Begin to download (file, num_bytes, sha256), in this order, and return at once."""
 
     def close(self) -> None:
-        """End what works in the background."""
+        """End background threads."""
 
 
 @dataclass(frozen=True)
 class LocalFiles:
-    """Files of a folder on this machine; sizes are checked when they are fetched."""
+    """Files of a folder on this machine, whose sizes are checked when they are fetched."""
 
     folder: Path
     is_remote: bool = False
@@ -117,16 +117,16 @@ class Corpus:
     """An opened corpus. Token files are memory-mapped when first read."""
 
     folder: Path
-    """Holds index.json and tokenizer/, on this machine."""
+    """Folder on this machine that holds index.json and tokenizer/."""
     dtype: str
     vocab_size: int
     tokenizer: str
-    """As it was given: a name, a folder, or bpe:SIZE; empty for ids that came without one."""
+    """A name, a folder, or bpe:SIZE, as it was typed; empty for ids without a tokenizer."""
     tokenizer_sha256: str
     shards: tuple[Shard, ...]
     source: list[dict[str, Any]] = field(default_factory=list)
     files: Files | None = None
-    """Where the shards lie; None: in `folder`."""
+    """Where the shards lie, or None for `folder`."""
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -159,20 +159,20 @@ class Corpus:
         return self._files.is_remote
 
     def token_file(self, shard: Shard) -> tuple[str, int, str]:
-        """(file, bytes, sha256) of a shard's tokens; a hash of samples vouches for no file."""
+        """Describe a shard's tokens: (file, bytes, sha256); a hash of samples is no checksum."""
         vouched = "" if shard.sha256.startswith(SAMPLED) else shard.sha256
         return shard.file, shard.offset + shard.num_tokens * np.dtype(self.dtype).itemsize, vouched
 
     def ends_file(self, shard: Shard) -> tuple[str, int, str]:
-        """(file, bytes, sha256) of a shard's documents' ends."""
+        """Describe a shard's documents' ends: (file, bytes, sha256)."""
         return shard.ends or ends_file(shard.file), shard.num_documents * 8, shard.ends_sha256
 
     def tokens(self, shard: Shard) -> NDArray[Any]:
-        """[num_tokens] ids, read from disk as they are touched."""
+        """Map a shard's ids, [num_tokens]."""
         return self._map(self.token_file(shard), self.dtype, shard.num_tokens, shard.offset)
 
     def document_ends(self, shard: Shard) -> NDArray[np.int64]:
-        """[num_documents] offsets just after each document's last token."""
+        """Map the offsets just after each document's last token, [num_documents]."""
         if not shard.num_documents:  # an empty file can't be mapped
             return np.empty(0, np.int64)
         return self._map(self.ends_file(shard), "int64", shard.num_documents)
@@ -182,15 +182,15 @@ class Corpus:
             path = self._files.fetch(*file)
             try:
                 return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(length,))
-            except FileNotFoundError:  # in a cache, it has just made room for another
+            except FileNotFoundError:  # the cache has just removed it
                 continue
 
     def close(self) -> None:
-        """End what works in the background for it."""
+        """End background threads."""
         self._files.close()
 
     def read_ahead(self, shards: Iterable[Shard]) -> None:
-        """Begin to bring these shards here."""
+        """Begin to download some shards."""
         files = [[self.token_file(shard), self.ends_file(shard)] for shard in shards]
         self._files.read_ahead(file for both in files for file in both if file[1])
 
@@ -203,12 +203,12 @@ def open_corpus(folder: str | Path, files: Files | None = None, check_sizes: boo
     """Open a prepared corpus; contents are not read.
 
     Args:
-        folder: holds index.json and tokenizer/.
-        files: where the shards are; default: in `folder`.
-        check_sizes: of files on this machine; else a bad one is found when it is first read.
+        folder: folder of index.json and tokenizer/.
+        files: where the shards are, or None for `folder`.
+        check_sizes: whether to check local files' sizes now; else a bad one is found when it is first read.
 
     Raises:
-        UserError: an index that can't be read, of a newer format, or that its files don't match.
+        UserError: the index can't be read, is of a newer format, or doesn't match the files.
     """
     folder = Path(folder)
     try:
@@ -242,7 +242,7 @@ def open_corpus(folder: str | Path, files: Files | None = None, check_sizes: boo
 
 
 def write_index(folder: Path, corpus: Corpus) -> None:
-    """Make the folder a corpus: to be done last, in a folder that nobody reads yet."""
+    """Write the index, which makes a folder a corpus: the last thing to write."""
     vouched = [file for file in sorted((folder / "tokenizer").glob("*")) if file.is_file()]
     index = {
         "tokenizer_files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in vouched},

@@ -26,10 +26,10 @@ else:
 END_OF_TEXT = "<|endoftext|>"
 USUAL_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 TRAINING_CHARS = 1 << 28
-"""A tokenizer is trained on at most this much of a corpus, from its beginning: more text changes few merges."""
+"""Characters of a corpus' beginning to train a tokenizer on: more text changes few merges."""
 
 LONG_RUN = re.compile(r"\S{400}")
-"""Training takes quadratic time in a word's length, and a line of base64 is one word: longer runs are trained on in parts."""
+"""Longer words are split for training, which takes quadratic time in a word's length: a line of base64 is one word."""
 
 
 @dataclass(frozen=True)
@@ -129,7 +129,7 @@ def load(name: str | os.PathLike[str]) -> Tokenizer:
 
 
 def _load_file(file: str) -> "PreTrainedTokenizerFast":
-    """A bare tokenizer.json does not say which of its tokens ends a text: one of the usual names does."""
+    """Load a bare tokenizer.json, and find its special tokens by their usual names: it does not list them."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = PreTrainedTokenizerFast(tokenizer_file=file)
@@ -143,7 +143,7 @@ def _load_file(file: str) -> "PreTrainedTokenizerFast":
 
 
 def end_of_document(tokenizer: Tokenizer) -> int:
-    """The id that ends a document: end-of-text, or the separator where there is none."""
+    """Find the id that ends a document: end-of-text, or else the separator."""
     for candidate in (tokenizer.eos_token_id, tokenizer.sep_token_id):
         if candidate is not None:
             return int(candidate)
@@ -157,7 +157,7 @@ SPECIAL = ("bos", "eos", "pad", "cls", "sep", "mask")
 
 
 def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
-    """Ids for a model's config. A padding id that is another token's too is left out: its embedding would not be trained."""
+    """List ids for a model's config, without a padding id that is another token's: its embedding would not train."""
     ids = {f"{kind}_token_id": getattr(tokenizer, f"{kind}_token_id", None) for kind in SPECIAL}
     if ids["eos_token_id"] is None:
         ids["eos_token_id"] = ids["sep_token_id"]  # as `end_of_document`
@@ -167,23 +167,24 @@ def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
 
 
 def identity(tokenizer: Tokenizer, without_from: int | None = None) -> str:
-    """Hash of what decides which ids a text gets: equal for equal tokenizers, wherever they were loaded from.
+    """Hash what decides which ids a text gets: equal for equal tokenizers, wherever they were loaded from.
 
     Args:
+        tokenizer: tokenizer to identify.
         without_from: leave out tokens that were added with this id or a higher one.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    what = json.dumps(tokenizer.get_vocab()) if backend is None else backend.to_str()
-    return _identity(what, backend is not None, end_of_document(tokenizer), without_from)
+    serialised = json.dumps(tokenizer.get_vocab()) if backend is None else backend.to_str()
+    return _identity(serialised, backend is not None, end_of_document(tokenizer), without_from)
 
 
-@functools.lru_cache(maxsize=2)  # a tenth of a second for a usual vocabulary, and asked for again and again
+@functools.lru_cache(maxsize=2)  # takes a tenth of a second, and is called again and again
 def _identity(serialised: str, is_backend: bool, end: int, without_from: int | None) -> str:
-    what = json.loads(serialised)
+    parts = json.loads(serialised)
     if is_backend:  # padding and truncation decide no ids
-        what = {key: what[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
+        parts = {key: parts[key] for key in ("added_tokens", "normalizer", "pre_tokenizer", "model")}
         if without_from is not None:
-            what["added_tokens"] = [token for token in what["added_tokens"] if token["id"] < without_from]
+            parts["added_tokens"] = [token for token in parts["added_tokens"] if token["id"] < without_from]
     elif without_from is not None:
-        what = {token: n for token, n in what.items() if n < without_from}
-    return hashlib.sha256(json.dumps([what, end], sort_keys=True).encode()).hexdigest()
+        parts = {token: n for token, n in parts.items() if n < without_from}
+    return hashlib.sha256(json.dumps([parts, end], sort_keys=True).encode()).hexdigest()

@@ -40,15 +40,15 @@ class CorpusWriter:
     def add(self, split: Split, ids: NDArray[Any], ends: NDArray[np.int64], num_bytes: int) -> None:
         """Append tokens; `ends` are offsets within `ids` just after documents that end there.
 
-        Where they span shards, each shard's share of `num_bytes` is that of its tokens.
+        If they span shards, each shard gets as large a part of `num_bytes` as of the tokens.
         """
         while len(ids) or len(ends):  # an empty document has an end and no ids
             shard = self._open.get(split) or self._begin(split)
             fits = min(self.shard_tokens - shard.num_tokens, len(ids))
             ended = int(np.searchsorted(ends, fits, side="right"))
-            bytes_of_it = num_bytes * fits // max(len(ids), 1)
-            shard.add(ids[:fits], ends[:ended], bytes_of_it)
-            ids, ends, num_bytes = ids[fits:], ends[ended:] - fits, num_bytes - bytes_of_it
+            part_bytes = num_bytes * fits // max(len(ids), 1)
+            shard.add(ids[:fits], ends[:ended], part_bytes)
+            ids, ends, num_bytes = ids[fits:], ends[ended:] - fits, num_bytes - part_bytes
             if shard.num_tokens == self.shard_tokens:
                 self.finished.append(self._open.pop(split).close())
 
@@ -58,12 +58,12 @@ class CorpusWriter:
         return shard
 
     def sync(self) -> dict[str, Any]:
-        """Wait until all that was added is on the disk; the state (plain JSON) that `resume` takes."""
+        """Write all that was added to the disk, and return the state (plain JSON) that `resume` takes."""
         shards = self._open.values()
         return {"finished": [asdict(shard) for shard in self.finished], "open": [shard.sync() for shard in shards]}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go back to where `sync` returned `state`; what was written since is cut off.
+        """Go back to where `sync` returned `state`, cutting off what was written since.
 
         Raises:
             ValueError, OSError: the files don't hold what they held then.
@@ -80,7 +80,7 @@ class CorpusWriter:
             shard.resume(**{key: known[key] for key in ("num_tokens", "num_documents", "num_bytes")})
 
     def finish(self, tokenizer: str, tokenizer_sha256: str, source: list[dict[str, Any]]) -> int:
-        """Close the shards and write the index, which makes the folder a corpus; how many tokens it has."""
+        """Close the shards and write the index, which makes the folder a corpus; return its number of tokens."""
         self.finished += [shard.close() for shard in self._open.values()]
         self._open.clear()
         shards = sorted(self.finished, key=lambda shard: shard.split)  # within a split they are in order
