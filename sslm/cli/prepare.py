@@ -38,7 +38,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument(
         "--shard_tokens",
-        help="tokens per shard file, 2 or 4 bytes each; fewer for a corpus to be read over a network (default: 134217728)",
+        help="tokens per shard file, 2 or 4 bytes each; fewer for a corpus read over a network (default: 134217728)",
     )
     options = parser.parse_args(arguments)
     keep_libraries_quiet()

@@ -7,7 +7,7 @@ Rows = list[dict[str, Any]]
 
 
 def draw_curves(rows: Rows, file: Path, title: str, unigram_loss: float | None = None) -> None:
-    """Loss, learning rate and throughput over tokens, from the rows of metrics.jsonl.
+    """Draw loss, learning rate and throughput over tokens, from the rows of metrics.jsonl.
 
     Args:
         unigram_loss: held-out loss in nats of a model that knows the targets' frequencies alone.

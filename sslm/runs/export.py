@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 
 
 WEIGHTS, AVERAGES = "model.model.", "average.model."
-"""How their names begin in a checkpoint."""
+"""Prefixes of names in a checkpoint."""
 
 
 def export(checkpoint: Path, out: Path, last: bool = False) -> None:
-    """Write the folder `out`, replacing it: weights (safetensors, fp32), config, tokenizer, generation config, model card.
+    """Write a Hugging Face folder, replacing it: weights in fp32, config, tokenizer, generation config, model card.
 
     Args:
         last: the last weights, also where there is an average of them (`--optim.average_decay`).
@@ -72,7 +72,7 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
 
 
 def cut_to(weight: "Tensor", shape: Sequence[int]) -> "Tensor":
-    """Without the entries of the vocabulary that were added to round it up: the last of a dimension."""
+    """Cut off the entries that rounded the vocabulary up: the last ones of a dimension."""
     return weight[tuple(map(slice, shape))].contiguous()
 
 
@@ -91,7 +91,7 @@ def auto_class_of(folder: Path) -> str:
 
 
 def own_code(folder: Path) -> str:
-    """What `from_pretrained` must be told of an exported folder that brings its model's code, as an LSTM's does; else nothing.
+    """Return the argument that `from_pretrained` needs if an exported folder brings its model's code, as an LSTM's.
 
     Its tokenizer must be told too: transformers asks the model's config which tokenizer it is.
     """
@@ -109,7 +109,7 @@ tags: [sslm]
 ---
 # {config.architectures[0]}
 
-Pretrained from scratch or continued with sslm {state["sslm"]} (objective {state["objective"]}), {state["step"]} optimizer steps.
+Pretrained from scratch or continued with sslm {state["sslm"]}: {state["objective"]}, {state["step"]} optimizer steps.
 
 ## Held-out text
 

@@ -9,7 +9,8 @@ curves.png               loss, learning rate, throughput over tokens
 micro_batch_size.json    what `--micro_batch_size auto` found, for each kind of devices and strategy
 amendments.jsonl         what the data stream could not know beforehand (a shard that turned out to be bad)
 anomalies.jsonl          one object per step out of the ordinary, with the texts of its examples
-stacks/                  heartbeats of the running ranks; of one that stalled, where each thread was (heartbeats.py); stacks.former: before
+stacks/                  heartbeats of the running ranks, and after a stall where each thread was
+stacks.former/           those of the stall before
 lock                     held by the running process; the lock dies with it
 """
 
@@ -75,7 +76,7 @@ class RunFolder:
 
     @contextmanager
     def locked(self, patience_seconds: float = 0.0) -> Iterator[None]:
-        """Hold the folder, however this process ends; a folder that nothing was written into is gone afterwards.
+        """Hold the folder until this process ends, however it ends. A folder that stays empty is removed afterwards.
 
         Args:
             patience_seconds: how long to wait for who holds it.
@@ -88,8 +89,10 @@ class RunFolder:
         try:
             lock.acquire(timeout=patience_seconds)
         except Timeout:
-            held = f"{self.path}: another process is training in this run folder; wait for it to end, or give another --run_dir"
-            raise (RunFailed if patience_seconds else UserError)(held) from None
+            raise (RunFailed if patience_seconds else UserError)(
+                f"{self.path}: another process is training in this run folder; wait for it to end, or give another "
+                "--run_dir"
+            ) from None
         try:
             yield
         finally:
@@ -98,7 +101,7 @@ class RunFolder:
                 shutil.rmtree(self.path)
 
     def check_config(self, config: Config) -> None:
-        """Refuse a folder that belongs to another run. One without a checkpoint belongs to none: nothing would be lost.
+        """Refuse a folder that belongs to another run. Without a checkpoint it belongs to none: nothing would be lost.
 
         Raises:
             UserError: keys differ that a resumed run may not change; it names them.
@@ -122,14 +125,14 @@ class RunFolder:
         write_atomically(self.path / "status.json", json.dumps(status, indent=1) + "\n")
 
     def drop_metrics_after(self, step: int) -> None:
-        """Forget rows past `step` (they will be made again; past 0: all) and a last line that was torn."""
+        """Drop the rows past `step`, which come again (past 0: all rows), and a torn last line."""
         if not self.metrics.is_file():
             return
         kept = [line for line in self._lines() if (row := _row(line)) and row["step"] <= step and step > 0]
         write_atomically(self.metrics, "".join(line + "\n" for line in kept))
 
     def record_anomaly(self, entry: dict[str, Any]) -> None:
-        """Append to anomalies.jsonl, where it is not there yet: a run that goes back meets some again."""
+        """Append to anomalies.jsonl, unless it is there already: a run that goes back meets some again."""
         lines = (
             self.anomalies.read_text(encoding="utf-8", errors="replace").split("\n")
             if self.anomalies.is_file()
@@ -148,7 +151,7 @@ class RunFolder:
         return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
 
     def rows(self) -> list[dict[str, Any]]:
-        """The rows of metrics.jsonl."""
+        """Return the rows of metrics.jsonl."""
         if not self.metrics.is_file():
             return []
         return [row for line in self._lines() if (row := _row(line))]
@@ -180,7 +183,7 @@ def check_same_run(where: str, config_yaml: bytes, config: Config) -> None:
 
 
 def _row(line: str) -> dict[str, Any] | None:
-    """A line's row; None where it is torn or no row of ours."""
+    """Parse a line into a row, or None if it is torn or no row of ours."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

@@ -19,9 +19,10 @@ if TYPE_CHECKING:
 
 
 def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model: "PreTrainedModel") -> Path | None:
-    """The checkpoint to go on from, checked against data and model (on the meta device); None: begin.
+    """Return the checkpoint to go on from, checked against data and model, or None to begin.
 
-    A run goes on from its own newest; --resume PATH says where a run begins that has none.
+    A run goes on from its own newest; --resume PATH says where a run begins that has none. The model may be on the meta
+    device.
     """
     from sslm.runs.checkpoints.folder import damage_of, newest_first, read_state, step_of
     from sslm.runs.checkpoints.tensors import check_weights
@@ -58,7 +59,7 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
 
 
 def reaches_the_end(checkpoint: Path | None, config: Config) -> bool:
-    """Whether nothing is left to train. One that the first process is setting aside at this moment does not."""
+    """Whether nothing is left to train; no, if the first process is setting the checkpoint aside at this moment."""
     from sslm.runs.checkpoints.folder import step_of
 
     try:
@@ -73,7 +74,7 @@ def check_data(checkpoint: Path, data: "DataModule") -> None:
     """Refuse to go on with other data.
 
     Raises:
-        UserError: what differs.
+        UserError: it says what differs.
     """
     from sslm.runs.checkpoints.folder import read_state
 

@@ -1,4 +1,4 @@
-"""Name -> a Lightning logger beside metrics.jsonl."""
+"""Lightning loggers beside metrics.jsonl."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from sslm.system.files import write_atomically
 
 
 def build_logger(name: str, run: RunFolder) -> Any:
-    """The logger of that name, writing into the run folder; False for none.
+    """Build the logger of a name, which writes into the run folder; False if the name is none.
 
     Raises:
         UserError: its package is missing.
@@ -28,7 +28,7 @@ def build_logger(name: str, run: RunFolder) -> Any:
 
 
 def _wandb(run: RunFolder) -> Any:
-    """W&B, offline where nobody is logged in; a resumed run goes on in the same W&B run."""
+    """Build the W&B logger, offline if nobody is logged in. A resumed run goes on in the same W&B run."""
     import wandb
     from lightning.pytorch.loggers import WandbLogger
 

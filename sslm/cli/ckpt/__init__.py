@@ -6,13 +6,15 @@ sslm ckpt diff A B
 sslm ckpt reshard CHECKPOINT --shards N --out DIR
 sslm ckpt rm RUN STEP…
 
-Whoever made the files is not trusted: nothing is unpickled, and a manifest or a header is believed as far as the files bear it out.
+The files are not trusted: nothing is unpickled, and a manifest or a header is believed as far as the files bear it out.
 """
 
 import argparse
 from collections.abc import Callable
 from pathlib import Path
 
+from sslm.cli.ckpt import diff, ls, reshard, rm, verify
+from sslm.runs.find import checkpoints_in
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, FAILED, exits_politely
 from sslm.system.terminal import keep_libraries_quiet, say, transfer_progress
@@ -35,74 +37,67 @@ def _parser() -> argparse.ArgumentParser:
         one.set_defaults(act=act)
         return one
 
-    ls = verb("ls", _ls, "list a run's checkpoints")
-    ls.add_argument("folder", help="run folder, or a folder of checkpoints")
-    verify = verb("verify", _verify, "check every file against its SHA-256; exit code 1: something is damaged")
-    verify.add_argument("paths", nargs="+", metavar="RUN|CHECKPOINT", help="a run folder means all its checkpoints")
-    diff = verb("diff", _diff, "tell what differs between two checkpoints, bit by bit; exit code 1: something does")
+    ls_verb = verb("ls", _ls, "list a run's checkpoints")
+    ls_verb.add_argument("folder", help="run folder, or a folder of checkpoints")
+    verify_verb = verb("verify", _verify, "check every file against its SHA-256; exit code 1: something is damaged")
+    verify_verb.add_argument(
+        "paths", nargs="+", metavar="RUN|CHECKPOINT", help="a run folder means all its checkpoints"
+    )
+    diff_verb = verb(
+        "diff", _diff, "tell what differs between two checkpoints, bit by bit; exit code 1: something does"
+    )
     for name in ("a", "b"):
-        diff.add_argument(name, metavar=name.upper(), help="checkpoint, or a run folder (its newest one)")
-    reshard = verb("reshard", _reshard, "write the same tensors into another number of files")
-    reshard.add_argument("checkpoint", help="checkpoint, or a run folder (its newest one)")
-    reshard.add_argument("--shards", required=True, type=int, metavar="N", help="files to make, of about equal size")
-    reshard.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
-    rm = verb("rm", _rm, "remove checkpoints of a run that is not training")
-    rm.add_argument("run", help="run folder")
-    rm.add_argument("steps", nargs="*", metavar="STEP", help="steps, or names as ls shows them")
-    rm.add_argument("--keep_last", "--keep-last", type=int, metavar="K", help="remove all but the K newest")
-    rm.add_argument("--force", action="store_true", help="remove the newest good one too")
+        diff_verb.add_argument(name, metavar=name.upper(), help="checkpoint, or a run folder (its newest one)")
+    reshard_verb = verb("reshard", _reshard, "write the same tensors into another number of files")
+    reshard_verb.add_argument("checkpoint", help="checkpoint, or a run folder (its newest one)")
+    reshard_verb.add_argument(
+        "--shards", required=True, type=int, metavar="N", help="files to make, of about equal size"
+    )
+    reshard_verb.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
+    rm_verb = verb("rm", _rm, "remove checkpoints of a run that is not training")
+    rm_verb.add_argument("run", help="run folder")
+    rm_verb.add_argument("steps", nargs="*", metavar="STEP", help="steps, or names as ls shows them")
+    rm_verb.add_argument("--keep_last", "--keep-last", type=int, metavar="K", help="remove all but the K newest")
+    rm_verb.add_argument("--force", action="store_true", help="remove the newest good one too")
     return parser
 
 
 def _ls(options: argparse.Namespace) -> int:
-    from sslm.cli.ckpt.ls import listed, show
-
-    show(listed(options.folder))
+    ls.show(ls.listed(options.folder))
     return DONE
 
 
 def _verify(options: argparse.Namespace) -> int:
-    from sslm.cli.ckpt.verify import bytes_of, verify
-    from sslm.runs.find import checkpoints_in
-
     paths = [path for given in options.paths for path in checkpoints_in(given)]
-    with transfer_progress("Verifying", sum(map(bytes_of, paths))) as done:
+    with transfer_progress("Verifying", sum(map(verify.bytes_of, paths))) as done:
         verdicts = []
         for path in paths:
-            verdicts.append(verify(path, done))
+            verdicts.append(verify.verify(path, done))
             say(verdicts[-1].line)
     return FAILED if any(verdict.damage for verdict in verdicts) else DONE
 
 
 def _diff(options: argparse.Namespace) -> int:
-    from sslm.cli.ckpt.diff import compare, show
-    from sslm.runs.find import checkpoints_in
-
-    found = compare(checkpoints_in(options.a)[-1], checkpoints_in(options.b)[-1])
-    show(found)
-    return FAILED if found.any else DONE
+    differences = diff.compare(checkpoints_in(options.a)[-1], checkpoints_in(options.b)[-1])
+    diff.show(differences)
+    return FAILED if differences.any else DONE
 
 
 def _reshard(options: argparse.Namespace) -> int:
-    from sslm.cli.ckpt.reshard import reshard
-    from sslm.runs.find import checkpoints_in
-
     checkpoint, out = checkpoints_in(options.checkpoint)[-1], options.out
     if options.shards < 1:
         raise UserError(f"--shards {options.shards}: expected a number of files, at least 1")
     if out.exists() or out.is_symlink():
         raise UserError(f"--out {out}: already exists; remove it, or choose another folder")
-    reshard(checkpoint, options.shards, out)
+    reshard.reshard(checkpoint, options.shards, out)
     say(f"{checkpoint} -> {out}: the same tensors in {options.shards} file{'s'[: options.shards > 1]}")
     return DONE
 
 
 def _rm(options: argparse.Namespace) -> int:
-    from sslm.cli.ckpt.rm import rm
-
     if bool(options.steps) == (options.keep_last is not None):
         raise UserError("sslm ckpt rm takes either steps, as `sslm ckpt rm RUN 100 200`, or --keep_last K")
     if options.keep_last is not None and options.keep_last < 1:
         raise UserError(f"--keep_last {options.keep_last}: expected a number of checkpoints, at least 1")
-    rm(options.run, options.steps, options.keep_last, options.force)
+    rm.rm(options.run, options.steps, options.keep_last, options.force)
     return DONE

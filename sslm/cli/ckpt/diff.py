@@ -1,4 +1,4 @@
-"""sslm ckpt diff: what differs between two checkpoints, whatever files their tensors lie in. Bit by bit: a NaN equals itself."""
+"""sslm ckpt diff: what differs between two checkpoints, bit by bit, whatever files their tensors lie in."""
 
 import json
 import math
@@ -24,11 +24,11 @@ class Differences:
     state: list[str]
     files: list[str]
     tensors: list[str]
-    """Those that one of them lacks, and those of other shapes or dtypes."""
+    """Tensors that one of them lacks, and those of other shapes or dtypes."""
     values: list[TensorDifference]
     """Largest first; scalars (an optimizer's counters) last."""
     num_tensors: int
-    """In both, alike in shape and dtype."""
+    """Tensors in both, of equal shape and dtype."""
 
     @property
     def any(self) -> bool:
@@ -36,8 +36,10 @@ class Differences:
 
 
 def compare(a: Path, b: Path) -> Differences:
-    """Raises:
-    UserError: one of them can't be read.
+    """Compare two checkpoints.
+
+    Raises:
+        UserError: one of them can't be read.
     """
     try:
         state = _differing_keys(read_state(a), read_state(b))

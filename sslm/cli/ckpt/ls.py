@@ -15,12 +15,12 @@ from sslm.system.errors import UserError
 from sslm.system.terminal import bytes_in_words, count, print_table
 
 MOST = 1 << 63
-"""Larger numbers count nothing."""
+"""Larger numbers are not believed."""
 
 
 @dataclass
 class Entry:
-    """A line of the list; None: unknown."""
+    """A line of the list; None stands for what is unknown."""
 
     path: Path
     num_bytes: int

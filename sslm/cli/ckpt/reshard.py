@@ -1,4 +1,4 @@
-"""sslm ckpt reshard: the same tensors in another number of files. A block of rows is in memory at a time, however large a tensor is."""
+"""sslm ckpt reshard: the same tensors in another number of files, with one block of rows in memory at a time."""
 
 import os
 import shutil
@@ -78,7 +78,7 @@ def divided(tensors: dict[str, Stored], num_shards: int) -> list[list[Slab]]:
 
 
 def _copy_others(checkpoint: Path, part: Path) -> None:
-    """All that the manifest names, but for the shards."""
+    """Copy all files that the manifest names, but the shards."""
     shards = {file.name for file in shards_of(checkpoint)}
     for name in read_manifest(checkpoint).keys() - shards:
         (part / name).parent.mkdir(parents=True, exist_ok=True)

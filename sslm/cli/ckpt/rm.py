@@ -1,4 +1,4 @@
-"""sslm ckpt rm: remove checkpoints of a run. One loses its name before its files: what has its name is whole, at any moment."""
+"""sslm ckpt rm: remove checkpoints of a run. Each loses its name before its files."""
 
 import shutil
 from collections.abc import Iterator, Sequence
@@ -62,7 +62,8 @@ def _names(steps: Sequence[str], there: dict[str, ls.Entry]) -> list[str]:
     for step, name in zip(steps, names, strict=True):
         if name not in there:
             raise UserError(
-                f"there is no checkpoint {printable(step)}{nearest(name, there)}; there are: {', '.join(map(printable, there)) or 'none'}"
+                f"there is no checkpoint {printable(step)}{nearest(name, there)}; there are: "
+                f"{', '.join(map(printable, there)) or 'none'}"
             )
     return list(dict.fromkeys(names))
 

@@ -74,7 +74,7 @@ def bytes_of(checkpoint: Path) -> int:
 
 
 def _damaged_contents(checkpoint: Path, unknown: list[str]) -> list[str]:
-    """Say what is wrong with files that are as they were written. Readers would take shards beside the manifest, too."""
+    """Say what is wrong with files that are as they were written: readers also take shards beside the manifest."""
     if damage := damage_of(checkpoint, hashed=False):
         return [damage]
     try:

@@ -6,7 +6,7 @@
       model/                       config and tokenizer, as transformers saves them
       manifest.json                size and SHA-256 of every file above
 
-`folder` reads what lies on the disk and `transaction` writes it, `tensors` are a run's tensors in pieces and `shards` the
-files' rows, `states` gives and takes a run's tensors, `saver` writes while training goes on, `retention` says what is kept,
-`mirror` uploads and `fetch` downloads. Nothing is ever unpickled.
+`folder` reads what lies on the disk, `transaction` writes it. `states` gives and takes a run's tensors, `tensors` cuts
+them into pieces, `shards` reads the files' rows, `compare` compares them. `saver` writes while training goes on,
+`retention` says what is kept, `mirror` uploads and `fetch` downloads. Nothing is ever unpickled.
 """

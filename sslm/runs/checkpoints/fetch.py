@@ -1,12 +1,12 @@
-"""A run's checkpoints, brought from where mirror.py uploaded them to a machine that has none.
+"""Download a run's checkpoints from where `mirror` uploaded them, to a machine that has none.
 
     URL/
       config.yaml, metrics.jsonl …             the run's small files, as of the last upload
       checkpoints/step-000100/manifest.json    a checkpoint without it is not there
       checkpoints/latest                       names the last one uploaded; for people, nobody here goes by it
 
-What comes is not trusted: names stay inside of the folder, every file is verified before the checkpoint gets its name,
-nothing is unpickled.
+What arrives is not trusted: names stay inside the folder, every file is verified before the checkpoint gets its name,
+and nothing is unpickled.
 """
 
 import contextlib
@@ -26,15 +26,15 @@ from sslm.system.terminal import transfer_progress
 BESIDE = ("config.yaml", "metrics.jsonl", "amendments.jsonl", "anomalies.jsonl", "wandb_id", "micro_batch_size.json")
 """Files of a run that go with its checkpoints."""
 MANIFEST_BYTES = 64 << 20
-"""No manifest is longer."""
+"""Longest manifest that is downloaded."""
 NUM_THREADS = 4
-"""That bring files."""
+"""Download threads."""
 
 
 def fetch(url: str, run: Path, tell: Callable[[str], None]) -> Path | None:
-    """Bring the newest good checkpoint from a mirror, if it is newer than the newest good one here.
+    """Download the newest whole checkpoint of a mirror, if it is newer than the newest whole one here.
 
-    One that is damaged there is told of and set aside (its manifest renamed), and the next older one is tried.
+    A checkpoint that is damaged there is told of and set aside (its manifest is renamed), and the one before is tried.
 
     Args:
         url: what Mirror was given.
@@ -75,7 +75,7 @@ def newest_remote(url: str) -> tuple[int | None, bytes | None]:
 
 
 def _bring(server: RemoteFolder, there: dict[str, int], final: Path) -> str:
-    """Bring a checkpoint to its place; returns what is wrong with it, and then nothing of it is here."""
+    """Download a checkpoint to its place. Returns what is wrong with it, if anything; then nothing of it is here."""
     part, folder = part_of(final), f"checkpoints/{final.name}"
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
@@ -100,7 +100,7 @@ def _bring(server: RemoteFolder, there: dict[str, int], final: Path) -> str:
 
 
 def _manifest_damage(manifest: Manifest) -> str:
-    """What no manifest of ours has in it."""
+    """Say what in a manifest is not ours; empty if nothing."""
     for name, was in manifest.items():
         parts = name.split("/")
         is_plain = all(re.fullmatch(r"[\w.+=@ -]+", p) and p not in (".", "..") and len(p) < 64 for p in parts)
@@ -113,7 +113,7 @@ def _manifest_damage(manifest: Manifest) -> str:
 
 
 def _bring_files(server: RemoteFolder, there: dict[str, int], folder: str, part: Path, manifest: Manifest) -> str:
-    """Bring a checkpoint's files, some at a time; returns what is wrong with the first wrong one."""
+    """Download a checkpoint's files, some at a time. Returns what is wrong with the first wrong one, if any."""
     for name, was in manifest.items():
         if (num_bytes := there.get(f"{folder}/{name}")) != was.num_bytes:
             return f"{name} is missing" if num_bytes is None else f"{name} has {num_bytes} bytes, not {was.num_bytes}"
@@ -138,7 +138,7 @@ def _bring_files(server: RemoteFolder, there: dict[str, int], folder: str, part:
 
 
 def _bring_beside(server: RemoteFolder, run: Path) -> None:
-    """The run's small files, where they lack here; of logs, the longer one."""
+    """Download the run's small files that are missing here; of a log keep the longer one."""
     for name in BESIDE:
         here = run / name
         if here.exists() and here.suffix != ".jsonl":
@@ -150,13 +150,13 @@ def _bring_beside(server: RemoteFolder, run: Path) -> None:
 
 
 def _set_aside(server: RemoteFolder, folder: str) -> None:
-    """Take a checkpoint's manifest its name, so that it is uploaded anew when it is made again."""
+    """Rename a checkpoint's manifest there, so that the checkpoint is uploaded again once it is made again."""
     server.write(f"{folder}/manifest.json.corrupt", b"".join(server.chunks(f"{folder}/manifest.json", MANIFEST_BYTES)))
     server.remove(f"{folder}/manifest.json")
 
 
 def steps_in(there: dict[str, int]) -> set[str]:
-    """Names of the checkpoints of which there is anything."""
+    """Return the names of checkpoints of which there is any file."""
     return {found[1] for file in there if (found := re.match(r"checkpoints/(step-\d{1,15})/", file))}
 
 

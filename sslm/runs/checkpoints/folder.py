@@ -1,4 +1,4 @@
-"""What lies in a folder of checkpoints, and whether it is as it was written. Nothing here writes (see `transaction`)."""
+"""What lies in a folder of checkpoints, and whether it is as it was written. `transaction` writes."""
 
 import hashlib
 import json
@@ -69,9 +69,8 @@ def read_manifest(checkpoint: Path) -> Manifest:
         for name in manifest:
             inside = (checkpoint / name).resolve().is_relative_to(checkpoint.resolve())
             if "\\" in name or ".." in Path(name).parts or not inside:
-                raise UserError(
-                    f"{checkpoint}: no sound manifest.json (it names a file outside of the checkpoint: {printable(name)})"
-                )
+                why = f"it names a file outside of the checkpoint: {printable(name)}"
+                raise UserError(f"{checkpoint}: no sound manifest.json ({why})")
     except UserError:
         raise
     except UNREADABLE:

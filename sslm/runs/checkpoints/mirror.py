@@ -1,7 +1,7 @@
-"""Checkpoints elsewhere: uploaded while training goes on (fetch.py brings them back).
+"""Upload checkpoints while training goes on (`fetch` downloads them).
 
-A store of objects knows no rename, but an object is there whole or not at all: a checkpoint's manifest.json comes last and
-goes first, and a checkpoint without it is not there.
+A store of objects knows no rename, but an object is there whole or not at all. So a checkpoint's manifest.json comes
+last and goes first, and a checkpoint without it is not there.
 
 Tried with S3 and folders. Google Storage (gs://) shares the code and was not tried.
 """
@@ -28,7 +28,7 @@ CLOSE_SECONDS = 5.0
 
 
 class Mirror:
-    """Uploads a run's checkpoints, one at a time, in a daemon thread that lives while there is something to do.
+    """Uploads a run's checkpoints, one at a time, in a daemon thread that lives while there is something to upload.
 
     Training never ends by it: what goes wrong is told once, and the next checkpoint tries again.
 
@@ -44,7 +44,7 @@ class Mirror:
     ) -> None:
         self.url, self.run, self.tell, self.keeps = url, run, tell, keeps
         self.failure: str | None = None
-        """Of the last try."""
+        """What went wrong with the last upload, or None."""
         self._server = RemoteFolder(url_of(url))
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -52,7 +52,7 @@ class Mirror:
         self._busy: Path | None = None
 
     def put(self, checkpoint: Path) -> None:
-        """Upload a checkpoint soon, in place of one that still waits for it."""
+        """Upload a checkpoint soon, instead of one that still waits."""
         with self._changed:
             self._asked = checkpoint
             if self._thread is None:
@@ -60,16 +60,16 @@ class Mirror:
                 self._thread.start()
 
     def busy(self) -> Path | None:
-        """The checkpoint being uploaded, which must stay where it is meanwhile."""
+        """Return the checkpoint being uploaded, which must not be removed meanwhile."""
         return self._busy
 
     def wait(self, timeout: float | None = None) -> bool:
-        """Whether nothing is left to upload, within so many seconds (None: however long it takes); see `failure` then."""
+        """Wait for the last upload, at most so many seconds. Returns whether none is left; see `failure` then."""
         with self._changed:
             return self._changed.wait_for(lambda: self._thread is None, timeout)
 
     def close(self) -> None:
-        """Drop what is not uploaded. A request that is under way ends by itself, or with the process."""
+        """Give up what is not uploaded. A request under way ends by itself, or with the process."""
         with self._changed:
             self._asked = None
         self._server.close()
@@ -107,7 +107,7 @@ class Mirror:
 
 
 def upload(server: RemoteFolder, run: Path, checkpoint: Path, keeps: Callable[[int], bool]) -> None:
-    """Make the server's folder hold a checkpoint, the run's small files, and no checkpoint that is gone here.
+    """Upload a checkpoint and the run's small files, and remove checkpoints there that are gone here.
 
     Raises:
         UserError: not permitted, or the server stayed away.
@@ -128,7 +128,7 @@ def upload(server: RemoteFolder, run: Path, checkpoint: Path, keeps: Callable[[i
 
 
 def _upload_files(server: RemoteFolder, there: dict[str, int], checkpoint: Path) -> None:
-    """What is there already, by its manifest, is not sent again."""
+    """Upload a checkpoint's files, but those that the manifest there already lists."""
     folder = f"checkpoints/{checkpoint.name}"
     new, was = (checkpoint / "manifest.json").read_bytes(), b""
     if f"{folder}/manifest.json" in there:
@@ -155,7 +155,7 @@ def _entries(manifest: bytes) -> Manifest:
 
 
 def _beside(file: Path, step: int) -> bytes:
-    """A small file as it was at a step: whole lines, and no metrics past it."""
+    """Read a small file as it was at a step: whole lines, and no metrics past the step."""
     data = file.read_bytes()
     if file.suffix != ".jsonl":
         return data
@@ -186,8 +186,8 @@ def check(url: str) -> None:
     if scheme and (scheme[1] not in WRITABLE or not re.match(r"://[^/]|:///.", url[scheme.end(1) :])):
         choice = ", ".join(f"{name}://" for name in WRITABLE if name != "memory")
         raise UserError(
-            f"--checkpoint.upload {without_password(url)}: not a place to write to; give a folder's path, or the URL of one that begins "
-            f"with {choice}, such as s3://bucket/runs/mine"
+            f"--checkpoint.upload {without_password(url)}: not a place to write to; give a folder's path, or the URL "
+            f"of one that begins with {choice}, such as s3://bucket/runs/mine"
         )
     errors: list[BaseException] = []
     asking = threading.Thread(target=_try_to_write, args=(url, errors), name="sslm-upload-check", daemon=True)
@@ -218,6 +218,6 @@ def _try_to_write(url: str, errors: list[BaseException]) -> None:
 
 
 def check_upload(config: Config) -> None:
-    """Where checkpoints are to be uploaded can be written to; the first process tries."""
+    """Check on the first process that `--checkpoint.upload` can be written to."""
     if config.checkpoint.upload is not None and ranks.is_first_process():
         check(config.checkpoint.upload)

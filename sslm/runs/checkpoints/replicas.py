@@ -1,4 +1,4 @@
-"""Replicas of a weight are equal to the last bit; where they are not, a bit has flipped in some device's memory.
+"""Compare the replicas of weights, which are equal to the last bit unless a bit flipped in some device's memory.
 
 Looked at with each checkpoint, before it is written: none is of weights that have drifted apart.
 """
@@ -16,7 +16,7 @@ _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def check_replicas(pieces: list[Piece], holders: dict[str, list[int]], group: dist.ProcessGroup | None) -> None:
-    """All ranks call it together.
+    """Compare the pieces that several ranks hold. All ranks call it together.
 
     Args:
         pieces: what this rank holds.
@@ -42,21 +42,22 @@ def check_replicas(pieces: list[Piece], holders: dict[str, list[int]], group: di
     values = {rank: everyones[rank][place] for rank in holders[place]}
     common = max(values.values(), key=list(values.values()).count)
     odd = [rank for rank, value in values.items() if value != common]
+    name, which = place.split(" ")[0], f"rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))}"
     raise RunFailed(
-        f"replicas have drifted apart: {place.split(' ')[0]} differs on rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))} "
-        f"of {', '.join(map(str, holders[place]))} (a bit that flipped in a device's memory, as a rule). No checkpoint was written "
-        f"of this; run the same command to go on from the last one, and look at that device if it comes again"
+        f"replicas have drifted apart: {name} differs on {which} of {', '.join(map(str, holders[place]))} (a bit that "
+        "flipped in a device's memory, as a rule). No checkpoint was written of this; run the same command to go on "
+        "from the last one, and look at that device if it comes again"
     )
 
 
 def agree(ranks: list[dict[str, int]]) -> bool:
-    """Whether ranks say the same of what they both know."""
+    """Whether ranks have equal values for the keys that they share."""
     said: dict[str, int] = {}
     return all(said.setdefault(key, value) == value for rank in ranks for key, value in rank.items())
 
 
 def checksum(values: Tensor) -> Tensor:
-    """Of a tensor's bits, each with its own odd weight, mod 2^64: any one flipped bit changes it. Nothing waits for the device."""
+    """Sum a tensor's bits, each with an odd weight of its own, mod 2^64: any flipped bit changes it. Nothing waits."""
     bits = values.contiguous().flatten().view(_BITS[values.element_size()])
     total = torch.zeros((), dtype=torch.int64, device=values.device)
     for start in range(0, len(bits), CHUNK_NUMEL):

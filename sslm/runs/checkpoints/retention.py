@@ -6,11 +6,11 @@ from sslm.config import CheckpointConfig
 
 
 def expired(metrics: Mapping[int, float | None], step: int, when: CheckpointConfig) -> list[int]:
-    """Steps whose checkpoints may go, now that the one of `step` is there.
+    """Return the steps whose checkpoints may be removed, now that the one of `step` is written.
 
     Args:
         metrics: step -> what the checkpoint's metric was; None: not measured there.
-        step: later ones are none of this run's business.
+        step: newest step; later checkpoints belong to another course of the run and stay.
 
     >>> expired({100: 3.0, 200: 2.0, 300: 2.5, 400: 2.6}, 400, CheckpointConfig(keep_last=1, keep_best=1))
     [100, 300]

@@ -1,4 +1,4 @@
-"""Writes checkpoints while training goes on: a step waits for the copy to the host's memory, and for nothing else."""
+"""Write checkpoints while training goes on: a step waits only for the copy to the host's memory."""
 
 import json
 import shutil
@@ -23,7 +23,7 @@ from sslm.system.heartbeats import beat
 
 
 class Saver:
-    """Of each rank; all of them call its methods together.
+    """Writes this rank's part of checkpoints. All ranks call its methods together.
 
     Args:
         folder: where checkpoints are kept.
@@ -43,7 +43,7 @@ class Saver:
         self.folder, self.group, self.when_written = folder, group, when_written
         self.rank = 0 if group is None else dist.get_rank(group)
         self.longest_seconds: float | None = None
-        """That saving has taken so far, from the copy to the end; None: nothing was saved yet."""
+        """Longest time a checkpoint took, from the copy to the end, or None if none was saved yet."""
         self.newest: Path | None = None
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -54,7 +54,7 @@ class Saver:
             sweep(folder)
 
     def save(self, tensors: Tensors, state: dict[str, Any], files: dict[str, bytes], sync: bool = False) -> None:
-        """Copy the tensors now, and write them from then on. Waits for the former checkpoint: there are never two at once.
+        """Copy the tensors now, and write them from then on. Waits for the former checkpoint.
 
         Args:
             tensors: this rank's part of the run's.
@@ -101,14 +101,14 @@ class Saver:
         return self._failure is not None
 
     def _to_write(self, pieces: list[Piece]) -> list[Piece]:
-        """Of the pieces that this rank holds those that it writes."""
+        """Choose the pieces that this rank writes, of those that it holds."""
         if self._holders is None:
             self._holders, self._mine = holders_of(pieces, self.training_group)
         check_replicas(pieces, self._holders, self.training_group)
         return [piece for piece in pieces if piece.place in self._mine]
 
     def _copied(self, pieces: list[Piece]) -> list[Piece]:
-        """In the host's memory, in buffers that are used again each time."""
+        """Copy pieces to the host's memory, into buffers that are used again each time."""
         on_gpu = any(piece.values.is_cuda for piece in pieces)
         for piece in pieces:
             if piece.place not in self._buffers:
@@ -127,7 +127,7 @@ class Saver:
             self._failure = failure
 
     def _write(self, pieces: list[Piece], state: dict[str, Any], files: dict[str, bytes]) -> None:
-        """Each rank its shard, then rank 0 the rest; no rank waits for one that failed."""
+        """Write each rank's shard, then on rank 0 the rest. No rank waits for one that failed."""
         final = self.folder / name_of(state["step"])
         part = part_of(final)
         known: Manifest = {}
@@ -162,7 +162,7 @@ class Saver:
         self.newest = final
 
     def _together(self, act: Callable[[], None], then: Any) -> list[Any]:
-        """Act, and give every rank's `then`; where one rank fails all of them raise, after all have acted."""
+        """Act, and return every rank's `then`. If one rank fails, all raise after all have acted."""
         failure: BaseException | None = None
         try:
             act()

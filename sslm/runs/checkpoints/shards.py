@@ -76,7 +76,7 @@ class Stored:
         return self.num_rows * self.row_bytes
 
     def rows(self, begin: int, end: int) -> Tensor:
-        """Rows [begin, end) -> [end - begin, *shape[1:]]."""
+        """Read the rows [begin, end): [end - begin, *shape[1:]]."""
         dtype = DTYPES[self.dtype]
         rows = torch.empty((end - begin, *self.shape[1:]), dtype=BITS[dtype.itemsize])
         for chunk in self.chunks:
@@ -94,7 +94,7 @@ class Stored:
         return rows.view(dtype)
 
     def blocks(self, begin: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
-        """The rows [begin, end), as many at a time as BLOCK_BYTES hold."""
+        """Cut the rows [begin, end) into ranges of at most BLOCK_BYTES."""
         if self.num_bytes:
             last = self.num_rows if end is None else end
             step = max(BLOCK_BYTES // self.row_bytes, 1)
@@ -110,7 +110,7 @@ class Slab(NamedTuple):
 
 
 def index(checkpoint: Path) -> dict[str, Stored]:
-    """Name -> tensor, by name, of all that the checkpoint's shards hold. Only headers are read.
+    """Return all tensors of a checkpoint, by name. Only headers are read.
 
     Raises:
         UserError: a file is no sound safetensors file, or chunks leave a gap in a tensor or overlap.
@@ -200,9 +200,9 @@ def _stored(checkpoint: Path, name: str, found: list[tuple[str, Chunk]]) -> Stor
 
 
 def _fill(chunks: list[Chunk], shape: tuple[int, ...], dimension: int) -> bool:
-    """Whether chunks, sorted by offsets, tile a box from this dimension on: in strips, and each strip in the dimensions that follow.
+    """Whether chunks, sorted by offsets, tile a box from this dimension on: strip by strip.
 
-    So do all placements of DTensor.
+    All placements of DTensor do.
     """
     if dimension == len(shape):
         return len(chunks) == 1

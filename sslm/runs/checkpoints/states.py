@@ -1,4 +1,4 @@
-"""A run's tensors by name: weights, optimizer states, averages of weights; whatever Lightning's strategies make of them."""
+"""A run's tensors by name, under any of Lightning's strategies: weights, optimizer states, averages of weights."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from sslm.runs.checkpoints.tensors import Tensors, read_tensors
 
 
 class States:
-    """This rank's part of them: plain tensors or DTensors.
+    """This rank's part of a run's tensors, plain or DTensors.
 
     Args:
         averages: name -> average of a weight (`training/average.py`), where there are any.

@@ -1,8 +1,8 @@
-"""What lies in the shards: tensors in pieces, each with its place in the whole.
+"""Tensors in pieces, each with its place in the whole, as they lie in shards.
 
-Files are safetensors in the layout of torch's HuggingFaceStorageWriter (the metadata key DCP_SHARDING_INFO has each piece's
-offsets), so that torch's reader, and with it any strategy and number of ranks, reads them. We write them ourselves: which rank
-writes what is settled once, and each streams its share to the disk without a second copy in memory.
+Files are safetensors in the layout of torch's HuggingFaceStorageWriter (the metadata key DCP_SHARDING_INFO has each
+piece's offsets), so torch's reader, and with it any strategy and number of ranks, reads them. They are written here:
+which rank writes what is settled once, and each streams its part to the disk without a second copy in memory.
 """
 
 import json
@@ -36,12 +36,12 @@ class Piece(NamedTuple):
 
     @property
     def place(self) -> str:
-        """What tells it from all other pieces."""
+        """Name and offsets, which no other piece has."""
         return f"{self.name} {list(self.offsets)}"
 
 
 def pieces_of(tensors: Tensors) -> list[Piece]:
-    """This rank's part of each tensor."""
+    """Return this rank's part of each tensor."""
     pieces = []
     for name, tensor in tensors.items():
         if isinstance(tensor, DTensor):
@@ -55,7 +55,7 @@ def pieces_of(tensors: Tensors) -> list[Piece]:
 
 
 def holders_of(pieces: list[Piece], group: dist.ProcessGroup | None) -> tuple[dict[str, list[int]], set[str]]:
-    """Which ranks hold each piece, and the places of those that this rank is to write; all ranks ask together.
+    """Return which ranks hold each piece, and the places of those that this rank writes. All ranks call it together.
 
     Each is written by that of its holders which has the fewest bytes so far.
     """
@@ -76,14 +76,14 @@ def holders_of(pieces: list[Piece], group: dist.ProcessGroup | None) -> tuple[di
 
 
 def write_shard(file: Path, pieces: list[Piece]) -> None:
-    """Write pieces, of which each has a name of its own."""
+    """Write pieces, at most one of each tensor."""
     places = {piece.name: {"saved_offsets": list(piece.offsets)} for piece in pieces}
     metadata = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(places)}
     save_file({piece.name: piece.values.contiguous() for piece in pieces}, file, metadata)
 
 
 def read_tensors(checkpoint: Path, tensors: Tensors) -> None:
-    """Read tensors of a checkpoint into those given, each rank for itself.
+    """Read a checkpoint's tensors in place, each rank for itself.
 
     Raises:
         UserError: it lacks one, or has another shape.
@@ -100,7 +100,7 @@ def read_tensors(checkpoint: Path, tensors: Tensors) -> None:
 
 
 def read_weights(checkpoint: Path, shapes: dict[str, Tensor], prefix: str = "model.model.") -> dict[str, Tensor]:
-    """Weights of a checkpoint as whole tensors, without any process group.
+    """Read a checkpoint's weights as whole tensors, without a process group.
 
     Args:
         shapes: the model's state dict (on the meta device will do); tied names are left out by the caller.
@@ -112,7 +112,7 @@ def read_weights(checkpoint: Path, shapes: dict[str, Tensor], prefix: str = "mod
 
 
 def shapes_in(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of every tensor in a checkpoint."""
+    """Return the shape of every tensor in a checkpoint, by name."""
     metadata = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
     return {name: tuple(tensor.size) for name, tensor in metadata.items()}  # type: ignore[union-attr]
 
