@@ -1,8 +1,8 @@
 """Stopping with everything saved: on a signal to any rank, by --stop_after, or before a SLURM job's time ends.
 
-A signal handler only sets a flag; the flag rides in the step's collective, so all ranks stop at the same step. Lightning's
-own handler is replaced (see docs/lessons.md, 'SIGTERM hangs or loses work'). Before the first step there is nothing to save:
-signals end the process at once (signals.py).
+A signal handler only sets a flag; the flag rides in the step's collective, so all ranks stop at the same step.
+Lightning's own handler is replaced (see docs/lessons.md, 'SIGTERM hangs or loses work'). Before the first step there is
+nothing to save: signals end the process at once (signals.py).
 """
 
 import os
