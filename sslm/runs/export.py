@@ -103,13 +103,15 @@ def model_card(config: Any, auto_class: str, own_code: str, state: dict[str, Any
     results = "".join(
         f"- {k.removeprefix('val/')}: {v:.4f}\n" for k, v in (measured or [{}])[-1].items() if k.startswith("val/")
     )
+    with_what = f"sslm {state['sslm']} (objective {state['objective']})"
+    origin = f"Pretrained from scratch or continued with {with_what}, {state['step']} optimizer steps."
     return f"""---
 library_name: transformers
 tags: [sslm]
 ---
 # {config.architectures[0]}
 
-Pretrained from scratch or continued with sslm {state["sslm"]}: {state["objective"]}, {state["step"]} optimizer steps.
+{origin}
 
 ## Held-out text
 

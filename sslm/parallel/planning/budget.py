@@ -188,8 +188,8 @@ class Budget:
         total = self.memory(launch, size).total
         if total > available:
             raise UserError(
-                f"--strategy {launch.strategy}: with micro-batches of {size} each device needs {bytes_in_words(total)} of "
-                f"memory, {bytes_in_words(total - available)} more than the {bytes_in_words(available)} of each "
+                f"--strategy {launch.strategy}: with micro-batches of {size} each device needs {bytes_in_words(total)} "
+                f"of memory, {bytes_in_words(total - available)} more than the {bytes_in_words(available)} of each "
                 f"{self.machine.device}; {self._advice(launch)}"
             )
         return size
