@@ -21,8 +21,7 @@ def main() -> int:
         print(f"sslm: there is no verb {verb!r}{nearest(verb, VERBS)}; allowed: {', '.join(VERBS)}", file=sys.stderr)
         return 2
     module = "sslm.train" if verb == "train" else f"sslm.cli.{verb.replace('-', '_')}"
-    code: int = import_module(module).main(rest)
-    return code
+    return int(import_module(module).main(rest))
 
 
 if __name__ == "__main__":

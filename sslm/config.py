@@ -2,9 +2,9 @@
 
     python -m sslm.train --config a.yaml --config b.yaml --optim.lr 1e-3
 
-Defaults < first `--config` < later ones < flags, whatever the order typed. Two sections are open: `model` takes any
-key of the chosen architecture's config, `objective` any setting of the chosen objective; both are checked by whoever
-they belong to. The defaults are the newcomer's run.
+Flags win over files, later files over earlier ones, and files over defaults, whatever the order typed. Two sections are
+open: `model` takes any key of the chosen architecture's config, `objective` any setting of the chosen objective. The
+defaults are the newcomer's run.
 """
 
 import dataclasses
@@ -84,20 +84,20 @@ class SourceConfig:
     path: str | None
     """Text or a prepared corpus, in the forms of data.train; embedded: the documentation inside this Python."""
     weight: int | float | str = 1
-    """Its share beside the others': a number, or size^EXPONENT of its tokens (size^0.7)."""
+    """Weight relative to the other sources: a number, or size^EXPONENT of its tokens (size^0.7)."""
     name: str | None = None
-    """What it is called in metrics; default: the path's last part, up to a dot."""
+    """Name in metrics; default: the path's last part, up to a dot."""
     max_epochs: float = 4.0
-    """Warn when the run reads it more often (4: repeats up to this are worth about as much as new text,
+    """Warn if the run reads the source more often (up to 4 times, repeats are worth about as much as new text:
     Muennighoff et al. 2023, arXiv:2305.16264)."""
 
 
 @dataclass(frozen=True)
 class StageConfig:
-    """Weights that hold from some point of the run on."""
+    """Weights of a mixture from some point of the run on."""
 
     at_tokens: int
-    """Tokens of the run after which they hold."""
+    """Tokens of the run after which these weights apply."""
     weights: dict[str, int | float | str]
     """Source name -> weight; a source left out is not read."""
 
@@ -107,17 +107,17 @@ class DataConfig:
     """Where the text comes from."""
 
     train: str | None = None
-    """Training text: a file or glob (.txt, .jsonl, .parquet; also .gz, .zst), a folder of these, a Hugging Face dataset (hub
-    name, NAME:CONFIG, or saved folder), a prepared corpus (a folder, or its URL: s3://, gs://, https://, hf://), or ids
-    of other tools (Megatron, nanoGPT, llm.c, .npy, Parquet); default: the documentation inside this Python."""
+    """Training text: a file or glob (.txt, .jsonl, .parquet; also .gz, .zst), a folder of these, a Hugging Face dataset
+    (hub name, NAME:CONFIG, or saved folder), a prepared corpus (a folder, or its URL: s3://, gs://, https://, hf://),
+    or token ids of other tools (Megatron, nanoGPT, llm.c, .npy, Parquet); default: this Python's documentation."""
     val: str | None = None
     """Held-out text, in the same forms; default: a part of the training text that no training window touches."""
     sources: list[SourceConfig] | None = None
     """A mixture instead of data.train: a list of {path: …, weight: …, name: …}; weight is a number, or size^0.7."""
     stages: list[StageConfig] | None = None
-    """Other weights later on, as in annealing: a list of {at_tokens: …, weights: {NAME: …}}."""
+    """Other weights of sources later in the run: a list of {at_tokens: …, weights: {NAME: …}}."""
     packing: Literal["concat", "best_fit"] = "concat"
-    """concat: documents one after another, cut at the sequence length; best_fit: whole where they fit, with padding."""
+    """concat: join documents and cut them at seq_len; best_fit: keep documents whole if they fit, and pad."""
     document_mask: bool = False
     """Keep attention (an LSTM's state) inside a document."""
     text_field: str = "text"
@@ -125,23 +125,23 @@ class DataConfig:
     document_separator: str | None = None
     """Regular expression that separates the documents of a .txt; default: a file is one document."""
     end_id: int | None = None
-    """Id that ends a document, in files of ids that don't say where documents end (nanoGPT, llm.c, 1-D .npy); default: the
-    tokenizer's, where one is given."""
+    """Id that ends a document, in files of ids that don't say where documents end (nanoGPT, llm.c, 1-D .npy);
+    default: the tokenizer's, if there is one."""
     tokenizer: str | None = None
-    """Tokenizer: a folder, a hub name, or bpe:SIZE to train a byte-level BPE; default: that of --model.pretrained or of the
-    prepared corpus, else bpe:2048."""
+    """Tokenizer: a folder, a hub name, or bpe:SIZE to train a byte-level BPE; default: that of --model.pretrained or of
+    the prepared corpus, else bpe:2048."""
     cache_dir: str | None = setting(None, may_change=True)
     """Folder for corpora prepared on the fly; default: the user's cache folder."""
     cache_gb: float | None = setting(None, POSITIVE, may_change=True)
-    """Room for remote shards in the cache folder, in gigabytes; default: no limit."""
+    """Largest size of the remote shards in the cache folder, in gigabytes; default: no limit."""
     block_shards: int | None = setting(None, POSITIVE)
-    """Shards that are shuffled together; default: all of a local corpus, 4 of a remote one (twice as many are kept here)."""
+    """Shards to shuffle together; default: all of a local corpus, 4 of a remote one (twice as many are kept here)."""
     on_bad_shard: Literal["fail", "substitute"] = setting("fail", may_change=True)
-    """A shard that stays unreadable or damaged: end the run with its name, or read others in its place and record it."""
+    """If a shard stays unreadable or damaged: end the run and name it, or read other shards instead and record it."""
     num_workers: int = setting(0, NOT_NEGATIVE, may_change=True)
     """Loader processes per device; 0 reads in the training process, which is usually fastest."""
     val_sequences: int = setting(1024, POSITIVE)
-    """At most this many held-out sequences are used at each validation, spread evenly."""
+    """Largest number of held-out sequences in a validation; they are spread evenly."""
 
 
 @dataclass(frozen=True)
@@ -157,37 +157,37 @@ class OptimConfig:
     warmup_steps: int = setting(40, NOT_NEGATIVE)
     """Optimizer steps of linear warm-up."""
     decay_fraction: float = setting(0.2, SHARE)
-    """wsd: the share of all steps, at the end, in which the rate decays."""
+    """wsd: share of all steps, at the end, in which the learning rate decays."""
     min_lr_ratio: float = setting(0.1, SHARE)
-    """Rate at the end, as a share of the peak."""
+    """Learning rate at the end, as a share of the peak."""
     weight_decay: float = setting(0.1, NOT_NEGATIVE)
-    """Decoupled weight decay, on matrices only."""
+    """Decoupled weight decay, of matrices only."""
     beta1: float = setting(0.9, BELOW_ONE)
-    """Decay of the mean of gradients."""
+    """Decay of the running mean of gradients."""
     beta2: float = setting(0.95, BELOW_ONE)
-    """Decay of the mean of squared gradients."""
+    """Decay of the running mean of squared gradients."""
     eps: float = setting(1e-8, POSITIVE)
-    """Added to the root of the second moment."""
+    """Number added to the root of the second moment."""
     clip_norm: float | None = setting(1.0, POSITIVE)
     """Largest norm of the whole gradient; null: no clipping."""
     average_decay: float | None = setting(None, BELOW_ONE)
-    """Keep an exponential moving average of the weights with this decay (0.999), which is validated and exported; null: none."""
+    """Decay (0.999) of an exponential moving average of the weights, which is validated and exported; null: none."""
 
 
 @dataclass(frozen=True)
 class RobustConfig:
-    """What makes training more robust, of any objective; all of it is off unless asked for."""
+    """Regularisers of any objective; all are off by default."""
 
     label_smoothing: float = setting(0.0, BELOW_ONE)
-    """Share of each target's probability that is spread evenly over the vocabulary (Szegedy et al. 2016); costs nothing."""
+    """Share of each target's probability to spread evenly over the vocabulary (Szegedy et al. 2016); costs nothing."""
     z_loss: float = setting(0.0, NOT_NEGATIVE)
     """Weight of log(Z)^2, Z the softmax's denominator, in the loss (Chowdhery et al. 2022: 1e-4); costs little."""
     embedding_noise: float = setting(0.0, NOT_NEGATIVE)
-    """NEFTune's alpha: uniform noise on the input embeddings, at most alpha / sqrt(tokens x width) (Jain et al. 2023: 5); costs
-    nothing."""
+    """NEFTune's alpha: uniform noise on the input embeddings, at most alpha / sqrt(tokens x width) (Jain et al. 2023:
+    5); costs nothing."""
     adversarial: Literal["fgm", "pgd", "freelb"] | None = None
-    """Perturb the input embeddings where it hurts most: fgm (2 passes a step), pgd (adversarial_steps + 1), freelb
-    (adversarial_steps)."""
+    """Perturb the input embeddings so that the loss rises: fgm (2 passes a step), pgd (adversarial_steps + 1), or
+    freelb (adversarial_steps)."""
     epsilon: float = setting(1.0, POSITIVE)
     """Largest L2 norm of a sequence's perturbation."""
     adversarial_steps: int = setting(3, POSITIVE)
@@ -199,30 +199,30 @@ class FsdpConfig:
     """How fsdp, hsdp and fsdp_tp share weights among devices (FSDP2)."""
 
     reshard_after_forward: bool = setting(True, may_change=True)
-    """Give a block's weights back after its forward pass (ZeRO-3); false keeps them for the backward pass (ZeRO-2): more memory,
-    less communication."""
+    """Free a block's gathered weights after its forward pass (ZeRO-3); false: keep them for the backward pass (ZeRO-2),
+    which takes more memory and less communication."""
     reduce_gradients: Literal["step", "micro_batch"] = setting("step", may_change=True)
-    """step: once, after the last micro-batch, for which each device holds whole gradients; micro_batch: after each, holding its
-    own part alone."""
+    """When devices sum gradients. step: once, after the last micro-batch; until then each holds whole gradients;
+    micro_batch: after each one; each device then holds only its own part."""
     replicas: int | None = setting(None, POSITIVE, may_change=True)
-    """hsdp: groups of devices that hold all of the weights among them; default: the number of nodes."""
+    """hsdp: number of groups of devices, each of which holds all weights; default: the number of nodes."""
 
 
 @dataclass(frozen=True)
 class DeepspeedConfig:
-    """What deepspeed_1, deepspeed_2 and deepspeed_3 (ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054) keep where."""
+    """Where deepspeed_1, deepspeed_2 and deepspeed_3 (ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054) keep states."""
 
     offload_optimizer: bool = setting(False, may_change=True)
-    """Keep optimizer states in the host's memory, and step there."""
+    """Keep optimizer states in the host's memory, and update weights there."""
     offload_parameters: bool = setting(False, may_change=True)
     """deepspeed_3: keep weights in the host's memory until they are needed."""
     config: str | None = setting(None, may_change=True)
-    """A JSON file of DeepSpeed's own settings, which win over ours."""
+    """JSON file of DeepSpeed's own settings, which win over those of sslm."""
 
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """When the run is saved."""
+    """When the run is saved, and what is kept."""
 
     every_steps: int | None = setting(100, POSITIVE, may_change=True)
     """Save every so many optimizer steps; null: never by steps."""
@@ -233,32 +233,32 @@ class CheckpointConfig:
     keep_best: int | None = setting(None, POSITIVE, may_change=True)
     """Keep this many best ones too, and save at every validation; null: none."""
     best_metric: str = setting("val/loss", may_change=True)
-    """What tells the best."""
+    """Metric by which keep_best chooses."""
     best_is: Literal["lowest", "highest"] = setting("lowest", may_change=True)
-    """Which value of it."""
+    """Whether the lowest or the highest value of best_metric is best."""
     keep_every_steps: int | None = setting(None, POSITIVE, may_change=True)
-    """Keep for good what is saved at multiples of so many steps; null: none."""
+    """Never remove checkpoints at multiples of so many steps; null: remove these, too."""
     sync: bool = setting(False, may_change=True)
-    """Let training wait until a checkpoint is on the disk; default: only for the copy to the host's memory."""
+    """Train on only when a checkpoint is on the disk; default: when it is copied to the host's memory."""
     upload: str | None = setting(None, may_change=True)
-    """Folder of this run elsewhere (s3://bucket/runs/mine, or a path), to which checkpoints are uploaded in the background, and from
-    where a machine without the run folder goes on."""
+    """Folder elsewhere (s3://bucket/runs/mine, or a path) to upload checkpoints to in the background; a machine without
+    the run folder goes on from there."""
 
 
 @dataclass(frozen=True)
 class AnomalyConfig:
-    """What happens at a step whose loss or gradient norm is no number, or stands far above those of the last steps."""
+    """What to do at a step whose loss or gradient norm is not finite, or far above those of the last steps."""
 
     action: Literal["rewind", "skip", "off"] = "rewind"
-    """skip: leave its update out and go on; rewind: when that happens several times in a row, also go back to the last checkpoint
-    before, and leave those examples out; off: neither, and don't look."""
+    """skip: leave the update out and go on; rewind: after several such steps in a row, also go back to the last
+    checkpoint before them and leave their examples out; off: don't look."""
     spike_z: float | None = setting(12.0, POSITIVE)
-    """A spike is a loss, or a logarithm of the gradient norm, so many robust standard deviations above the median of the last 128 good
-    steps; null: only what is no number counts."""
+    """A spike is a loss, or a logarithm of the gradient norm, so many robust standard deviations above the median of
+    the last 128 good steps; null: only values that are not finite count."""
     patience: int = setting(3, POSITIVE)
-    """Go back after so many anomalous steps in a row."""
+    """rewind: go back after so many anomalous steps in a row."""
     max_rewinds: int = setting(3, NOT_NEGATIVE, may_change=True)
-    """End the run instead of going back more often than this."""
+    """rewind: end the run instead of going back more often than this."""
 
 
 @dataclass(frozen=True)
@@ -268,56 +268,59 @@ class Config:
     run_dir: str | None = setting(None, may_change=True)
     """Run folder; default: runs/OBJECTIVE."""
     resume: str = setting("auto", may_change=True)
-    """auto: go on from the run folder's newest checkpoint; never: refuse a folder that has one; PATH: a run or checkpoint
-    to begin from where the run folder has none of its own."""
+    """auto: go on from the run folder's newest checkpoint; never: refuse a folder that has one; PATH: a run or a
+    checkpoint to begin from if the run folder has none of its own."""
     seed: int = setting(0, SEED)
     """Seed of order, noise, dropout and initial weights."""
     strategy: Strategy = setting("auto", may_change=True)
-    """auto, single, ddp, fsdp (FSDP2), hsdp (sharded inside a node, replicated across), tp (tensor parallel), fsdp_tp, deepspeed_1,
-    deepspeed_2, or deepspeed_3."""
+    """auto, single, ddp, fsdp (FSDP2), hsdp (sharded inside a node, replicated across nodes), tp (tensor parallel),
+    fsdp_tp, deepspeed_1, deepspeed_2, or deepspeed_3."""
     tensor_parallel_size: int | None = setting(None, POSITIVE, may_change=True)
-    """Devices that share each matrix, in tp and fsdp_tp; default: tp: all, fsdp_tp: those of a node."""
+    """Devices that share each matrix; default: in tp all, in fsdp_tp those of a node."""
     precision: Precision = setting("auto", may_change=True)
-    """32; bf16-mixed; bf16-true: weights in bf16, rounded stochastically; 16-mixed: with loss scaling; fp8: matmuls of the blocks,
-    the rest as bf16-mixed; auto: bf16-mixed on GPUs that have it (else 16-mixed), 32 on CPUs."""
+    """32; bf16-mixed; bf16-true: weights in bf16, rounded stochastically; 16-mixed: with loss scaling; fp8: matmuls of
+    the blocks, the rest as bf16-mixed; auto: bf16-mixed on GPUs that have it (else 16-mixed), 32 on CPUs."""
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", may_change=True)
-    """auto, cpu, or gpu."""
+    """Kind of device: auto (a GPU if there is one), cpu, or gpu."""
     devices: int | None = setting(None, POSITIVE, may_change=True)
     """Devices per node; default: every GPU, or one CPU process."""
     num_nodes: int = setting(1, POSITIVE, may_change=True)
-    """Nodes."""
+    """Number of nodes (machines)."""
     seq_len: int = setting(128, POSITIVE)
     """Tokens per sequence."""
     batch_size: int = setting(16, POSITIVE)
     """Sequences per optimizer step, over all devices."""
     micro_batch_size: int | Literal["auto"] | None = setting(None, POSITIVE, may_change=True)
-    """Sequences per forward pass and device; auto: the most that fit in memory; default: a device's whole share of the batch."""
+    """Sequences per forward pass and device; auto: as many as fit into memory; default: a device's whole share of the
+    batch."""
     max_steps: int | None = setting(None, POSITIVE, may_change=True)
-    """End after so many optimizer steps (default 700, where neither this nor max_tokens is given)."""
+    """End after so many optimizer steps; default: 700, unless max_tokens is given."""
     max_tokens: int | None = setting(None, POSITIVE, may_change=True)
     """End after so many tokens; the earlier of the two ends the run."""
     stop_after: str | None = setting(None, may_change=True)
-    """Stop with everything saved (exit code 75) within a time (3h50m), or after a number of this command's steps (200steps)."""
+    """Stop with everything saved (exit code 75) within a time (3h50m), or after so many steps of this command
+    (200steps)."""
     log_every: int = setting(10, POSITIVE, may_change=True)
     """Optimizer steps between rows of metrics."""
     val_every: int = setting(100, POSITIVE, may_change=True)
     """Optimizer steps between validations; there is always one at step 0 and one at the end."""
     logger: Literal["none", "wandb", "csv", "tensorboard"] = setting("none", may_change=True)
-    """A logger beside metrics.jsonl. wandb works offline where nobody is logged in."""
+    """Logger beside metrics.jsonl; wandb works offline if nobody is logged in."""
     compile: bool = setting(False, may_change=True)
     """Compile each block of the model with torch.compile."""
     activation_checkpointing: str = setting("none", may_change=True)
-    """Recompute activations in the backward pass, to save memory: none, selective (all but matmuls and attention), full (each
-    block), or budget:SHARE of the memory (budget:0.5; with --compile)."""
+    """Recompute activations in the backward pass, to save memory: none, selective (all but matmuls and attention), full
+    (each block), or budget:SHARE of the memory (budget:0.5; with --compile)."""
     start_timeout_seconds: float = setting(1800.0, SECONDS, may_change=True)
-    """A process that the others don't meet in this time ends the run; the first may have a large checkpoint to verify before."""
+    """End the run if not all processes have met after this time; the first may have a large checkpoint to verify
+    before."""
     collective_timeout_seconds: float = setting(1800.0, SECONDS, may_change=True)
-    """So does a collective operation that takes longer than this."""
+    """End the run if a collective operation takes longer than this."""
     watchdog_seconds: float | None = setting(900.0, POSITIVE, may_change=True)
-    """Time without progress on any rank after which all stacks are written to the run folder and the run ends, for a scheduler to
-    start it again (the first two steps may take ten times as long); null: never."""
+    """Write all stacks to the run folder and end the run, for a scheduler to start it again, if no rank makes progress
+    for this time (ten times this in the first two steps); null: never."""
     dry_run: bool = setting(False, may_change=True)
-    """Prepare, check and build everything, print the plan, and stop before training."""
+    """Prepare, check and build everything, print the plan, and end before training."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     """What the model is trained to do."""
     model: ModelConfig = field(default_factory=ModelConfig)

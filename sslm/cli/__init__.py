@@ -13,15 +13,9 @@ VERBS = {
 
 
 def usage() -> str:
-    lines = [f"  {verb:<15}{what}" for verb, what in VERBS.items()]
-    return "\n".join(
-        [
-            f"sslm {sslm.__version__}: self-supervised pretraining of language models",
-            "",
-            "usage: sslm VERB [flags]",
-            "",
-            *lines,
-            "",
-            "`sslm VERB --help` explains a verb's flags.",
-        ]
+    """Return what `sslm --help` prints."""
+    verbs = "\n".join(f"  {verb:<15}{what}" for verb, what in VERBS.items())
+    return (
+        f"sslm {sslm.__version__}: self-supervised pretraining of language models\n\nusage: sslm VERB [flags]\n\n"
+        f"{verbs}\n\n`sslm VERB --help` explains a verb's flags."
     )

@@ -1,8 +1,8 @@
 """Tokenise text into a corpus that `--data.train` takes.
 
-sslm prepare IN --out DIR
+    sslm prepare IN --out DIR
 
-Killed, stopped by a signal or out of time, the same command goes on from where it was.
+If it is killed or stopped by a signal, the same command goes on from where it was.
 """
 
 import argparse
@@ -15,35 +15,16 @@ from sslm.system.signals import Stopped, stops_on_signals
 from sslm.system.terminal import count, keep_libraries_quiet, preparation_progress, say
 
 LEAST_SHARD_TOKENS = 256
-"""Smaller shards would be a file or two for every few sentences."""
+"""Smallest size of a shard: below it there would be a file or two for every few sentences."""
 
 
 @exits_politely
 @stops_on_signals
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sslm prepare", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "input",
-        help="file, glob, folder or dataset, as --data.train takes them; 'embedded': this Python's own documentation",
-    )
-    parser.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
-    parser.add_argument(
-        "--tokenizer", default="bpe:32000", help="folder, hub name, or bpe:SIZE to train one (default: %(default)s)"
-    )
-    parser.add_argument(
-        "--text_field", default="text", help="field that holds the text, in .jsonl, .parquet and datasets"
-    )
-    parser.add_argument(
-        "--document_separator", help="regular expression between the documents of a .txt; default: a file is one"
-    )
-    parser.add_argument(
-        "--shard_tokens",
-        help="tokens per shard file, 2 or 4 bytes each; fewer for a corpus read over a network (default: 134217728)",
-    )
-    options = parser.parse_args(arguments)
+    options = _parser().parse_args(arguments)
     keep_libraries_quiet()
 
-    from sslm.data.corpus import documents
+    from sslm.data.corpus import documents  # brings torch: --help and wrong flags must not wait for it
     from sslm.data.corpus.embedded import EMBEDDED
     from sslm.data.corpus.prepare import prepare
     from sslm.data.corpus.tokenizer import loaded, parse_tokenizer
@@ -79,10 +60,27 @@ def main(arguments: list[str] | None = None) -> int:
     return DONE
 
 
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sslm prepare", description=__doc__.split("\n")[0])
+    for name, help in {
+        "input": "file, glob, folder or dataset, as --data.train takes them; 'embedded': this Python's documentation",
+        "--document_separator": "regular expression between the documents of a .txt; default: a file is one document",
+        "--shard_tokens": "tokens per shard file, 2 or 4 bytes each; fewer if the corpus will be read over a network "
+        "(default: 134217728)",
+    }.items():
+        parser.add_argument(name, help=help)
+    parser.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
+    tokenizer = "folder, hub name, or bpe:SIZE to train one (default: %(default)s)"
+    parser.add_argument("--tokenizer", default="bpe:32000", help=tokenizer)
+    field = "field that holds the text, in .jsonl, .parquet and datasets (default: %(default)s)"
+    parser.add_argument("--text_field", default="text", help=field)
+    return parser
+
+
 def _shard_tokens(given: str) -> int:
     if not given.isdecimal() or int(given) < LEAST_SHARD_TOKENS:
         raise UserError(
             f"--shard_tokens {given}: expected a whole number of tokens, at least {LEAST_SHARD_TOKENS}, such as "
-            f"16777216"
+            "16777216"
         )
     return int(given)

@@ -66,8 +66,8 @@ def _ended(code: int) -> int:
 def leave(code: int = DONE) -> None:
     """End this process at once.
 
-    A rank other than the first leaves a stopped run with 0: the first, which takes longer to end, tells the shell. A task
-    that ended with 75 before it would have srun end it (--kill-on-bad-exit).
+    A rank other than the first leaves a stopped run with 0: the first, which takes longer to end, tells the shell. If
+    another task ended with 75 before, srun would kill it (--kill-on-bad-exit).
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Which process this is among those of a run, known before any process group is."""
+"""Which process of a run this is, known before there is a process group."""
 
 import ctypes
 import os
@@ -11,7 +11,7 @@ STARTED_AT = time.monotonic()
 
 
 def is_first_process() -> bool:
-    """Whether this is global rank 0, known before any process group is."""
+    """Whether this is global rank 0."""
     if under_torchrun():
         return os.environ["RANK"] == "0"
     if under_srun():
@@ -29,8 +29,10 @@ def under_torchrun() -> bool:
 
 
 def under_srun() -> bool:
-    """Whether srun started this task. The shell of a batch script, or an interactive one, has SLURM's variables too, but is no task
-    of many."""
+    """Whether srun started this task.
+
+    The shell of a batch script, or an interactive one, has SLURM's variables too, but is not one task of many.
+    """
     is_interactive = os.environ.get("SLURM_JOB_NAME") in (None, "bash", "interactive")  # so salloc names its jobs
     return "SLURM_STEP_ID" in os.environ and (not is_interactive or os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1")
 

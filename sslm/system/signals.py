@@ -1,5 +1,6 @@
-"""Signals that ask a process to stop: until training begins there is nothing to save, later all is saved first
-(training/callbacks/preemption.py). Either way the exit code is 75.
+"""Signals that ask a process to stop; it then ends with exit code 75.
+
+Until training begins there is nothing to save; later all is saved first (training/callbacks/preemption.py).
 """
 
 import functools
@@ -18,7 +19,7 @@ class Stopped(BaseException):
 
 
 def stops_on_signals(verb: Verb) -> Verb:
-    """Wrap a verb's `main`: from its beginning a signal raises `Stopped` in it."""
+    """Wrap a verb's `main` so that a signal raises `Stopped` in it."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one is for the impatient

@@ -20,8 +20,6 @@ from rich.progress import BarColumn, TextColumn
 from rich.table import Table
 
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
-
-
 _muted = False
 
 
@@ -108,7 +106,7 @@ class Progress:
         return max(time.monotonic() - self.started, 1e-3)
 
     def time_left(self, share: float) -> str:
-        """Time to the end at the pace so far."""
+        """Say how long the rest takes at the pace so far."""
         return f"{duration(self.seconds() * (1 - share) / share)} left" if share > 0 else ""
 
     def close(self) -> None:
@@ -118,7 +116,7 @@ class Progress:
 
 
 class Report(Protocol):
-    """Told of progress while a corpus is prepared: what this process has done, and the share of the input read, if known."""
+    """Takes what this process has prepared so far, and the share of the input that is read, if known."""
 
     def __call__(self, documents: int, tokens: int, share: float | None = None) -> None: ...
 
@@ -183,7 +181,7 @@ _the_console: Console | None = None
 
 
 def console() -> Console:
-    """One console, so that lines and bars know of each other; made anew when stdout was replaced (tests)."""
+    """Return the one console, so that lines and bars know of each other; a new one if stdout was replaced."""
     global _the_console
     if _the_console is None or _the_console.file is not sys.stdout:
         _the_console = Console(file=sys.stdout)
@@ -194,18 +192,20 @@ MARK_WIDTH = 12
 
 
 def printable(name: str) -> str:
-    """A name out of a file that somebody else made: nothing in it steers the terminal."""
+    """Write a name out of a file that somebody else made so that nothing in it steers the terminal."""
     return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def print_table(
     titles: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[int], wide: Sequence[int]
 ) -> None:
-    """Print a table: rich where somebody watches, else columns that line up.
+    """Print a table: rich if somebody watches, else columns that line up.
 
     Args:
+        titles: titles of the columns.
+        cells: the rows, each with a cell for every column.
         right: indices of columns that are flush right.
-        wide: of those that may take several lines where the terminal is narrow.
+        wide: indices of columns that may take several lines if the terminal is narrow.
     """
     cells = [[printable(cell) for cell in row] for row in cells]
     if is_watched():
