@@ -33,6 +33,7 @@ def modules_with_examples() -> Iterator[str]:
 @pytest.mark.parametrize("name", list(modules_with_examples()))
 def test_examples_hold(name: str) -> None:
     result = doctest.testmod(importlib.import_module(name), extraglobs={"Path": Path}, optionflags=doctest.ELLIPSIS)
+    assert result.attempted
     assert not result.failed
 
 

@@ -1,7 +1,6 @@
 """Signs of life: what each rank has done so far, in memory and in a small file each, and which rank stopped first.
 
-Ranks are compared by what they have done, and a rank's patience is counted in its own looks at itself. Hosts' clocks
-are never compared; a clock that is set, and a job that is paused as a whole, make no difference.
+Ranks are compared by what they have done, never by their hosts' clocks: setting a clock or pausing the job is harmless.
 
     stacks/heartbeat-00003.json    what rank 3 has done, written anew now and then
     stacks/rank-00003.txt          after a stall: where each of its threads was
@@ -23,7 +22,7 @@ WAITING = ("torch/distributed/", "torch/_ops.py", "torch/autograd/graph.py")
 
 @dataclass
 class Heart:
-    """What this process has done. Beating is a matter of memory alone: it waits for nobody."""
+    """What this process has done, in memory alone."""
 
     step: int = 0
     """The step that it takes, or loads the batch of. A run that rewinds takes one twice."""
@@ -47,25 +46,23 @@ class Heart:
         self.beats, self.what = self.beats + 1, what
 
 
-own = Heart()
-"""This process's heart."""
+this_process = Heart()
 
 
 def beat(what: str) -> None:
-    """Tell the watchdog that this process goes on, from any place or thread that may take long: `beat("uploading")`.
+    """Tell the watchdog from any thread that this process makes progress: `beat("uploading")`. Never by a timer.
 
-    No rank is ended while any of them beats, so that some may wait for one that takes long: beat for progress made,
-    never by a timer.
+    No rank is ended while any of them beats.
     """
-    own.beat(what)
+    this_process.beat(what)
 
 
 @dataclass(frozen=True)
 class Heartbeat:
-    """What a rank tells of itself."""
+    """What a rank writes of itself: who it is, its `Heart`, and where it is."""
 
     start: str
-    """Which start of the run it belongs to: a rank of a former one may still be alive somewhere."""
+    """Names the start of the run: a rank of a former one may still be alive."""
     rank: int
     host: str
     pid: int
@@ -75,13 +72,13 @@ class Heartbeat:
     beats: int
     what: str
     seconds: float
-    """Since the last beat, by its own clock."""
+    """Since the last beat."""
     at: str
     """Where its main thread is."""
     waits: bool
     """Whether that is where one waits for others."""
     looks: int
-    """How often this was written: a process that is paused, or gone, looks no more."""
+    """How often this was written."""
     has_stacks: bool = False
     """Whether it has stalled, and written its stacks."""
 
@@ -126,7 +123,7 @@ class Patience:
     """Decides when a wait for progress has lasted too long.
 
     Args:
-        longest: most seconds that count between two looks. If more have passed, this process was itself paused.
+        longest: most seconds that count between two looks; if more have passed, this process was paused.
     """
 
     def __init__(self, longest: float) -> None:
@@ -134,21 +131,21 @@ class Patience:
         self.idle = 0.0
         """Seconds without progress."""
         self.looked_at: float | None = None
-        self.own = -1
+        self.beats = -1
         self.others: dict[int, int] | None = None
         """What they had done when half of the time was over."""
 
-    def is_over(self, now: float, own: int, limit: float, others: Callable[[], dict[int, int]]) -> bool:
+    def is_over(self, now: float, beats: int, limit: float, others: Callable[[], dict[int, int]]) -> bool:
         """Look, and say whether nobody has made progress for `limit` seconds.
 
         Args:
             now: by time.monotonic.
-            own: what this one has done.
-            others: what the others have done. Asked for seldom: half the time after this one stopped, and at its end.
+            beats: of this process.
+            others: reads the other ranks' beats; called from half of the limit on.
         """
         passed = min(now - self.looked_at, self.longest) if self.looked_at is not None else 0.0
-        self.idle = self.idle + passed if own == self.own else 0.0
-        self.looked_at, self.own = now, own
+        self.idle = self.idle + passed if beats == self.beats else 0.0
+        self.looked_at, self.beats = now, beats
         if self.idle < limit / 2:
             self.others = None
         elif self.others is None:
@@ -162,20 +159,13 @@ class Patience:
 
 
 def silent(before: dict[int, Heartbeat], after: dict[int, Heartbeat]) -> set[int]:
-    """Ranks whose process is paused or gone: between two looks at them they haven't looked, nor written stacks."""
-    return {
-        rank
-        for rank, heartbeat in after.items()
-        if not heartbeat.has_stacks and rank in before and heartbeat.looks == before[rank].looks
-    }
+    """Ranks whose process is paused or gone: they have neither looked from `before` to `after`, nor written stacks."""
+    alive = {rank for rank, now in after.items() if now.has_stacks or now.looks != before.get(rank, now).looks}
+    return (after.keys() & before.keys()) - alive
 
 
 def first_to_stop(heartbeats: dict[int, Heartbeat], silent: set[int]) -> list[Heartbeat]:
-    """Find who stopped first: a process that is paused or gone, else who has done least, of those who waits for nobody.
-
-    Returns:
-        Their heartbeats in order of rank; several if nothing tells them apart.
-    """
+    """Heartbeats of whoever stopped first, by rank: paused or gone, else has done least, else waits for nobody."""
 
     def order(heartbeat: Heartbeat) -> tuple[bool, int, int, bool]:
         return (heartbeat.rank not in silent, heartbeat.rounds, heartbeat.turns, heartbeat.waits)
@@ -188,21 +178,18 @@ def stall_message(heartbeats: dict[int, Heartbeat], silent: set[int], world: int
     """Say in one sentence who stalled, where, and what to do."""
     first = first_to_stop(heartbeats, silent)
     if not first:
-        return (
-            f"no progress for {seconds:g} s, and no rank's heartbeat can be read in {folder}; "
-            f"run the same command again to go on"
-        )
-    one = first[0]
+        unread = f"no progress for {seconds:g} s, and no rank's heartbeat can be read in {folder}"
+        return f"{unread}; run the same command again to go on"
+    suspect = first[0]
     names = ", ".join(str(heartbeat.rank) for heartbeat in first[:8]) + (", …" if len(first) > 8 else "")
-    who = f"rank {one.rank} (process {one.pid} on {one.host}) stopped first"
+    who = f"rank {suspect.rank} (process {suspect.pid} on {suspect.host}) stopped first"
     if len(first) > 1:
         who = f"{'all ranks' if len(first) == world else f'ranks {names}'} stopped together"
-    doing = f"in step {one.step}, {one.what} (at {one.at})"
-    if one.rank in silent:
-        doing = (
-            f"last seen in step {one.step}, {one.what}: the process itself is paused, gone, "
-            f"or in code that lets no other thread run"
-        )
+    doing = f"in step {suspect.step}, {suspect.what}"
+    if suspect.rank in silent:
+        doing = f"last seen {doing}: the process itself is paused, gone, or in code that lets no other thread run"
+    else:
+        doing += f" (at {suspect.at})"
     stacks = sum(heartbeat.has_stacks for heartbeat in heartbeats.values())
     missing = f"; {world - len(heartbeats)} of {world} ranks have no heartbeat there" if len(heartbeats) < world else ""
     return (

@@ -16,14 +16,14 @@ from lightning.pytorch import Callback, Trainer
 
 from sslm.cli import train as cli_train
 from sslm.system import heartbeats
-from sslm.system.heartbeats import Heartbeat, Patience, first_to_stop, own, silent, stall_message
+from sslm.system.heartbeats import Heartbeat, Patience, first_to_stop, silent, stall_message, this_process
 from tests.support.processes import Ranks, kill_group, start_command
 from tests.support.runs import TrainTiny, ranks_of, wait_for_step
 
 # ------------------------------------------------------------------------------------------------ the core
 
 
-def one(
+def heartbeat(
     rank: int, rounds: int = 5, turns: int = 1, waits: bool = False, looks: int = 9, has_stacks: bool = True
 ) -> Heartbeat:
     return Heartbeat(
@@ -49,28 +49,33 @@ def first(*them: Heartbeat, quiet: frozenset[int] = frozenset()) -> list[int]:
 
 
 def test_whoever_has_done_least_stopped_first() -> None:
-    assert first(one(0, rounds=6, turns=0), one(1, rounds=5, turns=7), one(2, rounds=6)) == [1]
-    assert first(one(0, turns=4), one(1, turns=4), one(2, turns=3)) == [2]
+    assert first(heartbeat(0, rounds=6, turns=0), heartbeat(1, rounds=5, turns=7), heartbeat(2, rounds=6)) == [1]
+    assert first(heartbeat(0, turns=4), heartbeat(1, turns=4), heartbeat(2, turns=3)) == [2]
 
 
 def test_of_ranks_that_have_done_as_much_the_one_that_doesnt_wait_stopped_first() -> None:
-    assert first(one(0, waits=True), one(1), one(2, waits=True)) == [1]
-    assert first(one(0, waits=True), one(1, rounds=4, waits=True)) == [1]  # what they did counts more
-    assert first(one(0), one(1), one(2, rounds=6)) == [0, 1]
+    assert first(heartbeat(0, waits=True), heartbeat(1), heartbeat(2, waits=True)) == [1]
+    assert first(heartbeat(0, waits=True), heartbeat(1, rounds=4, waits=True)) == [1]  # what they did counts more
+    assert first(heartbeat(0), heartbeat(1), heartbeat(2, rounds=6)) == [0, 1]
 
 
 def test_a_process_that_is_paused_stopped_before_those_that_wait_for_it() -> None:
-    assert first(one(0, rounds=5), one(1, rounds=6, has_stacks=False), quiet=frozenset({1})) == [1]
+    assert first(heartbeat(0, rounds=5), heartbeat(1, rounds=6, has_stacks=False), quiet=frozenset({1})) == [1]
 
 
 def test_a_process_is_silent_where_it_neither_looks_nor_leaves_stacks() -> None:
-    before = {0: one(0), 1: one(1, has_stacks=False), 2: one(2, has_stacks=False)}
-    after = {0: one(0), 1: one(1, has_stacks=False), 2: one(2, looks=10, has_stacks=False), 3: one(3, has_stacks=False)}
+    before = {0: heartbeat(0), 1: heartbeat(1, has_stacks=False), 2: heartbeat(2, has_stacks=False)}
+    after = {
+        0: heartbeat(0),
+        1: heartbeat(1, has_stacks=False),
+        2: heartbeat(2, looks=10, has_stacks=False),
+        3: heartbeat(3, has_stacks=False),
+    }
     assert silent(before, after) == {1}
 
 
 def test_the_sentence_tells_who_stopped_doing_what_where_the_stacks_are_and_what_to_type() -> None:
-    them = {0: one(0, rounds=6, waits=True), 1: one(1), 2: one(2, rounds=6, waits=True)}
+    them = {0: heartbeat(0, rounds=6, waits=True), 1: heartbeat(1), 2: heartbeat(2, rounds=6, waits=True)}
     assert stall_message(them, set(), 3, 900, Path("run/stacks")) == (
         "no progress for 900 s: rank 1 (process 101 on node1) stopped first, in step 40, taking the step "
         "(at mine.py:3, load); the stacks of 3 of 3 ranks are in run/stacks; run the same command again to go on, "
@@ -80,9 +85,11 @@ def test_the_sentence_tells_who_stopped_doing_what_where_the_stacks_are_and_what
         them, {1}, 3, 900, Path()
     )
     assert "5 of 8 ranks have no heartbeat there" in stall_message(them, set(), 8, 900, Path())
-    assert ": all ranks stopped together, in step 40" in stall_message({0: one(0), 1: one(1)}, set(), 2, 900, Path())
+    assert ": all ranks stopped together, in step 40" in stall_message(
+        {0: heartbeat(0), 1: heartbeat(1)}, set(), 2, 900, Path()
+    )
     assert ": ranks 0, 1 stopped together" in stall_message(
-        {0: one(0), 1: one(1), 2: one(2, rounds=9)}, set(), 3, 900, Path()
+        {0: heartbeat(0), 1: heartbeat(1), 2: heartbeat(2, rounds=9)}, set(), 3, 900, Path()
     )
     assert "no rank's heartbeat can be read" in stall_message({}, set(), 3, 900, Path())
 
@@ -116,11 +123,11 @@ def test_a_job_that_was_paused_as_a_whole_has_not_stalled() -> None:
 
 
 def test_what_is_no_heartbeat_of_this_start_is_not_read(tmp_path: Path) -> None:
-    heartbeats.write(tmp_path, one(0))
-    heartbeats.write(tmp_path, replace(one(1), start="former life"))
+    heartbeats.write(tmp_path, heartbeat(0))
+    heartbeats.write(tmp_path, replace(heartbeat(1), start="former life"))
     heartbeats.heartbeat_file(tmp_path, 2).write_text('{"start": "life"}')
     heartbeats.heartbeat_file(tmp_path, 3).write_text("{")
-    assert heartbeats.read(tmp_path, range(9), "life") == {0: one(0)}
+    assert heartbeats.read(tmp_path, range(9), "life") == {0: heartbeat(0)}
     assert sorted(file.name for file in tmp_path.iterdir()) == [f"heartbeat-0000{rank}.json" for rank in range(4)]
 
 
@@ -140,11 +147,11 @@ def test_a_run_that_is_done_leaves_no_heartbeats_and_keeps_those_of_a_former_sta
     stacks.mkdir(parents=True)
     heartbeats.stacks_file(stacks, 0).write_text("Thread 0x1")
     (stacks / "stalled").write_text("former life")
-    beats = own.beats
+    beats = this_process.beats
     assert train_tiny(tmp_path / "run") == 0
     validation = 1 + 3 + 1  # it begins, each batch ends, it ends
-    assert own.beats >= beats + 1 + 8 * 2 + 3 * validation  # and a few of saving
-    assert (own.step, own.what) == (9, "loading the batch")
+    assert this_process.beats >= beats + 1 + 8 * 2 + 3 * validation  # and a few of saving
+    assert (this_process.step, this_process.what) == (9, "loading the batch")
     assert not stacks.exists()
     assert heartbeats.stacks_file(former, 0).read_text() == "Thread 0x1"
 

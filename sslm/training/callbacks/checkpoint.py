@@ -66,16 +66,14 @@ class Checkpoint(Callback):
         self.saver = Saver(self.folder, group, self._when_written, pl_module.side_group)
         self.saved_at = time.monotonic()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, *_: Any) -> None:
         assert self.saver is not None
         minutes = self.when.every_minutes
         if minutes is not None and time.monotonic() - self.saved_at > minutes * 60:
             pl_module.save_requested = True
         pl_module.save_failed = self.saver.has_failed
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, *_: Any) -> None:
         if pl_module.anomaly_detector.must_rewind:
             return
         totals = outputs["totals"]

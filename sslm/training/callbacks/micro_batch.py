@@ -32,9 +32,7 @@ class MicroBatch(Callback):
             dist.all_reduce(size, op=dist.ReduceOp.MIN, group=pl_module.side_group)
         pl_module.micro_batch_size = int(size)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Objective, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Objective, *_: Any) -> None:
         if not self.is_written:
             self._remember(trainer, pl_module.micro_batch_size)
 

@@ -85,12 +85,10 @@ class Monitor(Callback):
     def _start_interval(self, trainer: Trainer) -> None:
         self._interval_step, self._busy, self._data_wait = trainer.global_step, 0.0, 0.0
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, *_: Any) -> None:
         self._data_wait += time.perf_counter() - pl_module.batch_ended_at
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, *_: Any) -> None:
         is_logged = trainer.global_step % trainer.log_every_n_steps == 0
         loss_sums = outputs["loss_sums"].tolist() if is_logged else []  # waits for the device
         self._busy += time.perf_counter() - pl_module.batch_ended_at

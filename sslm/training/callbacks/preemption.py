@@ -69,7 +69,7 @@ class Preemption(Callback):
             signal.signal(number, before)
         self._handlers = {}
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, batch: Any, batch_idx: int) -> None:
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, *_: Any) -> None:
         now = time.monotonic()
         if self._step_began is not None:
             self.longest_step = max(self.longest_step, now - self._step_began)
@@ -84,9 +84,7 @@ class Preemption(Callback):
         self.reason = self.reason or why
         pl_module.stop_requested = True
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, *_: Any) -> None:
         if (
             outputs["totals"].stop
             and trainer.global_step < trainer.max_steps

@@ -50,9 +50,7 @@ class Anomalies(Callback):
     def __init__(self, run: RunFolder, checkpoint: Checkpoint) -> None:
         self.run, self.checkpoint = run, checkpoint
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, *_: Any) -> None:
         anomaly, detector = outputs["anomaly"], pl_module.anomaly_detector
         if anomaly is None:
             return

@@ -23,9 +23,7 @@ class Validation(Callback):
         if trainer.global_step == 0:
             validate(trainer)
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: Objective, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Objective, *_: Any) -> None:
         if pl_module.anomaly_detector.must_rewind:
             return
         if trainer.global_step % self.every == 0 or trainer.global_step >= self.total_steps:

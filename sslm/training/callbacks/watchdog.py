@@ -1,15 +1,11 @@
 """A run that no longer makes progress leaves behind where each rank stood, names the one that stopped first, and ends.
 
-Two threads of each rank watch. One writes this rank's heartbeat, and sees whether it is time to end. The other only
-sees whether the first still works, for it may hang in the same file system as the run. On a stall each rank writes
-the stacks of all its threads; the lowest rank whose process is alive tells all about it, in one sentence and in
-status.json; all end with exit code 1, and a scheduler starts the run again. A collective's own time limit
-(`timeouts`) stays what it is.
+One thread of each rank writes its heartbeat, and ends a stalled run; another watches the first, which may hang in the
+run's file system. After a stall each rank writes the stacks of all its threads, the lowest rank that is alive reports,
+and all end with exit code 1.
 
-The second thread is not faulthandler.dump_traceback_later, although that C thread would fire even if a C call keeps
-the GIL: it counts by the clock. Re-armed every 0.3 s with a limit of 3 s, it ended one in three processes that were
-paused for 5 s and then continued, before any other thread could re-arm it. Our threads count their own looks, so a
-pause is never a stall.
+The threads count their looks: a pause is never a stall. faulthandler.dump_traceback_later counts by the clock, and
+ended one in three processes that had been paused for longer than its limit.
 """
 
 import faulthandler
@@ -21,6 +17,7 @@ import sys
 import threading
 import time
 from contextlib import suppress
+from dataclasses import astuple
 from pathlib import Path
 from typing import Any
 
@@ -29,19 +26,14 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from sslm.runs.folder import RunFolder
 from sslm.system import heartbeats
 from sslm.system.exits import FAILED
-from sslm.system.heartbeats import Heartbeat, Patience, own
+from sslm.system.heartbeats import Heartbeat, Patience, this_process
 
 FIRST_STEPS, TIMES_AS_LONG = 2, 10
 """The first steps of a process, in which things are compiled and caches filled, may take so many times as long."""
 
 
 class Watchdog(Callback):
-    """Ends the run if no rank makes progress, and leaves behind where each stood.
-
-    Args:
-        run_dir: where `stacks` and status.json are.
-        seconds: how long no rank may make progress.
-    """
+    """Ends the run after `seconds` in which no rank made progress, and leaves behind where each stood."""
 
     def __init__(self, run_dir: Path, seconds: float) -> None:
         self.run, self.seconds = RunFolder(run_dir), seconds
@@ -59,43 +51,31 @@ class Watchdog(Callback):
         if self.rank == 0:
             self._make_room()
         self.start = trainer.strategy.broadcast(os.urandom(8).hex())
-        self._remove_own_files()
+        self._remove_files()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        own.rounds, self.patience = 0, Patience(2 * self.interval)
-        own.begin(trainer.global_step + 1, "beginning")
+        this_process.rounds, self.patience = 0, Patience(2 * self.interval)
+        this_process.begin(trainer.global_step + 1, "beginning")
         self._ended.clear()
-        self._threads = [
-            threading.Thread(target=watch, daemon=True, name=f"watchdog {watch.__name__}")
-            for watch in (self._watch, self._watch_the_watch)
-        ]
+        watches = (self._watch, self._watch_the_watch)
+        self._threads = [threading.Thread(target=watch, daemon=True, name=watch.__name__) for watch in watches]
         for thread in self._threads:
             thread.start()
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Any, batch_idx: int) -> None:
-        own.turn("taking the step")
+    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        this_process.turn("taking the step")
 
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        own.begin(trainer.global_step + 1, "loading the batch")
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        this_process.begin(trainer.global_step + 1, "loading the batch")
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        own.turn("validating")
+        this_process.turn("validating")
 
-    def on_validation_batch_end(
-        self,
-        trainer: Trainer,
-        pl_module: LightningModule,
-        outputs: Any,
-        batch: Any,
-        batch_idx: int,
-        dataloader_idx: int = 0,
-    ) -> None:
-        own.turn("validating")
+    def on_validation_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
+        this_process.turn("validating")
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        own.turn("ending the step")
+        this_process.turn("ending the step")
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._stop()
@@ -110,7 +90,7 @@ class Watchdog(Callback):
         for thread in self._threads:
             thread.join(timeout=60)  # its file system may hang
         self._threads = []
-        self._remove_own_files()
+        self._remove_files()
         with suppress(OSError):  # the last rank to come here finds it empty
             self.folder.rmdir()
 
@@ -123,7 +103,7 @@ class Watchdog(Callback):
                 os.replace(self.folder, former)
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def _remove_own_files(self) -> None:
+    def _remove_files(self) -> None:
         for file in (heartbeats.heartbeat_file(self.folder, self.rank), heartbeats.stacks_file(self.folder, self.rank)):
             with suppress(OSError):
                 file.unlink()
@@ -132,12 +112,14 @@ class Watchdog(Callback):
 
     @property
     def limit(self) -> float:
-        return self.seconds * (TIMES_AS_LONG if own.rounds <= FIRST_STEPS else 1)
+        """Seconds."""
+        return self.seconds * (TIMES_AS_LONG if this_process.rounds <= FIRST_STEPS else 1)
 
     def _watch(self) -> None:
         while True:
             self._write_heartbeat()
-            if self._told_of_a_stall() or self.patience.is_over(time.monotonic(), own.beats, self.limit, self._others):
+            now, beats = time.monotonic(), this_process.beats
+            if self._is_stalled_elsewhere() or self.patience.is_over(now, beats, self.limit, self._others):
                 try:
                     self._leave_word()
                 finally:
@@ -148,35 +130,18 @@ class Watchdog(Callback):
     def _watch_the_watch(self) -> None:
         patience = Patience(2 * self.interval)
         while not self._ended.wait(self.interval):
-            if patience.is_over(time.monotonic(), own.beats + self.looks, self.limit, dict):
+            if patience.is_over(time.monotonic(), this_process.beats + self.looks, self.limit, dict):
                 faulthandler.dump_traceback(sys.__stderr__ or 2, all_threads=True)
-                print(
-                    f"error: rank {self.rank}: no progress for {self.limit:g} s in step {own.step}, {own.what}, "
-                    f"and {self.folder} can't be written; its stacks stand above",
-                    file=sys.stderr,
-                    flush=True,
-                )
+                where = f"in step {this_process.step}, {this_process.what}, and {self.folder} can't be written"
+                print_error(f"rank {self.rank}: no progress for {self.limit:g} s {where}; its stacks stand above")
                 os._exit(FAILED)
 
     def _write_heartbeat(self) -> None:
         self.looks += 1
-        at, waits = heartbeats.place()
-        mine = Heartbeat(
-            self.start,
-            self.rank,
-            socket.gethostname(),
-            os.getpid(),
-            own.step,
-            own.rounds,
-            own.turns,
-            own.beats,
-            own.what,
-            round(self.patience.idle, 1),
-            at,
-            waits,
-            self.looks,
-            self.has_stacks,
-        )
+        process = (self.start, self.rank, socket.gethostname(), os.getpid())
+        here = (round(self.patience.idle, 1), *heartbeats.place(), self.looks, self.has_stacks)
+        fields: tuple[Any, ...] = (*process, *astuple(this_process), *here)
+        mine = Heartbeat(*fields)
         with suppress(OSError):  # the disk may be full
             self.folder.mkdir(exist_ok=True)
             heartbeats.write(self.folder, mine)
@@ -185,7 +150,7 @@ class Watchdog(Callback):
         found = heartbeats.read(self.folder, range(self.world), self.start)
         return {rank: heartbeat.beats for rank, heartbeat in found.items() if rank != self.rank}
 
-    def _told_of_a_stall(self) -> bool:
+    def _is_stalled_elsewhere(self) -> bool:
         """Whether another rank has ended its patience."""
         try:
             return (self.folder / "stalled").read_text() == self.start
@@ -195,21 +160,21 @@ class Watchdog(Callback):
     # -------------------------------------------------------------------------------------------- a stall
 
     def _leave_word(self) -> None:
-        """Write the stacks; tell what happened, where no lower rank does; end a parent that can't end itself."""
+        """Write the stacks, report if no lower rank does, and end a parent that can't end itself."""
         self._write_stacks()
         self._go_on(2 * self.interval + 3)  # for the others' stacks
-        tells = not any(
-            heartbeat.has_stacks
-            for rank in range(self.rank)
-            for heartbeat in heartbeats.read(self.folder, [rank], self.start).values()
-        )
+        lower = heartbeats.read(self.folder, range(self.rank), self.start).values()
+        tells = not any(heartbeat.has_stacks for heartbeat in lower)
         ranks = range(self.world) if tells else [self.rank - self.local_rank]
         before = heartbeats.read(self.folder, ranks, self.start)
         self._go_on(self.interval + 1 if tells else 2 * self.interval + 5)  # whoever tells must not be ended meanwhile
         after = heartbeats.read(self.folder, ranks, self.start)
         silent = heartbeats.silent(before, after)
         if tells:
-            self._tell(heartbeats.stall_message(after, silent, self.world, self.limit, self.folder))
+            sentence = heartbeats.stall_message(after, silent, self.world, self.limit, self.folder)
+            print_error(sentence)
+            with suppress(OSError):
+                self.run.write_status("failed", exit_code=FAILED, step=this_process.step - 1, reason=sentence)
         for rank in silent:  # the parent of this process may be paused: its children, as a scheduler, wait for it
             if (after[rank].pid, after[rank].host) == (os.getppid(), socket.gethostname()):
                 os.kill(after[rank].pid, signal.SIGKILL)
@@ -232,7 +197,6 @@ class Watchdog(Callback):
             time.sleep(min(self.interval, max(end - time.monotonic(), 0)))
             self._write_heartbeat()
 
-    def _tell(self, sentence: str) -> None:
-        print(f"error: {sentence}", file=sys.stderr, flush=True)
-        with suppress(OSError):
-            self.run.write_status("failed", exit_code=FAILED, step=own.step - 1, reason=sentence)
+
+def print_error(sentence: str) -> None:
+    print(f"error: {sentence}", file=sys.stderr, flush=True)
