@@ -1,15 +1,14 @@
-"""A folder of files brought from elsewhere, with a limit on its size, shared by all processes of a machine.
+"""A folder of downloaded files, with a limit on its size, shared by all processes of a machine.
 
     cache/
       .lock                       held while room is made and while a file takes its name
-      CORPUS/shards/FILE          whole and verified; its mtime says when it was last asked for
-      CORPUS/shards/.FILE.lock    held by whoever brings FILE, removed by the holder
-      CORPUS/shards/.FILE.part    what is there of it, of FILE's full length from the start, so that its room is taken
+      CORPUS/shards/FILE          whole and verified; its mtime says when it was last used
+      CORPUS/shards/.FILE.lock    held, and removed, by the process that downloads FILE
+      CORPUS/shards/.FILE.part    the download, of FILE's full length from the start, so that its room is taken
 
-Locks are the kernel's and end with the process that holds them, also by `kill -9`; what such a process left is removed by
-the next that needs room or opens a corpus. Files that were not asked for the longest go first. A file that goes while
-somebody has it mapped stays readable for them, and its room is free only once they have let go: the limit holds for
-names in the folder.
+Locks are the kernel's and end with their process, even if it is killed; the next process that needs room or opens a
+corpus removes what it left. Files used longest ago are removed first. A process that has mapped a removed file can
+still read it, and its room is free only once it is unmapped: the limit holds for names in the folder.
 """
 
 import contextlib
@@ -27,21 +26,22 @@ POLL_SECONDS = 0.02
 
 Keep = Callable[[], Collection[Path]]
 Fill = Callable[[IO[bytes]], None]
-"""Writes a file's contents into a stream; may be called again, after room was made on a full disk."""
+"""Writes a file's contents into a stream; called again after room was made on a full disk."""
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Files under `folder`, of at most `limit_bytes` together (None: no limit)."""
+    """Files under a folder, with a limit on their size."""
 
     folder: Path
     limit_bytes: int | None
+    """Largest size of all files together, or None for no limit."""
 
     def path(self, corpus: str, file: str) -> Path:
         return self.folder / corpus / "shards" / file
 
     def has(self, path: Path, num_bytes: int) -> bool:
-        """Whether a file is here, whole; if so it counts as just used. It may be gone the moment after."""
+        """Whether a file is there, whole, which counts as a use. It may be gone a moment later."""
         try:
             if path.stat().st_size != num_bytes:
                 return False
@@ -51,18 +51,18 @@ class Cache:
         return True
 
     def bring(self, path: Path, num_bytes: int, fill: Fill, keep: Keep, wait: bool) -> None:
-        """See to it that a file is here: whoever comes first fills it, the others wait and find it.
+        """Make sure that a file is in the cache: the first process fills it, the others wait and find it.
 
         Args:
-            path: where it shall be.
-            num_bytes: its size; `fill` writes as many.
-            fill: called without the file here, and by one process at a time.
-            keep: gives files that must not make room for it; asked again while others' parts leave no room, and may
-                raise to end the waiting. They and this one have to fit into the limit.
-            wait: for another that is bringing it; else return without it.
+            path: the file's path in the cache.
+            num_bytes: size that `fill` writes.
+            fill: writes the contents; called by one process at a time.
+            keep: lists files not to remove; called again while others' parts leave no room, and may raise to end the
+                wait. They and this file have to fit into the limit.
+            wait: whether to wait for another process that fills it, instead of returning without it.
 
         Raises:
-            OSError: the disk is full, and nothing is left that could go.
+            OSError: the disk is full, and no file is left to remove.
         """
         path.parent.mkdir(parents=True, exist_ok=True)
         with claimed(path, seconds=-1 if wait else 5 * POLL_SECONDS) as is_ours:
@@ -79,7 +79,7 @@ class Cache:
                 part.unlink(missing_ok=True)
 
     def _filled(self, part: Path, num_bytes: int, fill: Fill, keep: Keep) -> bool:
-        """Fill a part. False: the disk was full, and there is more room now."""
+        """Fill a part, or return False if the disk was full and there is more room now."""
         try:
             self._take_room(part, num_bytes, keep)
             with open(part, "r+b", buffering=0) as stream:
@@ -96,7 +96,7 @@ class Cache:
         return True
 
     def _take_room(self, part: Path, num_bytes: int, keep: Keep) -> None:
-        """Create a part of its full length; where others' parts leave no room for it, wait for them."""
+        """Create a part of its full length; while others' parts leave no room for it, wait for them."""
         while True:
             with self._lock():
                 too_much = 0
@@ -110,7 +110,7 @@ class Cache:
             time.sleep(POLL_SECONDS)
 
     def _evict(self, num_bytes: int, keep: Collection[Path]) -> int:
-        """Remove the files used longest ago, of `num_bytes` together if there are so many; returns how many bytes went."""
+        """Remove files, those used longest ago first, until `num_bytes` are free; return how many became free."""
         removed = 0
         for _, size, path in sorted(self._files()):
             if removed >= num_bytes:
@@ -121,7 +121,7 @@ class Cache:
         return removed
 
     def _files(self, parts: bool = False) -> Iterator[tuple[int, int, Path]]:
-        """(last use, bytes, path) of the whole files, and of those on their way."""
+        """List (last use, bytes, path) of the whole files, and of parts if asked for."""
         for path in self.folder.glob("*/shards/*"):
             is_hidden = path.name.startswith(".")
             if not is_hidden or (parts and path.suffix == ".part"):
@@ -130,7 +130,7 @@ class Cache:
                     yield stat.st_mtime_ns, stat.st_size, path
 
     def remove_leftovers(self) -> None:
-        """Remove what processes left that died while they brought a file."""
+        """Remove what killed processes left."""
         with self._lock():
             self._remove_leftovers("lock")
 
@@ -148,7 +148,7 @@ class Cache:
 
 @contextlib.contextmanager
 def claimed(path: Path, seconds: float) -> Iterator[bool]:
-    """Hold the lock of one file. Yields False where another has it for so long (-1: wait as long as it takes)."""
+    """Hold a file's lock; yield False if it can't be had within some seconds (-1 waits as long as it takes)."""
     file = path.with_name(f".{path.name}.lock")
     lock = FileLock(file, poll_interval=POLL_SECONDS)
     try:
@@ -158,7 +158,7 @@ def claimed(path: Path, seconds: float) -> Iterator[bool]:
         return
     try:
         yield True
-    finally:  # while it is held: who waits for it sees that its file is gone, and makes another
+    finally:  # still held: a process that waits for it sees that its file is gone, and makes another
         file.unlink(missing_ok=True)
         lock.release()
 

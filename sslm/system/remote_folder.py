@@ -1,9 +1,9 @@
-"""Reading and writing files of a server (S3, HTTP, whatever fsspec knows) with patience.
+"""Read and write files of a server (S3, HTTP, whatever fsspec knows), with retries.
 
-What may pass (a refused or cut connection, a 5xx, "slow down") is tried again, at random moments of ever longer intervals
-(exponential backoff, full jitter), for `PATIENCE_SECONDS` without a byte; what won't (no such file or bucket, no
-permission) is told at once. Files are read in ranges, so that what arrived before a cut is not asked for again; a
-server that knows no ranges sends the whole file, which is held in memory then. They are written whole.
+Errors that may pass (a cut connection, a 5xx, "slow down") are retried with exponential backoff and full jitter for
+`PATIENCE_SECONDS` without a byte; others (no such file, no permission) are raised at once. Files are read in ranges, so
+that a retry asks only for the rest; a server without ranges sends the whole file, which is held in memory. Files are
+written whole.
 
 Tried with S3 and HTTP. Google Storage (gs://) and the Hugging Face hub (hf://) share the code and were not tried.
 """
@@ -30,9 +30,9 @@ FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
 WARN_SECONDS = 5.0
 RANGE_BYTES = 16 << 20
 STALLED_SECONDS = 60.0
-"""A connection over which nothing comes for so long is dropped."""
+"""A connection that sends nothing for so long is dropped."""
 DOWNLOADS = 3
-"""Whole downloads with a wrong checksum before a file counts as bad."""
+"""Number of whole downloads with a wrong checksum before a file counts as bad."""
 
 PACKAGES = {
     "s3": "s3fs",
@@ -44,14 +44,14 @@ PACKAGES = {
     "file": "",
     "memory": "",
 }
-"""Schemes, and the package fsspec needs for each."""
+"""Scheme -> package that fsspec needs for it."""
 EXTRAS = {"s3": "'sslm[s3]'", "gs": "'sslm[gs]'", "gcs": "'sslm[gs]'"}
 
 PASSING_4XX = {408, 425, 429}
 
 _LOG = logging.getLogger(__name__)
 _JITTER = random.SystemRandom()
-"""Leaves Python's generator alone, and differs among forked processes."""
+"""A generator that leaves Python's alone, and differs among forked processes."""
 
 T = TypeVar("T")
 
@@ -61,15 +61,14 @@ class Stopped(Exception):
 
 
 class RemoteFolder:
-    """The files under one URL. For one process: threads may share it, a forked child makes its own.
+    """The files under a URL. Threads may share it; a forked child makes its own.
 
-    fsspec runs one thread of its own in a process, from the first file read over S3 or HTTP on.
-
-    Its methods raise UserError where something is not permitted, or the server stayed away.
+    Its methods raise UserError without permission, or if the server stays away. fsspec runs a thread from the first
+    file read over S3 or HTTP on.
 
     Args:
-        url: of the folder.
-        patience_seconds: of trying again; None: `PATIENCE_SECONDS`.
+        url: address of the folder.
+        patience_seconds: how long to retry, or None for `PATIENCE_SECONDS`.
     """
 
     def __init__(self, url: str, patience_seconds: float | None = None) -> None:
@@ -78,7 +77,7 @@ class RemoteFolder:
         self._making = threading.Lock()
 
     def chunks(self, file: str, num_bytes: int | None = None) -> Iterator[bytes]:
-        """The first `num_bytes` of a file, or all; fewer where it is shorter.
+        """Read a file's first `num_bytes`, or all of it; fewer if it is shorter.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -97,10 +96,10 @@ class RemoteFolder:
     def download(
         self, file: str, num_bytes: int, sha256: str, stream: IO[bytes], came: Callable[[int], None] = lambda _: None
     ) -> str:
-        """Write a file's bytes, from the stream's beginning, and tell `came` of them as they come.
+        """Write a file's bytes from the stream's beginning, and tell `came` how many as they come.
 
         Returns:
-            What is wrong with them, in each of `DOWNLOADS` downloads; empty: nothing.
+            What was wrong in each of `DOWNLOADS` downloads, or an empty string.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -121,10 +120,10 @@ class RemoteFolder:
         return "not the bytes its checksum is of"
 
     def files(self, folder: str) -> dict[str, int]:
-        """{name under the URL: bytes} of the files under a folder, at any depth; none where there is no such folder."""
+        """List the files under a folder, at any depth: name under the URL -> bytes; none if there is no such folder."""
 
         def listed(filesystem: Any, path: str) -> dict[str, int]:
-            filesystem.invalidate_cache()  # what it listed before may have changed since
+            filesystem.invalidate_cache()  # an earlier listing may be outdated
             root = path.removesuffix(folder).lstrip("/")
             there = filesystem.find(path, detail=True).items()
             return {name.lstrip("/").removeprefix(root): int(info["size"]) for name, info in there if "size" in info}
@@ -135,14 +134,14 @@ class RemoteFolder:
             return {}
 
     def put(self, file: str, source: Path) -> None:
-        """Write a file whole, in place of what was there."""
+        """Upload a file whole, in place of what was there."""
         self._write_whole(file, lambda filesystem, path: filesystem.put_file(str(source), path))
 
     def write(self, file: str, data: bytes) -> None:
         self._write_whole(file, lambda filesystem, path: filesystem.pipe_file(path, data))
 
     def _write_whole(self, file: str, write: Callable[[Any, str], object]) -> None:
-        """A store of objects replaces one as a whole; a file of a file system is written beside, and renamed."""
+        """Replace a file at once: object stores do; on a file system it is written beside, and renamed."""
 
         def act(filesystem: Any, path: str) -> None:
             if "file" not in filesystem.protocol:
@@ -178,7 +177,7 @@ class RemoteFolder:
         return self._patiently(file, "read", read)
 
     def _patiently(self, file: str, done: str, act: Callable[[Any, str], T]) -> T:
-        """What `act(file system, path of the file)` returns, tried again while that may help; `done`: what it does, for a message."""
+        """Call `act(file system, path)`, with retries while they may help; `done` is its participle, for messages."""
         patience = PATIENCE_SECONDS if self.patience_seconds is None else self.patience_seconds
         first_failure, has_warned = None, False
         for attempt in itertools.count():
@@ -198,7 +197,8 @@ class RemoteFolder:
                 if tried + wait > patience:
                     advice = "; run the same command again once the server answers" if done == "read" else ""
                     raise UserError(
-                        f"{without_password(self.url)}/{file}: could not be {done} for {tried:.0f} seconds ({_said(error)}){advice}"
+                        f"{without_password(self.url)}/{file}: could not be {done} for {tried:.0f} seconds "
+                        f"({_said(error)}){advice}"
                     ) from None
                 if tried > WARN_SECONDS and not has_warned:
                     has_warned = True
@@ -210,7 +210,7 @@ class RemoteFolder:
         raise AssertionError
 
     def _raise_if_hopeless(self, file: str, error: Exception) -> None:
-        """Raise what trying again won't mend; what clients raise beside that is taken to be about the network."""
+        """Raise an error that a retry won't mend; all others are taken for the network's."""
         if isinstance(error, (FileNotFoundError, UserError)):
             raise error
         where, kind, status = f"{without_password(self.url)}/{file}", type(error).__name__, _status(error) or 0
@@ -221,7 +221,7 @@ class RemoteFolder:
             ) from None
         if "certificate" in f"{kind} {error}".lower():
             raise UserError(f"{where}: the server's certificate is not trusted ({_said(error)})") from None
-        if self.url.startswith("file:") and sentence_of(error):  # a full disk, a file in the way: no network's
+        if self.url.startswith("file:") and sentence_of(error):  # a full disk, a file in the way
             raise error
         if isinstance(error, ValueError) or "Validation" in kind:
             raise UserError(f"{where}: not a proper address ({_said(error)})") from None
@@ -235,13 +235,12 @@ class RemoteFolder:
 
     @functools.cached_property
     def _made_filesystem(self) -> tuple[Any, str]:
-        import fsspec
+        import fsspec  # heavy, and only URLs need it
 
         scheme = self.url.partition("://")[0]
         if scheme not in PACKAGES:
-            raise UserError(
-                f"{without_password(self.url)}: can't read {scheme}://; choose from {', '.join(f'{s}://' for s in PACKAGES)}"
-            )
+            known = ", ".join(f"{name}://" for name in PACKAGES)
+            raise UserError(f"{without_password(self.url)}: can't read {scheme}://; choose from {known}")
         try:
             filesystem, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, **self._options(scheme))
         except ImportError as error:
@@ -258,7 +257,7 @@ class RemoteFolder:
         return self._stop.is_set()
 
     def close(self) -> None:
-        """Interrupt whoever waits to try again, and drop the connections; they close as the file system is collected."""
+        """Interrupt waiting threads, and drop the connections, which close as the file system is collected."""
         self._stop.set()
         self.__dict__.pop("_made_filesystem", None)
 
@@ -267,16 +266,16 @@ class RemoteFolder:
             retries = 10 if self.patience_seconds is None else 1
             return {"config_kwargs": {"retries": {"max_attempts": retries, "mode": "standard"}}}
         if scheme in ("http", "https"):
-            import aiohttp
+            import aiohttp  # optional
 
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALLED_SECONDS / 2, sock_read=STALLED_SECONDS)
-            headers = {"Accept-Encoding": "identity"}  # checksums are of the file, and ranges too
+            headers = {"Accept-Encoding": "identity"}  # checksums and ranges are of the file, not of its compression
             return {"client_kwargs": {"timeout": timeout, "headers": headers, "trust_env": True}}
         return {"auto_mkdir": True} if scheme == "file" else {}
 
 
 def _status(error: BaseException) -> int | None:
-    """The HTTP status a server answered with, by any client's spelling."""
+    """Find the HTTP status in any client's error."""
     response: Any = getattr(error, "response", None) or getattr(error.__cause__, "response", None)
     if isinstance(response, dict):  # botocore, or s3fs on top of it
         status = response.get("ResponseMetadata", {}).get("HTTPStatusCode")
@@ -299,5 +298,5 @@ def _credentials(url: str) -> str:
 
 
 def without_password(url: str) -> str:
-    """Without a password."""
+    """Remove a URL's user name and password."""
     return re.sub(r"(?<=://)[^/@\s]*@", "", url)

@@ -1,15 +1,14 @@
-"""Corpora of token ids that other tools made, read as they are: what is in a folder says which tool it was.
+"""Corpora of token ids that other tools made, read as they are: a file for each format (FORMATS), find.py finds them.
 
-Ids of 16 or 32 bits are memory-mapped where they lie. They are read once from end to end, to find the largest id and where
-documents end; what was found is kept in the cache, so that the next start reads nothing but sizes and times of change.
-Whatever can't be mapped (other types, Parquet, Megatron's sequences out of order) is copied into the cache as a corpus, and so
-are files of less than a million ids each: windows don't cross shards, so a shard per small file would lose most of them.
+Ids of 16 or 32 bits are memory-mapped where they lie. They are read once, for the largest id and the ends of documents,
+which the cache keeps: the next start reads nothing but sizes and times of change. What can't be mapped (other types,
+Parquet, Megatron's sequences out of order) is copied into the cache as a corpus, and so are files of less than a
+million ids each: windows don't cross shards, so a shard per small file would lose most of them.
 
-Of a folder, files whose name has the word val or validation in it, and those in a folder of that name, are held out; those
-named test are left out. Which kinds there are is in recognise.py, how their files lie in a file for each kind.
+Files of a folder with the word val or validation in their name, or in a folder of that name, are held out; those named
+test are left out.
 """
 
-import functools
 import hashlib
 import json
 import os
@@ -25,8 +24,8 @@ import numpy as np
 from sslm.data.corpus.shards import FORMAT, SAMPLED, Corpus, Shard, Split, is_corpus, open_corpus, write_index
 from sslm.data.corpus.writer import CorpusWriter
 from sslm.data.foreign import files, llm_c, megatron, nanogpt, npy, parquet
-from sslm.data.foreign.files import TokenFile
-from sslm.data.foreign.recognise import find
+from sslm.data.foreign.files import Options, TokenFile
+from sslm.data.foreign.find import Format, find
 from sslm.system.errors import UserError
 from sslm.system.files import fsync, one_maker
 from sslm.system.terminal import Report, no_progress
@@ -34,31 +33,33 @@ from sslm.system.terminal import Report, no_progress
 MAPPED_TOKENS = 1 << 20
 """Several files are mapped if they have this many ids on average, else joined in the cache."""
 LARGEST_ID = (1 << 32) - 1
+FORMATS: dict[str, Format] = {"megatron": megatron, "llm.c": llm_c, "nanogpt": nanogpt, "npy": npy, "parquet": parquet}
+"""Kinds of token files; the first that recognises a file opens it."""
 
 
-def recognise(given: str | Path, text_field: str = "text") -> str | None:
-    """Which kind of token files are there: megatron, llm.c, nanogpt, npy or parquet; None: no ids as far as names tell.
+def recognise(path: str | Path, text_field: str = "text") -> str | None:
+    """Tell the kind of token files at a path from names and first bytes, a key of FORMATS, or None if it has no ids.
 
     Args:
-        given: file, folder, glob, or what Megatron calls a prefix. Only names and the first bytes of files are looked at.
+        path: file, folder, glob, or what Megatron calls a prefix.
         text_field: a Parquet file whose column of this name holds text is text, whatever else is in it.
     """
-    return next(iter(find(given, text_field)), None)
+    return next(iter(find(path, FORMATS, Options(text_field=text_field))), None)
 
 
 def open_foreign(
-    given: str | Path,
+    path: str | Path,
     cache_dir: Path,
     *,
     end_id: int | None = None,
     text_field: str = "text",
     progress: Callable[[], AbstractContextManager[Report]] = no_progress,
 ) -> Corpus:
-    """The token files of `given` as a corpus without a tokenizer. Any number of processes may call at once.
+    """Open token files as a corpus without a tokenizer. Any number of processes may call at once.
 
     Args:
-        given: as `recognise` takes it.
-        cache_dir: what was found out about the files is kept there, and copies of those that can't be mapped.
+        path: as `recognise` takes it.
+        cache_dir: folder for indexes of the files, and for copies of those that can't be mapped.
         end_id: id that ends a document, for files that don't tell documents apart.
         text_field: column of ids in Parquet, if it has one of that name; else one of the usual names.
         progress: made and told of progress when the files have to be read.
@@ -68,22 +69,23 @@ def open_foreign(
     """
     if end_id is not None and not 0 <= end_id <= LARGEST_ID:
         raise UserError(f"end-of-document id {end_id}: expected an id, from 0 to {LARGEST_ID}")
-    kind, found = _one_kind(str(given), text_field)
+    options = Options(end_id, text_field)
+    kind, found = _one_kind(str(path), options)
     how = {"ids": kind, "end_id": end_id, "column": text_field if kind == "parquet" else None}
     folder = cache_dir / "corpora" / _key(how, kind, found)
     if (corpus := _opened(folder)) is None:
         with one_maker(folder):
             if (corpus := _opened(folder)) is None:
-                opened = _Opened(found, functools.partial(_open, kind=kind, end_id=end_id, text_field=text_field))
-                source = {**how, "files": len(found), "bytes": sum(path.stat().st_size for path, _ in found)}
+                opened = _Opened(found, FORMATS[kind], options)
+                source = {**how, "files": len(found), "bytes": sum(file.stat().st_size for file, _ in found)}
                 with progress() as report:
-                    _make(str(given), folder, opened, source, report)
+                    _make(str(path), folder, opened, source, report)
                 corpus = open_corpus(folder)
     return corpus
 
 
 def check_vocabulary(corpus: Corpus, given: str, tokenizer: str, num_entries: int) -> None:
-    """See that a tokenizer knows every id of a corpus.
+    """Check that a tokenizer knows every id of a corpus.
 
     Raises:
         UserError: `corpus`, found at `given`, has ids that `tokenizer` with its `num_entries` does not know.
@@ -95,13 +97,13 @@ def check_vocabulary(corpus: Corpus, given: str, tokenizer: str, num_entries: in
         )
 
 
-def _one_kind(given: str, text_field: str) -> tuple[str, list[tuple[Path, Split]]]:
-    """The only kind of files there, and those files.
+def _one_kind(given: str, options: Options) -> tuple[str, list[tuple[Path, Split]]]:
+    """Find the files at a path, and their only kind.
 
     Raises:
         UserError: there is none, or several.
     """
-    found = find(given, text_field)
+    found = find(given, FORMATS, options)
     if not found:
         raise UserError(
             f"{given}: no token ids there; expected .bin (nanoGPT, llm.c), .bin with .idx (Megatron), .npy, or "
@@ -121,11 +123,11 @@ def _one_kind(given: str, text_field: str) -> tuple[str, list[tuple[Path, Split]
 
 
 def _key(how: dict[str, Any], kind: str, found: list[tuple[Path, Split]]) -> str:
-    """Name in the cache: of paths, sizes and times of change."""
+    """Hash paths, sizes and times of change to the corpus' name in the cache."""
     key = hashlib.sha256(json.dumps([FORMAT, how]).encode())
     for path, split in found:
         for part in (path, path.with_suffix(".bin")) if kind == "megatron" else (path,):
-            with suppress(FileNotFoundError):  # said when it is opened
+            with suppress(FileNotFoundError):  # opening it says so
                 stat = part.stat()
                 key.update(json.dumps([os.path.abspath(part), split, stat.st_size, stat.st_mtime_ns]).encode())
     return key.hexdigest()[:20]
@@ -136,24 +138,11 @@ class _Opened:
     """Files that are opened, and so checked, each time they are gone through: there may be a million."""
 
     found: list[tuple[Path, Split]]
-    open: Callable[[Path], TokenFile]
+    format: Format
+    options: Options
 
     def __iter__(self) -> Iterator[tuple[TokenFile, Split]]:
-        return ((self.open(path), split) for path, split in self.found)
-
-
-def _open(path: Path, kind: str, end_id: int | None, text_field: str) -> TokenFile:
-    match kind:
-        case "megatron":
-            return megatron.open_megatron(path)
-        case "llm.c":
-            return llm_c.open_llm_c(path, end_id)
-        case "nanogpt":
-            return nanogpt.open_nanogpt(path, end_id)
-        case "npy":
-            return npy.open_npy(path, end_id)
-        case _:
-            return parquet.open_parquet(path, text_field)
+        return ((self.format.open_tokens(path, self.options), split) for path, split in self.found)
 
 
 # ------------------------------------------------------------------------------------------------ as a corpus
@@ -184,7 +173,7 @@ def _make(given: str, folder: Path, opened: _Opened, source: dict[str, Any], rep
 
 
 def _mapped_dtype(opened: _Opened) -> str | None:
-    """The type all files can be mapped as; None where they must be copied."""
+    """Find the dtype that all files can be mapped as, or None if they must be copied."""
     sizes: dict[Split, list[int]] = {}
     dtypes: set[str] = set()
     for file, split in opened:
@@ -219,8 +208,8 @@ class _Tally:
         if low < 0 or high > LARGEST_ID:
             where = first + int(np.argmin(ids) if low < 0 else np.argmax(ids))
             raise UserError(
-                f"{path}: has the number {low if low < 0 else high} at place {where}, which is no token id; ids go from "
-                f"0 to {LARGEST_ID}"
+                f"{path}: has the number {low if low < 0 else high} at place {where}, which is no token id; ids go "
+                f"from 0 to {LARGEST_ID}"
             )
         self.largest = max(self.largest, high)
 
@@ -231,7 +220,7 @@ class _Tally:
 
 
 def _map(given: str, part: Path, dtype: str, opened: _Opened, source: dict[str, Any], report: Report) -> None:
-    """Write an index whose shards are the files given, and the ends of their documents."""
+    """Write an index whose shards are the files, and the ends of their documents."""
     tally = _Tally(report)
     shards = []
     for number, (file, split) in enumerate(opened):
@@ -248,24 +237,14 @@ def _map(given: str, part: Path, dtype: str, opened: _Opened, source: dict[str, 
             os.fsync(stream.fileno())
         if start:  # a file without ids can't be mapped
             identity = _sampled_sha256(file.path, ends_sha256.hexdigest())
-            shards.append(
-                Shard(
-                    str(file.path.absolute()),
-                    split,
-                    start,
-                    tally.num_documents - before,
-                    0,
-                    identity,
-                    ends_sha256.hexdigest(),
-                    file.piece.offset if file.piece else 0,
-                    ends_file,
-                )
-            )
+            path, num_documents = str(file.path.absolute()), tally.num_documents - before
+            where = ends_sha256.hexdigest(), file.piece.offset if file.piece else 0, ends_file
+            shards.append(Shard(path, split, start, num_documents, 0, identity, *where))
     write_index(part, Corpus(part, dtype, tally.vocab_size(given), "", "", tuple(shards), [source]))
 
 
 def _copy(given: str, part: Path, opened: _Opened, source: dict[str, Any], report: Report) -> None:
-    """Write a corpus: once through for the largest id, which decides its type, and once to copy."""
+    """Write a corpus: read once for the largest id, which decides the dtype, and once to copy."""
     tally = _Tally(report)
     for file, _ in opened:
         for _ in tally.read(file):
@@ -279,8 +258,10 @@ def _copy(given: str, part: Path, opened: _Opened, source: dict[str, Any], repor
 
 
 def _sampled_sha256(path: Path, *more: str) -> str:
-    """Tells files apart without reading all of a large one: hash of its size, its first and last megabyte, 64 pieces of 64 kB
-    evenly spread, and `more`. Marked as no checksum: a bit that flipped between the pieces leaves it as it is."""
+    """Hash a file's size, its first and last megabyte, 64 pieces of 64 kB evenly spread, and `more`.
+
+    It tells large files apart without reading all of them, and is marked as no checksum.
+    """
     size = path.stat().st_size
     found = hashlib.sha256(json.dumps([size, *more]).encode())
     pieces = [(i * max(size - (1 << 16), 0) // 63, 1 << 16) for i in range(64)]

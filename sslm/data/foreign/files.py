@@ -1,18 +1,9 @@
-"""Files of token ids that other tools wrote, each read the same way: in chunks, with the ends of documents.
-
-    megatron   NAME.bin + NAME.idx, Megatron-Core's indexed dataset, version 1: the .idx says where sequences and documents lie
-    llm.c      .bin with a header of 256 int32 (magic, version, number of ids), as of llm.c and modded-nanogpt
-    nanogpt    .bin of uint16 ids and nothing else
-    npy        .npy of whole numbers: [n] is one document, [n, len] is n of them
-    parquet    a column of lists of whole numbers: a row is a document
-
-Where a file itself does not tell its documents apart (llm.c, nanogpt, npy), an end-of-document id can.
-"""
+"""What all formats of token files share: they are read in chunks of ids, with the ends of documents."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,21 +13,32 @@ from sslm.system.errors import UserError
 CHUNK_TOKENS = 1 << 22
 
 Chunk = tuple[NDArray[Any], NDArray[np.int64]]
-"""(ids, offsets within them just after documents that end there)"""
+"""(ids, offsets within them just after documents)"""
+NOT_IDS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
+"""First bytes of the .bin files of torch.save."""
+
+
+class Options(NamedTuple):
+    """How a user wants token files to be read."""
+
+    end_id: int | None = None
+    """Id that ends a document, in files that don't tell documents apart (llm.c, nanoGPT, .npy)."""
+    text_field: str = "text"
+    """Column to read in Parquet; without one of that name, one of the usual names."""
 
 
 @dataclass(frozen=True)
 class InOnePiece:
-    """Ids that lie one after the other to the end of their file, as a memory map needs them."""
+    """Ids that lie one after the other to the end of their file, so that they can be memory-mapped."""
 
     dtype: np.dtype[Any]
     offset: int
-    """Bytes before the first."""
+    """Bytes before the first id."""
     num_tokens: int
 
     @property
     def mapped_dtype(self) -> str | None:
-        """uint16 or uint32, if ids can be viewed as such: those of a signed type are not negative."""
+        """uint16 or uint32 if ids can be viewed as such (signed ids are checked not to be negative), or None."""
         fits = self.dtype.itemsize in (2, 4) and self.dtype.isnative
         return f"uint{self.dtype.itemsize * 8}" if fits else None
 
@@ -47,7 +49,7 @@ class TokenFile:
 
     path: Path
     chunks: Callable[[], Iterator[Chunk]]
-    """All of its ids, in order, in flat memory."""
+    """Reads all ids, in order, in flat memory."""
     piece: InOnePiece | None = None
 
 
@@ -58,6 +60,8 @@ EndsWithin = Callable[[int, NDArray[Any]], NDArray[np.int64]]
 
 
 def in_one_piece(path: Path, piece: InOnePiece, ends: EndsWithin) -> TokenFile:
+    """Describe a file whose ids lie in one piece."""
+
     def chunks() -> Iterator[Chunk]:
         if piece.num_tokens == 0:
             yield np.empty(0, piece.dtype), ends(0, np.empty(0, piece.dtype))
@@ -71,7 +75,7 @@ def in_one_piece(path: Path, piece: InOnePiece, ends: EndsWithin) -> TokenFile:
 
 
 def after(end_id: int | None, file_ends_at: int | None = None) -> EndsWithin:
-    """Documents end with `end_id`, and with the file if its length is given."""
+    """Make a function that ends documents at `end_id`, and at the file's end if its number of ids is given."""
 
     def ends(start: int, ids: NDArray[Any]) -> NDArray[np.int64]:
         found = np.empty(0, np.int64) if end_id is None else np.flatnonzero(ids == end_id) + 1
@@ -83,7 +87,7 @@ def after(end_id: int | None, file_ends_at: int | None = None) -> EndsWithin:
 
 
 def take(stream: BinaryIO, dtype: np.dtype[Any], count: int) -> NDArray[Any]:
-    """The next ids. Read, not mapped: mapped pages would count as this process's memory."""
+    """Read the next ids. They are not mapped: mapped pages would count as this process' memory."""
     ids = np.fromfile(stream, dtype, count)
     if len(ids) != count:
         raise UserError(f"{stream.name}: got shorter while it was read; run again when it is complete")
@@ -95,13 +99,20 @@ def first_bytes(path: Path, num_bytes: int) -> bytes:
         return stream.read(num_bytes)
 
 
+def begins_with(path: Path, beginnings: tuple[bytes, ...]) -> bool:
+    return first_bytes(path, max(map(len, beginnings))).startswith(beginnings)
+
+
+def is_bin(path: Path) -> bool:
+    """Whether a file is a .bin that torch did not write."""
+    return path.suffix.lower() == ".bin" and not begins_with(path, NOT_IDS)
+
+
 def check_size(path: Path, expected: int) -> None:
+    """Raise UserError if a file is shorter or longer than its header says."""
     size = path.stat().st_size
     if size != expected:
         state = "cut off" if size < expected else "longer than that"
         raise UserError(
             f"{path}: its header speaks of {expected} bytes and it has {size}: it is {state}, copy it again"
         )
-
-
-# ------------------------------------------------------------------------------------------------ Parquet

@@ -1,9 +1,9 @@
 """Megatron-Core's indexed dataset, version 1: ids in NAME.bin, and in NAME.idx where sequences and documents lie.
 
-An .idx has 34 bytes of header (magic, version, code of the ids' type, number of sequences, length of the document index),
-then per sequence its length in ids (int32), then per sequence its first byte (int64), then the document index: how many
-sequences there are before each document and at the end (int64: 0, …, all); then perhaps a mode per sequence (int8), which
-is not looked at. A document is any number of sequences, and a sequence any number of ids, none included.
+An .idx has a header of 34 bytes (magic, version, code of the ids' type, number of sequences, length of the document
+index), then each sequence's length in ids (int32), then each sequence's first byte (int64), then the document index:
+how many sequences there are before each document and at the end (int64: 0, …, all), then perhaps a mode of each
+sequence (int8), which is ignored. Documents and sequences may be empty.
 """
 
 import struct
@@ -31,19 +31,19 @@ class _MegatronIndex:
     num_bounds: int
 
     def sequences(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(lengths in ids, first bytes) of sequences first … last."""
+        """Read (lengths in ids, first bytes) of sequences first … last − 1."""
         count = last - first
         lengths = np.fromfile(self.path, "<i4", count, offset=34 + 4 * first)
         pointers = np.fromfile(self.path, "<i8", count, offset=34 + 4 * self.num_sequences + 8 * first)
         return lengths.astype(np.int64), pointers.astype(np.int64)
 
     def bounds(self, first: int, last: int) -> NDArray[np.int64]:
-        """Numbers first … last of the document index."""
+        """Read numbers first … last − 1 of the document index."""
         offset = 34 + 12 * self.num_sequences + 8 * first
         return np.fromfile(self.path, "<i8", last - first, offset=offset).astype(np.int64)
 
     def bounds_upto(self, last: int, first: int) -> NDArray[np.int64]:
-        """Those of the document index from number `first` on that are not beyond sequence `last`."""
+        """Read the document index from number `first` on, up to sequence `last`."""
         found = []
         while first < self.num_bounds:
             block = self.bounds(first, min(first + CHUNK_SEQUENCES, self.num_bounds))
@@ -59,13 +59,21 @@ class _MegatronIndex:
             yield first, min(first + CHUNK_SEQUENCES, self.num_sequences)
 
 
-def open_megatron(idx: Path) -> files.TokenFile:
-    """The pair of files that share a name."""
-    tokens = idx.with_suffix(".bin")
+def recognises(path: Path, options: files.Options) -> Path | None:
+    """Recognise either file of a pair: its .idx."""
+    idx, tokens, suffix = path.with_suffix(".idx"), path.with_suffix(".bin"), path.suffix.lower()
+    if suffix == ".bin":
+        return idx if idx.is_file() else None
+    return path if suffix == ".idx" and (tokens.is_file() or files.begins_with(path, (MAGIC,))) else None
+
+
+def open_tokens(path: Path, options: files.Options) -> files.TokenFile:
+    """Open the pair of an .idx. It raises UserError if the two don't match."""
+    tokens = path.with_suffix(".bin")
     if not tokens.is_file():
-        raise UserError(f"{idx}: there is no {tokens.name} beside it, where the ids would be; copy it here too")
-    index = _read_index(idx)
-    _check_documents(index, idx)
+        raise UserError(f"{path}: there is no {tokens.name} beside it, where the ids would be; copy it here too")
+    index = _read_index(path)
+    _check_documents(index, path)
     in_order = _check_sequences(index, tokens)
     size = tokens.stat().st_size
     piece = files.InOnePiece(index.dtype, 0, size // index.dtype.itemsize) if in_order else None
@@ -151,7 +159,7 @@ def _megatron_chunks(index: _MegatronIndex, tokens: Path) -> Iterator[files.Chun
 def _runs(
     stream: BinaryIO, dtype: np.dtype[Any], lengths: NDArray[np.int64], pointers: NDArray[np.int64]
 ) -> Iterator[NDArray[Any]]:
-    """Ids of sequences, those that lie one after the other read together."""
+    """Read sequences' ids, those that lie one after the other together."""
     lengths, pointers = lengths[lengths > 0], pointers[lengths > 0]
     if len(lengths) == 0:
         return
@@ -164,7 +172,7 @@ def _runs(
 
 
 def _cut(parts: Iterable[NDArray[Any]], ends: NDArray[np.int64], dtype: np.dtype[Any]) -> Iterator[files.Chunk]:
-    """Give each part the ends that lie in it; those without any ids to come after get a part without any."""
+    """Give each part the ends that lie in it, and ends after the last id an empty part."""
     start = taken = 0
     for ids in parts:
         upto = int(np.searchsorted(ends, start + len(ids), side="right"))

@@ -1,14 +1,18 @@
-"""nanoGPT's files of ids: uint16 and nothing else."""
+"""nanoGPT's files: a .bin of uint16 ids and nothing else."""
 
 from pathlib import Path
 
 import numpy as np
 
-from sslm.data.foreign.files import InOnePiece, TokenFile, after, first_bytes, in_one_piece
+from sslm.data.foreign.files import InOnePiece, Options, TokenFile, after, first_bytes, in_one_piece, is_bin
 from sslm.system.errors import UserError
 
 
-def open_nanogpt(path: Path, end_id: int | None) -> TokenFile:
+def recognises(path: Path, options: Options) -> Path | None:
+    return path if is_bin(path) else None
+
+
+def open_tokens(path: Path, options: Options) -> TokenFile:
     size = path.stat().st_size
     if size == 0:
         raise UserError(f"{path}: is empty; expected uint16 token ids")
@@ -22,4 +26,4 @@ def open_nanogpt(path: Path, end_id: int | None) -> TokenFile:
             f"{path}: its ids look like 32 or 64 bits each, and a .bin without a header is read as uint16; "
             f"save them as .npy"
         )
-    return in_one_piece(path, InOnePiece(np.dtype("<u2"), 0, size // 2), after(end_id))
+    return in_one_piece(path, InOnePiece(np.dtype("<u2"), 0, size // 2), after(options.end_id))

@@ -1,20 +1,31 @@
-"""Parquet columns of lists of ids: a row is a document."""
+"""Parquet columns of lists of integers: a row is a document.
+
+pyarrow is imported in functions: it is heavy, and only Parquet needs it.
+"""
 
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sslm.data.foreign.files import CHUNK_TOKENS, Chunk, TokenFile
+from sslm.data.foreign.files import CHUNK_TOKENS, Chunk, Options, TokenFile
 from sslm.system.errors import UserError
 
 IDS_COLUMNS = ("input_ids", "tokens", "ids")
-"""Columns of a Parquet file that are taken for ids, if the user names none."""
+"""Usual names of a column of ids, if the user names none."""
 
 
-def ids_column(schema: Any, text_field: str) -> str | None:
-    """The column that holds lists of numbers: the one the user named, if it is there, or the first of the usual ones."""
+def recognises(path: Path, options: Options) -> Path | None:
+    if path.suffix.lower() == ".parquet":
+        with suppress(UserError), _parquet_file(path) as table:
+            return path if _ids_column(table.schema_arrow, options.text_field) else None
+    return None
+
+
+def _ids_column(schema: Any, text_field: str) -> str | None:
+    """Find the column of lists of numbers: the user's if it is there, or the first of the usual ones."""
     wanted = (text_field,) if text_field in schema.names else IDS_COLUMNS
     return next(
         (name for name in wanted if name in schema.names and _is_list_of_numbers(schema.field(name).type)), None
@@ -28,14 +39,14 @@ def _is_list_of_numbers(kind: Any) -> bool:
     return bool(is_list) and bool(types.is_integer(kind.value_type) or types.is_floating(kind.value_type))
 
 
-def open_parquet(path: Path, text_field: str) -> TokenFile:
+def open_tokens(path: Path, options: Options) -> TokenFile:
     import pyarrow.types as types
 
-    with parquet_file(path) as table:
+    with _parquet_file(path) as table:
         schema = table.schema_arrow
-    column = ids_column(schema, text_field)
+    column = _ids_column(schema, options.text_field)
     if column is None:
-        names = ", ".join(dict.fromkeys([text_field, *IDS_COLUMNS]))
+        names = ", ".join(dict.fromkeys([options.text_field, *IDS_COLUMNS]))
         raise UserError(
             f"{path}: has no column of lists of ids named {names}; it has {', '.join(schema.names) or 'none'}; "
             f"choose one with --data.text_field"
@@ -48,47 +59,46 @@ def open_parquet(path: Path, text_field: str) -> TokenFile:
     return TokenFile(path, lambda: _parquet_chunks(path, column))
 
 
-def parquet_file(path: Path) -> Any:
-    import pyarrow.parquet
+@contextmanager
+def _damage_told(path: Path, verdict: str) -> Iterator[None]:
+    """Turn pyarrow's errors about a file's contents into a UserError."""
+    import pyarrow
 
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        yield
     except (pyarrow.ArrowInvalid, OSError) as error:
         if getattr(error, "errno", None):
             raise
-        raise UserError(
-            f"{path}: not a Parquet file, or a damaged one ({' '.join(str(error).split())[:160]})"
-        ) from None
+        raise UserError(f"{path}: {verdict} ({' '.join(str(error).split())[:160]})") from None
+
+
+def _parquet_file(path: Path) -> Any:
+    import pyarrow.parquet
+
+    with _damage_told(path, "not a Parquet file, or a damaged one"):
+        return pyarrow.parquet.ParquetFile(path)
 
 
 def _parquet_chunks(path: Path, column: str) -> Iterator[Chunk]:
-    import pyarrow
     import pyarrow.compute
 
     row = 0
-    with parquet_file(path) as table:
-        try:
-            for batch in table.iter_batches(batch_size=_rows_at_once(table, column), columns=[column]):
-                lists = batch.column(0)
-                ids = lists.flatten()
-                if lists.null_count or ids.null_count:
-                    raise UserError(
-                        f"{path}: column {column!r} has null in rows {row} to {row + len(lists)}; "
-                        f"drop these rows, or fill in their ids"
-                    )
-                lengths = pyarrow.compute.list_value_length(lists).to_numpy(zero_copy_only=False)
-                yield ids.to_numpy(zero_copy_only=False), np.cumsum(lengths, dtype=np.int64)
-                row += len(lists)
-        except (pyarrow.ArrowInvalid, OSError) as error:
-            if getattr(error, "errno", None):
-                raise
-            raise UserError(
-                f"{path}: can't be read, it may be damaged ({' '.join(str(error).split())[:160]})"
-            ) from None
+    with _parquet_file(path) as table, _damage_told(path, "can't be read, it may be damaged"):
+        for batch in table.iter_batches(batch_size=_rows_at_once(table, column), columns=[column]):
+            lists = batch.column(0)
+            ids = lists.flatten()
+            if lists.null_count or ids.null_count:
+                raise UserError(
+                    f"{path}: column {column!r} has null in rows {row} to {row + len(lists)}; "
+                    f"drop these rows, or fill in their ids"
+                )
+            lengths = pyarrow.compute.list_value_length(lists).to_numpy(zero_copy_only=False)
+            yield ids.to_numpy(zero_copy_only=False), np.cumsum(lengths, dtype=np.int64)
+            row += len(lists)
 
 
 def _rows_at_once(table: Any, column: str) -> int:
-    """Rows with about CHUNK_TOKENS ids between them."""
+    """Number of rows that hold about CHUNK_TOKENS ids."""
     groups = [table.metadata.row_group(i) for i in range(table.metadata.num_row_groups)]
     if not groups:
         return 1

@@ -1,33 +1,46 @@
-"""Which kinds of token files there are at a place, told by names and first bytes."""
+"""Find the token files at a path, by their names and first bytes."""
 
 import glob
 import os
 import re
-from collections.abc import Iterator
-from contextlib import suppress
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Protocol
 
 from sslm.data.corpus.documents import is_text
 from sslm.data.corpus.shards import Split
-from sslm.data.foreign import files as files
-from sslm.data.foreign import llm_c, megatron, parquet
-from sslm.system.errors import UserError
+from sslm.data.foreign.files import Options, TokenFile
 
 HELD_OUT_NAMES = {"val", "validation"}
 LEFT_OUT_NAMES = {"test"}
-NOT_IDS = (b"PK\x03\x04", b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19")
-"""How the .bin files of torch.save begin."""
 MADE_BY_OTHERS = ("index.json", "dataset_info.json", "dataset_dict.json", "state.json")
 """A folder with one of these is a prepared corpus, a saved dataset, or another library's shards."""
 
+
+class Format(Protocol):
+    """A module that reads one kind of token files."""
+
+    def recognises(self, path: Path, options: Options) -> Path | None:
+        """Find the file to open (of a pair, the .idx), or None if the file is of another kind."""
+
+    def open_tokens(self, path: Path, options: Options) -> TokenFile:
+        """Open and check a file.
+
+        Raises:
+            UserError: it is damaged, or holds no ids.
+        """
+
+
+Formats = Mapping[str, Format]
 Found = dict[str, list[tuple[Path, Split | None]]]
-"""Kind -> files that hold ids, or say where ids are (.idx), and what they are for; None: left out."""
+"""Kind -> (file to open, its split, or None if it is left out)."""
 
 
-def find(given: str | Path, text_field: str) -> Found:
-    path = Path(given).expanduser()
+def find(name: str | Path, formats: Formats, options: Options) -> Found:
+    """Find the token files that a path, a pattern or a prefix of Megatron's names."""
+    path = Path(name).expanduser()
     if path.is_dir():
-        return _find_in_folder(path, text_field)
+        return _find_in_folder(path, formats, options)
     if path.is_file():
         paths = [path]
     elif path.name and all(path.with_name(path.name + suffix).is_file() for suffix in (".idx", ".bin")):
@@ -37,15 +50,15 @@ def find(given: str | Path, text_field: str) -> Found:
         paths = [Path(name) for name in sorted(names) if os.path.isfile(name)]
     found: Found = {}
     for path in paths:
-        kind, holder = _kind_of(path, text_field)
+        kind, holder = _kind_of(path, formats, options)
         split: Split = "val" if len(paths) > 1 and _words(holder) & HELD_OUT_NAMES else "train"
         if kind:
             found.setdefault(kind, []).append((holder, split))
     return {kind: list(dict.fromkeys(held)) for kind, held in found.items()}  # *.bin and *.idx are the same files
 
 
-def _find_in_folder(folder: Path, text_field: str) -> Found:
-    """Token files of a folder and those below it; hidden ones are not looked at."""
+def _find_in_folder(folder: Path, formats: Formats, options: Options) -> Found:
+    """Find the token files of a folder and those below it; hidden ones are left out."""
     found: Found = {}
     texts: list[tuple[Path, Split | None]] = []
     parquet_kind: str | None = ""
@@ -53,10 +66,10 @@ def _find_in_folder(folder: Path, text_field: str) -> Found:
         suffix = path.suffix.lower()
         if suffix == ".bin" and (path.with_suffix(".idx").is_file() or _belongs_to_others(path)):
             continue
-        if suffix == ".parquet" and parquet_kind != "":  # the first spoke for all
+        if suffix == ".parquet" and parquet_kind != "":  # the first stands for all
             kind = parquet_kind
         else:
-            kind, _ = _kind_of(path, text_field)
+            kind, _ = _kind_of(path, formats, options)
         if suffix == ".parquet":
             parquet_kind = kind
         if kind:
@@ -86,29 +99,16 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(here, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _kind_of(path: Path, text_field: str) -> tuple[str | None, Path]:
-    """(kind, the file to open)"""
-    match path.suffix.lower():
-        case ".npy":
-            return "npy", path
-        case ".bin" if path.with_suffix(".idx").is_file():
-            return "megatron", path.with_suffix(".idx")
-        case ".bin" if not _begins_with(path, NOT_IDS):
-            return ("llm.c" if llm_c.is_llm_c(path) else "nanogpt"), path
-        case ".idx" if path.with_suffix(".bin").is_file() or _begins_with(path, (megatron.MAGIC,)):
-            return "megatron", path
-        case ".parquet":
-            with suppress(UserError), parquet.parquet_file(path) as table:
-                return ("parquet" if parquet.ids_column(table.schema_arrow, text_field) else None), path
+def _kind_of(path: Path, formats: Formats, options: Options) -> tuple[str | None, Path]:
+    """Tell a file's kind, or None for no ids, and the file to open."""
+    for kind, format_ in formats.items():
+        if (holder := format_.recognises(path, options)) is not None:
+            return kind, holder
     return None, path
 
 
-def _begins_with(path: Path, beginnings: tuple[bytes, ...]) -> bool:
-    return files.first_bytes(path, max(map(len, beginnings))).startswith(beginnings)
-
-
 def _belongs_to_others(path: Path) -> bool:
-    """A .bin of a prepared corpus, or of a model's folder."""
+    """Whether a .bin lies in a prepared corpus, or in a model's folder."""
     return path.with_suffix(".ends").exists() or any(path.with_name(n).exists() for n in ("index.json", "config.json"))
 
 
