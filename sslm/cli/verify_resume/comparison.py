@@ -35,7 +35,7 @@ class Difference(NamedTuple):
         return f"step {self.step}: {self.quantity} is {_short(self.other)}, {_short(self.straight)} in the straight run"
 
 
-class TensorDifference(NamedTuple):
+class TensorDistance(NamedTuple):
     """How far a tensor is from the same one in another checkpoint."""
 
     name: str
@@ -59,9 +59,9 @@ class Comparison:
     """What differs first between two runs, and how far apart they ended."""
 
     first: Difference | None = None
-    tensor: TensorDifference | None = None
+    tensor: TensorDistance | None = None
     """First tensor that differs, in order of names."""
-    farthest: TensorDifference | None = None
+    farthest: TensorDistance | None = None
     parameters: int = 0
 
     @property
@@ -77,7 +77,7 @@ def compare(straight: RunFolder, other: RunFolder, tolerance: float = 0.0) -> Co
         if damage := damage_of(checkpoint):
             step = step_of(ours)
             return Comparison(first or Difference(step, f"checkpoint {checkpoint}", "whole", f"damaged ({damage})"))
-    tensors = tensor_differences(ours, theirs)
+    tensors = tensor_distances(ours, theirs)
     return Comparison(
         first or state_difference(ours, theirs),
         first_too_far(tensors, tolerance),
@@ -164,13 +164,13 @@ def state_difference(straight: Path, other: Path) -> Difference | None:
     return None
 
 
-def tensor_differences(straight: Path, other: Path) -> list[TensorDifference]:
+def tensor_distances(straight: Path, other: Path) -> list[TensorDistance]:
     """Compare each tensor of either checkpoint."""
     ours, theirs = index(straight), index(other)
-    return [_tensor_difference(name, ours.get(name), theirs.get(name)) for name in sorted(ours.keys() | theirs.keys())]
+    return [_tensor_distance(name, ours.get(name), theirs.get(name)) for name in sorted(ours.keys() | theirs.keys())]
 
 
-def first_too_far(tensors: Sequence[TensorDifference], tolerance: float) -> TensorDifference | None:
+def first_too_far(tensors: Sequence[TensorDistance], tolerance: float) -> TensorDistance | None:
     """Find the first tensor that differs by more than the tolerance."""
     largest = dict.fromkeys((tensor.kind for tensor in tensors), 0.0)
     for tensor in tensors:
@@ -178,10 +178,10 @@ def first_too_far(tensors: Sequence[TensorDifference], tolerance: float) -> Tens
     return next((tensor for tensor in tensors if tensor.is_too_far(largest[tensor.kind], tolerance)), None)
 
 
-def _tensor_difference(name: str, ours: Stored | None, theirs: Stored | None) -> TensorDifference:
+def _tensor_distance(name: str, ours: Stored | None, theirs: Stored | None) -> TensorDistance:
     kind = name.rpartition(".")[2] if name.startswith("optim.") else name.partition(".")[0]
     if ours is None or theirs is None or ours.shape != theirs.shape:
-        return TensorDifference(name, kind, False, math.inf, 0.0)
+        return TensorDistance(name, kind, False, math.inf, 0.0)
     compared = compare_tensors(ours, theirs)
     distance = compared.largest if math.isfinite(compared.largest) else math.inf
-    return TensorDifference(name, kind, not compared.num_different, distance, compared.magnitude)
+    return TensorDistance(name, kind, not compared.num_different, distance, compared.magnitude)
