@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, Trainer
 from torch.distributed import DistStoreError
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.cli.plan import Plan
 from sslm.config import Config
@@ -65,15 +65,7 @@ class Callbacks(NamedTuple):
 
 
 def run(config: Config, arguments: list[str]) -> int:
-    """Train as the settings say, or show the plan (--dry_run).
-
-    Args:
-        config: the settings.
-        arguments: what was typed.
-
-    Returns:
-        The exit code.
-    """
+    """Train as the settings say, or show the plan (--dry_run), and return the exit code."""
     if ranks.is_child():
         ranks.die_with_parent()
     if not ranks.is_first_process():
@@ -87,27 +79,26 @@ def run(config: Config, arguments: list[str]) -> int:
     objective, recipe = choose_objective(config)
     data = open_data(config, recipe)
     model_config = choose_model(config, objective, data)
-    model = build_on_meta(config, objective, model_config)
-    check_embedding(config, data, model)
-    budget, launch = plan_launch(config, model, data)
+    weightless = build_on_meta(config, objective, model_config)
+    check_embedding(config, data, weightless)
+    budget, launch = plan_launch(config, weightless, data)
     if config.dry_run:
         return show_plan(budget, data, launch, arguments) if ranks.is_first_process() else DONE
-    describe(config, data, model)
+    describe(config, data, weightless)
     describe_launch(config, launch)
 
     # a job that is requeued after it lost a node may meet itself: its old first process, which has not noticed yet
     patience = config.start_timeout_seconds if os.environ.get("SLURM_RESTART_COUNT") else 0.0
     with folder.locked(patience) if ranks.is_first_process() else nullcontext():
-        checkpoint = choose_checkpoint(config, folder, data, model)
+        checkpoint = choose_checkpoint(config, folder, data, weightless)
         if checkpoint is None and ranks.is_first_process():
             for file in (folder.amendments, folder.anomalies):
                 file.unlink(missing_ok=True)  # of a run that never had a checkpoint
         if checkpoint is not None and reaches_the_end(checkpoint, config):
             return already_done(config, folder, data, checkpoint)
         micro_batch_size = choose_micro_batch_size(config, folder, budget, launch)
-        module = build_module(
-            config, launch, objective, recipe, model_config, data, micro_batch_size, fresh=checkpoint is None
-        )
+        model = initial_model(config, objective, model_config, data) if checkpoint is None else model_config
+        module = build_module(config, launch, micro_batch_size, objective, recipe, model)
         callbacks = build_callbacks(config, budget, launch, folder, data, model_config, checkpoint)
         trainer = build_trainer(config, folder, strategies.trainer_settings(config, launch), callbacks)
         return train(config, folder, data, module, trainer, callbacks)
@@ -194,30 +185,30 @@ def already_done(config: Config, run: RunFolder, data: DataModule, checkpoint: P
 # ------------------------------------------------------------------------------------------------ building
 
 
-def build_module(
-    config: Config,
-    launch: Launch,
-    objective: type[Objective],
-    recipe: Recipe,
-    model_config: PreTrainedConfig,
-    data: DataModule,
-    micro_batch_size: int | None,
-    fresh: bool,
-) -> Objective:
-    """Make the Lightning module.
-
-    Args:
-        fresh: whether the run begins: weights and word vectors are read only then, later its checkpoint has them.
-    """
-    model: Any = model_config
-    pretrained = pretrained_folder(config)
-    if pretrained is not None and fresh:
+def initial_model(
+    config: Config, objective: type[Objective], model_config: PreTrainedConfig, data: DataModule
+) -> PreTrainedConfig | PreTrainedModel:
+    """The model that a run begins with: its config, or itself if it begins with weights or word vectors of a file."""
+    model: PreTrainedConfig | PreTrainedModel = model_config
+    if (pretrained := pretrained_folder(config)) is not None:
         model, new = build.load_pretrained(pretrained, model_config, objective.auto_class, config.seed)
         say(f"Weights from {config.model.pretrained}; new: {', '.join(new) or 'none'}")
-    if (file := config.model.embedding_init) is not None and fresh:
+    if (file := config.model.embedding_init) is not None:
         model = build.build(model_config, objective.auto_class, config.seed)
         matched = initialise_embedding(model, data.tokenizer, file, config.model.embedding_project, config.seed)
         say(f"Embedding: {matched:,} of {data.vocab_size:,} entries begin with vectors of {file}")
+    return model
+
+
+def build_module(
+    config: Config,
+    launch: Launch,
+    micro_batch_size: int | None,
+    objective: type[Objective],
+    recipe: Recipe,
+    model: PreTrainedConfig | PreTrainedModel,
+) -> Objective:
+    """Make the Lightning module."""
     return objective(
         model,
         recipe,
@@ -251,8 +242,8 @@ def build_callbacks(
     resume_from: Path | None,
 ) -> Callbacks:
     """Make the callbacks of a run that goes on from the checkpoint `resume_from`, or begins if that is None."""
-
     total, batch_tokens = config.total_steps, config.batch_size * config.seq_len
+    monitor = Monitor(run.path, total, batch_tokens, model_config, data.unigram_loss)
     resume = Resume(resume_from)
     checkpoint = Checkpoint(run.checkpoints, config.checkpoint, resume, total)
     checkpoint.mirror = mirror_of(config, run, checkpoint)
@@ -260,13 +251,7 @@ def build_callbacks(
     auto = [MicroBatch(run.micro_batch_sizes, micro_batch_key(config, budget, launch))] if is_auto else []
     watchdog = [Watchdog(run.path, config.watchdog_seconds)] if config.watchdog_seconds is not None else []
     return Callbacks(
-        Monitor(
-            run.path,
-            total_steps=total,
-            batch_tokens=batch_tokens,
-            model_config=model_config,
-            unigram_loss=data.unigram_loss,
-        ),
+        monitor,
         Validation(config.val_every, total),
         resume,
         checkpoint,

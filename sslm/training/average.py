@@ -3,7 +3,8 @@
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 
 from sslm.models.weights import local_part
 
@@ -29,14 +30,23 @@ class Average:
         torch._foreach_lerp_(averages, [weight.float() for weight in self._weights], 1 - self.decay)
 
     @torch.no_grad()
-    def put_in(self) -> None:
-        """Let the model have the averages, until `take_out`."""
+    def put_in(self, network: nn.Module) -> None:
+        """Let the network have the averages, until `take_out`."""
         self._set_aside = [weight.clone() for weight in self._weights]
         for weight, average in zip(self._weights, self.tensors.values(), strict=True):
             weight.copy_(local_part(average))
+        forget_gathered(network)
 
     @torch.no_grad()
-    def take_out(self) -> None:
+    def take_out(self, network: nn.Module) -> None:
         for weight, before in zip(self._weights, self._set_aside, strict=True):
             weight.copy_(before)
         self._set_aside = []
+        forget_gathered(network)
+
+
+def forget_gathered(network: nn.Module) -> None:
+    """Drop what FSDP keeps of the outermost weights from one forward pass to the next."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()

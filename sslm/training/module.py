@@ -1,18 +1,16 @@
 """What all objectives share: one Lightning batch is this device's share of one optimizer step.
 
-`training_step` loops over the share's micro-batches itself (manual optimization): Lightning's own accumulation counts
-micro-batches, which makes every counter depend on the topology and elastic resume silently wrong. The gradient of a
-step is that of the mean over all scored tokens of the global batch. Before each micro-batch the device's generator is
-seeded from (seed, its first position), so dropout is a function of the position and there is no random state to save.
+`training_step` loops over micro-batches itself, so that no counter depends on the topology. The gradient is that of the
+mean over all scored tokens of the global batch. Dropout follows from (seed, position): no random state is saved.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal, NamedTuple, TypedDict
+from typing import Any, ClassVar, Literal, TypedDict
 
 import torch
 import torch.distributed as dist
@@ -41,6 +39,7 @@ from sslm.training.average import Average
 from sslm.training.dropout import seed_dropout
 from sslm.training.engine import Engine, choose_engine
 from sslm.training.lightning import data_of
+from sslm.training.micro_batches import MicroBatch, micro_batches
 from sslm.training.optim import build_optimizer, learning_rate
 from sslm.training.samples import NUM_SAMPLES, filled_in, written
 from sslm.training.validation import ValidationMetrics
@@ -60,19 +59,6 @@ class StepOutputs(TypedDict):
     totals: StepTotals
 
 
-class MicroBatch(NamedTuple):
-    """Consecutive examples of this device's share that go through the model together."""
-
-    tensors: dict[str, Tensor]
-    """As the network takes them."""
-    sources: Tensor
-    """[rows] number of each row's source."""
-    position: int
-    """Of its first example."""
-    is_last: bool
-    """Whether the share ends with it."""
-
-
 class Objective(LightningModule):
     """A language model in training; works in any Lightning `Trainer`, fed by `DataModule`.
 
@@ -81,14 +67,12 @@ class Objective(LightningModule):
         recipe: the objective's settings. Default: its defaults.
         optim: optimizer and schedule.
         robust: label smoothing, z-loss, noise on embeddings, adversarial training. Default: none of these.
-        anomaly: what happens at anomalous steps. Default: nothing. (To rewind takes the callback `Anomalies` too.)
+        anomaly: what happens at anomalous steps. Default: nothing. "rewind" takes the callback `Anomalies` too.
         total_steps: optimizer steps in the whole run, which the schedule spans. Default: the trainer's max_steps.
         micro_batch_size: sequences per forward pass. Default: this device's whole share.
         seed: seed of initial weights and dropout.
-        parallelize: called with (network, model, mesh) to checkpoint activations, compile and shard. The mesh has
-            Lightning's two dimensions (data_parallel, tensor_parallel), and is None if the model is not sharded.
-        reduce_gradients: whether FSDP2 reduces gradients once a step, for which each device holds whole gradients, or
-            after each micro-batch.
+        parallelize: shards (network, model, mesh [data_parallel, tensor_parallel], or None if it is not sharded).
+        reduce_gradients: whether FSDP2 reduces gradients once a step, or after each micro-batch to save memory.
     """
 
     auto_class: ClassVar[str]
@@ -103,20 +87,12 @@ class Objective(LightningModule):
 
     @classmethod
     def for_model_type(cls, model_type: str) -> "type[Objective]":
-        """Return the objective as this kind of model does it, if kinds do it in different ways.
-
-        Raises:
-            UserError: if this kind can't.
-        """
+        """Return the objective as this kind of model does it, or raise UserError if it can't."""
         return cls
 
     @classmethod
     def make_recipe(cls, settings: Mapping[str, Any]) -> Recipe:
-        """Make the recipe from settings by name.
-
-        Raises:
-            UserError: if a setting is out of its range.
-        """
+        """Make the recipe from settings by name; raise UserError if one is out of its range."""
         return cls.recipe_class(**settings)
 
     def __init__(
@@ -148,7 +124,6 @@ class Objective(LightningModule):
         self.stop_requested = self.save_requested = self.save_failed = False
         """A rank's request to stop, to save, or to end because saving failed; all learn of it with the next step."""
         self.validated_at: int | None = None
-        """The step of the last validation."""
         self.batch_ended_at = 0.0
         """When the last batch and all that was done after it (validation, saving) ended, by time.perf_counter."""
         self.side_group: dist.ProcessGroup | None = None
@@ -193,11 +168,7 @@ class Objective(LightningModule):
             materialise(self.network, model, self.auto_class, self.seed, self.trainer.strategy.root_device)
 
     def check_model(self, model: PreTrainedModel) -> None:
-        """Refuse a model that can't be trained to do this, before it is sharded; it may have few of its layers.
-
-        Raises:
-            UserError: if it can't.
-        """
+        """Raise UserError if a model can't be trained to do this; it is not sharded, and may have few of its layers."""
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.network, self.optim, self.seed)
@@ -232,11 +203,6 @@ class Objective(LightningModule):
         """Whether this rank speaks for its share of the batch."""
         return self.device_mesh is None or self.device_mesh["tensor_parallel"].get_local_rank() == 0
 
-    @property
-    def learning_rate(self) -> float:
-        """The rate of the step to come."""
-        return learning_rate(self.global_step, self.total_steps or self.trainer.max_steps, self.optim)
-
     def wait_for_all(self) -> None:
         """Return when all ranks are here; waits on the CPU."""
         if self.side_group is not None:
@@ -246,11 +212,12 @@ class Objective(LightningModule):
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> StepOutputs:
         batch, totals = self._agree(batch)
-        lr, weight = self.learning_rate, self.data_parallel_size / totals.all_scored
+        lr = learning_rate(self.global_step, self.total_steps or self.trainer.max_steps, self.optim)
+        weight = self.data_parallel_size / totals.all_scored
         for group in self.trainer.optimizers[0].param_groups:
             group["lr"] = lr
         loss_sums = torch.zeros(len(totals.scored), dtype=torch.float32, device=self.device)
-        for micro in self._micro_batches(batch):
+        for micro in micro_batches(batch, self.micro_batch_size):
             loss_sums.index_add_(0, micro.sources, self._losses(micro, weight).float())
         mean_loss = loss_sums.double().sum() / totals.all_scored
         grad_norm = self.engine.step(partial(self._is_anomalous, self.global_step, mean_loss))
@@ -261,9 +228,8 @@ class Objective(LightningModule):
                 dist.all_reduce(loss_sums)
                 loss_sums /= self.trainer.world_size // self.data_parallel_size
             self.log("train/loss", loss_sums.sum() / totals.all_scored, rank_zero_only=True)
-        return StepOutputs(
-            loss_sums=loss_sums, lr=lr, grad_norm=grad_norm, anomaly=self.anomaly_detector.last, totals=totals
-        )
+        anomaly = self.anomaly_detector.last
+        return StepOutputs(loss_sums=loss_sums, lr=lr, grad_norm=grad_norm, anomaly=anomaly, totals=totals)
 
     def _agree(self, batch: StepBatch) -> tuple[StepBatch, StepTotals]:
         """Add up what all ranks have; and the batch, made again if a rank met a bad shard."""
@@ -278,21 +244,10 @@ class Objective(LightningModule):
         data, step, trainer = self.data, self.global_step, self.trainer
         assert data is not None
         for amendment in agree_on_bad_shards(batch.get("bad"), data, step, self.side_group, trainer.is_global_zero):
-            say(
-                f"Position {amendment.from_position}: {amendment.reason}. "
-                f"From here on another shard is read in its place."
-            )
+            where = f"Position {amendment.from_position}: {amendment.reason}"
+            say(f"{where}. From here on another shard is read in its place.")
         again: StepBatch = trainer.strategy.batch_to_device(data.train_batch(step), self.device)
         return again
-
-    def _micro_batches(self, batch: StepBatch) -> Iterator[MicroBatch]:
-        """A share's micro-batches, in order of position."""
-        rows = len(batch["sources"])
-        size = self.micro_batch_size or rows
-        for start in range(0, rows, size):
-            here, end = slice(start, start + size), start + size
-            tensors = {name: tensor[here] for name, tensor in batch["tensors"].items()}
-            yield MicroBatch(tensors, batch["sources"][here], batch["first_position"] + start, end >= rows)
 
     def _losses(self, micro: MicroBatch, weight: float) -> Tensor:
         """[rows] each row's loss, after the backward passes."""
@@ -325,11 +280,7 @@ class Objective(LightningModule):
         self.engine.before_update()
 
     def _is_anomalous(self, step: int, mean_loss: Tensor, grad_norm: Tensor) -> bool:
-        """Whether a step is out of the ordinary; all ranks see the same numbers. The host waits for the device here.
-
-        Args:
-            mean_loss: this share's part of the global batch's mean loss.
-        """
+        """Judge a step by this share's part of the mean loss; all ranks agree. The host waits for the device here."""
         detector = self.anomaly_detector
         if not detector.is_on:
             return False
@@ -349,35 +300,24 @@ class Objective(LightningModule):
         sources = [] if self.data is None else [source.name for source in self.data.val_stream.sources]
         self._metrics = ValidationMetrics(sources, self.metric_names, self.device)
         if self.average is not None:
-            self.average.put_in()
-            self._forget_gathered()
+            self.average.put_in(self.network)
 
     def on_validation_end(self) -> None:
         if self.average is not None:
-            self.average.take_out()
-            self._forget_gathered()
-
-    def _forget_gathered(self) -> None:
-        """Drop what FSDP keeps of the outermost weights from one forward pass to the next."""
-        for module in self.network.modules():
-            if isinstance(module, FSDPModule):
-                module.reshard()
+            self.average.take_out(self.network)
 
     def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
-        for micro in self._micro_batches(batch):
+        for micro in micro_batches(batch, self.micro_batch_size):
             predicted = self.network(**micro.tensors, predict=True)
             correct = self.correct(micro.tensors, predicted.tokens)
             self._metrics.update(predicted.row_losses, micro.tensors["labels"], micro.sources, correct)
 
     def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Say which predictions are right; validation tells their share.
+        """Which predictions are right, and where they count: name of a metric -> (right, looked at), booleans.
 
         Args:
             batch: tensors as the network takes them.
             predicted: [batch, target_len] the likeliest token at each scored place, -100 elsewhere.
-
-        Returns:
-            Name of a share -> (what is right, what is looked at), booleans of one shape.
         """
         labels = batch["labels"]
         return {"accuracy": (predicted == labels, labels != IGNORED)}
@@ -395,11 +335,7 @@ class Objective(LightningModule):
 
     @torch.no_grad()
     def samples(self, data: Any) -> list[str]:
-        """Show what the model makes of a few held-out sequences, a line each; all ranks call it together.
-
-        A model that fills places in shows [original>predicted] at each. One that writes shows what it reads >> what
-        it writes, each token predicted from the true ones before it.
-        """
+        """Lines with predictions for a few held-out sequences (see `samples`); all ranks call it together."""
         if data.tokenizer is None:
             return []
         rows = {name: tensor.to(self.device) for name, tensor in data.val_rows(NUM_SAMPLES).items()}
@@ -407,5 +343,5 @@ class Objective(LightningModule):
         self.network.eval()
         predicted = self.network(**rows, predict=True).tokens.tolist()
         self.network.train(was_training)
-        tell = written if self.network.model.config.is_encoder_decoder else filled_in
-        return tell(rows["input_ids"].tolist(), rows["labels"].tolist(), predicted, data.tokenizer)
+        show = written if self.network.model.config.is_encoder_decoder else filled_in
+        return show(rows["input_ids"].tolist(), rows["labels"].tolist(), predicted, data.tokenizer)

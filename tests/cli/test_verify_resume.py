@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sslm.cli.parse import parse
-from sslm.cli.verify_resume import ROUNDING, SHORT_ROUNDING, default_also, main, tolerance_for
+from sslm.cli.verify_resume import ROUNDING, SHORT_ROUNDING, _take_own, default_variation, main, tolerance_for
 from sslm.cli.verify_resume.comparison import compare, first_difference
 from sslm.runs.folder import RunFolder
 from sslm.system.files import sha256_of
@@ -28,24 +28,10 @@ def verify(text: Path, cache: Path, tmp_path: Path) -> Verify:
     (tmp_path / "temporary").mkdir()
 
     def run(*flags: str, model: tuple[str, ...] = tuple(SMALL_LLAMA), **env: str) -> Finished:
-        data = [
-            "--data.train",
-            str(text),
-            "--data.document_separator",
-            "\n-----\n",
-            "--data.tokenizer",
-            "bpe:512",
-            "--data.cache_dir",
-            str(cache),
-            "--data.val_sequences",
-            "4",
-            "--seq_len",
-            "32",
-            "--batch_size",
-            "4",
-            "--accelerator",
-            "cpu",
-        ]
+        data = ["--data.train", str(text), "--data.document_separator", "\n-----\n", "--data.cache_dir", str(cache)]
+        data += shlex.split(
+            "--data.tokenizer bpe:512 --data.val_sequences 4 --seq_len 32 --batch_size 4 --accelerator cpu"
+        )
         env = {"COLUMNS": "240", "TMPDIR": str(tmp_path / "temporary"), **env}
         return run_command(["-m", "sslm", "verify-resume", *data, *model, *flags], timeout=500, env=env)
 
@@ -67,18 +53,8 @@ def row_of(name: str, printed: str) -> list[str]:
 
 @pytest.mark.slow
 def test_killed_and_resumed_with_other_micro_batches_does_not_differ(verify: Verify, tmp_path: Path) -> None:
-    done = verify(
-        "--steps",
-        "8",
-        "--kills",
-        "2",
-        "--also",
-        "--micro_batch_size 1",
-        "--model.attention_dropout",
-        "0.1",
-        "--keep",
-        str(tmp_path / "kept"),
-    )
+    flags = shlex.split("--steps 8 --kills 2 --also '--micro_batch_size 1' --model.attention_dropout 0.1")
+    done = verify(*flags, "--keep", str(tmp_path / "kept"))
     assert done.returncode == 0, done.stdout + done.stderr
     _, _, _, how, result = row_of("killed", done.stdout)
     assert (how, result) == ("bitwise", "no difference in 8 steps, 37,024 parameters")
@@ -117,7 +93,8 @@ BERT = shlex.split(
 def test_what_changes_a_weight_between_two_starts_is_found(verify: Verify, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(DAMAGE_WHEN_RESUMED.format(root=str(Path(__file__).parents[2])))
     done = verify(
-        *("--steps", "12", "--checkpoint.every_steps", "1", "--seed", "6", "--also", "--strategy fsdp --devices 2"),
+        *shlex.split("--steps 12 --checkpoint.every_steps 1 --seed 6 --also '--strategy fsdp --devices 2'"),
+        *("--val_every", "100"),  # moments act with the next update: a validation right after it would differ first
         model=tuple(BERT),
         PYTHONPATH=f"{tmp_path}:{':'.join(sys.path)}",
     )
@@ -249,9 +226,9 @@ def test_tensors_that_differ_at_the_end_are_named(stopped: tuple[Path, Path]) ->
     found = compare(straight, other)
     assert found.first is None
     assert found.tensor is not None
-    assert found.furthest is not None
-    assert found.tensor.name == found.furthest.name == name
-    assert found.furthest.by == pytest.approx(0.5)
+    assert found.farthest is not None
+    assert found.tensor.name == found.farthest.name == name
+    assert found.farthest.distance == pytest.approx(0.5)
     assert not compare(straight, other, ROUNDING).is_same
     assert compare(straight, other, math.inf).is_same
     damage(other.checkpoints / "step-000004", "model.", by=-0.5 + 1e-5)
@@ -288,6 +265,9 @@ def test_other_amendments_and_damage_are_found(stopped: tuple[Path, Path]) -> No
         (["--steps", "many"], "--steps many: expected a whole number, 4 or more"),
         (["--kills", "1"], "--kills 1: expected a whole number, 2 or more"),
         (["--kills"], "--kills needs a value"),
+        (["--also", "--devices=2"], '--also needs a value, such as --also="--devices 2"'),
+        (["--also", " "], "--also needs a value"),
+        (["--keep", ""], "--keep needs a value"),
         (["--also", "--batch_size 8"], "may not change batch_size"),
         (["--also", "--devises 2"], "there is no flag --devises (did you mean --devices?)"),
         (["--also", "--devices 3"], "can't be shared by 3 devices"),
@@ -307,6 +287,21 @@ def test_wrong_flags_are_told_in_a_sentence(
     assert not list(tmp_path.iterdir())
 
 
+def test_flags_of_this_verb_may_stand_among_those_of_train() -> None:
+    options, typed = _take_own(["--seed", "1", "--kills=2", "--compile", "--also=--devices=2", "--also", "--devices 4"])
+    assert (options.steps, options.kills, options.keep) == ("30", "2", None)
+    assert options.also == ["--devices=2", "--devices 4"]
+    assert typed == ["--seed", "1", "--compile"]
+
+
+def test_help_shows_this_verbs_flags_alone(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert all(flag in shown for flag in ("--steps", "--kills", "--also", "--keep", "sslm train --help"))
+    assert "--batch_size" not in shown
+
+
 @pytest.mark.parametrize(
     ("flags", "also"),
     [
@@ -318,7 +313,7 @@ def test_wrong_flags_are_told_in_a_sentence(
     ],
 )
 def test_without_also_another_number_of_processes_is_tried(flags: list[str], also: str) -> None:
-    assert default_also(parse(["--accelerator", "cpu", *flags])) == also
+    assert default_variation(parse(["--accelerator", "cpu", *flags])) == also
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,9 @@ def test_it_is_what_the_formula_says_and_leaves_the_weights_as_they_are() -> Non
     assert average.tensors["weight"].tolist() == [2, 3]  # 1 + 0.25 * 4
     assert average.tensors["narrow"].tolist() == [3.25]
     before = weight.clone()
-    average.put_in()
+    average.put_in(torch.nn.Identity())
     assert weight.tolist() == [2, 3]
-    average.take_out()
+    average.take_out(torch.nn.Identity())
     assert weight.equal(before)
     assert narrow.tolist() == [4]
 

@@ -1,18 +1,19 @@
-"""Does a run that is killed end where one that is not does? Tried with real processes and real signals.
+"""Kill a run at random steps, resume it, and compare it with one that was not killed: real processes, real signals.
 
-    sslm verify-resume [--steps 30] [--kills 3] [--also "--strategy fsdp --devices 2"]… [--keep FOLDER] [any flags of train]
+    sslm verify-resume [--steps 30] [--kills 3] [--also "--strategy fsdp --devices 2"]… [--keep FOLDER] [flags of train]
 
-straight    trains so many steps without a break
-killed      the same, interrupted at random steps (--seed says which) as often as --kills says, and started again each time: once
-            by SIGTERM, which must save and end with 75, else by SIGKILL to all its processes
-also-1 …    for each --also, the same once more, where every other start has these flags too: another strategy, another number of
-            devices, other micro-batches; default: two processes for a run of one, one for a run of more
+straight    trains without a break
+killed      is interrupted at random steps (drawn from --seed) and resumed each time: once by SIGTERM, which must save
+            and exit with 75, otherwise by SIGKILL to all its processes
+also-1 …    for each --also, the same, but every other start has these flags too: another strategy, number of devices or
+            micro-batch size; default: two processes for a run of one, one for a run of more
 
-Then each is compared with the straight run: losses, gradient norms, batches and validations of each step, and the last checkpoint,
-tensor by tensor: to the last bit with the same flags, to rounding with others. Runs go to a temporary folder, which stays where
-something differed; one that --keep names stays anyway. Exit code 0: no difference; 1: a difference, or a run that failed.
+Each is compared with the straight run: losses, gradient norms, batches and validations of each step, and the last
+checkpoint, tensor by tensor: bitwise with the same flags, to rounding with others. Runs go to a temporary folder, which
+stays only if something differs. Exit code 0: no difference; 1: a difference, or a run that failed.
 """
 
+import argparse
 import json
 import math
 import random
@@ -20,32 +21,28 @@ import re
 import shlex
 import shutil
 import signal
-import sys
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
 
-from sslm.cli.parse import parse
+from sslm.cli.parse import parse, split_flags
+from sslm.cli.verify_resume.comparison import Comparison, compare
 from sslm.cli.verify_resume.trials import Trial, progress
 from sslm.config import Config, differences, to_tree
 from sslm.parallel import launch
 from sslm.parallel.checks import check_processes
+from sslm.runs.checkpoints.folder import newest_first
 from sslm.runs.folder import RunFolder
 from sslm.system import terminal
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, FAILED, USER_ERROR, exits_politely
 from sslm.system.terminal import console, duration, say
 
-if TYPE_CHECKING:
-    from sslm.cli.verify_resume.comparison import Compared
-
-SETS = {
-    "run_dir": None,
-    "max_steps": None,
+FIXED = {
     "max_tokens": "null",
     "stop_after": "null",
     "resume": "auto",
@@ -55,33 +52,32 @@ SETS = {
     "num_nodes": "1",
     "checkpoint.upload": "null",
 }
-"""Flags of train that this verb gives itself; None: what changes from case to case."""
+"""Flags of train that have the same value in each start; `run_dir` and `max_steps` are set here, too."""
 ROUNDING, SHORT_ROUNDING = 1e-5, 1e-2
 """Relative tolerances for sums taken in another order: in fp32, and in 16 bits or less."""
 
 
 @exits_politely
 def main(arguments: list[str] | None = None) -> int:
-    own, given = take_own(list(sys.argv[1:] if arguments is None else arguments))
-    steps, kills = _number(own, "steps", 30, at_least=4), _number(own, "kills", 3, at_least=2)
-    flags = train_flags(given, steps)
+    options, typed = _take_own(arguments)
+    steps, kills = _number("--steps", options.steps, at_least=4), _number("--kills", options.kills, at_least=2)
+    flags = train_flags(typed, steps)
     config = parse(flags)
     check_processes(config)
-    also = own["also"] or [default_also(config)]
-    configs = [config, config, *(check_also(text, config, flags) for text in also)]
-    folder = working_folder(own["keep"][-1] if own["keep"] else None)
-    commands = [[flags], [flags], *([flags, [*flags, *shlex.split(text)]] for text in also)]
-    names = ["straight", "killed", *(f"also-{number}" for number in range(1, len(also) + 1))]
-    trials = [Trial(name, folder, starts) for name, starts in zip(names, commands, strict=True)]
+    variations = options.also or [default_variation(config)]
+    varied = [(variation, varied_config(variation, config, flags)) for variation in variations]
+    folder = working_folder(options.keep)
+    trials = [Trial(name, folder, flags, config) for name in ("straight", "killed")]
+    trials += [Trial(f"also-{i}", folder, flags, other, text) for i, (text, other) in enumerate(varied, 1)]
     terminal.keep_libraries_quiet()
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is started here ends, too
-    is_kept = bool(own["keep"])
+    previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is started here ends, too
+    is_kept = options.keep is not None
     try:
-        carry_out(trials, steps, kills, config)
-        is_same = report(trials, configs, also, steps)
+        carry_out(trials, steps, kills)
+        is_same = report(trials, steps)
         is_kept = is_kept or not is_same
     finally:
-        signal.signal(signal.SIGTERM, before)
+        signal.signal(signal.SIGTERM, previous_handler)
         if not is_kept:
             shutil.rmtree(folder)
     if is_kept:
@@ -92,89 +88,97 @@ def main(arguments: list[str] | None = None) -> int:
 # ------------------------------------------------------------------------------------------------ flags
 
 
-def take_own(arguments: list[str]) -> tuple[dict[str, list[str]], list[str]]:
-    """Split this verb's flags from those of train.
+def _take_own(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
+    """Split this verb's flags from those of train."""
+    parser = argparse.ArgumentParser(
+        prog="sslm verify-resume",
+        usage=argparse.SUPPRESS,
+        description=__doc__,
+        epilog="`sslm train --help` lists the flags of train.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--steps", default="30", help="optimizer steps of each run; default: 30")
+    parser.add_argument("--kills", default="3", help="interruptions of each run; default: 3")
+    parser.add_argument(
+        "--also", metavar="FLAGS", action="append", type=_filled, help="more flags for every other start of one run"
+    )
+    parser.add_argument(
+        "--keep", metavar="FOLDER", type=_filled, help="keep all runs there; default: a temporary folder"
+    )
+    try:
+        return parser.parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        examples = {"--also": '--also="--devices 2"', "--keep": "--keep runs/verified"}
+        name = str(error.argument_name)
+        raise UserError(f"{name} needs a value, such as {examples.get(name, f'{name} 10')}") from None
 
-    >>> take_own(["--kills", "2", "--seed", "1", "--also", "--devices 2", "--also=--strategy fsdp"])[1]
-    ['--seed', '1']
-    """
-    own: dict[str, list[str]] = {"steps": [], "kills": [], "also": [], "keep": []}
-    rest, stream = [], iter(arguments)
-    for argument in stream:
-        name, equals, value = argument.removeprefix("--").partition("=")
-        if not argument.startswith("--") or name not in own:
-            rest.append(argument)
-            continue
-        value = value if equals else next(stream, "")
-        if not value.strip() or (name != "also" and value.startswith("--")):
-            examples = {"also": '"--strategy fsdp --devices 2"', "keep": "a folder"}
-            raise UserError(f"--{name} needs a value, such as {examples.get(name, '10')}")
-        own[name].append(value)
-    if {"-h", "--help"} & set(rest):
-        print(__doc__)
-    return own, rest
+
+def _filled(text: str) -> str:
+    if not text.strip():
+        raise ValueError(text)  # which the parser reports as a value that is wrong
+    return text
 
 
-def _number(own: dict[str, list[str]], name: str, default: int, at_least: int) -> int:
-    text = own[name][-1] if own[name] else str(default)
+def _number(name: str, text: str, at_least: int) -> int:
     if not text.isdecimal() or int(text) < at_least:
-        raise UserError(f"--{name} {text}: expected a whole number, {at_least} or more")
+        raise UserError(f"{name} {text}: expected a whole number, {at_least} or more")
     return int(text)
 
 
-def train_flags(given: list[str], steps: int) -> list[str]:
-    """What each start of train is given, but for its run folder: checkpoints and validations come often enough to matter."""
-    typed = _names(given)
-    _check_free(typed, "")
-    flags = [text for name, value in SETS.items() if value is not None for text in (f"--{name}", value)]
+def train_flags(typed: list[str], steps: int) -> list[str]:
+    """Complete the flags of train, but for the run folder; checkpoints and validations come often enough to matter."""
     often = {"checkpoint.every_steps": max(steps // 10, 1), "val_every": max(steps // 3, 1)}
-    flags += [text for name, value in often.items() if name not in typed for text in (f"--{name}", str(value))]
-    return [*given, *flags, "--max_steps", str(steps)]
+    names = _checked_names(typed)
+    settings = {name: value for name, value in often.items() if name not in names} | FIXED | {"max_steps": steps}
+    return [*typed, *(text for name, value in settings.items() for text in (f"--{name}", str(value)))]
 
 
-def _names(flags: Sequence[str]) -> set[str]:
-    return {flag[2:].partition("=")[0] for flag in flags if flag.startswith("--")}
-
-
-def _check_free(typed: set[str], where: str) -> None:
-    for name in SETS:
-        if name in typed:
+def _checked_names(flags: list[str]) -> set[str]:
+    """Return the names of these flags; none may be one that this verb sets."""
+    names = {flag.name for flag in split_flags(flags)}
+    for name in ("run_dir", "max_steps", *FIXED):
+        if name in names:
             instead = "; --steps says how many" if name in ("max_steps", "max_tokens", "stop_after") else ""
-            raise UserError(f"{where}--{name}: verify-resume sets this itself, leave it out{instead}")
+            raise UserError(f"--{name}: verify-resume sets this itself, leave it out{instead}")
+    return names
 
 
-def default_also(config: Config) -> str:
-    """Another number of processes; where one is all there can be, other micro-batches."""
+def default_variation(config: Config) -> str:
+    """Choose flags that change the number of processes or, if only one is possible, the micro-batch size."""
     accelerator, per_node, _ = launch.devices(config)
     if per_node > 1:
         return "--strategy single --devices 1"
-    share, odd = divmod(config.batch_size, 2)
+    half, remainder = divmod(config.batch_size, 2)
     micro = config.micro_batch_size
-    splits = not odd and (not isinstance(micro, int) or share % micro == 0)
-    return "--strategy ddp --devices 2" if accelerator == "cpu" and splits else "--micro_batch_size 1"
+    can_halve = not remainder and (not isinstance(micro, int) or half % micro == 0)
+    return "--strategy ddp --devices 2" if accelerator == "cpu" and can_halve else "--micro_batch_size 1"
 
 
-def check_also(text: str, config: Config, flags: list[str]) -> Config:
-    """The settings of starts that have these flags too.
+def varied_config(variation: str, config: Config, flags: list[str]) -> Config:
+    """Parse the flags with those of a variation added.
 
     Raises:
-        UserError: flags that are wrong, or that would make another run.
+        UserError: the variation's flags are wrong, or would make another run.
     """
     try:
-        more = shlex.split(text)
-        _check_free(_names(more), "")
-        other = parse([*flags, *more])
-        check_processes(other)
+        added = shlex.split(variation)
+        _checked_names(added)
+        varied = parse([*flags, *added])
+        check_processes(varied)
     except ValueError as error:  # ours, and those of shlex
-        raise UserError(f'--also "{text}": {error}') from None
-    if found := differences(to_tree(config), to_tree(other)):
-        raise UserError(f'--also "{text}": a run that goes on may not change {"; ".join(found)}')
-    return other
+        raise UserError(f'--also "{variation}": {error}') from None
+    if changes := differences(to_tree(config), to_tree(varied)):
+        raise UserError(f'--also "{variation}": a run that goes on may not change {"; ".join(changes)}')
+    return varied
 
 
 def working_folder(keep: str | None) -> Path:
-    """Raises:
-    UserError: there is something in the folder that is to be kept.
+    """Make the folder for all runs: a temporary one, or the one to keep.
+
+    Raises:
+        UserError: the folder to keep is not empty.
     """
     if keep is None:
         return Path(tempfile.mkdtemp(prefix="sslm-verify-resume-"))
@@ -188,19 +192,19 @@ def working_folder(keep: str | None) -> Path:
 # ------------------------------------------------------------------------------------------------ runs
 
 
-def carry_out(trials: Sequence[Trial], steps: int, kills: int, config: Config) -> None:
-    """All runs, one after another.
+def carry_out(trials: Sequence[Trial], steps: int, kills: int) -> None:
+    """Carry out all runs, one after another.
 
     Raises:
-        UserError: what train itself found wrong with its flags.
+        UserError: train itself found something wrong with its flags.
     """
     straight, *others = trials
-    chance = random.Random(config.seed)
-    say(
-        f"{steps} steps straight; then {len(others)} times with {kills} interruptions, at steps drawn from --seed {config.seed}"
-    )
-    with progress(steps) as tell:
-        straight.carry_out(steps, [], chance, tell, patience=math.inf)
+    seed = straight.config.seed
+    rng = random.Random(seed)
+    times = f"{len(others)} times with {kills} interruptions"
+    say(f"{steps} steps straight; then {times}, at steps drawn from --seed {seed}")
+    with progress(steps) as show_step:
+        straight.carry_out(steps, [], rng, show_step, patience=math.inf)
         if straight.code == USER_ERROR:
             raise UserError(" ".join(straight.last_lines()).removeprefix("error: "))
         for trial in others if not straight.failure else []:
@@ -208,44 +212,41 @@ def carry_out(trials: Sequence[Trial], steps: int, kills: int, config: Config) -
                 trial.run.path.mkdir()
                 shutil.copy(straight.run.micro_batch_sizes, trial.run.path)
             signals = [signal.SIGKILL] * (kills - 1) + [signal.SIGTERM]
-            chance.shuffle(signals)
-            trial.carry_out(steps, signals, chance, tell, patience=120 + 10 * straight.seconds)
+            rng.shuffle(signals)
+            trial.carry_out(steps, signals, rng, show_step, patience=120 + 10 * straight.seconds)
 
 
 # ------------------------------------------------------------------------------------------------ report
 
 
-def report(trials: Sequence[Trial], configs: Sequence[Config], also: Sequence[str], steps: int) -> bool:
-    """Print a row for each run and what can't be told in one; whether all ended well and none differs."""
-    from sslm.cli.verify_resume.comparison import compare
-
-    straight, plain = trials[0], configs[0]
-    drawn = drawn_in(straight.run, plain) if not straight.failure else []
+def report(trials: Sequence[Trial], steps: int) -> bool:
+    """Print a row for each run, and notes; return whether all ended well and none differs."""
+    straight = trials[0]
+    drawn = drawn_in(straight.run, straight.config) if not straight.failure else []
     table = Table("Run", "Interrupted", "Ended", "Compared", "Result")
     is_good, notes = True, []
-    for trial, config, flags in zip(trials, configs, ["", "", *also], strict=True):
-        tolerance = 0.0 if trial.flags_stay else tolerance_for(plain, config, drawn)
+    for trial in trials:
+        tolerance = tolerance_for(straight.config, trial.config, drawn) if trial.variation else 0.0
         how = result = ""
         if trial.failure:
             result = f"[red]{escape(trial.failure)}[/red]"
-            notes += [
-                f"{trial.name}: {trial.failure}; its last words:",
-                *(f"    {line}" for line in trial.last_lines()),
-            ]
+            notes.append(f"{trial.name}: {trial.failure}; its last words:")
+            notes += [f"    {line}" for line in trial.last_lines()]
             is_good = False
         elif trial is not straight and trial.code == DONE:
-            compared, how = compare(straight.run, trial.run, tolerance), _how(tolerance)
-            result = f"[{'green' if compared.is_same else 'red'}]{escape(_result(compared, steps, tolerance))}[/]"
-            is_good = is_good and compared.is_same
+            how = {0.0: "bitwise", math.inf: "batches"}.get(tolerance, f"to {tolerance:g}")
+            comparison = compare(straight.run, trial.run, tolerance)
+            color = "green" if comparison.is_same else "red"
+            result = f"[{color}]{escape(_result(comparison, steps, tolerance))}[/]"
+            is_good = is_good and comparison.is_same
         if math.isinf(tolerance):
             notes.append(
-                f"{trial.name}: {', '.join(drawn)}: drawn for each micro-batch, and these are others here; with the same "
-                f"--micro_batch_size everywhere, or without it, more than the batches can be compared"
+                f"{trial.name}: {', '.join(drawn)}: drawn for each micro-batch, and these are others here; with the "
+                "same --micro_batch_size everywhere, or without it, more than the batches can be compared"
             )
-        ended = (
-            duration(trial.seconds) if trial.code == DONE else "never" if trial.code is None else f"exit {trial.code}"
-        )
-        name = f"{trial.name}\n[dim]{escape(flags)}[/dim]" if flags else trial.name
+        exited = "never" if trial.code is None else f"exit {trial.code}"
+        ended = duration(trial.seconds) if trial.code == DONE else exited
+        name = f"{trial.name}\n[dim]{escape(trial.variation)}[/dim]" if trial.variation else trial.name
         table.add_row(name, "\n".join(trial.interruptions), ended, how, result)
     console().print(table, highlight=False)
     for note in notes:
@@ -253,36 +254,40 @@ def report(trials: Sequence[Trial], configs: Sequence[Config], also: Sequence[st
     return is_good
 
 
-def _how(tolerance: float) -> str:
-    return {0.0: "bitwise", math.inf: "batches"}.get(tolerance, f"to {tolerance:g}")
-
-
-def _result(compared: "Compared", steps: int, tolerance: float) -> str:
-    furthest = compared.furthest
-    apart = f"{furthest.by:.3g} ({furthest.name})" if furthest is not None else "unknown"
-    if compared.is_same:
+def _result(comparison: Comparison, steps: int, tolerance: float) -> str:
+    farthest = comparison.farthest
+    distance = f"{farthest.distance:.3g} ({farthest.name})" if farthest is not None else "unknown"
+    if comparison.is_same:
         if math.isinf(tolerance):
             return f"no difference in the batches of {steps} steps"
-        close = f"; largest difference of tensors: {apart}" if tolerance else ""
-        return f"no difference in {steps} steps, {compared.parameters:,} parameters{close}"
-    parts = [str(compared.first)] if compared.first is not None else []
-    if compared.tensor is not None:
-        parts.append(f"{compared.tensor.name} is the first tensor that differs; the largest difference is {apart}")
+        rounding = f"; largest difference of tensors: {distance}" if tolerance else ""
+        return f"no difference in {steps} steps, {comparison.parameters:,} parameters{rounding}"
+    parts = [str(comparison.first)] if comparison.first is not None else []
+    if comparison.tensor is not None:
+        name = comparison.tensor.name
+        parts.append(f"{name} is the first tensor that differs; the largest difference is {distance}")
     return "; ".join(parts)
 
 
-def tolerance_for(plain: Config, other: Config, drawn: Sequence[str]) -> float:
-    """How far runs may be apart, relative to losses and gradient norms, when some starts have other flags."""
-    if drawn and (drawn_by(plain) != drawn_by(other) or other.micro_batch_size == "auto"):
+def tolerance_for(plain: Config, varied: Config, drawn: Sequence[str]) -> float:
+    """Choose how far a varied run may be from the plain one, relative to losses and gradient norms.
+
+    Args:
+        plain: settings of the straight run.
+        varied: settings of every other start.
+        drawn: what a forward pass draws at random.
+    """
+    if drawn and (_randomness_key(plain) != _randomness_key(varied) or varied.micro_batch_size == "auto"):
         return math.inf
-    return ROUNDING if _is_fp32(plain) and _is_fp32(other) else SHORT_ROUNDING
+    return ROUNDING if _is_fp32(plain) and _is_fp32(varied) else SHORT_ROUNDING
 
 
-def drawn_by(config: Config) -> tuple[Any, ...]:
-    """What the random numbers of a forward pass depend on, beside the position of its first sequence."""
+def _randomness_key(config: Config) -> tuple[Any, ...]:
+    """Return all that a forward pass' random numbers depend on, except the position of its first sequence."""
     accelerator, per_node, _ = launch.devices(config)
-    shares = launch.data_parallel_size(config)
-    return accelerator, config.compile, per_node // shares, config.micro_batch_size or config.batch_size // shares
+    data_parallel = launch.data_parallel_size(config)
+    rows = config.micro_batch_size or config.batch_size // data_parallel
+    return accelerator, config.compile, per_node // data_parallel, rows
 
 
 def _is_fp32(config: Config) -> bool:
@@ -290,9 +295,7 @@ def _is_fp32(config: Config) -> bool:
 
 
 def drawn_in(run: RunFolder, config: Config) -> list[str]:
-    """What a run draws at random in each forward pass."""
-    from sslm.runs.checkpoints.folder import newest_first
-
+    """List what a run draws at random in each forward pass."""
     drawn = not_zero(json.loads((newest_first(run.checkpoints)[0] / "model/config.json").read_text()))
     if config.robust.embedding_noise:
         drawn.append(f"robust.embedding_noise {config.robust.embedding_noise:g}")
@@ -300,20 +303,15 @@ def drawn_in(run: RunFolder, config: Config) -> list[str]:
 
 
 def not_zero(model_config: Mapping[str, Any]) -> list[str]:
-    """Dropout and noise in a model's config, and in those inside it; not that of heads which are not trained here.
+    """List dropout and noise in a model's config and those nested in it, except of heads which are not trained here.
 
-    >>> not_zero({"attention_dropout": 0.1, "summary_first_dropout": 0.1, "encoder": {"layerdrop": 0, "dropout_rate": 0.2}})
-    ['attention_dropout 0.1', 'dropout_rate 0.2']
+    >>> not_zero({"summary_first_dropout": 0.1, "attention_dropout": 0.1, "encoder": {"layerdrop": 0, "noise": 0.2}})
+    ['attention_dropout 0.1', 'noise 0.2']
     """
-    found = []
+    drawn = []
     for name, value in model_config.items():
         if isinstance(value, dict):
-            found += not_zero(value)
-        elif (
-            re.search("drop|noise", name)
-            and not re.search("summary|classif|qa_", name)
-            and isinstance(value, float)
-            and value
-        ):
-            found.append(f"{name} {value:g}")
-    return found
+            drawn += not_zero(value)
+        elif isinstance(value, float) and value and re.search("drop|noise", name):
+            drawn += [] if re.search("summary|classif|qa_", name) else [f"{name} {value:g}"]
+    return drawn

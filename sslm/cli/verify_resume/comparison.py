@@ -1,7 +1,7 @@
-"""Where one run leaves another: rows of metrics, then the last checkpoint, tensor by tensor.
+"""Find where one run differs from another: in rows of metrics, then in the last checkpoint, tensor by tensor.
 
-How near is near enough is one number, the tolerance: 0 asks for every bit; 1e-5 allows for sums taken in another order; infinity
-looks only at what no arithmetic touches, which batches were read and at which rate.
+The tolerance says how near is near enough: 0 asks for every bit; 1e-5 allows for sums taken in another order; infinity
+compares only what involves no arithmetic: which batches were read and at which learning rate.
 """
 
 import math
@@ -16,11 +16,11 @@ from sslm.runs.checkpoints.shards import Stored, index
 from sslm.runs.folder import RunFolder
 
 IN_ORDER = ("batch_digest", "lr", "train/loss", "grad_norm", "val/loss")
-"""Quantities of a step that any topology shares, causes before effects."""
+"""Quantities of a step that don't depend on the number of devices, causes before effects."""
 UNTOUCHED = ("batch_digest", "lr")
 OF_STATE = ("step", "position", "amendments", "fingerprint", "loss_scale")
 DRIFT = 100.0
-"""Tolerances by which tensors may differ: Adam makes a step of what rounding leaves of a gradient that should be 0 (a key's bias)."""
+"""How many tolerances tensors may differ by: Adam turns a rounding error of a gradient that should be 0 into a step."""
 
 Row = Mapping[str, Any]
 
@@ -35,34 +35,33 @@ class Difference(NamedTuple):
         return f"step {self.step}: {self.quantity} is {_short(self.other)}, {_short(self.straight)} in the straight run"
 
 
-class Apart(NamedTuple):
-    """How far one tensor is apart in two checkpoints."""
+class TensorDistance(NamedTuple):
+    """How far a tensor is from the same one in another checkpoint."""
 
     name: str
     kind: str
-    """Of numbers that are alike in size: weights, or one of the optimizer's states."""
+    """Group of tensors whose numbers are alike in size: the weights, or one of the optimizer's states."""
     is_same: bool
-    """To the last bit."""
-    by: float
-    """The largest difference; infinity: one lacks it, has it in another shape, or has no number there."""
-    size: float
-    """The largest number in it."""
+    """Whether every bit is equal."""
+    distance: float
+    """Largest difference; infinity if one is missing, not finite, or of another shape."""
+    largest_value: float
 
     def is_too_far(self, largest: float, tolerance: float) -> bool:
-        """Args: largest: number of this kind in the checkpoint."""
+        """Tell whether the difference exceeds the tolerance, relative to the largest number of its kind."""
         if tolerance == 0:
             return not self.is_same
-        return math.isinf(self.by) or self.by > largest * tolerance * DRIFT
+        return math.isinf(self.distance) or self.distance > largest * tolerance * DRIFT
 
 
 @dataclass(frozen=True)
-class Compared:
-    """Two runs, compared: what differs first, and how far apart they ended."""
+class Comparison:
+    """What differs first between two runs, and how far apart they ended."""
 
     first: Difference | None = None
-    tensor: Apart | None = None
-    """The first tensor that differs, in order of names."""
-    furthest: Apart | None = None
+    tensor: TensorDistance | None = None
+    """First tensor that differs, in order of names."""
+    farthest: TensorDistance | None = None
     parameters: int = 0
 
     @property
@@ -70,21 +69,20 @@ class Compared:
         return self.first is None and self.tensor is None
 
 
-def compare(straight: RunFolder, other: RunFolder, tolerance: float = 0.0) -> Compared:
-    """Two runs that have ended, by their metrics and their last checkpoints."""
+def compare(straight: RunFolder, other: RunFolder, tolerance: float = 0.0) -> Comparison:
+    """Compare two runs that have ended, by their metrics and their last checkpoints."""
     ours, theirs = (newest_first(run.checkpoints)[0] for run in (straight, other))
     first = first_difference(straight.rows(), other.rows(), tolerance)
     for checkpoint in (ours, theirs):
         if damage := damage_of(checkpoint):
             step = step_of(ours)
-            return Compared(first or Difference(step, f"checkpoint {checkpoint}", "whole", f"damaged ({damage})"))
-    apart = tensors_apart(ours, theirs)
-    parameters = sum(math.prod(one.shape) for name, one in index(ours).items() if name.startswith("model."))
-    return Compared(
+            return Comparison(first or Difference(step, f"checkpoint {checkpoint}", "whole", f"damaged ({damage})"))
+    tensors = tensor_distances(ours, theirs)
+    return Comparison(
         first or state_difference(ours, theirs),
-        first_too_far(apart, tolerance),
-        max(apart, key=lambda one: one.by, default=None),
-        parameters,
+        first_too_far(tensors, tolerance),
+        max(tensors, key=lambda tensor: tensor.distance, default=None),
+        sum(math.prod(stored.shape) for name, stored in index(ours).items() if name.startswith("model.")),
     )
 
 
@@ -92,27 +90,27 @@ def compare(straight: RunFolder, other: RunFolder, tolerance: float = 0.0) -> Co
 
 
 def first_difference(straight: Iterable[Row], other: Iterable[Row], tolerance: float = 0.0) -> Difference | None:
-    """The first step at which rows of metrics differ, and by which quantity; None: at none.
+    """Find the first step at which rows of metrics differ, and in which quantity; None if they don't.
 
     >>> rows = [{"step": 1, "train/loss": 2.0}, {"step": 2, "train/loss": 1.5}]
     >>> print(first_difference(rows, [rows[0], {"step": 2, "train/loss": 1.25}]))
     step 2: train/loss is 1.25, 1.5 in the straight run
     """
     ours, theirs = _values(straight), _values(other)
-    for at in sorted(ours.keys() | theirs.keys(), key=lambda at: (at[0], _rank(at[1]), at[1])):
-        if not _is_compared(at[1], tolerance):
+    for step, quantity in sorted(ours.keys() | theirs.keys(), key=lambda key: (key[0], _rank(key[1]), key[1])):
+        if not _is_compared(quantity, tolerance):
             continue
-        a, b = ours.get(at, []), theirs.get(at, [])
+        a, b = ours.get((step, quantity), []), theirs.get((step, quantity), [])
         if len(a) != len(b):
-            return Difference(*at, _times(a), _times(b))
+            return Difference(step, quantity, _times(a), _times(b))
         for x, y in zip(a, b, strict=True):
             if not _is_same(x, y, tolerance):
-                return Difference(*at, x, y)
+                return Difference(step, quantity, x, y)
     return None
 
 
 def _values(rows: Iterable[Row]) -> dict[tuple[int, str], list[Any]]:
-    """(step, quantity) -> its values: one, if the step was logged once."""
+    """Group values by (step, quantity): one value if the step was logged once."""
     values: dict[tuple[int, str], list[Any]] = {}
     for row in rows:
         for name, value in row.items():
@@ -126,7 +124,7 @@ def _rank(quantity: str) -> int:
 
 
 def _is_compared(quantity: str, tolerance: float) -> bool:
-    """All but what the clock makes; with rounding, not what it makes jump (a best guess) or grow (a perplexity)."""
+    """Leave out what the clock decides and, with a tolerance, what amplifies rounding: accuracies, perplexities."""
     if math.isinf(tolerance):
         return quantity in UNTOUCHED
     if tolerance > 0:
@@ -136,7 +134,7 @@ def _is_compared(quantity: str, tolerance: float) -> bool:
 
 def _is_same(x: Any, y: Any, tolerance: float) -> bool:
     if isinstance(x, int | float) and isinstance(y, int | float):
-        return x == y or (x != x and y != y) or math.isclose(x, y, rel_tol=tolerance)
+        return (x != x and y != y) or math.isclose(x, y, rel_tol=tolerance)
     return bool(x == y)
 
 
@@ -145,7 +143,8 @@ def _times(values: list[Any]) -> str:
 
 
 def _short(value: Any) -> str:
-    """
+    """Cut a value's text to 60 characters.
+
     >>> _short(0.1), _short([1] * 40)
     ('0.1', '[1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1,…')
     """
@@ -157,7 +156,7 @@ def _short(value: Any) -> str:
 
 
 def state_difference(straight: Path, other: Path) -> Difference | None:
-    """What state.json says of the data and of the loss's scale."""
+    """Find the first difference in what state.json says of the data and of the loss scale."""
     ours, theirs = read_state(straight), read_state(other)
     for key in OF_STATE:
         if ours.get(key) != theirs.get(key):
@@ -165,23 +164,24 @@ def state_difference(straight: Path, other: Path) -> Difference | None:
     return None
 
 
-def tensors_apart(straight: Path, other: Path) -> list[Apart]:
+def tensor_distances(straight: Path, other: Path) -> list[TensorDistance]:
     """Compare each tensor of either checkpoint."""
     ours, theirs = index(straight), index(other)
-    return [_apart(name, ours.get(name), theirs.get(name)) for name in sorted(ours.keys() | theirs.keys())]
+    return [_tensor_distance(name, ours.get(name), theirs.get(name)) for name in sorted(ours.keys() | theirs.keys())]
 
 
-def first_too_far(apart: Sequence[Apart], tolerance: float) -> Apart | None:
-    largest: dict[str, float] = {}
-    for one in apart:
-        largest[one.kind] = max(largest.get(one.kind, 0.0), one.size)
-    return next((one for one in apart if one.is_too_far(largest[one.kind], tolerance)), None)
+def first_too_far(tensors: Sequence[TensorDistance], tolerance: float) -> TensorDistance | None:
+    """Find the first tensor that differs by more than the tolerance."""
+    largest = dict.fromkeys((tensor.kind for tensor in tensors), 0.0)
+    for tensor in tensors:
+        largest[tensor.kind] = max(largest[tensor.kind], tensor.largest_value)
+    return next((tensor for tensor in tensors if tensor.is_too_far(largest[tensor.kind], tolerance)), None)
 
 
-def _apart(name: str, ours: Stored | None, theirs: Stored | None) -> Apart:
+def _tensor_distance(name: str, ours: Stored | None, theirs: Stored | None) -> TensorDistance:
     kind = name.rpartition(".")[2] if name.startswith("optim.") else name.partition(".")[0]
     if ours is None or theirs is None or ours.shape != theirs.shape:
-        return Apart(name, kind, False, math.inf, 0.0)
-    found = compare_tensors(ours, theirs)
-    by = found.largest if math.isfinite(found.largest) else math.inf
-    return Apart(name, kind, not found.num_different, by, found.magnitude)
+        return TensorDistance(name, kind, False, math.inf, 0.0)
+    compared = compare_tensors(ours, theirs)
+    distance = compared.largest if math.isfinite(compared.largest) else math.inf
+    return TensorDistance(name, kind, not compared.num_different, distance, compared.magnitude)

@@ -1,7 +1,7 @@
-"""A run of train in processes of its own, interrupted at random steps and started again until it is done."""
+"""Run train in processes of its own, interrupt it at random steps and start it again until it is done."""
 
 import os
-import random
+import shlex
 import signal
 import statistics
 import subprocess
@@ -11,31 +11,31 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from random import Random
 from signal import Signals
 from typing import NamedTuple
 
+from sslm.config import Config
 from sslm.runs.folder import RunFolder
 from sslm.system.exits import DONE, STOPPED
 from sslm.system.terminal import Progress, say
 
-SECONDS_BETWEEN_LOOKS = 0.005
-LAST_LINES = 12
+SECONDS_BETWEEN_LOOKS, LAST_LINES = 0.005, 12
 LATEST = 0.8
-"""Share of the run after which it is no longer to be interrupted: it would be over before the signal comes."""
+"""Fraction of the run after which it is not interrupted: it would be over before the signal comes."""
 EXPECTED = {signal.SIGKILL: -signal.SIGKILL, signal.SIGTERM: STOPPED}
 """Exit code after a signal."""
 
 Train = subprocess.Popen[bytes]
-Tell = Callable[[str, int], None]
-"""Told of a run's name and its step."""
+ShowStep = Callable[[str, int], None]
+"""Shows a run's name and step."""
 
 
 class Interruption(NamedTuple):
     signal: Signals
-    at: int
-    """Step that must be reached."""
-    later: float
-    """Steps' time after that: in the midst of a step, of saving, of a validation."""
+    step: int
+    delay: float
+    """Steps' time to wait after the step is reached: to fall amid a step, a save or a validation."""
 
 
 @dataclass
@@ -43,21 +43,25 @@ class Trial:
     """One run and how it went.
 
     Args:
-        name: what it is called, in reports and as a file.
-        folder: where its run folder and what it prints go.
-        commands: flags of each start, in turn.
+        name: the run's name, in reports and of its files.
+        folder: the folder for its run folder and its output.
+        flags: flags of train for each start, but for the run folder.
+        config: settings of the starts that have the variation's flags, if there are any.
+        variation: more flags for every other start.
     """
 
     name: str
     folder: Path
-    commands: Sequence[Sequence[str]]
+    flags: Sequence[str]
+    config: Config
+    variation: str = ""
     interruptions: list[str] = field(default_factory=list)
-    """`SIGKILL at step 7`."""
+    """Interruptions so far: `SIGKILL at step 7`."""
     seconds: float = 0.0
     code: int | None = None
-    """Its last exit code; None: it hung, or was not started."""
+    """Last exit code, or None if it hung or was not started."""
     failure: str = ""
-    """What went wrong; empty: it is done."""
+    """What went wrong, or empty if the run is done."""
 
     @property
     def run(self) -> RunFolder:
@@ -65,85 +69,83 @@ class Trial:
 
     @property
     def step(self) -> int:
-        """Of its last row."""
+        """Step of the last row of metrics."""
         rows = self.run.rows()
         return int(rows[-1]["step"]) if rows else 0
 
-    @property
-    def flags_stay(self) -> bool:
-        return len(self.commands) == 1
-
     def last_lines(self) -> list[str]:
-        """Of what its last start printed to stderr."""
+        """Return the end of what the last start printed to stderr."""
         file = self.folder / f"{self.name}.err"
         return file.read_text(errors="replace").splitlines()[-LAST_LINES:] if file.is_file() else []
 
-    def carry_out(
-        self, steps: int, signals: Sequence[Signals], chance: random.Random, tell: Tell, patience: float
-    ) -> None:
-        """Start it, with an interruption for each signal, until it has ended by itself.
+    def carry_out(self, steps: int, signals: list[Signals], rng: Random, show: ShowStep, patience: float) -> None:
+        """Start the run, with an interruption for each signal, until it has ended by itself.
 
         Args:
-            steps: the run's last.
-            chance: says when.
-            patience: seconds without a new row after which it has hung.
+            steps: last step of the run.
+            signals: the signal that ends each start but the last.
+            rng: random numbers that say when.
+            show: shows each new step.
+            patience: seconds without a new row after which the run has hung.
         """
         began = time.monotonic()
         try:
             for start, number in enumerate([*signals, None]):
-                each = max((round(LATEST * steps) - self.step) // max(len(signals) - start, 1), 1)
-                at, later = self.step + 1 + chance.randrange(each), 2 * chance.random()
-                when = None if number is None else Interruption(number, at, later)
-                if not self._start(self.commands[start % len(self.commands)], when, tell, patience):
+                reach = max((round(LATEST * steps) - self.step) // max(len(signals) - start, 1), 1)
+                step, delay = self.step + 1 + rng.randrange(reach), 2 * rng.random()
+                interruption = None if number is None else Interruption(number, step, delay)
+                variation = shlex.split(self.variation) if start % 2 else []
+                if not self._start([*self.flags, *variation], interruption, show, patience):
                     break
         except subprocess.TimeoutExpired:
             self.failure = f"hung: nothing new for {patience:.0f} s after step {self.step}"
         self.seconds = time.monotonic() - began
 
-    def _start(self, flags: Sequence[str], when: Interruption | None, tell: Tell, patience: float) -> bool:
-        """Start it once; whether it is to be started again."""
+    def _start(self, flags: Sequence[str], interruption: Interruption | None, show: ShowStep, patience: float) -> bool:
+        """Start the run once; return whether to start it again."""
         self.code = None
         with self._process(flags) as train:
-            self._watch(train, when and when.at, tell, patience)
-            if when is None or train.poll() is not None:
+            self._watch(train, interruption and interruption.step, show, patience)
+            if interruption is None or train.poll() is not None:
                 self.code = train.wait()
                 self.failure = "" if self.code == DONE else f"exit code {self.code} after step {self.step}"
                 return False
-            time.sleep(when.later * self._seconds_per_step())
-            self.interruptions.append(f"{when.signal.name} at step {self.step}")
+            time.sleep(interruption.delay * self._seconds_per_step())
+            self.interruptions.append(f"{interruption.signal.name} at step {self.step}")
             say(f"{self.name}: {self.interruptions[-1]}")
-            _send(train, when.signal)
+            _send(train, interruption.signal)
             self.code = train.wait(patience)
+        expected = EXPECTED[interruption.signal]
         if self.code == DONE:
             self.interruptions[-1] += ", too late"
-        if self.code not in (EXPECTED[when.signal], DONE):
-            self.failure = f"exit code {self.code} after {self.interruptions[-1]}, expected {EXPECTED[when.signal]}"
-        return self.code == EXPECTED[when.signal]
+        elif self.code != expected:
+            self.failure = f"exit code {self.code} after {self.interruptions[-1]}, expected {expected}"
+        return self.code == expected
 
-    def _watch(self, train: Train, at: int | None, tell: Tell, patience: float) -> None:
-        """Until it has ended or reached a step.
+    def _watch(self, train: Train, until: int | None, show: ShowStep, patience: float) -> None:
+        """Wait until the run has ended or reached a step.
 
         Raises:
             TimeoutExpired: it has hung.
         """
-        seen, since = -1, time.monotonic()
-        while train.poll() is None and (at is None or seen < at):
+        seen, seen_at = -1, time.monotonic()
+        while train.poll() is None and (until is None or seen < until):
             if (step := self.step) != seen:
-                seen, since = step, time.monotonic()
-                tell(self.name, step)
-            if time.monotonic() - since > patience:
+                seen, seen_at = step, time.monotonic()
+                show(self.name, step)
+            if time.monotonic() - seen_at > patience:
                 raise subprocess.TimeoutExpired(self.name, patience)
             time.sleep(SECONDS_BETWEEN_LOOKS)
 
     def _seconds_per_step(self) -> float:
-        rows = [row for row in self.run.rows() if row.get("tokens_per_second")]
-        return (
-            statistics.median(row["tokens"] / row["step"] / row["tokens_per_second"] for row in rows) if rows else 0.0
-        )
+        rows = (row for row in self.run.rows() if row.get("tokens_per_second"))
+        times = [row["tokens"] / row["step"] / row["tokens_per_second"] for row in rows]
+        return float(statistics.median(times or [0.0]))
 
     @contextmanager
     def _process(self, flags: Sequence[str]) -> Iterator[Train]:
-        """`python -m sslm.train` in a process group of its own, of which nothing is left afterwards."""
+        """Run `python -m sslm.train` in a new interpreter and process group; leave none of it."""
+        # no fork of a server: forks share its hash seed, which would hide that something depends on a set's order
         command = [sys.executable, "-m", "sslm.train", *flags, "--run_dir", str(self.run.path)]
         with open(self.folder / f"{self.name}.out", "ab") as out, open(self.folder / f"{self.name}.err", "wb") as err:
             train = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=out, stderr=err, start_new_session=True)
@@ -155,16 +157,14 @@ class Trial:
 
 
 def _send(train: Train, number: Signals) -> None:
-    """SIGKILL goes to all of its processes, another signal to the first alone: what that makes of it holds for all."""
+    """Send SIGKILL to all processes of the run, any other signal to the first, which tells the rest."""
+    send = os.killpg if number == signal.SIGKILL else os.kill
     with suppress(ProcessLookupError):  # it has ended by itself
-        if number == signal.SIGKILL:
-            os.killpg(train.pid, number)
-        else:
-            train.send_signal(number)
+        send(train.pid, number)
 
 
 @contextmanager
-def progress(steps: int) -> Iterator[Tell]:
+def progress(steps: int) -> Iterator[ShowStep]:
     """Show which run is at which step."""
     with closing(Progress()) as bar:
         yield lambda name, step: bar.show(f"{name}: step {step}/{steps}", step / steps)

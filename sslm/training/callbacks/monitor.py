@@ -38,7 +38,6 @@ class Monitor(Callback):
     def __init__(
         self,
         run_dir: Path,
-        *,
         total_steps: int,
         batch_tokens: int,
         model_config: PreTrainedConfig | None = None,
@@ -65,16 +64,15 @@ class Monitor(Callback):
         self.peak_flops = peak * trainer.world_size if peak else None
 
     def on_train_start(self, trainer: Trainer, pl_module: Objective) -> None:
-        if trainer.is_global_zero:
-            self.run.drop_metrics_after(trainer.global_step)
-            self.bar = TrainingProgress(self.total_steps, trainer.global_step)
-        self._drawn_at = pl_module.batch_ended_at = time.perf_counter()
-        self._start_interval(trainer)
+        self._drawn_at = time.perf_counter()
+        self._begin_at(trainer, pl_module)
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Objective) -> None:
         """Lightning's epochs after the first: the run may have gone back."""
-        if trainer.current_epoch == 0:
-            return
+        if trainer.current_epoch > 0:
+            self._begin_at(trainer, pl_module)
+
+    def _begin_at(self, trainer: Trainer, pl_module: Objective) -> None:
         if trainer.is_global_zero:
             self._close()
             self.run.drop_metrics_after(trainer.global_step)
@@ -160,13 +158,8 @@ class Monitor(Callback):
         samples = pl_module.samples(trainer.datamodule)
         if trainer.is_global_zero:
             values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-            row = {
-                "step": trainer.global_step,
-                "tokens": trainer.global_step * self.batch_tokens,
-                **values,
-                "samples": samples,
-            }
-            self._write(row)
+            tokens = trainer.global_step * self.batch_tokens
+            self._write({"step": trainer.global_step, "tokens": tokens, **values, "samples": samples})
             say(f"step {trainer.global_step:>6}  " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
             for sample in samples:
                 say(f"    {sample}")
