@@ -6,7 +6,6 @@ sslm export RUN --out DIR
 import argparse
 from pathlib import Path
 
-from sslm.runs.export import export
 from sslm.runs.find import find_checkpoint
 from sslm.system.errors import UserError
 from sslm.system.exits import exits_politely
@@ -21,6 +20,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--last", action="store_true", help="the last weights, where the run averages them")
     options = parser.parse_args(arguments)
     keep_libraries_quiet()
+    from sslm.runs.export import export  # brings transformers: --help and wrong flags must not wait for it
+
     checkpoint = find_checkpoint(options.run)
     if options.out.exists():
         raise UserError(f"--out {options.out}: already exists; remove it, or choose another folder")

@@ -5,13 +5,19 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import torch
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+from transformers.models.auto import modeling_auto
+
+from sslm.models.build import class_named, set_vocab_size
+from sslm.models.head import UNPADDED
+from sslm.models.weights import tied_names
+from sslm.runs.checkpoints.folder import read_state
+from sslm.runs.checkpoints.tensors import read_weights, shapes_in
 from sslm.runs.folder import RunFolder
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
 
 WEIGHTS, AVERAGES = "model.model.", "average.model."
 """Prefixes of names in a checkpoint."""
@@ -23,30 +29,8 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
     Args:
         last: the last weights, also where there is an average of them (`--optim.average_decay`).
     """
-    import torch
-    from transformers import AutoConfig
-
-    from sslm.models.build import class_named, set_vocab_size
-    from sslm.models.head import UNPADDED
-    from sslm.models.weights import tied_names
-    from sslm.runs.checkpoints.folder import read_state
-    from sslm.runs.checkpoints.tensors import read_weights, shapes_in
-
-    config = AutoConfig.from_pretrained(checkpoint / "model")
-    model_class = class_named(config.architectures[0])
-    with torch.device("meta"):
-        model = model_class(config)
-    tied = tied_names(model)
-    shapes = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    is_averaged = any(name.startswith(AVERAGES) for name in shapes_in(checkpoint))
-    weights = read_weights(checkpoint, shapes, AVERAGES if is_averaged and not last else WEIGHTS)
-    if (unpadded := config.__dict__.pop(UNPADDED, None)) is not None:
-        set_vocab_size(config, unpadded)
-        with torch.device("meta"):
-            model = model_class(config)
-        weights = {
-            name: cut_to(weights[name], now.shape) for name, now in model.state_dict().items() if name in weights
-        }
+    model, weights = _without_padding(checkpoint, last)
+    state, rows = read_state(checkpoint), RunFolder(checkpoint.parent.parent).rows()
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     part.chmod(0o755)
@@ -55,15 +39,7 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
         model.save_pretrained(part, state_dict=weights)
         if (checkpoint / "model/generation_config.json").is_file():  # save_pretrained has written the default's
             shutil.copy(checkpoint / "model/generation_config.json", part)
-        (part / "README.md").write_text(
-            model_card(
-                config,
-                auto_class_of(part),
-                own_code(part),
-                read_state(checkpoint),
-                RunFolder(checkpoint.parent.parent).rows(),
-            )
-        )
+        (part / "README.md").write_text(model_card(model.config, auto_class_of(part), own_code(part), state, rows))
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
     except BaseException:
@@ -71,15 +47,34 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
         raise
 
 
-def cut_to(weight: "Tensor", shape: Sequence[int]) -> "Tensor":
+def _without_padding(checkpoint: Path, last: bool) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """Return a checkpoint's model, on the meta device, and its weights, with the tokenizer's entries alone."""
+    config = AutoConfig.from_pretrained(checkpoint / "model")
+    model = _on_meta(config)
+    tied = tied_names(model)
+    shapes = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    is_averaged = any(name.startswith(AVERAGES) for name in shapes_in(checkpoint))
+    weights = read_weights(checkpoint, shapes, AVERAGES if is_averaged and not last else WEIGHTS)
+    if (unpadded := config.__dict__.pop(UNPADDED, None)) is None:
+        return model, weights
+    set_vocab_size(config, unpadded)
+    model = _on_meta(config)
+    shapes = {name: tensor for name, tensor in model.state_dict().items() if name in weights}
+    return model, {name: cut_to(weights[name], tensor.shape) for name, tensor in shapes.items()}
+
+
+def _on_meta(config: Any) -> PreTrainedModel:
+    with torch.device("meta"):
+        return class_named(config.architectures[0])(config)
+
+
+def cut_to(weight: Tensor, shape: Sequence[int]) -> Tensor:
     """Cut off the entries that rounded the vocabulary up: the last ones of a dimension."""
     return weight[tuple(map(slice, shape))].contiguous()
 
 
 def auto_class_of(folder: Path) -> str:
     """transformers' Auto class that loads an exported folder."""
-    from transformers.models.auto import modeling_auto
-
     (name,) = json.loads((folder / "config.json").read_text())["architectures"]
     for auto_class, known in (
         ("AutoModelForSeq2SeqLM", modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),

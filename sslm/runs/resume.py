@@ -2,32 +2,30 @@
 
 import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+from transformers import PreTrainedModel
 
 from sslm.config import Config
-from sslm.runs.checkpoints.folder import NewerFormat, newest_first
-from sslm.runs.folder import RunFolder
+from sslm.data.module import DataModule
+from sslm.runs.checkpoints.fetch import fetch, newest_remote
+from sslm.runs.checkpoints.folder import NewerFormat, damage_of, newest_first, number_of, read_state, step_of
+from sslm.runs.checkpoints.tensors import check_weights
+from sslm.runs.checkpoints.transaction import set_damaged_aside
+from sslm.runs.find import find_checkpoint
+from sslm.runs.folder import RunFolder, check_same_run
 from sslm.runs.trackers import restore_wandb_id
 from sslm.system import ranks
 from sslm.system.errors import UserError
 from sslm.system.terminal import say
 
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
-    from sslm.data.module import DataModule
-
-
-def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model: "PreTrainedModel") -> Path | None:
+def choose_checkpoint(config: Config, run: RunFolder, data: DataModule, model: PreTrainedModel) -> Path | None:
     """Return the checkpoint to go on from, checked against data and model, or None to begin.
 
     A run goes on from its own newest; --resume PATH says where a run begins that has none. The model may be on the meta
     device.
     """
-    from sslm.runs.checkpoints.folder import damage_of, newest_first, read_state, step_of
-    from sslm.runs.checkpoints.tensors import check_weights
-    from sslm.runs.checkpoints.transaction import set_damaged_aside
-    from sslm.runs.find import find_checkpoint
 
     if config.checkpoint.upload is not None:
         bring_checkpoint(config, run)
@@ -60,7 +58,6 @@ def choose_checkpoint(config: Config, run: RunFolder, data: "DataModule", model:
 
 def reaches_the_end(checkpoint: Path | None, config: Config) -> bool:
     """Whether nothing is left to train; no, if the first process is setting the checkpoint aside at this moment."""
-    from sslm.runs.checkpoints.folder import step_of
 
     try:
         return checkpoint is not None and step_of(checkpoint) >= config.total_steps
@@ -70,13 +67,12 @@ def reaches_the_end(checkpoint: Path | None, config: Config) -> bool:
         return False
 
 
-def check_data(checkpoint: Path, data: "DataModule") -> None:
+def check_data(checkpoint: Path, data: DataModule) -> None:
     """Refuse to go on with other data.
 
     Raises:
         UserError: it says what differs.
     """
-    from sslm.runs.checkpoints.folder import read_state
 
     state = read_state(checkpoint)
     if state["position"] != state["step"] * data.batch_size:
@@ -115,9 +111,6 @@ def bring_checkpoint(config: Config, run: RunFolder) -> None:
     Raises:
         UserError: another run's checkpoints are there.
     """
-    from sslm.runs.checkpoints.fetch import fetch, newest_remote
-    from sslm.runs.checkpoints.folder import number_of
-    from sslm.runs.folder import check_same_run
 
     url = config.checkpoint.upload
     assert url is not None

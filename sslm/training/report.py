@@ -1,17 +1,17 @@
 """What a person is told: what will be trained on what, and afterwards where the model is and what to do next."""
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+from transformers import PreTrainedModel
 
 from sslm.config import Config, SourceConfig
+from sslm.data.module import DataModule
+from sslm.data.stream.packing import Packed
 from sslm.parallel.checks import without_effect
+from sslm.parallel.launch import Launch
+from sslm.runs.export import auto_class_of, own_code
 from sslm.runs.folder import RunFolder
 from sslm.system.terminal import count, say
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
-
-    from sslm.data.module import DataModule
-    from sslm.parallel.launch import Launch
 
 MAX_EPOCHS = SourceConfig.max_epochs
 """Warn if a run reads its only text more often; each source of a mixture has its own max_epochs."""
@@ -19,10 +19,8 @@ UNREAD_SHARE = 0.01
 """Windows don't cross shards; of the tokens at shards' ends that stand in none, more than this is worth a word."""
 
 
-def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> None:
+def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
     """Say what will be trained on what."""
-    from sslm.data.stream.packing import Packed
-
     stream, steps = data.train_stream, config.total_steps
     corpora = [source.corpus for source in stream.sources]
     documents = sum(corpus.num_documents for corpus in corpora)
@@ -56,7 +54,7 @@ def describe(config: Config, data: "DataModule", model: "PreTrainedModel") -> No
     )
 
 
-def describe_launch(config: Config, launch: "Launch") -> None:
+def describe_launch(config: Config, launch: Launch) -> None:
     """Say on what and how it will be trained, and what was asked for that this strategy knows nothing of."""
     nodes = f"{launch.num_nodes} nodes of " if launch.num_nodes > 1 else ""
     devices = f"{launch.devices} {launch.accelerator.upper()}{'s' if launch.devices > 1 else ''}"
@@ -81,7 +79,7 @@ class Reading(NamedTuple):
         return f"{self.name}: {self.share:.2%} of the run, {count(self.tokens)} tokens, {self.epochs:.2f} epochs"
 
 
-def readings(config: Config, data: "DataModule") -> list[Reading]:
+def readings(config: Config, data: DataModule) -> list[Reading]:
     """Work out what a whole run reads of each source."""
     sequences = config.total_steps * config.batch_size
     limits = [source.max_epochs for source in config.data.sources or []] or [MAX_EPOCHS]
@@ -98,10 +96,8 @@ def readings(config: Config, data: "DataModule") -> list[Reading]:
     return found
 
 
-def summarise(config: Config, run: RunFolder, data: "DataModule") -> None:
+def summarise(config: Config, run: RunFolder, data: DataModule) -> None:
     """Where the model is, how to load it, how to go on, what to try next."""
-    from sslm.runs.export import auto_class_of, own_code
-
     measured = [row for row in run.rows() if "val/loss" in row]
     say()
     if measured:
