@@ -154,12 +154,7 @@ class DataModule(LightningDataModule):
         remote, and one more of each entry.
         """
         rows = min(max(UNIGRAM_TOKENS // self.seq_len, 1), self.train_stream.num_windows)
-        train = TrainSteps(
-            self.train_stream, self.recipe, UNIGRAM_ROWS, self.seed, substitute=True, vocabulary=self.vocabulary
-        )
-        val = ValSteps(
-            self.val_stream, self.val_places, self.recipe, UNIGRAM_ROWS, self.seed, vocabulary=self.vocabulary
-        )
+        train, val = self._train_steps_of(UNIGRAM_ROWS, substitute=True), self._val_steps(UNIGRAM_ROWS)
         held_out = self._target_counts(val[step] for step in range(val.num_steps))
         seen = held_out
         if not any(source.corpus.is_remote for source in self.train_stream.sources):
@@ -245,16 +240,8 @@ class DataModule(LightningDataModule):
     # -------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> Loader:
-        rank, world = self._rank_and_world()
-        self._train_steps = TrainSteps(
-            self.train_stream,
-            self.recipe,
-            self.batch_size,
-            self.seed,
-            rank,
-            world,
-            substitute=self.config.on_bad_shard == "substitute",
-            vocabulary=self.vocabulary,
+        self._train_steps = self._train_steps_of(
+            self.batch_size, *self._rank_and_world(), substitute=self.config.on_bad_shard == "substitute"
         )
         end = self.total_steps or self.trainer.max_steps  # type: ignore[union-attr]
         return Loader(self._train_steps, self._next_step, end, self.config.num_workers)
@@ -263,24 +250,21 @@ class DataModule(LightningDataModule):
         return self.first_step if self.trainer is None else self.trainer.global_step
 
     def val_dataloader(self) -> Loader:
-        rank, world = self._rank_and_world()
-        steps = ValSteps(
-            self.val_stream,
-            self.val_places,
-            self.recipe,
-            self.batch_size,
-            self.seed,
-            rank,
-            world,
-            vocabulary=self.vocabulary,
-        )
+        steps = self._val_steps(self.batch_size, *self._rank_and_world())
         return Loader(steps, lambda: 0, steps.num_steps, self.config.num_workers)
 
     def val_rows(self, num: int) -> dict[str, Tensor]:
         """The tensors of the first held-out sequences, the same on all ranks."""
-        steps = ValSteps(self.val_stream, self.val_places, self.recipe, num, self.seed, vocabulary=self.vocabulary)
-        tensors: dict[str, Tensor] = with_tensors(steps[0])["tensors"]
+        tensors: dict[str, Tensor] = with_tensors(self._val_steps(num)[0])["tensors"]
         return tensors
+
+    def _train_steps_of(self, batch_size: int, rank: int = 0, world: int = 1, *, substitute: bool) -> TrainSteps:
+        setting = self.recipe, batch_size, self.seed, rank, world, self.vocabulary
+        return TrainSteps(self.train_stream, *setting, substitute=substitute)
+
+    def _val_steps(self, batch_size: int, rank: int = 0, world: int = 1) -> ValSteps:
+        setting = self.recipe, batch_size, self.seed, rank, world, self.vocabulary
+        return ValSteps(self.val_stream, *setting, places=self.val_places)
 
     def _rank_and_world(self) -> tuple[int, int]:
         rank, world = data_parallel(self.trainer) if self.trainer else (0, 1)

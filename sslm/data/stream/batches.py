@@ -5,6 +5,7 @@ so to restore it is to say where to start.
 """
 
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
 import numpy as np
@@ -61,34 +62,37 @@ class StepBatch(TypedDict, total=False):
     """(source, file, reason) of a shard that could not be read and is to be replaced."""
 
 
-class TrainSteps(Dataset[Batch]):
-    """Training batches by step. Arrays are views: inputs and targets often share their tokens.
+@dataclass(eq=False)
+class Steps(Dataset[Batch]):
+    """Batches by step."""
 
-    Args:
-        stream: examples by position.
-        recipe: the objective's pure part.
-        batch_size: examples per step, over all ranks.
-        seed: seed of the noise.
-        rank: this process' place among the data-parallel ranks.
-        world: data-parallel size.
-        substitute: whether a batch that meets a bad shard names it instead of raising.
-        vocabulary: the tokenizer's tables, for recipes that need them.
-    """
+    stream: Stream
+    recipe: Recipe
+    batch_size: int
+    """Examples per step, over all ranks."""
+    seed: int
+    """Seed of the noise."""
+    rank: int = 0
+    """This process' place among the data-parallel ranks."""
+    world: int = 1
+    """Data-parallel size."""
+    vocabulary: Vocabulary | None = None
+    """The tokenizer's tables, for recipes that need them."""
 
-    def __init__(
-        self,
-        stream: Stream,
-        recipe: Recipe,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        substitute: bool = False,
-        vocabulary: Vocabulary | None = None,
-    ) -> None:
-        self.stream, self.recipe, self.seed, self.substitute = stream, recipe, seed, substitute
-        self.vocabulary = vocabulary
-        self.batch_size, self.share, self.rank = batch_size, batch_size // world, rank
+    @property
+    def share(self) -> int:
+        """Examples per step of this rank."""
+        return self.batch_size // self.world
+
+
+@dataclass(eq=False)
+class TrainSteps(Steps):
+    """Training batches by step. Arrays are views: inputs and targets often share their tokens."""
+
+    substitute: bool = field(default=False, kw_only=True)
+    """Whether a batch that meets a bad shard names it instead of raising."""
+
+    def __post_init__(self) -> None:
         self._places, self._places_from = Places(*[np.empty(0, np.int64)] * 5), 0
         self._examples: Examples | None = None
         self._examples_from = 0
@@ -101,11 +105,8 @@ class TrainSteps(Dataset[Batch]):
             except BadShard as bad:
                 if not self.substitute:
                     raise
-                return {
-                    "tensors": {},
-                    "bad": [bad.source, bad.file, str(bad)],
-                    "amendments": len(self.stream.amendments),
-                }
+                damage = [bad.source, bad.file, str(bad)]
+                return {"tensors": {}, "bad": damage, "amendments": len(self.stream.amendments)}
             row = 0
         assert self._examples is not None
         examples = self._examples.rows(slice(row, row + self.share))
@@ -140,36 +141,22 @@ class TrainSteps(Dataset[Batch]):
         self._places, self._examples = self._places.rows(slice(0)), None
 
 
-class ValSteps(Dataset[Batch]):
-    """Validation batches by step: the same windows at every validation and on any number of ranks.
+@dataclass(eq=False)
+class ValSteps(Steps):
+    """Validation batches by step: the same windows at every validation and on any number of ranks."""
 
-    Args:
-        stream: the stream of held-out text.
-        places: the windows to validate on. Rows beyond the last are not scored.
-        recipe: as in `TrainSteps`, as all that follow.
-    """
+    places: Places = field(kw_only=True)
+    """The windows to validate on. Rows beyond the last are not scored."""
 
-    def __init__(
-        self,
-        stream: Stream,
-        places: Places,
-        recipe: Recipe,
-        batch_size: int,
-        seed: int,
-        rank: int = 0,
-        world: int = 1,
-        vocabulary: Vocabulary | None = None,
-    ) -> None:
-        self.stream, self.places, self.recipe, self.rank, self.vocabulary = stream, places, recipe, rank, vocabulary
-        self.seed = key64(seed, "val")
-        self.batch_size, self.share = batch_size, batch_size // world
-        self.num_steps = -(-len(places.positions) // batch_size)
+    @property
+    def num_steps(self) -> int:
+        return -(-len(self.places.positions) // self.batch_size)
 
     def __getitem__(self, step: int) -> Batch:
         rows = step * self.batch_size + self.rank * self.share + np.arange(self.share)
         last = len(self.places.positions) - 1
         examples = self.stream.read(self.places.rows(np.minimum(rows, last))).rows(slice(None))
-        arrays = self.recipe.make_batch(examples, self.vocabulary, self.seed)
+        arrays = self.recipe.make_batch(examples, self.vocabulary, key64(self.seed, "val"))
         arrays["labels"] = np.where((rows <= last)[:, None], arrays["labels"], IGNORED)
         return {"tensors": arrays, "positions": rows, "sources": examples.sources}
 
@@ -184,9 +171,7 @@ class Loader:
         num_workers: number of loader processes, or 0 for none.
     """
 
-    def __init__(
-        self, steps: TrainSteps | ValSteps, first: int | Callable[[], int], end: int, num_workers: int = 0
-    ) -> None:
+    def __init__(self, steps: Steps, first: int | Callable[[], int], end: int, num_workers: int = 0) -> None:
         self.steps, self.first, self.end, self.num_workers = steps, first, end, num_workers
         np.empty(GLIBC_LARGEST_THRESHOLD, np.uint8)  # freed at once
         self._started = self._start
@@ -241,7 +226,7 @@ def _as_it_is(batch: Any) -> Any:
 class _Narrow(Dataset[Batch]):
     """Steps in as few bytes as their ids need: sending a batch is most of what it costs a loader process."""
 
-    def __init__(self, steps: TrainSteps | ValSteps, kind: np.dtype[Any]) -> None:
+    def __init__(self, steps: Steps, kind: np.dtype[Any]) -> None:
         self.steps, self.kind = steps, kind
 
     def __getitem__(self, step: int) -> Batch:
@@ -249,11 +234,8 @@ class _Narrow(Dataset[Batch]):
             batch = self.steps[step]
         except UserError as error:  # torch would raise something else in its place
             return {"error": error}
-        return {**batch, "tensors": {name: _narrowed(array, self.kind) for name, array in batch["tensors"].items()}}
-
-
-def _narrowed(array: NDArray[Any], kind: np.dtype[Any]) -> NDArray[Any]:
-    return array.astype(kind) if array.dtype == np.int64 else array
+        arrays = batch["tensors"].items()
+        return {**batch, "tensors": {n: a.astype(self.kind) if a.dtype == np.int64 else a for n, a in arrays}}
 
 
 def with_tensors(batch: Batch) -> Batch:

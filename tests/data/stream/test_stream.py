@@ -183,7 +183,7 @@ def test_validation_scores_each_window_once(tmp_path: Path, world: int) -> None:
     stream = make_stream(make_corpus(tmp_path / "c", [[9 + 8 * 10]]))
     labels = []
     for rank in range(world):
-        steps = ValSteps(stream, stream.places_of(0, np.arange(11)), CausalLMRecipe(), 4, 0, rank, world)
+        steps = ValSteps(stream, CausalLMRecipe(), 4, 0, rank, world, places=stream.places_of(0, np.arange(11)))
         labels += [steps[step]["tensors"]["labels"] for step in range(steps.num_steps)]
     scored = np.concatenate(labels).ravel()
     assert sorted(scored[scored >= 0]) == list(range(1, 89))
