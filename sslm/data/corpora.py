@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from sslm.config import DataConfig, SourceConfig
@@ -40,7 +41,7 @@ def open_corpora(
     for source in sources:
         first = corpora[0] if corpora and corpora[0].tokenizer_sha256 else None
         choice = ExistingTokenizer(str(first.tokenizer_folder)) if first else asked
-        corpora.append(open_any(source.path, choice, data, cache_dir))
+        corpora.append(_open_any(source.path, choice, data, cache_dir))
     paths = [str(source.path) for source in sources]
     tokenizer = _common_tokenizer(paths, corpora, asked)
     for path, corpus in zip(paths, corpora, strict=True):
@@ -49,15 +50,8 @@ def open_corpora(
     return corpora, tokenizer
 
 
-def open_any(path: str | None, tokenizer: TokenizerChoice | None, data: DataConfig, cache_dir: Path) -> Corpus:
-    """Open one corpus; text is prepared into the cache first.
-
-    Args:
-        path: as `data.train` takes it, or None for the embedded text.
-        tokenizer: prepares text, or None for the default.
-        data: how to read it.
-        cache_dir: folder for what is prepared.
-    """
+def _open_any(path: str | None, tokenizer: TokenizerChoice | None, data: DataConfig, cache_dir: Path) -> Corpus:
+    """Open one corpus; text is prepared into the cache first, with this tokenizer or the default."""
     if path is None or path == EMBEDDED:
         return _prepared(None, tokenizer, data, cache_dir)
     if remote.is_remote(path):
@@ -66,32 +60,19 @@ def open_any(path: str | None, tokenizer: TokenizerChoice | None, data: DataConf
     if is_corpus(path):
         return open_corpus(path, check_sizes=data.on_bad_shard == "fail")
     if foreign.recognise(path, data.text_field):
-        return foreign.open_foreign(
-            path,
-            cache_dir,
-            end_id=_end_id(tokenizer, data),
-            text_field=data.text_field,
-            progress=lambda: preparation_progress(f"Reading {path}"),
-        )
+        end_id = data.end_id
+        if end_id is None and isinstance(tokenizer, ExistingTokenizer):
+            end_id = tokenizers.end_of_document(tokenizers.load(tokenizer.name))
+        progress = partial(preparation_progress, f"Reading {path}")
+        return foreign.open_foreign(path, cache_dir, end_id=end_id, text_field=data.text_field, progress=progress)
     return _prepared(path, tokenizer, data, cache_dir)
 
 
 def _prepared(path: str | None, tokenizer: TokenizerChoice | None, data: DataConfig, cache_dir: Path) -> Corpus:
-    source = open_source(
-        path,
-        text_field=data.text_field,
-        document_separator=data.document_separator,
-        hash_file=prepare.remembering_hash(cache_dir),
-    )
+    sha256 = prepare.remembering_hash(cache_dir)
+    source = open_source(path, data.text_field, data.document_separator, sha256)
     known = tokenizers.loaded(tokenizer or DEFAULT_TOKENIZER)
-    return prepare.prepare_cached(source, known, cache_dir, lambda: preparation_progress(f"Preparing {source.name}"))
-
-
-def _end_id(tokenizer: TokenizerChoice | None, data: DataConfig) -> int | None:
-    """Find the id that ends documents: the user's, else the tokenizer's."""
-    if data.end_id is None and isinstance(tokenizer, ExistingTokenizer):
-        return tokenizers.end_of_document(tokenizers.load(tokenizer.name))
-    return data.end_id
+    return prepare.prepare_cached(source, known, cache_dir, partial(preparation_progress, f"Preparing {source.name}"))
 
 
 # ---------------------------------------------------------------------------------------------- one tokenizer for all
@@ -115,10 +96,8 @@ def _common_tokenizer(paths: list[str], corpora: list[Corpus], asked: TokenizerC
         )
     for path, corpus in tokenised[1:]:
         if corpus.tokenizer_sha256 != first.tokenizer_sha256:
-            raise UserError(
-                f"{path}: was prepared with another tokenizer than {first_path}; prepare it again with "
-                f"--tokenizer {first.tokenizer_folder}"
-            )
+            again = f"prepare it again with --tokenizer {first.tokenizer_folder}"
+            raise UserError(f"{path}: was prepared with another tokenizer than {first_path}; {again}")
     _check_folder(first)
     if isinstance(asked, ExistingTokenizer) and Path(asked.name).exists():
         return asked.name  # it may have tokens appended
@@ -132,10 +111,7 @@ def _made(corpus: Corpus, asked: TokenizerChoice) -> bool:
     if corpus.tokenizer == asked.name and not Path(asked.name).exists():
         return True
     loaded = tokenizers.load(asked.name)
-    return corpus.tokenizer_sha256 in (
-        tokenizers.identity(loaded),
-        tokenizers.identity(loaded, without_from=corpus.vocab_size),
-    )
+    return corpus.tokenizer_sha256 in {tokenizers.identity(loaded, end) for end in (None, corpus.vocab_size)}
 
 
 def _check_folder(corpus: Corpus) -> None:

@@ -57,23 +57,16 @@ def one_maker(out: Path) -> Iterator[None]:
 
 
 @contextmanager
-def made_once(out: Path) -> Iterator[Path | None]:
-    """A folder that appears whole or not at all: yields where to make it, or None where it is already.
-
-    Any number of processes may come at once: one makes it, the others wait.
-    """
-    with one_maker(out):
-        if out.exists():
-            yield None
-            return
-        part = out.parent / f".{out.name}.tmp"
-        shutil.rmtree(part, ignore_errors=True)  # what a killed maker left
-        part.mkdir()
-        try:
-            yield part
-            fsync(part)
-            os.rename(part, out)
-            fsync(out.parent)
-        except BaseException:
-            shutil.rmtree(part, ignore_errors=True)
-            raise
+def made_whole(out: Path) -> Iterator[Path]:
+    """A folder that appears whole or not at all: yields where to make it. Its maker holds `one_maker`."""
+    part = out.parent / f".{out.name}.tmp"
+    shutil.rmtree(part, ignore_errors=True)  # what a killed maker left
+    part.mkdir()
+    try:
+        yield part
+        fsync(part)
+        os.rename(part, out)
+        fsync(out.parent)
+    except BaseException:
+        shutil.rmtree(part, ignore_errors=True)
+        raise

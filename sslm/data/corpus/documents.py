@@ -10,7 +10,7 @@ import glob
 import io
 import json
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,6 +23,7 @@ Piece = tuple[str, bool]
 """(text, whether the document ends with it)"""
 
 PIECE_CHARS = 1 << 18
+LINE_END = re.compile(r"\w(?=\r?\n)")
 READ_BYTES = 1 << 20
 COMPRESSIONS = (".gz", ".zst")
 FORMATS = (".txt", ".jsonl", ".parquet")
@@ -42,7 +43,7 @@ class Source:
 
 
 def open_source(
-    path: str | None, *, text_field: str, document_separator: str | None, hash_file: Callable[[Path], str] | None = None
+    path: str | None, text_field: str, document_separator: str | None, hash_file: Callable[[Path], str] = sha256_of
 ) -> Source:
     """Open text as a source of documents.
 
@@ -67,7 +68,6 @@ def open_source(
         for file in files:
             yield from _read(file, text_field, separator)
 
-    hash_file = hash_file or sha256_of
     record = [{"file": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)} for file in files]
     how = {"text_field": text_field, "document_separator": document_separator}
     return Source(path, [how, *record], pieces, sum(file.stat().st_size for file in files))
@@ -102,9 +102,8 @@ def _check_files(given: str, files: list[Path]) -> None:
         if _format(file) not in FORMATS:
             raise UserError(f"{file}: unknown kind of file; expected one ending in {_formats()}")
     if not any(file.stat().st_size for file in files):
-        raise UserError(
-            f"{given}: the file is empty" if len(files) == 1 else f"{given}: all {len(files)} files are empty"
-        )
+        what = "the file is empty" if len(files) == 1 else f"all {len(files)} files are empty"
+        raise UserError(f"{given}: {what}")
 
 
 def _format(file: Path) -> str:
@@ -131,9 +130,7 @@ def _compiled(expression: str | None) -> re.Pattern[str] | None:
     except re.error as error:
         raise UserError(f"--data.document_separator {expression}: not a regular expression ({error})") from None
     if pattern.match(""):
-        raise UserError(
-            f"--data.document_separator {expression}: matches the empty text, so it separates every character"
-        )
+        raise UserError(f"--data.document_separator {expression}: matches the empty text, so it splits every character")
     return pattern
 
 
@@ -163,11 +160,7 @@ def _open(file: Path) -> Any:
 
 
 def _decoded(file: Path) -> Iterator[str]:
-    """Read a file's text in chunks. Invalid bytes become U+FFFD.
-
-    Raises:
-        UserError: NUL bytes, or more than 1 % of bytes not UTF-8.
-    """
+    """Read a file's text in chunks. Invalid bytes become U+FFFD; NUL bytes, or more than 1 % invalid, are refused."""
     invalid = total = 0
 
     def replace(error: UnicodeError) -> tuple[str, int]:
@@ -200,20 +193,18 @@ def _whole(text: Iterator[str]) -> Iterator[Piece]:
     """Cut one document into pieces, before a newline that follows text."""
     rest = ""
     for chunk in text:
-        rest += chunk
-        while len(rest) > 2 * PIECE_CHARS:
-            cut = _cut(rest)
-            yield rest[:cut], False
-            rest = rest[cut:]
+        rest = yield from _pieces_off(rest + chunk, 2 * PIECE_CHARS)
     yield rest, True
 
 
-def _cut(text: str) -> int:
-    found = _LINE_END.search(text, PIECE_CHARS)
-    return found.end() if found else 2 * PIECE_CHARS
-
-
-_LINE_END = re.compile(r"\w(?=\r?\n)")
+def _pieces_off(text: str, most: int) -> Generator[Piece, None, str]:
+    """Cut pieces off a text until `most` characters are left at most, and return these."""
+    while len(text) > most:
+        found = LINE_END.search(text, PIECE_CHARS)
+        cut = found.end() if found else 2 * PIECE_CHARS
+        yield text[:cut], False
+        text = text[cut:]
+    return text
 
 
 def _split(text: Iterator[str], separator: re.Pattern[str]) -> Iterator[Piece]:
@@ -227,24 +218,12 @@ def _split(text: Iterator[str], separator: re.Pattern[str]) -> Iterator[Piece]:
                 break
             yield rest[start : match.start()], True
             start = match.end()
-        rest = rest[start:]
-        while len(rest) > 16 * PIECE_CHARS:
-            cut = _cut(rest)
-            yield rest[:cut], False
-            rest = rest[cut:]
-    *documents, last = _split_all(rest, separator)
-    for document in documents:
-        yield document, True
-    yield last, True
-
-
-def _split_all(text: str, separator: re.Pattern[str]) -> list[str]:
-    """Split as re.split does, without the groups."""
-    parts, start = [], 0
-    for match in separator.finditer(text):
-        parts.append(text[start : match.start()])
+        rest = yield from _pieces_off(rest[start:], 16 * PIECE_CHARS)
+    start = 0
+    for match in separator.finditer(rest):
+        yield rest[start : match.start()], True
         start = match.end()
-    return [*parts, text[start:]]
+    yield rest[start:], True
 
 
 def _document(text: Any, where: str, field: str) -> Iterator[Piece]:
@@ -290,10 +269,8 @@ def _read_parquet(file: Path, field: str) -> Iterator[Piece]:
 
 
 def _no_field(where: str, field: str, fields: list[str]) -> str:
-    return (
-        f"{where}: no field {field!r}{nearest(field, fields)}; it has {', '.join(fields) or 'none'}; "
-        f"choose one with --data.text_field"
-    )
+    there = ", ".join(fields) or "none"
+    return f"{where}: no field {field!r}{nearest(field, fields)}; it has {there}; choose one with --data.text_field"
 
 
 # ------------------------------------------------------------------------------------------------ Hugging Face datasets

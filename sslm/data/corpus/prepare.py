@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing, suppress
+from contextlib import AbstractContextManager, closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -23,7 +23,7 @@ import sslm
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.documents import Source
 from sslm.data.corpus.encode import batches, encode, give_back_memory, without_empty
-from sslm.data.corpus.shards import FORMAT, Corpus, is_corpus, open_corpus
+from sslm.data.corpus.shards import FORMAT, Corpus, cached_corpus, open_corpus
 from sslm.data.corpus.tokenizer import Tokenizer, TrainBPE
 from sslm.data.corpus.writer import SHARD_TOKENS, CorpusWriter
 from sslm.system.errors import UserError, sentence_of
@@ -90,18 +90,13 @@ def prepare_cached(
     progress: Callable[[], AbstractContextManager[Report]] = no_progress,
 ) -> Corpus:
     """Open a corpus in the cache, preparing it first if need be. Any number of processes may call at once."""
-    key = _identity(source, tokenizer)[:20]
-    folder = cache_dir / "corpora" / key
-    if is_corpus(folder):
-        with suppress(UserError):
-            return open_corpus(folder)
-    with one_maker(folder):
-        if is_corpus(folder):
-            with suppress(UserError):  # damaged: make it again
-                return open_corpus(folder)
-        shutil.rmtree(folder, ignore_errors=True)
+    folder = cache_dir / "corpora" / _identity(source, tokenizer)[:20]
+
+    def make() -> None:
         with progress() as report:
-            return _make(source, tokenizer, folder, report, SHARD_TOKENS)
+            _make(source, tokenizer, folder, report, SHARD_TOKENS)
+
+    return cached_corpus(folder, make)
 
 
 def _identity(source: Source, tokenizer: TrainBPE | Tokenizer) -> str:

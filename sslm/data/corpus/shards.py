@@ -14,7 +14,9 @@ in the next shard and ends there.
 import functools
 import hashlib
 import json
-from collections.abc import Iterable
+import shutil
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol
@@ -23,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslm.system.errors import UserError
-from sslm.system.files import sha256_of, write_atomically
+from sslm.system.files import one_maker, sha256_of, write_atomically
 
 FORMAT = 1
 SAMPLED = "sampled:"
@@ -239,6 +241,25 @@ def open_corpus(folder: str | Path, files: Files | None = None, check_sizes: boo
             for file in (corpus.token_file(shard), corpus.ends_file(shard)):
                 corpus._files.fetch(*file)
     return corpus
+
+
+def cached_corpus(folder: Path, make: Callable[[], object]) -> Corpus:
+    """Open a corpus in the cache, making it first if need be. Any number of processes may call at once."""
+    if corpus := _sound_corpus(folder):
+        return corpus
+    with one_maker(folder):
+        if corpus := _sound_corpus(folder):
+            return corpus
+        shutil.rmtree(folder, ignore_errors=True)
+        make()
+        return open_corpus(folder)
+
+
+def _sound_corpus(folder: Path) -> Corpus | None:
+    if is_corpus(folder):
+        with suppress(UserError):  # damaged: make it again
+            return open_corpus(folder)
+    return None
 
 
 def write_index(folder: Path, corpus: Corpus) -> None:

@@ -12,7 +12,6 @@ test are left out.
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass
@@ -21,30 +20,28 @@ from typing import Any
 
 import numpy as np
 
-from sslm.data.corpus.shards import FORMAT, SAMPLED, Corpus, Shard, Split, is_corpus, open_corpus, write_index
+from sslm.data.corpus.shards import FORMAT, SAMPLED, Corpus, Shard, Split, cached_corpus, write_index
 from sslm.data.corpus.writer import CorpusWriter
-from sslm.data.foreign import files, llm_c, megatron, nanogpt, npy, parquet
+from sslm.data.foreign import files, parquet
 from sslm.data.foreign.files import Options, TokenFile
-from sslm.data.foreign.find import Format, find
+from sslm.data.foreign.find import FORMATS, Format, find
 from sslm.system.errors import UserError
-from sslm.system.files import fsync, one_maker
+from sslm.system.files import fsync, made_whole, sha256_of
 from sslm.system.terminal import Report, no_progress
 
 MAPPED_TOKENS = 1 << 20
 """Several files are mapped if they have this many ids on average, else joined in the cache."""
 LARGEST_ID = (1 << 32) - 1
-FORMATS: dict[str, Format] = {"megatron": megatron, "llm.c": llm_c, "nanogpt": nanogpt, "npy": npy, "parquet": parquet}
-"""Kinds of token files; the first that recognises a file opens it."""
 
 
 def recognise(path: str | Path, text_field: str = "text") -> str | None:
-    """Tell the kind of token files at a path from names and first bytes, a key of FORMATS, or None if it has no ids.
+    """Tell the kind of token files at a path, a key of FORMATS, from names and first bytes, or None if it has no ids.
 
     Args:
         path: file, folder, glob, or what Megatron calls a prefix.
         text_field: a Parquet file whose column of this name holds text is text, whatever else is in it.
     """
-    return next(iter(find(path, FORMATS, Options(text_field=text_field))), None)
+    return next(iter(find(path, Options(text_field=text_field))), None)
 
 
 def open_foreign(
@@ -73,15 +70,17 @@ def open_foreign(
     kind, found = _one_kind(str(path), options)
     how = {"ids": kind, "end_id": end_id, "column": text_field if kind == "parquet" else None}
     folder = cache_dir / "corpora" / _key(how, kind, found)
-    if (corpus := _opened(folder)) is None:
-        with one_maker(folder):
-            if (corpus := _opened(folder)) is None:
-                opened = _Opened(found, FORMATS[kind], options)
-                source = {**how, "files": len(found), "bytes": sum(file.stat().st_size for file, _ in found)}
-                with progress() as report:
-                    _make(str(path), folder, opened, source, report)
-                corpus = open_corpus(folder)
-    return corpus
+
+    def make() -> None:
+        source = {**how, "files": len(found), "bytes": sum(file.stat().st_size for file, _ in found)}
+        opened = _Opened(str(path), found, FORMATS[kind], options, source)
+        with progress() as report, made_whole(folder) as part:
+            if dtype := _mapped_dtype(opened):
+                _map(part, dtype, opened, report)
+            else:
+                _copy(part, opened, report)
+
+    return cached_corpus(folder, make)
 
 
 def check_vocabulary(corpus: Corpus, given: str, tokenizer: str, num_entries: int) -> None:
@@ -98,12 +97,8 @@ def check_vocabulary(corpus: Corpus, given: str, tokenizer: str, num_entries: in
 
 
 def _one_kind(given: str, options: Options) -> tuple[str, list[tuple[Path, Split]]]:
-    """Find the files at a path, and their only kind.
-
-    Raises:
-        UserError: there is none, or several.
-    """
-    found = find(given, FORMATS, options)
+    """Find the files at a path, and their only kind."""
+    found = find(given, options)
     if not found:
         raise UserError(
             f"{given}: no token ids there; expected .bin (nanoGPT, llm.c), .bin with .idx (Megatron), .npy, or "
@@ -137,39 +132,19 @@ def _key(how: dict[str, Any], kind: str, found: list[tuple[Path, Split]]) -> str
 class _Opened:
     """Files that are opened, and so checked, each time they are gone through: there may be a million."""
 
+    given: str
+    """What the user called them."""
     found: list[tuple[Path, Split]]
     format: Format
     options: Options
+    source: dict[str, Any]
+    """Record for the index."""
 
     def __iter__(self) -> Iterator[tuple[TokenFile, Split]]:
         return ((self.format.open_tokens(path, self.options), split) for path, split in self.found)
 
 
 # ------------------------------------------------------------------------------------------------ as a corpus
-
-
-def _opened(folder: Path) -> Corpus | None:
-    if is_corpus(folder):
-        with suppress(UserError):  # damaged: make it again
-            return open_corpus(folder)
-    return None
-
-
-def _make(given: str, folder: Path, opened: _Opened, source: dict[str, Any], report: Report) -> None:
-    part = folder.with_name(f".{folder.name}.tmp")
-    for left in (part, folder):  # by a killed maker; damaged
-        shutil.rmtree(left, ignore_errors=True)
-    part.mkdir()
-    try:
-        if dtype := _mapped_dtype(opened):
-            _map(given, part, dtype, opened, source, report)
-        else:
-            _copy(given, part, opened, source, report)
-        os.rename(part, folder)
-        fsync(folder.parent)
-    except BaseException:
-        shutil.rmtree(part, ignore_errors=True)
-        raise
 
 
 def _mapped_dtype(opened: _Opened) -> str | None:
@@ -207,10 +182,8 @@ class _Tally:
         low, high = 0 if ids.dtype.kind == "u" else int(ids.min()), int(ids.max())
         if low < 0 or high > LARGEST_ID:
             where = first + int(np.argmin(ids) if low < 0 else np.argmax(ids))
-            raise UserError(
-                f"{path}: has the number {low if low < 0 else high} at place {where}, which is no token id; ids go "
-                f"from 0 to {LARGEST_ID}"
-            )
+            wrong = low if low < 0 else high
+            raise UserError(f"{path}: has {wrong} at place {where}, which is no token id (0 to {LARGEST_ID})")
         self.largest = max(self.largest, high)
 
     def vocab_size(self, given: str) -> int:
@@ -219,42 +192,37 @@ class _Tally:
         return self.largest + 1
 
 
-def _map(given: str, part: Path, dtype: str, opened: _Opened, source: dict[str, Any], report: Report) -> None:
+def _map(part: Path, dtype: str, opened: _Opened, report: Report) -> None:
     """Write an index whose shards are the files, and the ends of their documents."""
     tally = _Tally(report)
     shards = []
     for number, (file, split) in enumerate(opened):
-        before = tally.num_documents
-        ends_file, ends_sha256 = f"{number:05d}.ends", hashlib.sha256()
-        start = 0
-        with open(part / ends_file, "wb") as stream:
+        ends_path, num_tokens = part / f"{number:05d}.ends", 0
+        with open(ends_path, "wb") as stream:
             for ids, ends in tally.read(file):
-                raw = (ends + start).astype(np.int64).tobytes()
-                stream.write(raw)
-                ends_sha256.update(raw)
-                start += len(ids)
-            stream.flush()
-            os.fsync(stream.fileno())
-        if start:  # a file without ids can't be mapped
-            identity = _sampled_sha256(file.path, ends_sha256.hexdigest())
-            path, num_documents = str(file.path.absolute()), tally.num_documents - before
-            where = ends_sha256.hexdigest(), file.piece.offset if file.piece else 0, ends_file
-            shards.append(Shard(path, split, start, num_documents, 0, identity, *where))
-    write_index(part, Corpus(part, dtype, tally.vocab_size(given), "", "", tuple(shards), [source]))
+                stream.write((ends + num_tokens).astype(np.int64).tobytes())
+                num_tokens += len(ids)
+        fsync(ends_path)
+        if num_tokens:  # a file without ids can't be mapped
+            path, offset = str(file.path.absolute()), file.piece.offset if file.piece else 0
+            counts, ends_sha256 = (num_tokens, ends_path.stat().st_size // 8, 0), sha256_of(ends_path)
+            identity = _sampled_sha256(file.path, ends_sha256)
+            shards.append(Shard(path, split, *counts, identity, ends_sha256, offset, ends_path.name))
+    write_index(part, Corpus(part, dtype, tally.vocab_size(opened.given), "", "", tuple(shards), [opened.source]))
 
 
-def _copy(given: str, part: Path, opened: _Opened, source: dict[str, Any], report: Report) -> None:
+def _copy(part: Path, opened: _Opened, report: Report) -> None:
     """Write a corpus: read once for the largest id, which decides the dtype, and once to copy."""
     tally = _Tally(report)
     for file, _ in opened:
         for _ in tally.read(file):
             pass
-    with CorpusWriter(part, tally.vocab_size(given)) as writer:
+    with CorpusWriter(part, tally.vocab_size(opened.given)) as writer:
         tally = _Tally(report)
         for file, split in opened:
             for ids, ends in tally.read(file):
                 writer.add(split, ids, ends, 0)
-        writer.finish("", "", [source])
+        writer.finish("", "", [opened.source])
 
 
 def _sampled_sha256(path: Path, *more: str) -> str:

@@ -3,12 +3,13 @@
 import glob
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
 from sslm.data.corpus.documents import is_text
 from sslm.data.corpus.shards import Split
+from sslm.data.foreign import llm_c, megatron, nanogpt, npy, parquet
 from sslm.data.foreign.files import Options, TokenFile
 
 HELD_OUT_NAMES = {"val", "validation"}
@@ -24,23 +25,21 @@ class Format(Protocol):
         """Find the file to open (of a pair, the .idx), or None if the file is of another kind."""
 
     def open_tokens(self, path: Path, options: Options) -> TokenFile:
-        """Open and check a file.
-
-        Raises:
-            UserError: it is damaged, or holds no ids.
-        """
+        """Open a file; UserError if it is damaged, or holds no ids."""
 
 
-Formats = Mapping[str, Format]
+FORMATS: dict[str, Format] = {"megatron": megatron, "llm.c": llm_c, "nanogpt": nanogpt, "npy": npy, "parquet": parquet}
+"""Kinds of token files; the first that recognises a file opens it."""
+
 Found = dict[str, list[tuple[Path, Split | None]]]
 """Kind -> (file to open, its split, or None if it is left out)."""
 
 
-def find(name: str | Path, formats: Formats, options: Options) -> Found:
+def find(name: str | Path, options: Options) -> Found:
     """Find the token files that a path, a pattern or a prefix of Megatron's names."""
     path = Path(name).expanduser()
     if path.is_dir():
-        return _find_in_folder(path, formats, options)
+        return _find_in_folder(path, options)
     if path.is_file():
         paths = [path]
     elif path.name and all(path.with_name(path.name + suffix).is_file() for suffix in (".idx", ".bin")):
@@ -50,28 +49,26 @@ def find(name: str | Path, formats: Formats, options: Options) -> Found:
         paths = [Path(name) for name in sorted(names) if os.path.isfile(name)]
     found: Found = {}
     for path in paths:
-        kind, holder = _kind_of(path, formats, options)
+        kind, holder = _kind_of(path, options)
         split: Split = "val" if len(paths) > 1 and _words(holder) & HELD_OUT_NAMES else "train"
         if kind:
             found.setdefault(kind, []).append((holder, split))
     return {kind: list(dict.fromkeys(held)) for kind, held in found.items()}  # *.bin and *.idx are the same files
 
 
-def _find_in_folder(folder: Path, formats: Formats, options: Options) -> Found:
+def _find_in_folder(folder: Path, options: Options) -> Found:
     """Find the token files of a folder and those below it; hidden ones are left out."""
     found: Found = {}
     texts: list[tuple[Path, Split | None]] = []
-    parquet_kind: str | None = ""
+    kinds: dict[str | Path, str | None] = {}
     for path in _walk(folder):
         suffix = path.suffix.lower()
         if suffix == ".bin" and (path.with_suffix(".idx").is_file() or _belongs_to_others(path)):
             continue
-        if suffix == ".parquet" and parquet_kind != "":  # the first stands for all
-            kind = parquet_kind
-        else:
-            kind, _ = _kind_of(path, formats, options)
-        if suffix == ".parquet":
-            parquet_kind = kind
+        alike = suffix if suffix == ".parquet" else path  # the first Parquet file stands for all
+        if alike not in kinds:
+            kinds[alike], _ = _kind_of(path, options)
+        kind = kinds[alike]
         if kind:
             found.setdefault(kind, []).append((path, _split_of(path.relative_to(folder))))
         elif is_text(path):
@@ -99,9 +96,9 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(here, name) for name in sorted(names) if not name.startswith("."))
 
 
-def _kind_of(path: Path, formats: Formats, options: Options) -> tuple[str | None, Path]:
+def _kind_of(path: Path, options: Options) -> tuple[str | None, Path]:
     """Tell a file's kind, or None for no ids, and the file to open."""
-    for kind, format_ in formats.items():
+    for kind, format_ in FORMATS.items():
         if (holder := format_.recognises(path, options)) is not None:
             return kind, holder
     return None, path

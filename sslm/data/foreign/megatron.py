@@ -15,12 +15,14 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from sslm.data.foreign import files as files
+from sslm.data.foreign import files
 from sslm.system.errors import UserError
 
 MAGIC = b"MMIDIDX\0\0"
 DTYPES = {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 6: "<f8", 7: "<f4", 8: "<u2"}
 CHUNK_SEQUENCES = 1 << 18
+
+Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -30,19 +32,19 @@ class _MegatronIndex:
     num_sequences: int
     num_bounds: int
 
-    def sequences(self, first: int, last: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def sequences(self, first: int, last: int) -> tuple[Ints, Ints]:
         """Read (lengths in ids, first bytes) of sequences first … last − 1."""
         count = last - first
         lengths = np.fromfile(self.path, "<i4", count, offset=34 + 4 * first)
         pointers = np.fromfile(self.path, "<i8", count, offset=34 + 4 * self.num_sequences + 8 * first)
         return lengths.astype(np.int64), pointers.astype(np.int64)
 
-    def bounds(self, first: int, last: int) -> NDArray[np.int64]:
+    def bounds(self, first: int, last: int) -> Ints:
         """Read numbers first … last − 1 of the document index."""
         offset = 34 + 12 * self.num_sequences + 8 * first
         return np.fromfile(self.path, "<i8", last - first, offset=offset).astype(np.int64)
 
-    def bounds_upto(self, last: int, first: int) -> NDArray[np.int64]:
+    def bounds_upto(self, last: int, first: int) -> Ints:
         """Read the document index from number `first` on, up to sequence `last`."""
         found = []
         while first < self.num_bounds:
@@ -73,7 +75,7 @@ def open_tokens(path: Path, options: files.Options) -> files.TokenFile:
     if not tokens.is_file():
         raise UserError(f"{path}: there is no {tokens.name} beside it, where the ids would be; copy it here too")
     index = _read_index(path)
-    _check_documents(index, path)
+    _check_documents(index)
     in_order = _check_sequences(index, tokens)
     size = tokens.stat().st_size
     piece = files.InOnePiece(index.dtype, 0, size // index.dtype.itemsize) if in_order else None
@@ -106,7 +108,7 @@ def _read_index(idx: Path) -> _MegatronIndex:
     return _MegatronIndex(idx, dtype, num_sequences, num_bounds)
 
 
-def _check_documents(index: _MegatronIndex, idx: Path) -> None:
+def _check_documents(index: _MegatronIndex) -> None:
     before = 0
     for first in range(0, index.num_bounds, CHUNK_SEQUENCES):
         bounds = index.bounds(first, min(first + CHUNK_SEQUENCES, index.num_bounds))
@@ -117,8 +119,8 @@ def _check_documents(index: _MegatronIndex, idx: Path) -> None:
         if index.num_bounds and before == index.num_sequences:
             return
     raise UserError(
-        f"{idx}: its documents don't rise from sequence 0 to the last, {index.num_sequences}; it is damaged, or was "
-        f"not finished: make it again"
+        f"{index.path}: its documents don't rise from sequence 0 to the last, {index.num_sequences}; it is damaged, "
+        f"or was not finished: make it again"
     )
 
 
@@ -156,9 +158,7 @@ def _megatron_chunks(index: _MegatronIndex, tokens: Path) -> Iterator[files.Chun
             yield from _cut(_runs(stream, index.dtype, lengths, pointers), ends, index.dtype)
 
 
-def _runs(
-    stream: BinaryIO, dtype: np.dtype[Any], lengths: NDArray[np.int64], pointers: NDArray[np.int64]
-) -> Iterator[NDArray[Any]]:
+def _runs(stream: BinaryIO, dtype: np.dtype[Any], lengths: Ints, pointers: Ints) -> Iterator[NDArray[Any]]:
     """Read sequences' ids, those that lie one after the other together."""
     lengths, pointers = lengths[lengths > 0], pointers[lengths > 0]
     if len(lengths) == 0:
@@ -171,7 +171,7 @@ def _runs(
             yield files.take(stream, dtype, min(files.CHUNK_TOKENS, count - start))
 
 
-def _cut(parts: Iterable[NDArray[Any]], ends: NDArray[np.int64], dtype: np.dtype[Any]) -> Iterator[files.Chunk]:
+def _cut(parts: Iterable[NDArray[Any]], ends: Ints, dtype: np.dtype[Any]) -> Iterator[files.Chunk]:
     """Give each part the ends that lie in it, and ends after the last id an empty part."""
     start = taken = 0
     for ids in parts:

@@ -21,9 +21,7 @@ def open_tokens(path: Path, options: files.Options) -> files.TokenFile:
     if dtype.kind not in "ui":
         raise UserError(f"{path}: holds {dtype}, not whole numbers; save ids as an integer type, such as uint16")
     if len(shape) not in (1, 2):
-        raise UserError(
-            f"{path}: has {len(shape)} dimensions; expected ids as [n] (a document) or [n, len] (n of them)"
-        )
+        raise UserError(f"{path}: has {len(shape)} dimensions; expected [n] ids (a document) or [n, len] (n of them)")
     piece = files.InOnePiece(dtype, offset, math.prod(shape))
     files.check_size(path, offset + piece.num_tokens * dtype.itemsize)
     if len(shape) == 1:

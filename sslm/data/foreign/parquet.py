@@ -27,9 +27,8 @@ def recognises(path: Path, options: Options) -> Path | None:
 def _ids_column(schema: Any, text_field: str) -> str | None:
     """Find the column of lists of numbers: the user's if it is there, or the first of the usual ones."""
     wanted = (text_field,) if text_field in schema.names else IDS_COLUMNS
-    return next(
-        (name for name in wanted if name in schema.names and _is_list_of_numbers(schema.field(name).type)), None
-    )
+    there = [name for name in wanted if name in schema.names]
+    return next((name for name in there if _is_list_of_numbers(schema.field(name).type)), None)
 
 
 def _is_list_of_numbers(kind: Any) -> bool:
@@ -88,10 +87,8 @@ def _parquet_chunks(path: Path, column: str) -> Iterator[Chunk]:
             lists = batch.column(0)
             ids = lists.flatten()
             if lists.null_count or ids.null_count:
-                raise UserError(
-                    f"{path}: column {column!r} has null in rows {row} to {row + len(lists)}; "
-                    f"drop these rows, or fill in their ids"
-                )
+                where = f"{path}: column {column!r} has null in rows {row} to {row + len(lists)}"
+                raise UserError(f"{where}; drop these rows, or fill in their ids")
             lengths = pyarrow.compute.list_value_length(lists).to_numpy(zero_copy_only=False)
             yield ids.to_numpy(zero_copy_only=False), np.cumsum(lengths, dtype=np.int64)
             row += len(lists)

@@ -28,19 +28,13 @@ MOST_PARTS = 1 << 16
 
 
 def source_names(sources: Sequence[SourceConfig]) -> list[str]:
-    """Name each source: as the user does, else by its path's last part up to a dot.
-
-    Raises:
-        UserError: two sources have the same name.
-    """
+    """Name each source: as the user does, else by its path's last part up to a dot; refuse equal names."""
     if len(sources) == 1:
         return [sources[0].name or ""]
     names = [source.name or Path(str(source.path)).name.split(".")[0] for source in sources]
     if twice := [name for name in names if names.count(name) > 1]:
-        raise UserError(
-            f"--data.sources: two sources are called {twice[0]}; give each a name of its own: "
-            f"{{path: …, name: {twice[0]}-2}}"
-        )
+        other = f"{{path: …, name: {twice[0]}-2}}"
+        raise UserError(f"--data.sources: two sources are called {twice[0]}; give each a name of its own: {other}")
     return names
 
 
@@ -70,9 +64,8 @@ def parse_weights(weights: Sequence[Weight], sizes: Sequence[int]) -> tuple[int,
 
 
 def _parse_weight(weight: Weight, size: int) -> Fraction:
-    wrong = UserError(
-        f"--data.sources: weight {weight}: expected a number of 0 or more, or size^EXPONENT such as size^0.7"
-    )
+    expected = "expected a number of 0 or more, or size^EXPONENT such as size^0.7"
+    wrong = UserError(f"--data.sources: weight {weight}: {expected}")
     try:
         if isinstance(weight, str) and weight.startswith("size"):
             base, _, exponent = weight.partition("^")
@@ -95,11 +88,11 @@ def whole_weights(weights: Sequence[Fraction]) -> tuple[int, ...]:
     total = sum(weights)
     shares = [weight / total for weight in weights]
     parts = math.lcm(*(share.denominator for share in shares))
-    if parts > MOST_PARTS:
-        rounded = [max(round(share * MOST_PARTS), 1) if share else 0 for share in shares]
-        divisor = math.gcd(*rounded)
-        return tuple(part // divisor for part in rounded)
-    return tuple(int(share * parts) for share in shares)
+    if parts <= MOST_PARTS:
+        return tuple(int(share * parts) for share in shares)
+    rounded = [max(round(share * MOST_PARTS), 1) if share else 0 for share in shares]
+    divisor = math.gcd(*rounded)
+    return tuple(part // divisor for part in rounded)
 
 
 @dataclass(frozen=True)

@@ -93,11 +93,7 @@ class Order:
         return sum(self.num_windows)
 
     def at(self, numbers: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.int64]]:
-        """Find examples by their number since the first epoch's start, in O(log shards) each.
-
-        Returns:
-            (epoch, shard, window of that shard), each [len(numbers)].
-        """
+        """Find the examples of [n] numbers since the first epoch's start: (epoch, shard, window of that shard)."""
         epochs, offsets = np.divmod(numbers.astype(np.uint64), np.uint64(self.epoch_len))
         shards, windows = np.empty_like(numbers), np.empty_like(numbers)
         for epoch in _distinct(epochs):

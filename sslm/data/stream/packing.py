@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from sslm.data.corpus.shards import Corpus
 from sslm.data.stream.windows import Region
-from sslm.system.files import fsync, made_once
+from sslm.system.files import fsync, made_whole, one_maker
 
 DOCUMENTS_AT_ONCE = 1 << 21
 MOST_OPEN = 100
@@ -149,14 +149,15 @@ def pack(
 
 
 def _make(out: Path, corpus: Corpus, regions: list[Region], window_len: int, stride: int) -> Packed:
-    with made_once(out) as part:
-        if part is not None:
-            plans = [
-                _write_region(part / f"{number:05d}", corpus, region, window_len, stride)
-                for number, region in enumerate(regions)
-            ]
-            (part / "plan.json").write_text(json.dumps([plan.__dict__ for plan in plans]) + "\n")
-            fsync(part / "plan.json")
+    with one_maker(out):
+        if not out.exists():
+            with made_whole(out) as part:
+                plans = [
+                    _write_region(part / f"{number:05d}", corpus, region, window_len, stride)
+                    for number, region in enumerate(regions)
+                ]
+                (part / "plan.json").write_text(json.dumps([plan.__dict__ for plan in plans]) + "\n")
+                fsync(part / "plan.json")
     return Packed(out, window_len, stride)
 
 

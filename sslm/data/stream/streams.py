@@ -44,10 +44,9 @@ class Streams(NamedTuple):
 
 
 class Part(NamedTuple):
-    """The regions of one corpus that one stream reads."""
+    """The regions of one corpus that one stream reads, under its source's name in the mixture."""
 
     name: str
-    """Name of the source in the mixture."""
     corpus: Corpus
     regions: list[Region]
 

@@ -35,8 +35,8 @@ def split(corpus: Corpus, batch_tokens: int) -> tuple[list[Region], list[Region]
     >>> training[0].end, held_out[0].start, held_out[0].end
     (936, 936, 1000)
     """
-    held_out = [Region(shard, 0, shard.num_tokens) for shard in corpus.shards if shard.split == "val"]
-    training = [Region(shard, 0, shard.num_tokens) for shard in corpus.shards if shard.split == "train"]
+    held_out = [region for region in whole(corpus) if region.shard.split == "val"]
+    training = [region for region in whole(corpus) if region.shard.split == "train"]
     enough = max(int(corpus.num_tokens * HELD_OUT_SHARE), batch_tokens)
     missing = enough if sum(map(len, held_out)) < enough else 0
     while missing > 0 and training:
@@ -55,8 +55,6 @@ class Cut:
     def __init__(self, regions: list[Region], window_len: int, stride: int) -> None:
         self.window_len, self.stride = window_len, stride
         self.num_windows = tuple(max((len(r) - window_len) // stride + 1, 0) for r in regions)
-        self.num_unread = sum(
-            len(r) - (n - 1) * stride - window_len if n else len(r)
-            for r, n in zip(regions, self.num_windows, strict=True)
-        )
+        read = sum((n - 1) * stride + window_len for n in self.num_windows if n)
+        self.num_unread = sum(map(len, regions)) - read
         """Tokens in no window."""
