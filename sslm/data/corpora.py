@@ -12,7 +12,7 @@ from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.documents import open_source
 from sslm.data.corpus.embedded import EMBEDDED
 from sslm.data.corpus.shards import Corpus, is_corpus, open_corpus
-from sslm.data.corpus.tokenizer import ExistingTokenizer, TokenizerChoice, TrainBPE
+from sslm.data.corpus.tokenizer import TokenizerChoice, TrainBPE
 from sslm.system.errors import UserError
 from sslm.system.files import is_whole
 from sslm.system.terminal import preparation_progress
@@ -23,16 +23,9 @@ DEFAULT_TOKENIZER = TrainBPE(2048)
 def open_corpora(
     sources: Sequence[SourceConfig], asked: TokenizerChoice | None, data: DataConfig, cache_dir: Path
 ) -> tuple[list[Corpus], str | None]:
-    """Open all corpora of a run, and find the one tokenizer that made them.
+    """Open all corpora of a run, and find the folder or name of the one tokenizer that made them.
 
-    Args:
-        sources: the corpora to open.
-        asked: tokenizer that the user asked for, if any.
-        data: how to read them.
-        cache_dir: folder for what is prepared.
-
-    Returns:
-        The corpora, and their tokenizer's folder or name, or None if they are ids without one and none was asked for.
+    There is none if they are ids without one, and none was asked for.
 
     Raises:
         UserError: bad text, or tokenizers that do not match.
@@ -40,7 +33,7 @@ def open_corpora(
     corpora: list[Corpus] = []
     for source in sources:
         first = corpora[0] if corpora and corpora[0].tokenizer_sha256 else None
-        choice = ExistingTokenizer(str(first.tokenizer_folder)) if first else asked
+        choice = str(first.tokenizer_folder) if first else asked
         corpora.append(_open_any(source.path, choice, data, cache_dir))
     paths = [str(source.path) for source in sources]
     tokenizer = _common_tokenizer(paths, corpora, asked)
@@ -61,8 +54,8 @@ def _open_any(path: str | None, tokenizer: TokenizerChoice | None, data: DataCon
         return open_corpus(path, check_sizes=data.on_bad_shard == "fail")
     if foreign.recognise(path, data.text_field):
         end_id = data.end_id
-        if end_id is None and isinstance(tokenizer, ExistingTokenizer):
-            end_id = tokenizers.end_of_document(tokenizers.load(tokenizer.name))
+        if end_id is None and isinstance(tokenizer, str):
+            end_id = tokenizers.end_of_document(tokenizers.load(tokenizer))
         progress = partial(preparation_progress, f"Reading {path}")
         return foreign.open_foreign(path, cache_dir, end_id=end_id, text_field=data.text_field, progress=progress)
     return _prepared(path, tokenizer, data, cache_dir)
@@ -87,7 +80,7 @@ def _common_tokenizer(paths: list[str], corpora: list[Corpus], asked: TokenizerC
                 f"--data.tokenizer {asked}: there is no text to train one on, only ids; give the tokenizer that made "
                 f"them, or leave the flag out"
             )
-        return None if asked is None else asked.name
+        return asked
     first_path, first = tokenised[0]
     if asked is not None and not _made(first, asked):
         raise UserError(
@@ -99,8 +92,8 @@ def _common_tokenizer(paths: list[str], corpora: list[Corpus], asked: TokenizerC
             again = f"prepare it again with --tokenizer {first.tokenizer_folder}"
             raise UserError(f"{path}: was prepared with another tokenizer than {first_path}; {again}")
     _check_folder(first)
-    if isinstance(asked, ExistingTokenizer) and Path(asked.name).exists():
-        return asked.name  # it may have tokens appended
+    if isinstance(asked, str) and Path(asked).exists():
+        return asked  # it may have tokens appended
     return str(first.tokenizer_folder)
 
 
@@ -108,9 +101,9 @@ def _made(corpus: Corpus, asked: TokenizerChoice) -> bool:
     """Whether a corpus was prepared with a tokenizer, or with one that lacks the tokens appended to it."""
     if isinstance(asked, TrainBPE):
         return corpus.tokenizer == str(asked)
-    if corpus.tokenizer == asked.name and not Path(asked.name).exists():
+    if corpus.tokenizer == asked and not Path(asked).exists():
         return True
-    loaded = tokenizers.load(asked.name)
+    loaded = tokenizers.load(asked)
     return corpus.tokenizer_sha256 in {tokenizers.identity(loaded, end) for end in (None, corpus.vocab_size)}
 
 

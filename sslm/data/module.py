@@ -83,12 +83,7 @@ class DataModule(LightningDataModule):
         """
         if not hasattr(self, "train_stream"):
             self.train_stream, self.val_stream, self._tokenizer, self.vocabulary = open_streams(
-                self.config,
-                self.recipe,
-                seq_len=self.seq_len,
-                batch_size=self.batch_size,
-                seed=self.seed,
-                tokenizer=self.default_tokenizer,
+                self.config, self.recipe, self.seq_len, self.batch_size, self.seed, self.default_tokenizer
             )
 
     @functools.cached_property
@@ -198,12 +193,9 @@ class DataModule(LightningDataModule):
                 self.train_stream.amend(amendment)
 
     def amend(self, shards: dict[tuple[str, str], str], step: int, write: bool) -> list[Amendment]:
-        """Replace bad shards from optimizer step `step` on.
+        """Replace bad shards, (source, file) -> what is wrong with it, from optimizer step `step` on.
 
-        Args:
-            shards: (source, file) -> what is wrong with it.
-            step: the first step without them.
-            write: whether to append to the run's file, on the disk before this returns.
+        If `write`, the run's file has them on the disk before this returns.
         """
         position = step * self.batch_size
         before = [amendment for amendment in self.train_stream.amendments if isinstance(amendment, Amendment)]
@@ -215,11 +207,7 @@ class DataModule(LightningDataModule):
     def skip(self, step: int, num_steps: int, reason: str, write: bool) -> None:
         """Leave out the examples of `num_steps` optimizer steps, from step `step` on.
 
-        Args:
-            step: the first step of others' examples.
-            num_steps: how many steps' examples to leave out.
-            reason: unlike any other skip's: equal amendments count once.
-            write: whether to append to the run's file, on the disk before this returns.
+        Its reason is unlike any other skip's: equal amendments count once. `write` is as in `amend`.
         """
         self._apply([Skip(step * self.batch_size, num_steps * self.batch_size, reason)], write)
 
@@ -240,9 +228,8 @@ class DataModule(LightningDataModule):
     # -------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> Loader:
-        self._train_steps = self._train_steps_of(
-            self.batch_size, *self._rank_and_world(), substitute=self.config.on_bad_shard == "substitute"
-        )
+        substitute = self.config.on_bad_shard == "substitute"
+        self._train_steps = self._train_steps_of(self.batch_size, *self._rank_and_world(), substitute=substitute)
         end = self.total_steps or self.trainer.max_steps  # type: ignore[union-attr]
         return Loader(self._train_steps, self._next_step, end, self.config.num_workers)
 
@@ -269,9 +256,8 @@ class DataModule(LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         rank, world = data_parallel(self.trainer) if self.trainer else (0, 1)
         if self.batch_size % world:
-            raise UserError(
-                f"--batch_size {self.batch_size}: can't be shared by {world} devices; give a multiple of {world}"
-            )
+            wrong = f"--batch_size {self.batch_size}: can't be shared by {world} devices"
+            raise UserError(f"{wrong}; give a multiple of {world}")
         return rank, world
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> StepBatch:

@@ -1,4 +1,7 @@
-"""Blocks: the layers of a model that repeat."""
+"""What every model of transformers has: blocks, the layers that repeat, and a mode."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from torch import nn
 from transformers.modeling_layers import GradientCheckpointingLayer
@@ -7,3 +10,14 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 def blocks(model: nn.Module) -> list[nn.Module]:
     """List a model's blocks in order; each is compiled, recomputed and sharded as a unit."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model into evaluation mode, and back into its own."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)

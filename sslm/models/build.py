@@ -15,9 +15,15 @@ from transformers.modeling_utils import local_torch_dtype
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from sslm.models import lstm  # makes transformers know it
+from sslm.models.blocks import evaluating
 from sslm.models.head import UNPADDED
 from sslm.models.masks import first_position, no_packed_rows, probe_tokens
-from sslm.system.errors import UserError, nearest
+from sslm.system.errors import UserError, nearest, one_line
+
+Keys = dict[str, Any]
+"""Keys of a config and their values."""
+Ids = dict[str, int | None]
+"""Keys of a config for special tokens, and their ids."""
 
 VOCABULARY_MULTIPLE = 64
 HALVES = ("encoder", "decoder")
@@ -30,14 +36,14 @@ EXAMPLES = {
 
 
 def model_config(
-    settings: dict[str, Any],
+    settings: Keys,
     *,
     model_type: str | None,
-    default: dict[str, Any],
+    default: Keys,
     auto_class: str,
     vocab_size: int,
     seq_len: int,
-    special_ids: dict[str, int | None],
+    special_ids: Ids,
     pretrained: str | None = None,
 ) -> PreTrainedConfig:
     """Work out an architecture's config.
@@ -66,11 +72,7 @@ def model_config(
 
 
 def _pretrained_config(
-    pretrained: str,
-    model_type: str | None,
-    settings: dict[str, Any],
-    vocab_size: int,
-    special_ids: dict[str, int | None],
+    pretrained: str, model_type: str | None, settings: Keys, vocab_size: int, special_ids: Ids
 ) -> PreTrainedConfig:
     config = read_config(pretrained)
     if model_type not in (None, config.model_type):
@@ -88,13 +90,7 @@ def _pretrained_config(
 
 
 def _fresh_config(
-    model_type: str,
-    default: dict[str, Any],
-    settings: dict[str, Any],
-    auto_class: str,
-    vocab_size: int,
-    seq_len: int,
-    special_ids: dict[str, int | None],
+    model_type: str, default: Keys, settings: Keys, auto_class: str, vocab_size: int, seq_len: int, special_ids: Ids
 ) -> PreTrainedConfig:
     config_class = _config_class(model_type, auto_class)
     _check_keys(config_class, settings)
@@ -105,8 +101,8 @@ def _fresh_config(
     follow = {key: value for key, value in follow.items() if _canonical(config_class, key) in known}
     if auto_class == "AutoModelForCausalLM" and "is_decoder" in known:
         follow["is_decoder"] = True
-    keys = {_canonical(config_class, key): value for key, value in (follow | default).items() if key != "model_type"}
-    keys |= {_canonical(config_class, key): value for key, value in settings.items()}
+    follow |= {key: value for key, value in default.items() if key != "model_type"}
+    keys: Keys = {_canonical(config_class, key): value for key, value in [*follow.items(), *settings.items()]}
     for half in HALVES:  # T5Gemma has a config for each
         if half in known:
             ids = {key: special_ids.get(key) for key in ("pad_token_id", "eos_token_id")}
@@ -115,7 +111,7 @@ def _fresh_config(
     try:
         return config_class(**keys)
     except Exception as error:  # each architecture has its own checks and exception types
-        raise UserError(f"--model: {model_type} refuses these settings: {' '.join(str(error).split())}") from None
+        raise UserError(f"--model: {model_type} refuses these settings: {one_line(error, None)}") from None
 
 
 def _vocabulary_keys(vocab_size: int) -> dict[str, int]:
@@ -131,28 +127,19 @@ def set_vocab_size(config: PreTrainedConfig, size: int) -> None:
             part.vocab_size = size
 
 
-def _start_ids(config_class: type[PreTrainedConfig], special_ids: dict[str, int | None]) -> dict[str, int | None]:
+def _start_ids(config_class: type[PreTrainedConfig], special_ids: Ids) -> Ids:
     """Let the decoder of an encoder–decoder model begin with the kind of token that its family begins with."""
     family = config_class()
     if not family.is_encoder_decoder:
         return {}
     own = getattr(family, "decoder_start_token_id", None)
-    kinds = [
-        kind for kind in ("pad", "eos", "bos") if own is not None and own == getattr(family, f"{kind}_token_id", None)
-    ]
-    start = {"decoder_start_token_id": special_ids.get(f"{kinds[0] if kinds else 'pad'}_token_id")}
-    return start | {"forced_eos_token_id": special_ids.get("eos_token_id")}
+    same = (key for key in ("pad_token_id", "eos_token_id", "bos_token_id") if own == getattr(family, key, None))
+    start = special_ids.get("pad_token_id" if own is None else next(same, "pad_token_id"))
+    return {"decoder_start_token_id": start, "forced_eos_token_id": special_ids.get("eos_token_id")}
 
 
 def read_config(pretrained: str) -> PreTrainedConfig:
-    """Read a checkpoint's config.
-
-    Args:
-        pretrained: folder, or name on the Hugging Face hub.
-
-    Raises:
-        UserError: it can't be read.
-    """
+    """Read the config of a checkpoint, a folder or a name on the hub; UserError if it can't be read."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(pretrained)
     except Exception as error:  # missing files, no network, broken JSON: all are about what was given
@@ -165,10 +152,8 @@ def read_config(pretrained: str) -> PreTrainedConfig:
 
 def _known_class(model_type: str) -> type[PreTrainedConfig]:
     if model_type not in CONFIG_MAPPING:
-        raise UserError(
-            f"--model.model_type {model_type}: transformers {transformers.__version__} knows no such architecture"
-            f"{nearest(model_type, CONFIG_MAPPING.keys())}"
-        )
+        what = f"transformers {transformers.__version__} knows no such architecture"
+        raise UserError(f"--model.model_type {model_type}: {what}{nearest(model_type, CONFIG_MAPPING.keys())}")
     config_class: type[PreTrainedConfig] = CONFIG_MAPPING[model_type]
     return config_class
 
@@ -179,10 +164,8 @@ def _config_class(model_type: str, auto_class: str) -> type[PreTrainedConfig]:
     # BART counts as a masked LM too
     both_halves = auto_class != "AutoModelForSeq2SeqLM" and config_class().is_encoder_decoder
     if config_class not in known or both_halves:
-        raise UserError(
-            f"--model.model_type {model_type}: has no model for this objective ({auto_class}); {EXAMPLES[auto_class]} "
-            f"and others have"
-        )
+        what = f"has no model for this objective ({auto_class}); {EXAMPLES[auto_class]} and others have"
+        raise UserError(f"--model.model_type {model_type}: {what}")
     return config_class
 
 
@@ -201,10 +184,9 @@ def auto_class_of(model_type: str) -> str:
 
 def _keys(config_class: type[PreTrainedConfig]) -> set[str]:
     declared = {field.name for field in dataclasses.fields(config_class)} - {"transformers_version", "architectures"}
-    tied = (
-        {"tie_word_embeddings"} if hasattr(config_class(), "tie_word_embeddings") else set()
-    )  # T5 declares it nowhere
-    return declared | tied
+    if hasattr(config_class(), "tie_word_embeddings"):  # T5 declares it nowhere
+        declared.add("tie_word_embeddings")
+    return declared
 
 
 def _canonical(config_class: type[PreTrainedConfig], key: str) -> str:
@@ -212,7 +194,7 @@ def _canonical(config_class: type[PreTrainedConfig], key: str) -> str:
     return str(config_class.attribute_map.get(key, key))
 
 
-def _check_keys(config_class: type[PreTrainedConfig], settings: dict[str, Any]) -> None:
+def _check_keys(config_class: type[PreTrainedConfig], settings: Keys) -> None:
     known = _keys(config_class) | set(config_class.attribute_map)
     for key in settings:
         if key not in known:
@@ -235,10 +217,8 @@ def _check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None
     if getattr(config, "num_hidden_layers", 1) < 1:
         raise UserError(f"--model.num_hidden_layers {config.num_hidden_layers}: expected at least 1")
     if config.vocab_size < vocab_size:
-        raise UserError(
-            f"--model.vocab_size {config.vocab_size}: the tokenizer has {vocab_size} entries; leave the key out, "
-            f"or give at least that"
-        )
+        what = f"the tokenizer has {vocab_size} entries; leave the key out, or give at least that"
+        raise UserError(f"--model.vocab_size {config.vocab_size}: {what}")
 
 
 def build(config: PreTrainedConfig, auto_class: str, seed: int) -> PreTrainedModel:
@@ -257,11 +237,7 @@ def class_named(name: str) -> type[PreTrainedModel]:
 
 
 def on_meta(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
-    """Build a model without its weights, to count parameters or to see that it can be built.
-
-    Raises:
-        UserError: it can't.
-    """
+    """Build a model without its weights, to count parameters, or to raise UserError if it can't be built."""
     try:
         with torch.device("meta"), no_init_weights():
             model: PreTrainedModel = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
@@ -274,12 +250,7 @@ def on_meta(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
 def check_runs(model: PreTrainedModel, auto_class: str) -> None:
     """Check that a model takes plain tokens: settings may pass the config's checks and still not go together.
 
-    Args:
-        model: on the meta device, where trying costs nothing; what can't run there (mixtures of experts) is built.
-        auto_class: transformers' auto class that builds it.
-
-    Raises:
-        UserError: it doesn't.
+    It is tried on the meta device, where that costs nothing; what can't run there (mixtures of experts) is built.
     """
 
     def fails(candidate: PreTrainedModel, device: str) -> str:
@@ -306,10 +277,8 @@ def check_causal(model: PreTrainedModel) -> None:
     """
     ids = probe_tokens(model)[0, :8]
     changed = torch.cat([ids[:-1], probe_tokens(model, shift=1)[0, len(ids) - 1 : len(ids)]])
-    was_training = model.training
-    model.eval()
-    before, after = (model(input_ids=tokens[None], use_cache=False).logits[0, :-1] for tokens in (ids, changed))
-    model.train(was_training)
+    with evaluating(model):
+        before, after = (model(input_ids=tokens[None], use_cache=False).logits[0, :-1] for tokens in (ids, changed))
     if (before - after).abs().max() > 1e-3 * before.abs().max():
         raise UserError(
             f"--model.model_type {model.config.model_type}: is not causal, it sees the tokens it is to predict; "
@@ -318,7 +287,7 @@ def check_causal(model: PreTrainedModel) -> None:
 
 
 def _brief(error: BaseException) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+    return f"{type(error).__name__}: {one_line(error)}"
 
 
 class Named(NamedTuple):
@@ -389,10 +358,8 @@ def load_pretrained(
             raise UserError(f"--model.pretrained {folder}: its weights can't be read ({_brief(error)})") from None
         if report["mismatched_keys"]:
             name = sorted(key for key, *_ in report["mismatched_keys"])[0]
-            raise UserError(
-                f"--model.pretrained {folder}: its weights have other shapes than these settings ask for "
-                f"({name} first); leave out the --model flags that change shapes"
-            )
+            other = f"its weights have other shapes than these settings ask for ({name} first)"
+            raise UserError(f"--model.pretrained {folder}: {other}; leave out the --model flags that change shapes")
         new = sorted(report["missing_keys"])
         if wanted != had:
             model.resize_token_embeddings(wanted)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
+from sslm.models.blocks import evaluating
 from sslm.models.masks import document_logits, probe_tokens
 
 IGNORED = nn.CrossEntropyLoss().ignore_index
@@ -96,7 +97,7 @@ class LanguageModel(nn.Module):
         if labels is not None and self.model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = decoder_inputs(labels, self.model.config, decoder_segment_ids)
         places = None if labels is None or self.max_scored is None else scored_places(labels, self.max_scored)
-        logits = self._logits(places, segment_ids, decoder_segment_ids, inputs)[..., : self.vocab_size]
+        logits = self._logits(places, segment_ids, decoder_segment_ids, **inputs)[..., : self.vocab_size]
         if labels is None:
             return logits
         targets = labels if places is None else labels.gather(1, places)
@@ -109,11 +110,7 @@ class LanguageModel(nn.Module):
         return Predicted(losses.sum(dim=1), tokens)
 
     def _logits(
-        self,
-        places: Tensor | None,
-        segment_ids: Tensor | None,
-        decoder_segment_ids: Tensor | None,
-        inputs: dict[str, Tensor],
+        self, places: Tensor | None, segment_ids: Tensor | None, decoder_segment_ids: Tensor | None, **inputs: Tensor
     ) -> Tensor:
         """[batch, places, model's vocab_size]."""
         self._places, self._is_first_lookup = places if self._gathers_in_head else None, True
@@ -129,9 +126,8 @@ class LanguageModel(nn.Module):
     def _losses(self, logits: Tensor, targets: Tensor) -> Tensor:
         """[batch, num] loss of each target, 0 if it is not scored."""
         smoothing = self.label_smoothing if self.training else 0.0
-        losses = F.cross_entropy(
-            logits.flatten(0, 1), targets.flatten(), reduction="none", label_smoothing=smoothing
-        ).view_as(targets)
+        flat = logits.flatten(0, 1), targets.flatten()
+        losses = F.cross_entropy(*flat, reduction="none", label_smoothing=smoothing).view_as(targets)
         if self.training and self.z_loss:
             losses = losses + self.z_loss * logits.logsumexp(-1).square() * (targets != IGNORED)
         return losses
@@ -201,10 +197,7 @@ def first_of_head(model: PreTrainedModel) -> str | None:
     """Name the module in which the head begins, by watching the model run.
 
     Of the model's direct parts it is the first after the body, which is the last to return more than a tensor. Whether
-    the rest treats each place for itself is tried.
-
-    Returns:
-        The name, or None if there is no such part, and logits have to be made for all places.
+    the rest treats each place for itself is tried. If there is no such part, logits have to be made for all places.
     """
     if model.config.is_encoder_decoder:
         return None  # all places of its targets are scored
@@ -214,27 +207,25 @@ def first_of_head(model: PreTrainedModel) -> str | None:
         for part in model.children()
     ]
     ids = probe_tokens(model)
-    was_training = model.training
-    model.eval()
     try:
-        before: Tensor = model(input_ids=ids, use_cache=False).logits
+        with evaluating(model):
+            before: Tensor = model(input_ids=ids, use_cache=False).logits
     finally:
         for handle in watching:
             handle.remove()
     body = max((n for n, (_, is_tensor) in enumerate(called) if not is_tensor), default=-1)
     if body < 0 or body + 1 == len(called):
-        model.train(was_training)
         return None
     head, places = called[body + 1][0], torch.tensor([[2, 5, 6]], device=model.device)
     handle = head.register_forward_pre_hook(lambda _, arguments: (gathered(arguments[0], places), *arguments[1:]))
     try:
-        some = model(input_ids=ids, use_cache=False).logits
+        with evaluating(model):
+            some = model(input_ids=ids, use_cache=False).logits
         alike = torch.allclose(some, gathered(before, places), rtol=1e-4, atol=1e-4 * float(before.abs().max()))
     except (RuntimeError, IndexError, ValueError):
         alike = False
     finally:
         handle.remove()
-        model.train(was_training)
     return next(name for name, part in model.named_children() if part is head) if alike else None
 
 

@@ -21,7 +21,8 @@ from torch import Tensor
 from transformers import PreTrainedModel, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 
-from sslm.system.errors import UserError
+from sslm.models.blocks import evaluating
+from sslm.system.errors import UserError, one_line
 
 IMPLEMENTATIONS = ("sdpa", "eager")
 """Attention that takes an explicit mask; transformers chooses eager where an architecture's attention is not SDPA's."""
@@ -168,14 +169,11 @@ def check_documents(model: PreTrainedModel) -> None:
     """
     refused = f"--data.document_mask true: {model.config.model_type} can't keep documents apart"
     instead = "leave the flag out, or take an architecture such as llama, bert or t5"
-    was_training = model.training
-    model.eval()
     try:
-        why = _unmasked(model) or _leak(model) or _otherwise(model)
+        with evaluating(model):
+            why = _unmasked(model) or _leak(model) or _otherwise(model)
     except Exception as error:  # each architecture has its own way not to take a mask
-        why = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
-    finally:
-        model.train(was_training)
+        why = f"{type(error).__name__}: {one_line(error)}"
     if why:
         raise UserError(f"{refused} ({why}); {instead}")
 

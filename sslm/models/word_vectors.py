@@ -49,20 +49,12 @@ class Vectors(NamedTuple):
 
 
 def dimension_of(file: str | Path) -> int:
-    """Read a file's numbers per word off its first line.
-
-    Raises:
-        UserError: no such file, or not of this format.
-    """
+    """Read a file's numbers per word off its first line; UserError if it is not of this format."""
     return _first_line(file)[1]
 
 
 def load_vectors(file: str | Path, entries: Mapping[str, int]) -> Vectors:
-    """Read the vectors of those entries that have one.
-
-    Args:
-        file: in the format of word2vec or GloVe.
-        entries: text -> id.
+    """Read the vectors of those entries, text -> id, that have one.
 
     Raises:
         UserError: no such file, or not of this format.
@@ -98,10 +90,8 @@ def _words_in(file: str | Path) -> Iterator[tuple[int, str, str]]:
         words += 1
         yield number, word, line[len(word) + 1 :]
     if announced is not None and words < announced:
-        raise UserError(
-            f"{_flag(file)}: has {words:,} words, but its first line says {announced:,}; it was cut short, "
-            "fetch it again"
-        )
+        cut = f"has {words:,} words, but its first line says {announced:,}"
+        raise UserError(f"{_flag(file)}: {cut}; it was cut short, fetch it again")
 
 
 def _first_line(file: str | Path) -> tuple[int | None, int]:
@@ -127,9 +117,8 @@ def _lines(file: str | Path) -> Generator[tuple[int, str], None, None]:
             for number, line in enumerate(stream, start=1):
                 yield number, line.rstrip(" \r\n")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UserError(
-            f"{_flag(file)}: can't be unpacked after line {number} ({error}); it is damaged, fetch it again"
-        ) from None
+        where = f"after line {number} ({error})"
+        raise UserError(f"{_flag(file)}: can't be unpacked {where}; it is damaged, fetch it again") from None
 
 
 def _parsed(file: str | Path, number: int, word: str, numbers: str) -> NDArray[np.float32]:
@@ -190,21 +179,13 @@ def words_of(tokenizer: PreTrainedTokenizerBase) -> dict[str, int]:
 def check_vectors(
     file: str | Path, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, project: bool
 ) -> None:
-    """Check that vectors fit a model, as far as the file's first line shows.
-
-    Args:
-        file: in the format of word2vec or GloVe.
-        model: may be on the meta device.
-        tokenizer: of the run, or None if its corpus has none.
-        project: whether vectors of another dimension are projected.
+    """Check that vectors fit a model, which may be on the meta device, as far as the file's first line shows.
 
     Raises:
         UserError: no such file, not of this format, another dimension and no projection, nothing to match words with.
     """
     if tokenizer is None:
-        raise UserError(
-            f"{_flag(file)}: this corpus comes without a tokenizer, so its ids are no words; give --data.tokenizer"
-        )
+        raise UserError(f"{_flag(file)}: the corpus has no tokenizer, so its ids are no words; give --data.tokenizer")
     had, wanted = dimension_of(file), _embedding(file, model).shape[1]
     if had != wanted and not project:
         raise UserError(
@@ -217,20 +198,11 @@ def check_vectors(
 def initialise_embedding(
     model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, file: str | Path, project: bool, seed: int
 ) -> int:
-    """Put a file's vectors into a fresh model's input embedding.
+    """Put a file's vectors into a fresh model's input embedding, and count the entries that have one.
 
-    One factor scales them all, so that their numbers have the standard deviation of those they replace and training
+    The model is on the CPU, not yet sharded. If dimensions differ and `project` says so, `projection` is applied. One
+    factor scales all vectors, so that their numbers have the standard deviation of those they replace and training
     starts as usual. A head that shares the embedding's weights has them too.
-
-    Args:
-        model: on the CPU, not yet sharded.
-        tokenizer: of the run, or None if its corpus has none.
-        file: in the format of word2vec or GloVe.
-        project: whether to apply `projection`, drawn from `seed`, if dimensions differ.
-        seed: the run's.
-
-    Returns:
-        How many entries have a vector.
 
     Raises:
         UserError: `check_vectors` refuses, or no entry has a vector.
@@ -249,10 +221,8 @@ def initialise_embedding(
         vectors = vectors @ projection(vectors.shape[1], weight.shape[1], seed)
     spread = vectors.std(correction=0)
     if not spread > 0:
-        raise UserError(
-            f"{_flag(file)}: all numbers of the {len(ids):,} words it shares with the tokenizer are the same; "
-            "give another file"
-        )
+        alike = f"all numbers of the {len(ids):,} words it shares with the tokenizer are the same"
+        raise UserError(f"{_flag(file)}: {alike}; give another file")
     weight[ids] = (vectors * (weight[ids].double().std(correction=0) / spread)).to(weight.dtype)
     return len(ids)
 

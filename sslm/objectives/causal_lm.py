@@ -24,6 +24,7 @@ from transformers import PreTrainedModel
 
 from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
 from sslm.data.stream.vocabulary import Vocabulary
+from sslm.models.blocks import evaluating
 from sslm.models.build import check_causal
 from sslm.models.head import sample
 from sslm.training.module import Objective
@@ -85,9 +86,7 @@ class CausalLM(Objective):
         spread = [data.val_tokens[i * len(data.val_tokens) // NUM_SAMPLES] for i in range(NUM_SAMPLES)]
         length = min(PROMPT_TOKENS, data.seq_len // 2, *map(len, spread))
         prompts = torch.from_numpy(np.stack([row[:length] for row in spread])).to(self.device)
-        was_training = self.network.training
-        self.network.eval()
-        tokens = sample(self.network, prompts, data.seq_len, SAMPLE_TOKENS, self.seed).tolist()
-        self.network.train(was_training)
+        with evaluating(self.network):
+            tokens = sample(self.network, prompts, data.seq_len, SAMPLE_TOKENS, self.seed).tolist()
         decode = data.tokenizer.decode
         return [on_one_line(f"{decode(row[:length])} >> {decode(row[length:])}") for row in tokens]

@@ -27,6 +27,11 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def one_line(error: BaseException, most: int | None = 200) -> str:
+    """What an error says, on one line of at most `most` characters."""
+    return " ".join(str(error).split())[:most]
+
+
 def sentence_of(error: BaseException) -> str | None:
     """Return the one sentence for the user, or None if the error is a bug."""
     if isinstance(error, UserError):

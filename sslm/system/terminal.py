@@ -10,7 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from typing import Protocol
 
 import rich.progress
@@ -119,6 +119,10 @@ class Report(Protocol):
     """Takes what this process has prepared so far, and the share of the input that is read, if known."""
 
     def __call__(self, documents: int, tokens: int, share: float | None = None) -> None: ...
+
+
+Reporting = Callable[[], AbstractContextManager[Report]]
+"""Begins to show progress."""
 
 
 @contextmanager

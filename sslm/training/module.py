@@ -26,6 +26,7 @@ from sslm.data.module import DataModule, data_parallel
 from sslm.data.stream.batches import StepBatch
 from sslm.data.stream.order import key64
 from sslm.data.stream.recipe import IGNORED, Recipe
+from sslm.models.blocks import evaluating
 from sslm.models.build import on_meta
 from sslm.models.head import LanguageModel
 from sslm.models.masks import check_documents
@@ -339,9 +340,7 @@ class Objective(LightningModule):
         if data.tokenizer is None:
             return []
         rows = {name: tensor.to(self.device) for name, tensor in data.val_rows(NUM_SAMPLES).items()}
-        was_training = self.network.training
-        self.network.eval()
-        predicted = self.network(**rows, predict=True).tokens.tolist()
-        self.network.train(was_training)
+        with evaluating(self.network):
+            predicted = self.network(**rows, predict=True).tokens.tolist()
         show = written if self.network.model.config.is_encoder_decoder else filled_in
         return show(rows["input_ids"].tolist(), rows["labels"].tolist(), predicted, data.tokenizer)

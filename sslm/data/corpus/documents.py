@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sslm.data.corpus.embedded import EMBEDDED, embedded_documents, embedded_identity
-from sslm.system.errors import UserError, nearest
+from sslm.system.errors import UserError, nearest, one_line
 from sslm.system.files import sha256_of
 
 Piece = tuple[str, bool]
@@ -150,7 +150,7 @@ def _read(file: Path, text_field: str, separator: re.Pattern[str] | None) -> Ite
     except (OSError, EOFError) as error:
         if getattr(error, "errno", None):
             raise
-        raise UserError(f"{file}: can't be read, the file may be damaged ({' '.join(str(error).split())})") from None
+        raise UserError(f"{file}: can't be read, the file may be damaged ({one_line(error, None)})") from None
 
 
 def _open(file: Path) -> Any:
@@ -292,8 +292,8 @@ def _dataset_source(given: str, field: str) -> Source:
         else:
             rows = datasets.load_dataset(name, config or None, split="train")
     except Exception as error:  # whatever datasets, the hub or the network say, the cause is the name
-        why = " ".join(str(error).split())[:200]
-        raise UserError(f"{given}: neither a file or folder here, nor a dataset that could be loaded ({why})") from None
+        what = f"neither a file or folder here, nor a dataset that could be loaded ({one_line(error)})"
+        raise UserError(f"{given}: {what}") from None
     if field not in rows.column_names:
         raise UserError(_no_field(given, field, rows.column_names))
 

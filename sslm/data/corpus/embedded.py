@@ -20,9 +20,8 @@ NOT_DOCUMENTATION = {"site-packages", "dist-packages", "test", "tests", "pydoc_d
 def embedded_identity() -> str:
     """Hash Python's version and its files' names and sizes: distributions leave parts out."""
     files = [f"{file.relative_to(LIBRARY)} {file.stat().st_size}" for file in _modules()]
-    return hashlib.sha256(
-        "\n".join([platform.python_implementation(), platform.python_version(), *files]).encode()
-    ).hexdigest()
+    lines = [platform.python_implementation(), platform.python_version(), *files]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def embedded_documents() -> Iterator[tuple[str, bool]]:

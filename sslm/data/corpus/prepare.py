@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from collections.abc import Callable
-from contextlib import AbstractContextManager, closing
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from sslm.data.corpus.tokenizer import Tokenizer, TrainBPE
 from sslm.data.corpus.writer import SHARD_TOKENS, CorpusWriter
 from sslm.system.errors import UserError, sentence_of
 from sslm.system.files import fsync, one_maker, sha256_of, write_atomically
-from sslm.system.terminal import Report, count, no_progress, say
+from sslm.system.terminal import Report, Reporting, count, no_progress, say
 
 SECONDS_BETWEEN_ENTRIES = 5.0
 JOURNAL = "journal.json"
@@ -52,27 +52,13 @@ class Journal:
     def write(self, folder: Path) -> None:
         write_atomically(folder / JOURNAL, json.dumps(asdict(self), indent=1) + "\n")
 
-    @staticmethod
-    def read(folder: Path) -> "Journal":
-        """Read the journal in a folder.
-
-        Raises:
-            OSError, ValueError, TypeError: there is none that can be read.
-        """
-        return Journal(**json.loads((folder / JOURNAL).read_text()))
-
 
 def prepare(
     source: Source, tokenizer: TrainBPE | Tokenizer, out: Path, report: Report, shard_tokens: int = SHARD_TOKENS
 ) -> Corpus:
     """Tokenise `source` into the folder `out`, which appears whole or not at all.
 
-    Args:
-        source: documents.
-        tokenizer: a tokenizer, or an order to train one on the source first.
-        out: folder of the corpus.
-        report: told of progress.
-        shard_tokens: tokens per shard.
+    `tokenizer` may be an order to train one on the source first; `report` is told of progress.
 
     Raises:
         UserError: `out` exists already, the source has no text, or it is bad.
@@ -84,10 +70,7 @@ def prepare(
 
 
 def prepare_cached(
-    source: Source,
-    tokenizer: TrainBPE | Tokenizer,
-    cache_dir: Path,
-    progress: Callable[[], AbstractContextManager[Report]] = no_progress,
+    source: Source, tokenizer: TrainBPE | Tokenizer, cache_dir: Path, progress: Reporting = no_progress
 ) -> Corpus:
     """Open a corpus in the cache, preparing it first if need be. Any number of processes may call at once."""
     folder = cache_dir / "corpora" / _identity(source, tokenizer)[:20]
@@ -110,12 +93,14 @@ def _make(source: Source, tokenizer: TrainBPE | Tokenizer, out: Path, report: Re
     identity = hashlib.sha256(json.dumps(how).encode()).hexdigest()
     name = str(tokenizer if isinstance(tokenizer, TrainBPE) else tokenizer.name_or_path)
     try:
-        begun = _begun(part, identity, shard_tokens) or _begin(part, identity, shard_tokens, source, tokenizer)
-        journal, known, writer = begun
+        begun = _begun(part, identity, shard_tokens)
+        journal, known, writer = begun or _begin(part, identity, shard_tokens, source, tokenizer)
         with writer:
             if journal.pieces:
-                say(f"{source.name}: going on from {_how_far(journal, source)}")
-            _tokenise(source, known, writer, journal, part, report)
+                share = _share(journal, source)
+                so_far = f"{count(journal.documents)} documents" if share is None else f"{share:.0%}"
+                say(f"{source.name}: going on from {so_far}")
+            _tokenise(source, known, writer, journal, report)
             if not writer.finish(name, journal.tokenizer_sha256, source.record):
                 raise UserError(f"{source.name}: there is no text in it")
         os.rename(part / "corpus", out)
@@ -150,7 +135,7 @@ def _begin(part: Path, identity: str, shard_tokens: int, source: Source, tokeniz
 def _begun(part: Path, identity: str, shard_tokens: int) -> Begun | None:
     """Open what an interrupted preparation of the same corpus left, if it is sound."""
     try:
-        journal = Journal.read(part)
+        journal = Journal(**json.loads((part / JOURNAL).read_text()))
         if journal.identity != identity:
             return None
         folder = part / "corpus"
@@ -168,35 +153,26 @@ def _begun(part: Path, identity: str, shard_tokens: int) -> Begun | None:
         return None
 
 
-def _how_far(journal: Journal, source: Source) -> str:
-    if source.num_bytes:
-        return f"{_share(journal, source):.0%}"
-    return f"{count(journal.documents)} documents"
-
-
 def _share(journal: Journal, source: Source) -> float | None:
     return min(journal.num_bytes / source.num_bytes, 1.0) if source.num_bytes else None
 
 
-def _tokenise(
-    source: Source, tokenizer: Tokenizer, writer: CorpusWriter, journal: Journal, part: Path, report: Report
-) -> None:
+def _tokenise(source: Source, tokenizer: Tokenizer, writer: CorpusWriter, journal: Journal, report: Report) -> None:
     documents, tokens = journal.documents, journal.tokens
     pieces = islice(without_empty(source.pieces()), journal.pieces, None)
     last_entry = time.monotonic()
     with closing(encode(batches(pieces, journal.documents), tokenizer)) as encoded:
         for batch, splits in encoded:
             for split, found in splits.items():
-                writer.add(
-                    split, np.frombuffer(found.ids, np.uint32), np.frombuffer(found.ends, np.int64), found.num_bytes
-                )
-                journal.tokens += len(found.ids)
-                journal.documents += len(found.ends)
+                ids, ends = np.frombuffer(found.ids, np.uint32), np.frombuffer(found.ends, np.int64)
+                writer.add(split, ids, ends, found.num_bytes)
+                journal.tokens += len(ids)
+                journal.documents += len(ends)
                 journal.num_bytes += found.num_bytes
             journal.pieces += len(batch.pieces)
             if time.monotonic() - last_entry > SECONDS_BETWEEN_ENTRIES:
                 journal.shards = writer.sync()
-                journal.write(part)
+                journal.write(writer.folder.parent)
                 give_back_memory()
                 last_entry = time.monotonic()
             report(journal.documents - documents, journal.tokens - tokens, _share(journal, source))

@@ -20,7 +20,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from sslm.data.corpus.shards import BadShard, Corpus, open_corpus
+from sslm.data.corpus.shards import BadShard, Corpus, File, open_corpus
 from sslm.system.cache import Cache, claimed
 from sslm.system.errors import UserError
 from sslm.system.files import write_atomically
@@ -30,9 +30,6 @@ NUM_THREADS = 4
 """Number of download threads."""
 
 CLOSE_SECONDS = 5.0
-
-File = tuple[str, int, str]
-"""(name, bytes, sha256, or an empty string if it is unknown)"""
 
 
 def is_remote(path: str) -> bool:
@@ -141,8 +138,6 @@ class RemoteFiles:
     fsspec runs a thread in each process; `read_ahead` starts up to `num_threads`, which end when all is downloaded. All
     are daemons.
     """
-
-    is_remote = True
 
     def __init__(self, url: str, corpus: str, cache: Cache, num_threads: int = NUM_THREADS) -> None:
         self.url, self.corpus, self.cache, self.num_threads = url, corpus, cache, num_threads

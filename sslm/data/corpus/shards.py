@@ -31,6 +31,12 @@ FORMAT = 1
 SAMPLED = "sampled:"
 """Prefix of the hash of a file of which only pieces were read: it tells corpora apart, and is no checksum."""
 
+INDEXED = ("dtype", "vocab_size", "tokenizer", "tokenizer_sha256")
+"""Fields of `Corpus` that stand in index.json as they are."""
+
+File = tuple[str, int, str]
+"""(name, bytes, SHA-256, or an empty string if it is unknown)"""
+
 Split = Literal["train", "val"]
 
 
@@ -69,49 +75,16 @@ class BadShard(UserError):
 
 
 class Files(Protocol):
-    """The files of a corpus: in a folder on this machine, or at a URL with a cache before it."""
-
-    @property
-    def is_remote(self) -> bool:
-        """Whether files are downloaded before they can be read."""
+    """The files of a corpus at a URL, with a cache on this machine (`remote`)."""
 
     def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
-        """Find a file on this machine, downloading it first if need be. Open it at once: a cache may need its room.
+        """Find a file in the cache, downloading it first if need be. Open it at once: others may need its room."""
 
-        Raises:
-            BadShard: it is missing, or has another size or (if it was downloaded) another checksum.
-        """
-
-    def read_ahead(self, files: Iterable[tuple[str, int, str]]) -> None:
-        """Begin to download (file, num_bytes, sha256), in this order, and return at once."""
+    def read_ahead(self, files: Iterable[File]) -> None:
+        """Begin to download files, in this order, and return at once."""
 
     def close(self) -> None:
         """End background threads."""
-
-
-@dataclass(frozen=True)
-class LocalFiles:
-    """Files of a folder on this machine, whose sizes are checked when they are fetched."""
-
-    folder: Path
-    is_remote: bool = False
-
-    def fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
-        path = self.folder / file
-        found = path.stat().st_size if path.is_file() else None
-        if found != num_bytes:
-            raise BadShard(
-                file,
-                f"{path}: {'missing' if found is None else f'{found} bytes, not {num_bytes}'}; "
-                f"the corpus is damaged, prepare it again",
-            )
-        return path
-
-    def read_ahead(self, files: Iterable[tuple[str, int, str]]) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
 
 
 @dataclass(frozen=True)
@@ -128,7 +101,7 @@ class Corpus:
     shards: tuple[Shard, ...]
     source: list[dict[str, Any]] = field(default_factory=list)
     files: Files | None = None
-    """Where the shards lie, or None for `folder`."""
+    """Where the shards are downloaded from, or None if they lie in `folder`."""
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -152,21 +125,17 @@ class Corpus:
     def tokenizer_folder(self) -> Path:
         return self.folder / "tokenizer"
 
-    @functools.cached_property
-    def _files(self) -> Files:
-        return self.files or LocalFiles(self.folder)
-
     @property
     def is_remote(self) -> bool:
-        return self._files.is_remote
+        return self.files is not None
 
-    def token_file(self, shard: Shard) -> tuple[str, int, str]:
-        """Describe a shard's tokens: (file, bytes, sha256); a hash of samples is no checksum."""
+    def token_file(self, shard: Shard) -> File:
+        """Describe a shard's tokens; a hash of samples is no checksum."""
         vouched = "" if shard.sha256.startswith(SAMPLED) else shard.sha256
         return shard.file, shard.offset + shard.num_tokens * np.dtype(self.dtype).itemsize, vouched
 
-    def ends_file(self, shard: Shard) -> tuple[str, int, str]:
-        """Describe a shard's documents' ends: (file, bytes, sha256)."""
+    def ends_file(self, shard: Shard) -> File:
+        """Describe a shard's documents' ends."""
         return shard.ends or ends_file(shard.file), shard.num_documents * 8, shard.ends_sha256
 
     def tokens(self, shard: Shard) -> NDArray[Any]:
@@ -179,9 +148,19 @@ class Corpus:
             return np.empty(0, np.int64)
         return self._map(self.ends_file(shard), "int64", shard.num_documents)
 
-    def _map(self, file: tuple[str, int, str], dtype: str, length: int, offset: int = 0) -> NDArray[Any]:
+    def _fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
+        if self.files is not None:
+            return self.files.fetch(file, num_bytes, sha256)
+        path = self.folder / file
+        found = path.stat().st_size if path.is_file() else None
+        if found != num_bytes:
+            what = "missing" if found is None else f"{found} bytes, not {num_bytes}"
+            raise BadShard(file, f"{path}: {what}; the corpus is damaged, prepare it again")
+        return path
+
+    def _map(self, file: File, dtype: str, length: int, offset: int = 0) -> NDArray[Any]:
         while True:
-            path = self._files.fetch(*file)
+            path = self._fetch(*file)
             try:
                 return np.memmap(path, dtype=dtype, mode="r", offset=offset, shape=(length,))
             except FileNotFoundError:  # the cache has just removed it
@@ -189,12 +168,14 @@ class Corpus:
 
     def close(self) -> None:
         """End background threads."""
-        self._files.close()
+        if self.files is not None:
+            self.files.close()
 
     def read_ahead(self, shards: Iterable[Shard]) -> None:
         """Begin to download some shards."""
-        files = [[self.token_file(shard), self.ends_file(shard)] for shard in shards]
-        self._files.read_ahead(file for both in files for file in both if file[1])
+        if self.files is not None:
+            files = [file for shard in shards for file in (self.token_file(shard), self.ends_file(shard))]
+            self.files.read_ahead(file for file in files if file[1])
 
 
 def is_corpus(folder: str | Path) -> bool:
@@ -202,12 +183,9 @@ def is_corpus(folder: str | Path) -> bool:
 
 
 def open_corpus(folder: str | Path, files: Files | None = None, check_sizes: bool = True) -> Corpus:
-    """Open a prepared corpus; contents are not read.
+    """Open a prepared corpus, whose shards lie in the folder or are `files` at a URL; contents are not read.
 
-    Args:
-        folder: folder of index.json and tokenizer/.
-        files: where the shards are, or None for `folder`.
-        check_sizes: whether to check local files' sizes now; else a bad one is found when it is first read.
+    Without `check_sizes` a local file of another size is found when it is first read.
 
     Raises:
         UserError: the index can't be read, is of a newer format, or doesn't match the files.
@@ -216,30 +194,21 @@ def open_corpus(folder: str | Path, files: Files | None = None, check_sizes: boo
     try:
         index = json.loads((folder / "index.json").read_text())
         if index["format"] > FORMAT:
-            raise UserError(
-                f"{folder}: prepared by a newer sslm (format {index['format']}); upgrade, or prepare it again"
-            )
+            newer = f"prepared by a newer sslm (format {index['format']})"
+            raise UserError(f"{folder}: {newer}; upgrade, or prepare it again")
         if index["dtype"] not in ("uint16", "uint32"):
             raise ValueError(f"dtype {index['dtype']}")
         shards = tuple(Shard(**shard) for shard in index["shards"])
-        corpus = Corpus(
-            folder,
-            index["dtype"],
-            index["vocab_size"],
-            index["tokenizer"],
-            index["tokenizer_sha256"],
-            shards,
-            index["source"],
-            files,
-        )
+        known = {key: index[key] for key in INDEXED}
+        corpus = Corpus(folder, **known, shards=shards, source=index["source"], files=files)
     except (ValueError, KeyError, TypeError) as error:
         if isinstance(error, UserError):
             raise
         raise UserError(f"{folder}/index.json: damaged ({type(error).__name__}); prepare the corpus again") from None
     if check_sizes and not corpus.is_remote:
         for shard in shards:
-            for file in (corpus.token_file(shard), corpus.ends_file(shard)):
-                corpus._files.fetch(*file)
+            corpus._fetch(*corpus.token_file(shard))
+            corpus._fetch(*corpus.ends_file(shard))
     return corpus
 
 
@@ -262,20 +231,17 @@ def _sound_corpus(folder: Path) -> Corpus | None:
     return None
 
 
-def write_index(folder: Path, corpus: Corpus) -> None:
+def write_index(corpus: Corpus) -> None:
     """Write the index, which makes a folder a corpus: the last thing to write."""
-    vouched = [file for file in sorted((folder / "tokenizer").glob("*")) if file.is_file()]
+    vouched = [file for file in sorted(corpus.tokenizer_folder.glob("*")) if file.is_file()]
     index = {
         "tokenizer_files": {file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in vouched},
         "format": FORMAT,
-        "dtype": corpus.dtype,
-        "vocab_size": corpus.vocab_size,
-        "tokenizer": corpus.tokenizer,
-        "tokenizer_sha256": corpus.tokenizer_sha256,
+        **{key: getattr(corpus, key) for key in INDEXED},
         "shards": [asdict(shard) for shard in corpus.shards],
         "source": corpus.source,
     }
-    write_atomically(folder / "index.json", json.dumps(index, indent=1) + "\n")
+    write_atomically(corpus.folder / "index.json", json.dumps(index, indent=1) + "\n")
 
 
 def ends_file(token_file: str) -> str:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sslm.data.corpus.documents import Piece
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, one_line
 
 if TYPE_CHECKING:  # importing transformers takes seconds, and reading a prepared corpus needs none of it
     from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
@@ -42,17 +42,8 @@ class TrainBPE:
         return f"bpe:{self.size}"
 
 
-@dataclass(frozen=True)
-class ExistingTokenizer:
-    """Tokenizer in a folder, in a tokenizer.json or on the hub."""
-
-    name: str
-
-    def __str__(self) -> str:
-        return self.name
-
-
-TokenizerChoice = TrainBPE | ExistingTokenizer
+TokenizerChoice = TrainBPE | str
+"""An order to train one, or the folder, tokenizer.json or hub name of one that exists."""
 
 
 def parse_tokenizer(text: str) -> TokenizerChoice:
@@ -62,11 +53,11 @@ def parse_tokenizer(text: str) -> TokenizerChoice:
         UserError: the size after `bpe:` is no number, or too small.
 
     >>> parse_tokenizer("bpe:32000"), parse_tokenizer("gpt2")
-    (TrainBPE(size=32000), ExistingTokenizer(name='gpt2'))
+    (TrainBPE(size=32000), 'gpt2')
     """
     kind, _, size = text.partition(":")
     if kind != "bpe":
-        return ExistingTokenizer(text)
+        return text
     if not size.isdecimal() or int(size) < 257:
         raise UserError(f"--data.tokenizer {text}: expected bpe:SIZE with a size of at least 257, such as bpe:32000")
     return TrainBPE(int(size))
@@ -74,7 +65,7 @@ def parse_tokenizer(text: str) -> TokenizerChoice:
 
 def loaded(choice: TokenizerChoice) -> "TrainBPE | Tokenizer":
     """Load a tokenizer that exists; an order to train one stays an order."""
-    return choice if isinstance(choice, TrainBPE) else load(choice.name)
+    return choice if isinstance(choice, TrainBPE) else load(choice)
 
 
 def train_bpe(pieces: Iterable[Piece], size: int) -> "PreTrainedTokenizerFast":
@@ -87,11 +78,9 @@ def train_bpe(pieces: Iterable[Piece], size: int) -> "PreTrainedTokenizerFast":
     backend = Backend(models.BPE())
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[END_OF_TEXT],
-        show_progress=False,
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        vocab_size=size, special_tokens=[END_OF_TEXT], show_progress=False, initial_alphabet=alphabet
     )
     backend.train_from_iterator(_first(pieces, TRAINING_CHARS), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
@@ -120,10 +109,8 @@ def load(name: str | os.PathLike[str]) -> Tokenizer:
     try:
         tokenizer: Tokenizer = _load_file(name) if path.is_file() else AutoTokenizer.from_pretrained(name)
     except Exception as error:  # missing files, no network, broken JSON: all are about the name
-        raise UserError(
-            f"--data.tokenizer {name}: no tokenizer could be loaded from it; expected a folder, a hub name or "
-            f"bpe:SIZE ({' '.join(str(error).split())[:160]})"
-        ) from None
+        what = "no tokenizer could be loaded from it; expected a folder, a hub name or bpe:SIZE"
+        raise UserError(f"--data.tokenizer {name}: {what} ({one_line(error)})") from None
     end_of_document(tokenizer)
     return tokenizer
 
@@ -169,9 +156,7 @@ def special_ids(tokenizer: Tokenizer | None) -> dict[str, int | None]:
 def identity(tokenizer: Tokenizer, without_from: int | None = None) -> str:
     """Hash what decides which ids a text gets: equal for equal tokenizers, wherever they were loaded from.
 
-    Args:
-        tokenizer: tokenizer to identify.
-        without_from: leave out tokens that were added with this id or a higher one.
+    Tokens that were added with the id `without_from` or a higher one are left out.
     """
     backend = getattr(tokenizer, "backend_tokenizer", None)
     serialised = json.dumps(tokenizer.get_vocab()) if backend is None else backend.to_str()

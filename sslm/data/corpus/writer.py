@@ -14,6 +14,9 @@ from sslm.data.corpus.shards import Corpus, Shard, Split, ends_file, write_index
 SHARD_TOKENS = 1 << 27
 """Tokens per shard (256 MB in uint16)."""
 
+COUNTS = ("num_tokens", "num_documents", "num_bytes")
+"""What a shard counts, as `Shard` calls it."""
+
 
 class CorpusWriter:
     """Writes a corpus into a folder: `add` tokens and ends, then `finish`. As a context it closes its files.
@@ -77,18 +80,18 @@ class CorpusWriter:
         for known in state["open"]:
             shard = _ShardWriter(self.folder, known["file"], known["split"], self.dtype, mode="r+b")
             self._open[shard.split] = shard
-            shard.resume(**{key: known[key] for key in ("num_tokens", "num_documents", "num_bytes")})
+            shard.resume(**{name: known[name] for name in COUNTS})
 
     def finish(self, tokenizer: str, tokenizer_sha256: str, source: list[dict[str, Any]]) -> int:
         """Close the shards and write the index, which makes the folder a corpus; return its number of tokens."""
         self.finished += [shard.close() for shard in self._open.values()]
         self._open.clear()
         shards = sorted(self.finished, key=lambda shard: shard.split)  # within a split they are in order
-        write_index(
-            self.folder,
-            Corpus(self.folder, self.dtype.name, self.vocab_size, tokenizer, tokenizer_sha256, tuple(shards), source),
+        corpus = Corpus(
+            self.folder, self.dtype.name, self.vocab_size, tokenizer, tokenizer_sha256, tuple(shards), source
         )
-        return sum(shard.num_tokens for shard in shards)
+        write_index(corpus)
+        return corpus.num_tokens
 
 
 class _ShardWriter:
@@ -118,13 +121,7 @@ class _ShardWriter:
         for stream in (self.tokens, self.ends):
             stream.flush()
             os.fsync(stream.fileno())
-        return {
-            "file": self.file,
-            "split": self.split,
-            "num_tokens": self.num_tokens,
-            "num_documents": self.num_documents,
-            "num_bytes": self.num_bytes,
-        }
+        return {"file": self.file, "split": self.split, **{name: getattr(self, name) for name in COUNTS}}
 
     def resume(self, num_tokens: int, num_documents: int, num_bytes: int) -> None:
         _keep(self.tokens, num_tokens * self.dtype.itemsize, self.hash)
@@ -132,17 +129,9 @@ class _ShardWriter:
         self.num_tokens, self.num_documents, self.num_bytes = num_tokens, num_documents, num_bytes
 
     def close(self) -> Shard:
-        self.sync()
+        known = self.sync()
         self.close_files()
-        return Shard(
-            self.file,
-            self.split,
-            self.num_tokens,
-            self.num_documents,
-            self.num_bytes,
-            self.hash.hexdigest(),
-            self.ends_hash.hexdigest(),
-        )
+        return Shard(**known, sha256=self.hash.hexdigest(), ends_sha256=self.ends_hash.hexdigest())
 
     def close_files(self) -> None:
         self.tokens.close()

@@ -12,8 +12,8 @@ test are left out.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, suppress
+from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from sslm.data.foreign.files import Options, TokenFile
 from sslm.data.foreign.find import FORMATS, Format, find
 from sslm.system.errors import UserError
 from sslm.system.files import fsync, made_whole, sha256_of
-from sslm.system.terminal import Report, no_progress
+from sslm.system.terminal import Report, Reporting, no_progress
 
 MAPPED_TOKENS = 1 << 20
 """Several files are mapped if they have this many ids on average, else joined in the cache."""
@@ -50,7 +50,7 @@ def open_foreign(
     *,
     end_id: int | None = None,
     text_field: str = "text",
-    progress: Callable[[], AbstractContextManager[Report]] = no_progress,
+    progress: Reporting = no_progress,
 ) -> Corpus:
     """Open token files as a corpus without a tokenizer. Any number of processes may call at once.
 
@@ -208,7 +208,7 @@ def _map(part: Path, dtype: str, opened: _Opened, report: Report) -> None:
             counts, ends_sha256 = (num_tokens, ends_path.stat().st_size // 8, 0), sha256_of(ends_path)
             identity = _sampled_sha256(file.path, ends_sha256)
             shards.append(Shard(path, split, *counts, identity, ends_sha256, offset, ends_path.name))
-    write_index(part, Corpus(part, dtype, tally.vocab_size(opened.given), "", "", tuple(shards), [opened.source]))
+    write_index(Corpus(part, dtype, tally.vocab_size(opened.given), "", "", tuple(shards), [opened.source]))
 
 
 def _copy(part: Path, opened: _Opened, report: Report) -> None:

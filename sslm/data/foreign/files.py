@@ -112,7 +112,5 @@ def check_size(path: Path, expected: int) -> None:
     """Raise UserError if a file is shorter or longer than its header says."""
     size = path.stat().st_size
     if size != expected:
-        state = "cut off" if size < expected else "longer than that"
-        raise UserError(
-            f"{path}: its header speaks of {expected} bytes and it has {size}: it is {state}, copy it again"
-        )
+        state = f"has {size}: it is {'cut off' if size < expected else 'longer than that'}"
+        raise UserError(f"{path}: its header speaks of {expected} bytes and it {state}, copy it again")

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslm.data.foreign import files
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, one_line
 
 
 def recognises(path: Path, options: files.Options) -> Path | None:
@@ -39,8 +39,7 @@ def _npy_header(path: Path) -> tuple[tuple[int, ...], bool, np.dtype[Any], int]:
             read = header.read_array_header_1_0 if header.read_magic(stream) == (1, 0) else header.read_array_header_2_0
             return *read(stream), stream.tell()
     except ValueError as error:
-        why = " ".join(str(error).split())[:120]
-        raise UserError(f"{path}: no .npy of whole numbers, or a damaged one ({why})") from None
+        raise UserError(f"{path}: no .npy of whole numbers, or a damaged one ({one_line(error)})") from None
 
 
 def _every(length: int, num_rows: int) -> files.EndsWithin:

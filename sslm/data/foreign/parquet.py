@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from sslm.data.foreign.files import CHUNK_TOKENS, Chunk, Options, TokenFile
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, one_line
 
 IDS_COLUMNS = ("input_ids", "tokens", "ids")
 """Usual names of a column of ids, if the user names none."""
@@ -68,7 +68,7 @@ def _damage_told(path: Path, verdict: str) -> Iterator[None]:
     except (pyarrow.ArrowInvalid, OSError) as error:
         if getattr(error, "errno", None):
             raise
-        raise UserError(f"{path}: {verdict} ({' '.join(str(error).split())[:160]})") from None
+        raise UserError(f"{path}: {verdict} ({one_line(error)})") from None
 
 
 def _parquet_file(path: Path) -> Any:

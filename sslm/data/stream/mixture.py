@@ -39,11 +39,7 @@ def source_names(sources: Sequence[SourceConfig]) -> list[str]:
 
 
 def parse_weights(weights: Sequence[Weight], sizes: Sequence[int]) -> tuple[int, ...]:
-    """Turn weights as they were typed into whole numbers.
-
-    Args:
-        weights: one of each source.
-        sizes: tokens of each source.
+    """Turn weights as they were typed, one of each source, into whole numbers; `sizes` are the sources' tokens.
 
     Raises:
         UserError: a weight is negative or unreadable, all are 0, or numbers stand beside powers of the size.

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslm.data.stream.order import key64, mix64
-from sslm.data.stream.recipe import Examples
+from sslm.data.stream.recipe import Bools, Examples, Ints
 
 STEP = np.uint64(0x9E3779B97F4A7C15)
 PLACE_BITS = np.uint64(20)
@@ -21,9 +21,7 @@ def words(examples: Examples, num: int, seed: int, what: str) -> NDArray[np.uint
     return mix64(_row_keys(examples, seed, what)[:, None] + np.arange(1, num + 1, dtype=np.uint64) * STEP)
 
 
-def words_at(
-    examples: Examples, rows: NDArray[np.int64], columns: NDArray[np.int64], seed: int, what: str
-) -> NDArray[np.uint64]:
+def words_at(examples: Examples, rows: Ints, columns: Ints, seed: int, what: str) -> NDArray[np.uint64]:
     """Draw `words(…)[rows, columns]` without the other words."""
     return mix64(_row_keys(examples, seed, what)[rows] + (columns.astype(np.uint64) + np.uint64(1)) * STEP)
 
@@ -38,13 +36,10 @@ def uniform(examples: Examples, num: int, seed: int, what: str) -> NDArray[np.fl
     return (words(examples, num, seed, what) >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
-def chosen(keys: NDArray[np.uint64], eligible: NDArray[np.bool_], num: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Choose exactly `num` eligible places of each row: [n, length] whether a place is chosen.
+def chosen(keys: NDArray[np.uint64], eligible: Bools, num: Ints) -> Bools:
+    """Choose the `num` eligible places with the smallest keys of each row: [n, length] whether a place is chosen.
 
-    Args:
-        keys: [n, length] random words; the smallest are chosen.
-        eligible: [n, length] which places may be chosen.
-        num: [n] how many to choose, at most as many as are eligible.
+    `keys` and `eligible` are [n, length]; `num` is [n], and at most as many as are eligible.
     """
     keys = _distinct(keys, eligible)
     most = max(int(num.max(initial=1)), 1)
@@ -53,26 +48,24 @@ def chosen(keys: NDArray[np.uint64], eligible: NDArray[np.bool_], num: NDArray[n
     return eligible & (keys <= last) & (num > 0)[:, None]
 
 
-def order(keys: NDArray[np.uint64], eligible: NDArray[np.bool_]) -> NDArray[np.int64]:
+def order(keys: NDArray[np.uint64], eligible: Bools) -> Ints:
     """Sort each row's places, [n, length]: the eligible by their keys, then the others."""
     places = (np.uint64(1) << PLACE_BITS) - np.uint64(1)
     return (np.sort(_distinct(keys, eligible), axis=1) & places).astype(np.int64)
 
 
-def shuffled(groups: NDArray[np.int64], keys: NDArray[np.uint64]) -> NDArray[np.int64]:
+def shuffled(groups: Ints, keys: NDArray[np.uint64]) -> Ints:
     """Sort items by group, a number below 2^32, and within a group by the keys: [any] indices."""
     return np.argsort((groups.astype(np.uint64) << np.uint64(32)) | (keys >> np.uint64(32)), kind="stable")
 
 
-def _distinct(keys: NDArray[np.uint64], eligible: NDArray[np.bool_]) -> NDArray[np.uint64]:
+def _distinct(keys: NDArray[np.uint64], eligible: Bools) -> NDArray[np.uint64]:
     """Make a row's keys differ, by the place in their lowest bits; ineligible places get the largest."""
     keys = np.where(eligible, keys, ~np.uint64(0)) >> PLACE_BITS << PLACE_BITS
     return keys | np.arange(keys.shape[1], dtype=np.uint64)
 
 
-def left_aligned(
-    values: NDArray[Any], keep: NDArray[np.bool_], width: int, fill: int
-) -> tuple[NDArray[Any], NDArray[np.int64]]:
+def left_aligned(values: NDArray[Any], keep: Bools, width: int, fill: int) -> tuple[NDArray[Any], Ints]:
     """Move each row's kept values to its left edge: [n, width] with `fill` after them, and [n] how many.
 
     >>> left_aligned(np.array([[7, 1, 5]]), np.array([[True, False, True]]), 4, -1)[0].tolist()

@@ -98,7 +98,7 @@ class Order:
         shards, windows = np.empty_like(numbers), np.empty_like(numbers)
         for epoch in _distinct(epochs):
             in_epoch = np.flatnonzero(epochs == epoch)
-            order, first, edges = self._epoch(int(epoch))
+            order, first, edges = _laid_out(self, int(epoch))
             blocks = np.searchsorted(edges, offsets[in_epoch], side="right") - 1
             for block in _distinct(blocks):
                 here = in_epoch[blocks == block]
@@ -115,32 +115,26 @@ class Order:
         while not is_last:
             is_last = number > last
             epoch, offset = divmod(number, self.epoch_len)
-            order, _, edges = self._epoch(epoch)
+            order, _, edges = _laid_out(self, epoch)
             block = int(np.searchsorted(edges, np.uint64(offset), side="right")) - 1
-            size = self._block_shards
+            size = self.shards_per_block
             shards |= dict.fromkeys(order[block * size : (block + 1) * size].tolist())
             number = epoch * self.epoch_len + int(edges[block + 1])
         return list(shards)
 
     @property
-    def _block_shards(self) -> int:
+    def shards_per_block(self) -> int:
         return self.block_shards or len(self.num_windows)
-
-    def _epoch(self, epoch: int) -> tuple[NDArray[np.int64], Indices, Indices]:
-        return _epoch_tables(self.num_windows, self.key, self._block_shards, epoch)
 
 
 @functools.lru_cache(maxsize=16)
-def _epoch_tables(
-    num_windows: tuple[int, ...], key: tuple[object, ...], block_shards: int, epoch: int
-) -> tuple[NDArray[np.int64], Indices, Indices]:
+def _laid_out(order: Order, epoch: int) -> tuple[NDArray[np.int64], Indices, Indices]:
     """Lay out an epoch: (shards in order, each shard's first window, each block's first window and the end)."""
-    num_shards = len(num_windows)
-    order = permute(np.arange(num_shards, dtype=np.uint64), num_shards, *key, epoch, "shards").astype(np.int64)
-    ends = np.cumsum(np.asarray(num_windows, np.uint64)[order], dtype=np.uint64)
+    num_shards = len(order.num_windows)
+    shards = permute(np.arange(num_shards, dtype=np.uint64), num_shards, *order.key, epoch, "shards").astype(np.int64)
+    ends = np.cumsum(np.asarray(order.num_windows, np.uint64)[shards], dtype=np.uint64)
     first = np.concatenate([np.zeros(1, np.uint64), ends])
-    edges = np.append(first[:-1:block_shards], ends[-1])
-    return order, first[:-1], edges
+    return shards, first[:-1], np.append(first[: -1 : order.shards_per_block], ends[-1])
 
 
 def _distinct(values: NDArray[Any]) -> list[Any]:

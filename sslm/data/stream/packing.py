@@ -14,7 +14,6 @@ of the shard make up each window. It is made a few million documents at a time, 
 import errno
 import hashlib
 import json
-from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from sslm.data.corpus.shards import Corpus
 from sslm.data.stream.windows import Region
 from sslm.system.files import fsync, made_whole, one_maker
+from sslm.system.terminal import say
 
 DOCUMENTS_AT_ONCE = 1 << 21
 MOST_OPEN = 100
@@ -125,21 +125,14 @@ class RegionPlan:
     tokens: int
 
 
-def pack(
-    corpus: Corpus,
-    regions: list[Region],
-    window_len: int,
-    stride: int,
-    cache_dir: Path,
-    tell: Callable[[str], None] = lambda text: None,
-) -> Packed:
+def pack(corpus: Corpus, regions: list[Region], window_len: int, stride: int, cache_dir: Path) -> Packed:
     """Find or make the plan for some regions: beside the shards, or in the cache if that folder can't be written to."""
     key = [corpus.sha256, window_len, stride, [[region.shard.file, region.start, region.end] for region in regions]]
     name = f"{window_len}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
     for folder in (corpus.folder / "packing", cache_dir / "packing"):
         if (folder / name / "plan.json").is_file():
             return Packed(folder / name, window_len, stride)
-    tell(f"Packing documents into windows of {window_len} tokens")
+    say(f"Packing documents into windows of {window_len} tokens")
     try:
         return _make(corpus.folder / "packing" / name, corpus, regions, window_len, stride)
     except OSError as error:

@@ -82,12 +82,7 @@ class Stream:
     """
 
     def __init__(
-        self,
-        sources: Sequence[StreamSource],
-        mixture: Mixture,
-        window_len: int,
-        vocab_size: int,
-        with_documents: bool = False,
+        self, sources: list[StreamSource], mixture: Mixture, window_len: int, vocab_size: int, with_documents: bool
     ) -> None:
         self.sources, self.mixture, self.window_len = tuple(sources), mixture, window_len
         self.vocab_size, self.with_documents = vocab_size, with_documents
@@ -99,8 +94,8 @@ class Stream:
         # regions of all sources, numbered through
         counts = np.array([len(source.regions) for source in self.sources], np.int64)
         self._first_shard = np.cumsum(counts) - counts
-        self._source_of = np.repeat(np.arange(len(counts)), counts).tolist()
-        self._region_starts = np.array([r.start for source in self.sources for r in source.regions], np.int64)
+        self._regions = [(source, region) for source in self.sources for region in source.regions]
+        self._region_starts = np.array([region.start for _, region in self._regions], np.int64)
         self._open: dict[int, _OpenShard] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -116,12 +111,9 @@ class Stream:
         """Find where the examples at [n] positions stand."""
         sources, numbers = self.mixture.at(self.unskipped(positions))
         epochs, regions, windows = np.empty_like(positions), np.empty_like(positions), np.empty_like(positions)
-        if len(self.sources) == 1:
-            epochs, regions, windows = self.sources[0].order.at(numbers)
-        else:
-            for i in np.unique(sources):
-                here = sources == i
-                epochs[here], regions[here], windows[here] = self.sources[i].order.at(numbers[here])
+        for i in np.unique(sources):
+            here = sources == i
+            epochs[here], regions[here], windows[here] = self.sources[i].order.at(numbers[here])
         places = Places(positions, sources, epochs, regions, windows)
         for number, amendment in enumerate(self.amendments):
             if isinstance(amendment, Amendment):
@@ -226,7 +218,7 @@ class Stream:
             BadShard: a file is missing or not what it was.
         """
         shards = self._first_shard[places.sources] + places.regions
-        narrow, lengths, marks = (self._read_packed if self._is_packed else self._read_cut)(shards, places.windows)
+        narrow, lengths, marks = (self._read_packed if self._is_packed else self._read_cut)(shards, places)
         if narrow.size and narrow.max() >= self.vocab_size:
             self._refuse_ids(shards, narrow)
         documents = None if marks is None else np.cumsum(marks, axis=1, dtype=np.int32)
@@ -234,9 +226,9 @@ class Stream:
             documents[np.arange(self.window_len) >= lengths[:, None]] = -1
         return Examples(narrow, places.positions, places.epochs, places.sources, lengths, documents)
 
-    def _read_cut(self, shards: Ints, windows: Ints) -> "Read":
+    def _read_cut(self, shards: Ints, places: Places) -> Read:
         """Read rows shard by shard: each is a stretch of one shard."""
-        starts = self._region_starts[shards] + windows * self._stride
+        starts = self._region_starts[shards] + places.windows * self._stride
         if len(shards) and (shards == shards[0]).all():
             shard = self._shard(int(shards[0]))
             return shard.rows(self.window_len)[starts], None, self._marks(shard, starts)
@@ -262,17 +254,17 @@ class Stream:
         marks[rows, shard.ends[which] - starts[rows]] = True
         return marks
 
-    def _read_packed(self, shards: Ints, windows: Ints) -> "Read":
+    def _read_packed(self, shards: Ints, places: Places) -> Read:
         """Read rows piece by piece."""
         narrow = np.zeros((len(shards), self.window_len), self._dtype)
         marks = np.zeros(narrow.shape, np.bool_) if self.with_documents else None
         lengths = np.zeros(len(shards), np.int64)
-        for row, (number, window) in enumerate(zip(shards.tolist(), windows.tolist(), strict=True)):
-            source = self._source_of[number]
+        each = (array.tolist() for array in (shards, places.sources, places.regions, places.windows))
+        for row, (shard, source, region, window) in enumerate(zip(*each, strict=True)):
             plan, filled = self.sources[source].windows, 0
             assert isinstance(plan, Packed)
-            for start, length in plan.pieces(number - int(self._first_shard[source]), window):
-                narrow[row, filled : filled + length] = self._shard(number).tokens[start : start + length]
+            for start, length in plan.pieces(region, window):
+                narrow[row, filled : filled + length] = self._shard(shard).tokens[start : start + length]
                 if marks is not None:
                     marks[row, filled] = filled > 0
                 filled += length
@@ -284,27 +276,20 @@ class Stream:
         if shard is None:
             while len(self._open) >= MOST_OPEN:
                 self._open.pop(next(iter(self._open)))
-            source = self.sources[self._source_of[number]]
+            source, region = self._regions[number]
             try:
-                shard = _OpenShard(source.corpus, self._region(number), self.with_documents)
+                shard = _OpenShard(source.corpus, region, self.with_documents)
             except BadShard as bad:
                 raise BadShard(bad.file, str(bad), source.name) from None
             self._open[number] = shard
         return shard
 
-    def _region(self, number: int) -> Region:
-        source = self._source_of[number]
-        return self.sources[source].regions[number - int(self._first_shard[source])]
-
     def _refuse_ids(self, shards: Ints, narrow: NDArray[Any]) -> None:
         row = int(narrow.max(axis=1).argmax())
-        source, file = self.sources[self._source_of[shards[row]]], self._region(int(shards[row])).shard.file
-        raise BadShard(
-            file,
-            f"{file} of {source.corpus.folder}: holds token {narrow[row].max()}, the vocabulary has "
-            f"{self.vocab_size} entries; the file is damaged, or belongs to another tokenizer",
-            source.name,
-        )
+        source, region = self._regions[shards[row]]
+        file, what = region.shard.file, f"token {narrow[row].max()}, the vocabulary has {self.vocab_size} entries"
+        why = f"{file} of {source.corpus.folder}: holds {what}; the file is damaged, or belongs to another tokenizer"
+        raise BadShard(file, why, source.name)
 
 
 class _OpenShard:

@@ -26,7 +26,6 @@ from sslm.data.stream.stream import Stream, StreamSource
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, vocabulary_of
 from sslm.data.stream.windows import Cut, Region
 from sslm.system.errors import UserError, nearest
-from sslm.system.terminal import say
 
 REMOTE_BLOCK_SHARDS = 4
 """Default number of a remote corpus' shards that are shuffled together."""
@@ -57,17 +56,11 @@ def cache_folder(data: DataConfig) -> Path:
 
 
 def open_streams(
-    data: DataConfig, recipe: Recipe, *, seq_len: int, batch_size: int, seed: int = 0, tokenizer: str | None = None
+    data: DataConfig, recipe: Recipe, seq_len: int, batch_size: int, seed: int = 0, tokenizer: str | None = None
 ) -> Streams:
     """Open both streams, preparing corpora first if need be. Any number of processes may call at once.
 
-    Args:
-        data: where the text comes from.
-        recipe: the objective's pure part.
-        seq_len: tokens per sequence.
-        batch_size: sequences per optimizer step, over all devices.
-        seed: seed of the order.
-        tokenizer: used if `data.tokenizer` names none.
+    `batch_size` counts sequences per optimizer step, over all devices; `tokenizer` is used if `data` names none.
 
     Raises:
         UserError: bad text, a tokenizer that does not match, less text than one batch.
@@ -124,7 +117,7 @@ def _source(part: Part, data: DataConfig, window_len: int, stride: int, seed: in
         )
     cut: Cut | Packed = Cut(regions, window_len, stride)
     if data.packing == "best_fit":
-        cut = pack(corpus, regions, window_len, stride, cache_dir, say)
+        cut = pack(corpus, regions, window_len, stride, cache_dir)
     block = data.block_shards or (REMOTE_BLOCK_SHARDS if corpus.is_remote else None)
     return StreamSource(name, corpus, regions, cut, Order(cut.num_windows, (seed, "order", name), block))
 
@@ -133,10 +126,8 @@ def _vocabulary(special_tokens: SpecialTokens | None, tokenizer: str | None) -> 
     if special_tokens is None:
         return None
     if tokenizer is None:
-        raise UserError(
-            "the corpus is ids without a tokenizer, and this objective needs one for its special tokens; give "
-            "--data.tokenizer"
-        )
+        why = "the corpus is ids without a tokenizer, and this objective needs one for its special tokens"
+        raise UserError(f"{why}; give --data.tokenizer")
     return vocabulary_of(extended(tokenizers.load(tokenizer), special_tokens))
 
 
@@ -148,9 +139,8 @@ def _mixture(
     for stage in data.stages or []:
         for name in stage.weights:
             if name not in names:
-                raise UserError(
-                    f"--data.stages: there is no source {name}{nearest(name, names)}; there are {', '.join(names)}"
-                )
+                others = f"{nearest(name, names)}; there are {', '.join(names)}"
+                raise UserError(f"--data.stages: there is no source {name}{others}")
         if (position := -(-stage.at_tokens // seq_len)) <= stages[-1][0]:
             raise UserError(
                 f"--data.stages: at_tokens {stage.at_tokens} does not come after the stage before it; order them by "

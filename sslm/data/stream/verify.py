@@ -13,12 +13,7 @@ from sslm.data.stream.stream import StreamSource
 
 
 class Verifier:
-    """A thread that hashes the shards of some sources until it is done or closed.
-
-    Args:
-        sources: sources to verify; remote ones are left out.
-        sha256: hashes a file's bytes, or remembers the hash.
-    """
+    """A thread that hashes the local shards of some sources until it is done or closed."""
 
     def __init__(self, sources: Sequence[StreamSource], sha256: Callable[[Path], str]) -> None:
         self._sources, self._sha256 = sources, sha256

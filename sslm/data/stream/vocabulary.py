@@ -96,11 +96,7 @@ def extended(tokenizer: Tokenizer, needs: SpecialTokens) -> Tokenizer:
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """Make the tables of a tokenizer.
-
-    Raises:
-        UserError: the ids have gaps.
-    """
+    """Make the tables of a tokenizer, whose ids must have no gaps."""
     size = len(tokenizer)
     known = tokenizer.get_vocab()
     if max(known.values()) >= size:
@@ -113,6 +109,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     texts = [_text(tokenizer, token, n) for n, token in enumerate(tokens)]
     begins, first, last = _word_tables(tokenizer, tokens, texts)
     prefix, suffix = _wrapping(tokenizer)
+    ends_sentence = np.array([text.rstrip().rstrip(CLOSING).endswith((".", "!", "?", "…")) for text in texts])
     return Vocabulary(
         end=end_of_document(tokenizer),
         prefix=prefix,
@@ -124,8 +121,7 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         begins_word=begins,
         first_kind=first,
         last_kind=last,
-        ends_sentence=np.array([text.rstrip().rstrip(CLOSING).endswith((".", "!", "?", "…")) for text in texts])
-        & ~special,
+        ends_sentence=ends_sentence & ~special,
     )
 
 
