@@ -68,17 +68,13 @@ def _prepared(path: str | None, tokenizer: TokenizerChoice | None, data: DataCon
     return prepare.prepare_cached(source, known, cache_dir, partial(preparation_progress, f"Preparing {source.name}"))
 
 
-# ---------------------------------------------------------------------------------------------- one tokenizer for all
-
-
 def _common_tokenizer(paths: list[str], corpora: list[Corpus], asked: TokenizerChoice | None) -> str | None:
     """Find the folder or name of all corpora's tokenizer, or None if neither they nor the user name one."""
     tokenised = [(path, corpus) for path, corpus in zip(paths, corpora, strict=True) if corpus.tokenizer_sha256]
     if not tokenised:
         if isinstance(asked, TrainBPE):
             raise UserError(
-                f"--data.tokenizer {asked}: there is no text to train one on, only ids; give the tokenizer that made "
-                f"them, or leave the flag out"
+                f"--data.tokenizer {asked}: there are only ids, no text to train one on; leave the flag out"
             )
         return asked
     first_path, first = tokenised[0]

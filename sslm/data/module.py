@@ -76,11 +76,7 @@ class DataModule(LightningDataModule):
     # -------------------------------------------------------------------------------------------- preparation
 
     def setup(self, stage: str | None = None) -> None:
-        """Open the streams, preparing corpora first if need be. Any number of processes may call at once.
-
-        Raises:
-            UserError: bad text, a tokenizer that does not match, less text than one batch.
-        """
+        """Open the streams (`open_streams`). Any number of processes may call at once."""
         if not hasattr(self, "train_stream"):
             self.train_stream, self.val_stream, self._tokenizer, self.vocabulary = open_streams(
                 self.config, self.recipe, self.seq_len, self.batch_size, self.seed, self.default_tokenizer

@@ -210,10 +210,8 @@ def _check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None
             f"or a model with --model.max_position_embeddings {seq_len + first}"
         )
     if not isinstance(getattr(config, "vocab_size", None), int):
-        raise UserError(
-            f"--model.model_type {config.model_type}: is no model of text alone, it has no vocabulary of its own; "
-            "take its text part, as in gemma3_text"
-        )
+        why = "has no vocabulary of its own, it is no model of text alone; take its text part, as in gemma3_text"
+        raise UserError(f"--model.model_type {config.model_type}: {why}")
     if getattr(config, "num_hidden_layers", 1) < 1:
         raise UserError(f"--model.num_hidden_layers {config.num_hidden_layers}: expected at least 1")
     if config.vocab_size < vocab_size:
@@ -226,7 +224,8 @@ def build(config: PreTrainedConfig, auto_class: str, seed: int) -> PreTrainedMod
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)  # for what an architecture initialises in its constructors only
         model: PreTrainedModel = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
-    initialise(model, seed)
+    draw(named_modules(model), seed)
+    model.tie_weights()
     return model
 
 
@@ -270,20 +269,14 @@ def check_runs(model: PreTrainedModel, auto_class: str) -> None:
 
 @torch.no_grad()
 def check_causal(model: PreTrainedModel) -> None:
-    """Check that no output depends on a later token: not every architecture with a language-model head is causal.
-
-    Raises:
-        UserError: an output does.
-    """
+    """Check that no output depends on a later token: not every architecture with a language-model head is causal."""
     ids = probe_tokens(model)[0, :8]
     changed = torch.cat([ids[:-1], probe_tokens(model, shift=1)[0, len(ids) - 1 : len(ids)]])
     with evaluating(model):
         before, after = (model(input_ids=tokens[None], use_cache=False).logits[0, :-1] for tokens in (ids, changed))
     if (before - after).abs().max() > 1e-3 * before.abs().max():
-        raise UserError(
-            f"--model.model_type {model.config.model_type}: is not causal, it sees the tokens it is to predict; "
-            "take a decoder such as llama or gpt2"
-        )
+        why = "is not causal, it sees the tokens it is to predict; take a decoder such as llama or gpt2"
+        raise UserError(f"--model.model_type {model.config.model_type}: {why}")
 
 
 def _brief(error: BaseException) -> str:
@@ -297,12 +290,6 @@ class Named(NamedTuple):
     module: nn.Module
     owner: PreTrainedModel
     """The model whose rules hold for the module's first weights."""
-
-
-def initialise(model: PreTrainedModel, seed: int) -> None:
-    """Initialise as the architecture does, module by module, each from a seed of its own."""
-    draw(named_modules(model), seed)
-    model.tie_weights()
 
 
 def draw(modules: Iterable[Named], seed: int) -> None:
@@ -330,16 +317,9 @@ def named_modules(model: PreTrainedModel) -> Iterator[Named]:
 def load_pretrained(
     folder: str, config: PreTrainedConfig, auto_class: str, seed: int
 ) -> tuple[PreTrainedModel, list[str]]:
-    """Load a checkpoint's weights.
+    """Load the weights of a checkpoint, a folder or a name on the hub, and list the names of those that are new.
 
-    Args:
-        folder: of the checkpoint, or its name on the hub.
-        config: of the wanted model, whose vocabulary may be larger.
-        auto_class: transformers' auto class that loads it.
-        seed: new rows of the vocabulary are drawn from it, as transformers draws them.
-
-    Returns:
-        The model, and names of the weights that are new.
+    Rows of the vocabulary that only `config` has are drawn from the seed, as transformers draws them.
 
     Raises:
         UserError: weights are missing, can't be read, or have other shapes.

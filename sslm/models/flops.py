@@ -103,11 +103,7 @@ def flops_per_sequence(
 ) -> float | None:
     """Forward and backward FLOPs of one row of a batch, or None if no formula here holds.
 
-    Args:
-        model: may be on the meta device.
-        input_len: tokens of `input_ids`.
-        target_len: places of `labels`.
-        max_scored: places that the head works on, or None if on all.
+    The row has `input_len` tokens and `target_len` labels; the head works on `max_scored` places, or on all if None.
     """
     if model.config.is_encoder_decoder:
         return encoder_decoder_flops(model, input_len, target_len)

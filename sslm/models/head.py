@@ -64,7 +64,7 @@ class LanguageModel(nn.Module):
         embedding.register_forward_hook(self._perturbed)
         self._embedding = [embedding]  # in a list: it is the model's
         self.max_scored = max_scored
-        self.vocab_size = real_vocab_size(model.config)
+        self.vocab_size: int = getattr(model.config, UNPADDED, None) or model.config.vocab_size
         self._places: Tensor | None = None
         head = first_of_head(probe or model) if max_scored is not None else None
         self._gathers_in_head = head is not None
@@ -101,7 +101,7 @@ class LanguageModel(nn.Module):
         if labels is None:
             return logits
         targets = labels if places is None else labels.gather(1, places)
-        losses = self._losses(_wide(logits), targets)
+        losses = self._losses(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
         if not predict:
             return losses.sum(dim=1)
         tokens = torch.where(targets == IGNORED, IGNORED, logits.argmax(-1))
@@ -153,17 +153,6 @@ class LanguageModel(nn.Module):
         return (gathered(arguments[0], self._places), *arguments[1:])
 
 
-def _wide(logits: Tensor) -> Tensor:
-    """Widen to fp32 at least."""
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
-def real_vocab_size(config: PreTrainedConfig) -> int:
-    """Number of entries of the tokenizer, without those added by rounding up."""
-    size: int = getattr(config, UNPADDED, None) or config.vocab_size
-    return size
-
-
 def scored_places(labels: Tensor, num: int) -> Tensor:
     """[batch, num] scored places of each row in order, followed by others if there are fewer.
 
@@ -181,10 +170,10 @@ def gathered(values: Tensor, places: Tensor) -> Tensor:
 def decoder_inputs(labels: Tensor, config: PreTrainedConfig, segment_ids: Tensor | None = None) -> Tensor:
     """[batch, target_len] labels one place later; each row and each document begins with the family's start token."""
     decoder = getattr(config, "decoder", config)  # T5Gemma has one config for each half
-    pad = next(iter(filter(lambda n: n is not None, (config.pad_token_id, getattr(decoder, "pad_token_id", None)))), 0)
-    start = getattr(config, "decoder_start_token_id", None)
-    start = getattr(decoder, "bos_token_id", None) if start is None else start
-    start = pad if start is None else start
+    pads = config.pad_token_id, getattr(decoder, "pad_token_id", None), 0
+    pad = next(n for n in pads if n is not None)
+    starts = getattr(config, "decoder_start_token_id", None), getattr(decoder, "bos_token_id", None), pad
+    start = next(n for n in starts if n is not None)
     shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
     if segment_ids is not None:
         begins = segment_ids != torch.cat([segment_ids[:, :1], segment_ids[:, :-1]], dim=1)
@@ -233,21 +222,10 @@ def first_of_head(model: PreTrainedModel) -> str | None:
 def sample(
     network: LanguageModel, prompts: Tensor, seq_len: int, num_new: int, seed: int, temperature: float = 0.8
 ) -> Tensor:
-    """Continue prompts with a causal model, token by token; all ranks draw the same.
+    """Continue [n, k] prompts with a causal model in evaluation mode: [n, k + num_new], or [n, seq_len] if less.
 
-    It calls the wrapped module's forward, hence works sharded, and always with [n, seq_len] tokens, hence recompiles
-    nothing.
-
-    Args:
-        network: the model, in evaluation mode.
-        prompts: [n, k] tokens.
-        seq_len: largest number of tokens in all.
-        num_new: tokens to draw.
-        seed: what is drawn depends on it.
-        temperature: divides the logits.
-
-    Returns:
-        [n, k + num_new] tokens, or [n, seq_len] if that is less.
+    All ranks draw the same. It calls the wrapped module's forward, hence works sharded, and always with [n, seq_len]
+    tokens, hence recompiles nothing.
     """
     generator = torch.Generator().manual_seed(seed)
     n, k = prompts.shape

@@ -47,11 +47,7 @@ class LstmConfig(PreTrainedConfig):
         super().__post_init__(**kwargs)  # type: ignore[no-untyped-call]
 
     def validate_architecture(self) -> None:
-        """Check the settings, as transformers asks every config to.
-
-        Raises:
-            ValueError: they don't go together.
-        """
+        """Raise ValueError if the settings don't go together: transformers asks every config to."""
         if self.tie_word_embeddings and self.embedding_size != self.hidden_size:
             raise ValueError(
                 f"embedding_size {self.embedding_size} and hidden_size {self.hidden_size} differ, so head and "
@@ -86,11 +82,8 @@ class LstmForCausalLM(PreTrainedModel):
     ) -> CausalLMOutput:
         """Logits [batch, seq_len, vocab_size], and the mean loss if there are labels.
 
-        Args:
-            input_ids: [batch, seq_len] tokens.
-            labels: the tokens again, each to be predicted from those before it.
-            segment_ids: [batch, seq_len] document of each token in its row; each begins with a state of zeros.
-            kwargs: what transformers passes to every model; not used.
+        `labels` are the tokens again, each to be predicted from those before it. `segment_ids` [batch, seq_len] tell
+        each token's document in its row; each document begins with a state of zeros.
         """
         documents = None if segment_ids is None else Documents.of(segment_ids)
         hidden = self.dropout(self.embed_tokens(input_ids))

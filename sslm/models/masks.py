@@ -162,10 +162,7 @@ def _parameters(model: PreTrainedModel) -> set[str]:
 def check_documents(model: PreTrainedModel) -> None:
     """Check on a few tokens that documents don't see each other, and that one alone comes out as without a mask.
 
-    No list of names could tell: every architecture is tried.
-
-    Raises:
-        UserError: a document sees another, or comes out otherwise.
+    No list of names could tell: every architecture is tried, and UserError says what is wrong with it.
     """
     refused = f"--data.document_mask true: {model.config.model_type} can't keep documents apart"
     instead = "leave the flag out, or take an architecture such as llama, bert or t5"

@@ -47,10 +47,7 @@ TokenizerChoice = TrainBPE | str
 
 
 def parse_tokenizer(text: str) -> TokenizerChoice:
-    """Parse what `--data.tokenizer` takes.
-
-    Raises:
-        UserError: the size after `bpe:` is no number, or too small.
+    """Parse what `--data.tokenizer` takes; UserError if the size after `bpe:` is no number, or too small.
 
     >>> parse_tokenizer("bpe:32000"), parse_tokenizer("gpt2")
     (TrainBPE(size=32000), 'gpt2')
@@ -95,11 +92,7 @@ def _first(pieces: Iterable[Piece], chars: int) -> Iterator[str]:
 
 
 def load(name: str | os.PathLike[str]) -> Tokenizer:
-    """Load a tokenizer from a folder, a tokenizer.json, or the hub.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Load a tokenizer from a folder, a tokenizer.json, or the hub; UserError if there is none."""
     from transformers import AutoTokenizer  # heavy
 
     name = str(name)

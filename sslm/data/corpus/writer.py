@@ -66,11 +66,7 @@ class CorpusWriter:
         return {"finished": [asdict(shard) for shard in self.finished], "open": [shard.sync() for shard in shards]}
 
     def resume(self, state: dict[str, Any]) -> None:
-        """Go back to where `sync` returned `state`, cutting off what was written since.
-
-        Raises:
-            ValueError, OSError: the files don't hold what they held then.
-        """
+        """Cut off what was written since `sync` returned `state`; ValueError or OSError if less is there."""
         self.finished = [Shard(**shard) for shard in state["finished"]]
         itemsize = self.dtype.itemsize
         for done in self.finished:

@@ -69,7 +69,7 @@ def open_foreign(
     options = Options(end_id, text_field)
     kind, found = _one_kind(str(path), options)
     how = {"ids": kind, "end_id": end_id, "column": text_field if kind == "parquet" else None}
-    folder = cache_dir / "corpora" / _key(how, kind, found)
+    folder = cache_dir / "corpora" / _key(how, found)
 
     def make() -> None:
         source = {**how, "files": len(found), "bytes": sum(file.stat().st_size for file, _ in found)}
@@ -84,11 +84,7 @@ def open_foreign(
 
 
 def check_vocabulary(corpus: Corpus, given: str, tokenizer: str, num_entries: int) -> None:
-    """Check that a tokenizer knows every id of a corpus.
-
-    Raises:
-        UserError: `corpus`, found at `given`, has ids that `tokenizer` with its `num_entries` does not know.
-    """
+    """Raise UserError if `corpus`, found at `given`, has ids that `tokenizer` with its `num_entries` does not know."""
     if corpus.vocab_size > num_entries:
         raise UserError(
             f"{given}: its largest id is {corpus.vocab_size - 1}, and {tokenizer} has {num_entries} entries; give the "
@@ -117,11 +113,11 @@ def _one_kind(given: str, options: Options) -> tuple[str, list[tuple[Path, Split
     return kind, wanted
 
 
-def _key(how: dict[str, Any], kind: str, found: list[tuple[Path, Split]]) -> str:
+def _key(how: dict[str, Any], found: list[tuple[Path, Split]]) -> str:
     """Hash paths, sizes and times of change to the corpus' name in the cache."""
     key = hashlib.sha256(json.dumps([FORMAT, how]).encode())
     for path, split in found:
-        for part in (path, path.with_suffix(".bin")) if kind == "megatron" else (path,):
+        for part in (path, path.with_suffix(".bin")) if how["ids"] == "megatron" else (path,):
             with suppress(FileNotFoundError):  # opening it says so
                 stat = part.stat()
                 key.update(json.dumps([os.path.abspath(part), split, stat.st_size, stat.st_mtime_ns]).encode())

@@ -39,8 +39,7 @@ class InOnePiece:
     @property
     def mapped_dtype(self) -> str | None:
         """uint16 or uint32 if ids can be viewed as such (signed ids are checked not to be negative), or None."""
-        fits = self.dtype.itemsize in (2, 4) and self.dtype.isnative
-        return f"uint{self.dtype.itemsize * 8}" if fits else None
+        return {2: "uint16", 4: "uint32"}.get(self.dtype.itemsize) if self.dtype.isnative else None
 
 
 @dataclass(frozen=True)
@@ -53,8 +52,6 @@ class TokenFile:
     piece: InOnePiece | None = None
 
 
-# ------------------------------------------------------------------------------------------------ ids in one piece
-
 EndsWithin = Callable[[int, NDArray[Any]], NDArray[np.int64]]
 """(offset of these ids in the file, ids) -> offsets within them just after documents."""
 
@@ -63,11 +60,9 @@ def in_one_piece(path: Path, piece: InOnePiece, ends: EndsWithin) -> TokenFile:
     """Describe a file whose ids lie in one piece."""
 
     def chunks() -> Iterator[Chunk]:
-        if piece.num_tokens == 0:
-            yield np.empty(0, piece.dtype), ends(0, np.empty(0, piece.dtype))
         with open(path, "rb") as stream:
             stream.seek(piece.offset)
-            for start in range(0, piece.num_tokens, CHUNK_TOKENS):
+            for start in range(0, max(piece.num_tokens, 1), CHUNK_TOKENS):  # without ids there may be empty documents
                 ids = take(stream, piece.dtype, min(CHUNK_TOKENS, piece.num_tokens - start))
                 yield ids, ends(start, ids)
 

@@ -85,10 +85,7 @@ def open_tokens(path: Path, options: files.Options) -> files.TokenFile:
 def _read_index(idx: Path) -> _MegatronIndex:
     head = files.first_bytes(idx, 34)
     if not head.startswith(MAGIC):
-        raise UserError(
-            f"{idx}: does not begin as Megatron-Core's index does (MMIDIDX); make it again with Megatron-Core, or "
-            f"move it away from its .bin"
-        )
+        raise UserError(f"{idx}: is no index of Megatron-Core (MMIDIDX); make it again, or move it away from its .bin")
     if len(head) < 34:
         raise UserError(f"{idx}: ends within its header of 34 bytes; it is cut off, copy it again")
     version, code, num_sequences, num_bounds = struct.unpack("<QBQQ", head[9:])
@@ -101,10 +98,8 @@ def _read_index(idx: Path) -> _MegatronIndex:
     expected = 34 + 12 * num_sequences + 8 * num_bounds
     size = idx.stat().st_size
     if size not in (expected, expected + num_sequences):
-        raise UserError(
-            f"{idx}: speaks of {num_sequences} sequences and {num_bounds - 1} documents, which take {expected} "
-            f"bytes, and has {size}; it is damaged, copy it again"
-        )
+        content = f"{num_sequences} sequences and {num_bounds - 1} documents take {expected} bytes"
+        raise UserError(f"{idx}: its {content}, and it has {size}; it is damaged, copy it again")
     return _MegatronIndex(idx, dtype, num_sequences, num_bounds)
 
 
@@ -118,10 +113,8 @@ def _check_documents(index: _MegatronIndex) -> None:
     else:
         if index.num_bounds and before == index.num_sequences:
             return
-    raise UserError(
-        f"{index.path}: its documents don't rise from sequence 0 to the last, {index.num_sequences}; it is damaged, "
-        f"or was not finished: make it again"
-    )
+    rise = f"its documents don't rise from sequence 0 to the last, {index.num_sequences}"
+    raise UserError(f"{index.path}: {rise}; it is damaged or unfinished, make it again")
 
 
 def _check_sequences(index: _MegatronIndex, tokens: Path) -> bool:

@@ -49,10 +49,8 @@ def parse_weights(weights: Sequence[Weight], sizes: Sequence[int]) -> tuple[int,
     """
     powers = [isinstance(weight, str) and weight.startswith("size") for weight in weights]
     if any(powers) and not all(power or weight == 0 for power, weight in zip(powers, weights, strict=True)):
-        raise UserError(
-            f"--data.sources: weights {', '.join(map(str, weights))} mix numbers and powers of the size, which can't "
-            f"be compared; give all of one kind"
-        )
+        mixed = f"weights {', '.join(map(str, weights))} mix numbers and powers of the size"
+        raise UserError(f"--data.sources: {mixed}, which can't be compared; give all of one kind")
     parsed = [_parse_weight(weight, size) for weight, size in zip(weights, sizes, strict=True)]
     if not any(parsed):
         raise UserError("--data.sources: all weights are 0; give at least one source more")

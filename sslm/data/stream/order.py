@@ -75,16 +75,14 @@ class Order:
     """The order in which the windows of one corpus are read, epoch after epoch.
 
     Each epoch shuffles the shards, cuts them into blocks of `block_shards`, and shuffles all windows inside a block.
-    A block of all shards is a global shuffle; smaller blocks bound how many shards must be on the disk at once.
-
-    Args:
-        num_windows: windows of each shard.
-        key: the order's name: the seed, the source.
-        block_shards: shards per block, or None for all.
+    A block of all shards, if `block_shards` is None, is a global shuffle; smaller blocks bound how many shards must be
+    on the disk at once.
     """
 
     num_windows: tuple[int, ...]
+    """Windows of each shard."""
     key: tuple[object, ...]
+    """The order's name: the seed, the source."""
     block_shards: int | None = None
 
     @functools.cached_property

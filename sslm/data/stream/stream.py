@@ -73,12 +73,7 @@ class Places(NamedTuple):
 class Stream:
     """Examples at any positions, of one source or a mixture.
 
-    Args:
-        sources: the windows of each corpus.
-        mixture: which source stands where.
-        window_len: tokens per window.
-        vocab_size: ids from here on are damage.
-        with_documents: whether to tell which document each token belongs to.
+    Ids from `vocab_size` on are damage. If `with_documents`, examples tell which document each token belongs to.
     """
 
     def __init__(
@@ -142,11 +137,7 @@ class Stream:
         return any(before < stage.position <= last for stage in self.mixture.stages[1:])
 
     def amend(self, amendment: Amendment | Skip) -> None:
-        """Apply an amendment from its position on.
-
-        Raises:
-            UserError: the source has no sound shard left.
-        """
+        """Apply an amendment from its position on; UserError if the source has no sound shard left."""
         self.amendments.append(amendment)
         if isinstance(amendment, Skip):
             return

@@ -142,10 +142,8 @@ def _mixture(
                 others = f"{nearest(name, names)}; there are {', '.join(names)}"
                 raise UserError(f"--data.stages: there is no source {name}{others}")
         if (position := -(-stage.at_tokens // seq_len)) <= stages[-1][0]:
-            raise UserError(
-                f"--data.stages: at_tokens {stage.at_tokens} does not come after the stage before it; order them by "
-                f"at_tokens, the first above 0"
-            )
+            wrong = f"at_tokens {stage.at_tokens} does not come after the stage before it"
+            raise UserError(f"--data.stages: {wrong}; order them by at_tokens, the first above 0")
         stages.append((position, [stage.weights.get(name, 0) for name in names]))
     return Mixture(tuple(Stage(position, parse_weights(weights, sizes)) for position, weights in stages))
 
@@ -156,10 +154,9 @@ def _check_enough(data: DataConfig, streams: Streams, seq_len: int, batch_size: 
     for number, source in enumerate(train.sources):
         asked = any(stage.weights[number] for stage in train.mixture.stages)
         if asked and source.num_windows < least:
+            name = source.name or data.train or "the corpus"
             less = f", less than one batch of {least}" if least > 1 else ""
-            raise UserError(
-                f"{source.name or data.train or 'the corpus'}: {source.corpus.num_tokens} tokens give "
-                f"{source.num_windows} training sequences{less}; bring more text, or lower --batch_size or --seq_len"
-            )
+            few = f"{source.corpus.num_tokens} tokens give {source.num_windows} training sequences{less}"
+            raise UserError(f"{name}: {few}; bring more text, or lower --batch_size or --seq_len")
     if streams.val.num_windows == 0:
         raise UserError(f"{data.val or 'held-out text'}: less than one sequence of {seq_len} tokens to validate on")
