@@ -238,10 +238,7 @@ def probe_tokens(model: PreTrainedModel, shift: int = 0) -> Tensor:
 
 @contextmanager
 def no_packed_rows() -> Iterator[None]:
-    """Let a model run on the meta device.
-
-    transformers looks whether rows hold several texts, which tensors without contents can't tell.
-    """
+    """Let a model run on the meta device. See docs/lessons.md, "The search for packed rows needs contents"."""
     found = masking_utils.find_packed_sequence_indices
     masking_utils.find_packed_sequence_indices = lambda *_, **__: None
     try:

@@ -1,14 +1,7 @@
 """A prepared corpus on disk: flat shards of token ids, where documents end, and an index that vouches for them.
 
-    corpus/
-      index.json          counts, checksums, tokenizer identity, record of the source; written last
-      tokenizer/          the tokenizer, as transformers saves it
-      train-00000.bin     token ids, uint16 or uint32, end-of-document ids included
-      train-00000.ends    int64 per document: the offset just after its last token
-      val-00000.bin …     documents held out of training
-
-Windows are cut when the corpus is read, so a corpus serves any sequence length. A document longer than a shard goes on
-in the next shard and ends there.
+docs/formats.md, "Corpus on the disk", lists files and fields. Windows are cut when the corpus is read, so a corpus
+serves any sequence length.
 """
 
 import functools

@@ -22,8 +22,7 @@ from sslm.data.stream.vocabulary import Vocabulary
 from sslm.system.errors import UserError
 
 GLIBC_LARGEST_THRESHOLD = (32 << 20) - (1 << 16)
-"""Until a process has freed a block of about this size, glibc returns larger arrays to the system, which zeroes them
-again each time: a batch of 256 rows then takes twice as long (mallopt(3), M_MMAP_THRESHOLD)."""
+"""Size of a block that is to be freed once. See docs/lessons.md, "glibc gives large arrays back at once"."""
 PLACES_AT_ONCE, ROWS_AT_ONCE = 4096, 256
 """Positions to look up, and rows to read, together: many cost little more than one."""
 

@@ -2,13 +2,8 @@
 
 Documents longer than a window are cut into pieces; then each piece, the longest first, goes into the window with the
 least room that still takes it. Tokens stay where they are: a plan, made once and memory-mapped, lists which stretches
-of the shard make up each window. It is made a few million documents at a time, so in bounded memory:
-
-    packing/WINDOW_LEN-KEY/
-      plan.json        windows and pieces per region
-      00000.first      int64 [windows + 1]: each window's first piece
-      00000.starts     int64 [pieces]: where in the shard a piece starts
-      00000.lengths    int64 [pieces]
+of the shard make up each window (docs/formats.md, "Packing plans"). It is made a few million documents at a time, so in
+bounded memory.
 """
 
 import errno
