@@ -104,17 +104,14 @@ def _read_index(idx: Path) -> _MegatronIndex:
 
 
 def _check_documents(index: _MegatronIndex) -> None:
-    before = 0
+    before, rises = 0, index.num_bounds > 0 and int(index.bounds(0, 1)[0]) == 0
     for first in range(0, index.num_bounds, CHUNK_SEQUENCES):
         bounds = index.bounds(first, min(first + CHUNK_SEQUENCES, index.num_bounds))
-        if (first == 0 and bounds[0] != 0) or (np.diff(bounds, prepend=before) < 0).any():
-            break
+        rises = rises and bool((np.diff(bounds, prepend=before) >= 0).all())
         before = int(bounds[-1])
-    else:
-        if index.num_bounds and before == index.num_sequences:
-            return
-    rise = f"its documents don't rise from sequence 0 to the last, {index.num_sequences}"
-    raise UserError(f"{index.path}: {rise}; it is damaged or unfinished, make it again")
+    if not rises or before != index.num_sequences:
+        rise = f"its documents don't rise from sequence 0 to the last, {index.num_sequences}"
+        raise UserError(f"{index.path}: {rise}; it is damaged or unfinished, make it again")
 
 
 def _check_sequences(index: _MegatronIndex, tokens: Path) -> bool:
