@@ -106,9 +106,12 @@ class Stream:
         """Find where the examples at [n] positions stand."""
         sources, numbers = self.mixture.at(self.unskipped(positions))
         epochs, regions, windows = np.empty_like(positions), np.empty_like(positions), np.empty_like(positions)
-        for i in np.unique(sources):
-            here = sources == i
-            epochs[here], regions[here], windows[here] = self.sources[i].order.at(numbers[here])
+        if len(self.sources) == 1:
+            epochs, regions, windows = self.sources[0].order.at(numbers)
+        else:
+            for i in np.unique(sources):
+                here = sources == i
+                epochs[here], regions[here], windows[here] = self.sources[i].order.at(numbers[here])
         places = Places(positions, sources, epochs, regions, windows)
         for number, amendment in enumerate(self.amendments):
             if isinstance(amendment, Amendment):
