@@ -30,6 +30,21 @@ TIMED = {
 """Files whose tests measure time or start processes cold; no two of them run beside each other."""
 
 
+LONG = [
+    "tests/test_slurm.py",
+    "tests/benchmarks/test_benchmarks.py",
+    "tests/cli/test_verify_resume.py",
+    "tests/test_chaos.py",
+    "tests/test_public.py",
+]
+"""Files that take longest begin first, so that the workers end together."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    order = {file: number for number, file in enumerate(LONG)}
+    items.sort(key=lambda item: order.get(item.nodeid.split("::")[0], len(LONG)))
+
+
 class ByFile(LoadScopeScheduling):
     """pytest-xdist's scheduler: a file stays on one worker, and so do all that measure time."""
 
@@ -39,6 +54,7 @@ class ByFile(LoadScopeScheduling):
 
 
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> LoadScopeScheduling:
+    config.option.loadscopereorder = False  # in our order, not that of the number of tests
     return ByFile(config, log)
 
 

@@ -298,7 +298,7 @@ def draw(modules: Iterable[Named], seed: int) -> None:
     with torch.random.fork_rng(devices=[]), torch.no_grad(), defaults[0], defaults[1]:
         for name, module, owner in modules:
             digest = hashlib.blake2b(f"{seed}\0{name}".encode(), digest_size=8).digest()
-            torch.manual_seed(int.from_bytes(digest, "little"))
+            torch.default_generator.manual_seed(int.from_bytes(digest, "little"))
             owner._init_weights(module)
 
 
