@@ -5,16 +5,15 @@ sections open, and says what is wrong in one sentence that names the nearest fla
 """
 
 import argparse
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_stop_after, to_tree
-from sslm.system.errors import UserError, nearest
+from sslm.system.errors import UserError, nearest, short
+from sslm.system.plain_yaml import BadYaml, load
 from sslm.system.typed import item_of, typed
 
 Tree = dict[str, dict[str, Any]]
@@ -82,7 +81,9 @@ def split_flags(arguments: list[str]) -> Iterator[Flag]:
     while rest:
         words = [rest.pop(0)]
         if not words[0].startswith("--"):
-            raise UserError(f"{words[0]!r} is not a flag: flags start with --, as in --data.train {words[0]}")
+            raise UserError(
+                f"{short(words[0])!r} is not a flag: flags start with --, as in --data.train {short(words[0])}"
+            )
         name, equals, value = words[0][2:].partition("=")
         if not equals and rest and not rest[0].startswith("--"):
             words.append(rest.pop(0))
@@ -92,34 +93,30 @@ def split_flags(arguments: list[str]) -> Iterator[Flag]:
 def _read_file(flag: Flag) -> Tree:
     if not flag.value:
         raise UserError("--config needs a file: --config configs/laptop.yaml")
-    where = f"--config {flag.value}"
+    where = f"--config {short(flag.value)}"
     try:
-        content = yaml.load(Path(flag.value).read_text(encoding="utf-8"), Loader=_Loader)
+        text = Path(flag.value).read_text(encoding="utf-8")
+        content, values = load(text, scalars_as_text=True), load(text)
     except FileNotFoundError:
         raise UserError(f"{where}: there is no such file") from None
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
-        raise UserError(f"{where}: not a YAML file: {' '.join(str(error).split())}") from None
+    except (BadYaml, UnicodeDecodeError) as error:
+        raise UserError(f"{where}: not a YAML file ({error})") from None
     if not isinstance(content, dict | None):
-        raise UserError(f"{where}: expected keys and values, got {type(content).__name__}")
+        raise UserError(f"{where}: expected keys and values, got {type(values).__name__}")
     tree: Tree = {"": {}}
     for section, keys in (content or {}).items():
         keys = {"name": keys} if section == "objective" and isinstance(keys, str) else keys
         if section not in SECTIONS:
-            tree[""][str(section)] = keys
+            tree[""][section] = keys
         elif isinstance(keys, dict | None):  # None: all of its keys are commented out
-            tree[section] = {str(key): value for key, value in (keys or {}).items()}
+            is_open = section in OPEN_SECTIONS
+            tree[section] = {
+                key: values[section][key] if is_open and f"{section}.{key}" not in FLAGS else value
+                for key, value in (keys or {}).items()
+            }
         else:
-            raise UserError(f"{where}: {section} takes keys and values, got {keys!r}")
+            raise UserError(f"{where}: {section} takes keys and values, got {short(keys)}")
     return tree
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which 1e-3 is a number, as YAML 1.2 has it; PyYAML follows 1.1, where it is text."""
-
-
-_Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:float", re.compile(r"[-+]?(\d+\.?\d*|\.\d+)([eE][-+]?\d+)?$"), list("-+.0123456789")
-)
 
 
 def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
@@ -136,15 +133,15 @@ def _put(tree: Tree, flag: Flag) -> None:
     kind = FLAGS[name].type if name in FLAGS else None
     if kind is None and not (section in OPEN_SECTIONS and key):
         close = nearest(f"--{name}", [f"--{known}" for known in FLAGS])
-        raise UserError(f"there is no flag --{name}{close}; python -m sslm.train --help lists them")
+        raise UserError(f"there is no flag --{short(name)}{close}; python -m sslm.train --help lists them")
     value: Any = "true" if flag.value is None and kind is bool else flag.value
     if value is None:
-        raise UserError(f"--{name} needs a value")
+        raise UserError(f"--{short(name)} needs a value")
     if kind is None or item_of(kind):
         try:
-            value = yaml.load(value, Loader=_Loader)
-        except yaml.YAMLError:
-            raise UserError(f"--{name} {value}: can't be read; quote it as in YAML") from None
+            value = load(value, scalars_as_text=kind is not None)
+        except BadYaml as error:
+            raise UserError(f"--{name} {short(value)}: can't be read ({error}); quote it as in YAML") from None
     tree[section][key] = value
 
 
@@ -167,7 +164,7 @@ def _checked(config: Config) -> Config:
             raise UserError(f"--{name} needs a value; it is empty")
         numbers = FLAGS[name].metadata.get("numbers") if name in FLAGS else None
         if numbers and isinstance(value, int | float) and not numbers.contains(value):
-            raise UserError(f"--{name} {value}: expected {numbers.words}")
+            raise UserError(f"--{name} {short(value)}: expected {numbers.words}")
     if config.data.train is not None and config.data.sources is not None:
         raise UserError("--data.train and --data.sources: both are given; give one of them")
     if config.data.stages is not None and config.data.sources is None:

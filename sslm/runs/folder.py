@@ -24,12 +24,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
 from filelock import FileLock, Timeout
 
 from sslm.config import Config, differences, to_tree, to_yaml
 from sslm.system.errors import RunFailed, UserError
 from sslm.system.files import write_atomically
+from sslm.system.plain_yaml import BadYaml, load
 
 State = Literal["running", "done", "stopped", "failed"]
 
@@ -168,8 +168,8 @@ def check_same_run(where: str, config_yaml: bytes, config: Config) -> None:
         UserError: keys differ that a resumed run may not change; it names them.
     """
     try:
-        old = yaml.safe_load(config_yaml)
-    except (yaml.YAMLError, UnicodeDecodeError, RecursionError):
+        old = load(config_yaml)
+    except (BadYaml, UnicodeDecodeError):
         old = None
     new = to_tree(config)
     sections = [key for key, value in new.items() if isinstance(value, dict)]

@@ -27,6 +27,17 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
+def printable(text: str) -> str:
+    """Escape what would steer the terminal, in text that somebody else made."""
+    return text if text.isprintable() else ascii(text)[1:-1]
+
+
+def short(value: object) -> str:
+    """Write what was given so that a sentence can quote it: printable, at most 80 characters."""
+    text = "null" if value is None else printable(str(value))
+    return text if len(text) <= 80 else f"{text[:79]}…"
+
+
 def one_line(error: BaseException, most: int | None = 200) -> str:
     """What an error says, on one line of at most `most` characters."""
     return " ".join(str(error).split())[:most]

@@ -19,6 +19,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.table import Table
 
+from sslm.system.errors import printable
+
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
 _muted = False
 
@@ -193,11 +195,6 @@ def console() -> Console:
 
 
 MARK_WIDTH = 12
-
-
-def printable(name: str) -> str:
-    """Write a name out of a file that somebody else made so that nothing in it steers the terminal."""
-    return name if name.isprintable() else ascii(name)[1:-1]
 
 
 def print_table(

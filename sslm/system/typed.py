@@ -11,7 +11,8 @@ from typing import Any, Literal
 
 from jsonargparse import ArgumentParser
 
-from sslm.system.errors import UserError, nearest
+from sslm.system.errors import UserError, nearest, short
+from sslm.system.plain_yaml import BadYaml, load
 
 
 def typed(kind: type[Any], section: str, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -31,7 +32,7 @@ def typed(kind: type[Any], section: str, settings: Mapping[str, Any]) -> dict[st
         flag = f"--{section}.{key}" if section else f"--{key}"
         if key not in kinds:
             known = f"it has {', '.join(kinds)}" if kinds else "it has none"
-            raise UserError(f"{flag}: there is no such setting{nearest(key, kinds)}; {known}")
+            raise UserError(f"{short(flag)}: there is no such setting{nearest(key, kinds)}; {known}")
         values[key] = _converted(value, kinds[key], flag)
     return values
 
@@ -40,12 +41,22 @@ def _converted(value: Any, kind: Any, flag: str) -> Any:
     if (item := item_of(kind)) and value is not None:
         return _items(value, item, flag)
     try:
+        value = _plain(value, kind)
         if value is None and type(None) not in _parts(kind):  # jsonargparse takes it for any type
             raise ArgumentError(None, "null")
         return _parser(kind).parse_object({"value": _whole(value, kind)}).value
-    except ArgumentError:
+    except (ArgumentError, BadYaml):
         close = nearest(str(value), _choices(kind))
-        raise UserError(f"{flag} {'null' if value is None else value}: expected {_in_words(kind)}{close}") from None
+        raise UserError(f"{flag} {short(value)}: expected {_in_words(kind)}{close}") from None
+
+
+def _plain(value: Any, kind: Any) -> Any:
+    """Read text as YAML 1.2 does if no text is asked for; jsonargparse would read it as YAML 1.1."""
+    if not isinstance(value, str) or str in _parts(kind) or value in _choices(kind):
+        return value
+    if isinstance(read := load(value), str):
+        raise BadYaml("text")
+    return read
 
 
 @functools.cache
@@ -66,10 +77,10 @@ def _items(value: Any, item: Any, flag: str) -> list[Any]:
     needed = [field.name for field in dataclasses.fields(item) if field.default is dataclasses.MISSING]
     example = f"[{{{', '.join(f'{key}: …' for key in needed)}}}, …]"
     if not isinstance(value, list) or not value or not all(isinstance(settings, dict) for settings in value):
-        raise UserError(f"{flag} {'null' if value is None else value}: expected a list such as {example}")
+        raise UserError(f"{flag} {short(value)}: expected a list such as {example}")
     for settings in value:
         if missing := [key for key in needed if settings.get(key) is None]:
-            raise UserError(f"{flag} {settings}: {missing[0]} is missing; expected {example}")
+            raise UserError(f"{flag} {short(settings)}: {missing[0]} is missing; expected {example}")
     return [item(**typed(item, flag.removeprefix("--"), settings)) for settings in value]
 
 

@@ -1,11 +1,13 @@
 """Settings: where each comes from, what the flags are called, that every YAML in configs/ builds."""
 
+import contextlib
 import itertools
 import os
 import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,9 +15,61 @@ from sslm.cli.parse import parse
 from sslm.config import FLAGS, Config, differences, parse_stop_after, to_tree, to_yaml
 from sslm.models.build import model_config, on_meta
 from sslm.objectives import load_objective
+from sslm.system.errors import UserError
+from sslm.system.plain_yaml import dump
 from sslm.system.typed import typed
 
 CONFIGS = sorted(Path(__file__).parents[2].joinpath("configs").glob("*.yaml"))
+
+
+RUNS_CODE = {"class_path": "os.mkdir", "init_args": {"path": "made"}}
+
+
+@pytest.mark.parametrize("name", [*FLAGS, "model.hidden_size", "objective.ratio", "data.nothing", "nothing"])
+def test_no_setting_names_a_class_that_is_made(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    section, _, key = name.rpartition(".")
+    for value in (RUNS_CODE, [RUNS_CODE], {"a": RUNS_CODE}, [[RUNS_CODE]], "os.mkdir", {**RUNS_CODE, "path": "x"}):
+        (tmp_path / "a.yaml").write_text(dump({section: {key: value}} if section else {key: value}))
+        for arguments in (["--config", "a.yaml"], [f"--{name}", dump(value)]):
+            with contextlib.suppress(UserError):
+                parse(arguments)
+    assert [file.name for file in tmp_path.iterdir()] == ["a.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("line", "wanted"),
+    [
+        ("max_steps: 010", 10),
+        ("precision: 32", "32"),
+        ("run_dir: 2024", "2024"),
+        ("run_dir: no", "no"),
+        ("max_tokens: 1e9", 1_000_000_000),
+        ("max_tokens: 10_000", 10_000),
+        ("val_every: 1:30", "--val_every 1:30: expected a whole number"),
+        ("compile: no", "--compile no: expected true or false"),
+        ("seed: 1\nseed: 2", "line 2: the key seed is given twice"),
+        (f"seed: {'9' * 5000}", "line 1: a number of 5000 digits"),
+        ("model: {n_head: &a [*a]}", "line 1: an alias stands inside of what it names"),
+    ],
+)
+def test_yaml_means_what_its_version_1_2_says(line: str, wanted: Any, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(line)
+    if isinstance(wanted, str) and ": " in wanted:
+        with pytest.raises(UserError, match=wanted):
+            parse(["--config", f"{tmp_path}/a.yaml"])
+    else:
+        assert getattr(parse(["--config", f"{tmp_path}/a.yaml"]), line.partition(":")[0]) == wanted
+
+
+def test_keys_of_weights_are_names(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text(
+        "data:\n  sources: [{path: a, name: no}, {path: b, name: 2024}]\n"
+        "  stages: [{at_tokens: 0, weights: {no: 1, 2024: 2}}]"
+    )
+    data = parse(["--config", f"{tmp_path}/a.yaml"]).data
+    assert [source.name for source in data.sources or []] == ["no", "2024"]
+    assert (data.stages or [])[0].weights == {"no": 1, "2024": 2}
 
 
 def test_flags_win_over_files_and_later_files_over_earlier_whatever_the_order_typed(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--model.model_type", "gemma3"], ["gemma3"]),
         (["--data.sources", "x"], ["--data.sources x", "expected a list"]),
         (["--data.sources", "[{weight: 1}]"], ["path is missing"]),
-        (["--data.sources", "[{path: a, weight: [1]}]"], ["weight [1]", "a whole number, a number or text"]),
+        (["--data.sources", "[{path: a, weight: [1]}]"], ["weight ['1']", "a whole number, a number or text"]),
         (["--data.sources", "[{path: a, wieght: 1}]"], ["did you mean weight?"]),
         (["--data.stages", "[{at_tokens: x, weights: {a: 1}}]"], ["at_tokens x", "a whole number"]),
         (["--data.stages", "[{at_tokens: 9, weights: 3}]"], ["weights 3", "names and numbers"]),

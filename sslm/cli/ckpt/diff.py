@@ -10,9 +10,9 @@ from typing import Any
 from sslm.runs.checkpoints.compare import TensorDifference, compare_tensors
 from sslm.runs.checkpoints.folder import files_of, read_state, shards_of
 from sslm.runs.checkpoints.shards import Stored, index
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, printable
 from sslm.system.files import sha256_of
-from sslm.system.terminal import print_table, printable, say, transfer_progress
+from sslm.system.terminal import print_table, say, transfer_progress
 
 MOST_ROWS = 20
 MISSING = object()

@@ -7,11 +7,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sslm.runs.checkpoints.folder import damage_of, files_of, read_state, shards_of
 from sslm.runs.find import LEFT_OVER, checkpoints_in, folder_of, is_checkpoint
 from sslm.system.errors import UserError
+from sslm.system.plain_yaml import load
 from sslm.system.terminal import bytes_in_words, count, print_table
 
 MOST = 1 << 63
@@ -149,8 +148,8 @@ def _sound(entries: list[Entry]) -> list[Path]:
 def _settings(config: Path) -> dict[str, Any]:
     """The run's settings, as far as they can be read."""
     try:
-        settings = yaml.safe_load(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError):
+        settings = load(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
         return {}
     return settings if isinstance(settings, dict) else {}
 

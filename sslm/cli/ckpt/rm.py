@@ -9,9 +9,9 @@ from sslm.cli.ckpt import ls
 from sslm.runs.checkpoints.folder import damage_of, name_of, newest_first
 from sslm.runs.checkpoints.transaction import remove_checkpoint
 from sslm.runs.folder import RunFolder
-from sslm.system.errors import UserError, nearest
+from sslm.system.errors import UserError, nearest, printable
 from sslm.system.files import write_atomically
-from sslm.system.terminal import bytes_in_words, printable, say
+from sslm.system.terminal import bytes_in_words, say
 
 MOST_DIGITS = 18
 

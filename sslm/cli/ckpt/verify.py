@@ -14,8 +14,8 @@ from sslm.runs.checkpoints.folder import (
     shards_of,
 )
 from sslm.runs.checkpoints.shards import index
-from sslm.system.errors import UserError
-from sslm.system.terminal import bytes_in_words, printable
+from sslm.system.errors import UserError, printable
+from sslm.system.terminal import bytes_in_words
 
 
 @dataclass(frozen=True)

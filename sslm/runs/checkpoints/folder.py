@@ -7,8 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sslm.system.errors import UserError
-from sslm.system.terminal import printable
+from sslm.system.errors import UserError, printable
 
 FORMAT = 1
 NEEDED = {"format", "step", "position", "fingerprint"}

@@ -17,8 +17,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from sslm.runs.checkpoints.folder import UNREADABLE, shards_of
-from sslm.system.errors import UserError
-from sslm.system.terminal import printable
+from sslm.system.errors import UserError, printable
 
 BLOCK_BYTES = 16 << 20
 MOST_DIMENSIONS = 64
