@@ -43,7 +43,6 @@ def setting(default: Any, numbers: Range | None = None, may_change: bool = False
     """Declare a field of a section.
 
     Args:
-        default: value if neither a file nor a flag gives one.
         numbers: range that a number has to lie in; None if any will do.
         may_change: whether a resumed run may have another value than the run began with.
     """
@@ -290,15 +289,13 @@ class Config:
     batch_size: int = setting(16, POSITIVE)
     """Sequences per optimizer step, over all devices."""
     micro_batch_size: int | Literal["auto"] | None = setting(None, POSITIVE, may_change=True)
-    """Sequences per forward pass and device; auto: as many as fit into memory; default: a device's whole share of the
-    batch."""
+    """Sequences per forward pass and device; auto: as many as fit into memory; default: a device's share of a batch."""
     max_steps: int | None = setting(None, POSITIVE, may_change=True)
     """End after so many optimizer steps; default: 700, unless max_tokens is given."""
     max_tokens: int | None = setting(None, POSITIVE, may_change=True)
     """End after so many tokens; the earlier of the two ends the run."""
     stop_after: str | None = setting(None, may_change=True)
-    """Stop with everything saved (exit code 75) within a time (3h50m), or after so many steps of this command
-    (200steps)."""
+    """Stop with all saved (exit code 75), within a time (3h50m) or after so many steps of this command (200steps)."""
     log_every: int = setting(10, POSITIVE, may_change=True)
     """Optimizer steps between rows of metrics."""
     val_every: int = setting(100, POSITIVE, may_change=True)
@@ -311,8 +308,7 @@ class Config:
     """Recompute activations in the backward pass, to save memory: none, selective (all but matmuls and attention), full
     (each block), or budget:SHARE of the memory (budget:0.5; with --compile)."""
     start_timeout_seconds: float = setting(1800.0, SECONDS, may_change=True)
-    """End the run if not all processes have met after this time; the first may have a large checkpoint to verify
-    before."""
+    """End the run if not all processes have met after this time; the first may verify a large checkpoint before."""
     collective_timeout_seconds: float = setting(1800.0, SECONDS, may_change=True)
     """End the run if a collective operation takes longer than this."""
     watchdog_seconds: float | None = setting(900.0, POSITIVE, may_change=True)
@@ -321,23 +317,14 @@ class Config:
     dry_run: bool = setting(False, may_change=True)
     """Prepare, check and build everything, print the plan, and end before training."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
-    """What the model is trained to do."""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """The model."""
     data: DataConfig = field(default_factory=DataConfig)
-    """Where the text comes from."""
     optim: OptimConfig = field(default_factory=OptimConfig)
-    """The optimizer and its schedule."""
     robust: RobustConfig = field(default_factory=RobustConfig)
-    """Label smoothing, z-loss, noise and adversarial training."""
     fsdp: FsdpConfig = field(default_factory=FsdpConfig)
-    """Fully sharded data parallel."""
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
-    """DeepSpeed's ZeRO."""
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
-    """When the run is saved."""
     anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
-    """Losses and gradients out of the ordinary."""
 
     @property
     def total_steps(self) -> int:

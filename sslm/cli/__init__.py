@@ -14,8 +14,6 @@ VERBS = {
 
 def usage() -> str:
     """Return what `sslm --help` prints."""
+    title = f"sslm {sslm.__version__}: self-supervised pretraining of language models"
     verbs = "\n".join(f"  {verb:<15}{what}" for verb, what in VERBS.items())
-    return (
-        f"sslm {sslm.__version__}: self-supervised pretraining of language models\n\nusage: sslm VERB [flags]\n\n"
-        f"{verbs}\n\n`sslm VERB --help` explains a verb's flags."
-    )
+    return f"{title}\n\nusage: sslm VERB [flags]\n\n{verbs}\n\n`sslm VERB --help` explains a verb's flags."

@@ -16,23 +16,21 @@ from typing import Any
 
 from rich.markup import escape
 from rich.table import Table
-from transformers import PreTrainedModel
 
 from sslm.cli.parse import parse, split_flags
 from sslm.config import Config
 from sslm.data.module import DataModule
 from sslm.models.flops import matmul_parameters, of_experts, share_of_experts
 from sslm.objectives.choose import build_on_meta, choose_model, choose_objective, open_data
-from sslm.parallel.launch import Launch, devices
+from sslm.parallel.launch import Launch
 from sslm.parallel.planning.budget import Budget, Proposal, plan_launch
 from sslm.parallel.planning.expected_speed import expected_speed
-from sslm.parallel.planning.machines import PLANNED_FOR, PRICED, Machine, here, named
+from sslm.parallel.planning.machines import PLANNED_FOR, PRICED, named
 from sslm.runs.checkpoints.folder import newest_first, step_of
 from sslm.runs.folder import RunFolder
-from sslm.system import terminal
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, exits_politely
-from sslm.system.terminal import bytes_in_words, console, count, duration, say
+from sslm.system.terminal import bytes_in_words, console, count, duration, keep_libraries_quiet, say
 from sslm.training.report import readings
 
 WARNING = "[yellow]Warning[/yellow]"
@@ -44,11 +42,14 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse(rest)
     machine = None if options.plan_for is None else named(options.plan_for)
     price = None if options.price_per_hour is None else _price(options.price_per_hour)
-    terminal.keep_libraries_quiet()
+    keep_libraries_quiet()
     objective, recipe = choose_objective(config)
     data = open_data(config, recipe)
     model = build_on_meta(config, objective, choose_model(config, objective, data))
-    make_plan(config, data, model, machine, price).show(rest)
+    if machine is not None:
+        config = replace(config, devices=machine.devices, num_nodes=machine.num_nodes)
+    budget, launch = plan_launch(config, model, data, machine)
+    Plan(budget, data, launch, price, is_elsewhere=machine is not None).show(rest)
     return DONE
 
 
@@ -61,9 +62,8 @@ def _take_own(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str
         allow_abbrev=False,
         exit_on_error=False,
     )
-    machines = (
-        f"h100, h100:8 (devices) or h100:8x4 (on 4 nodes); also {', '.join(PLANNED_FOR)}, cpu; default: this machine"
-    )
+    also = f"{', '.join(PLANNED_FOR)}, cpu"
+    machines = f"h100, h100:8 (devices) or h100:8x4 (on 4 nodes); also {also}; default: this machine"
     parser.add_argument("--plan_for", metavar="MACHINE", help=machines)
     price = "price of a device, in dollars per hour; default: what it typically costs on demand"
     parser.add_argument("--price_per_hour", metavar="PRICE", help=price)
@@ -83,30 +83,6 @@ def _price(text: str) -> float:
     return price
 
 
-def make_plan(
-    config: Config, data: DataModule, model: PreTrainedModel, machine: Machine | None, price: float | None = None
-) -> "Plan":
-    """Plan a run.
-
-    Args:
-        config: settings of the run.
-        data: its text.
-        model: its model, on the meta device.
-        machine: what it shall run on, or None for this machine.
-        price: dollars per device and hour, or None for what the machine typically costs.
-
-    Raises:
-        UserError: the strategy can't train this model, or a batch can't be shared by so many devices.
-    """
-    is_elsewhere = machine is not None
-    if machine is None:
-        machine = here(*devices(config))
-    else:
-        config = replace(config, devices=machine.devices, num_nodes=machine.num_nodes)
-    budget, launch = plan_launch(config, model, data, machine)
-    return Plan(budget, data, launch, price, is_elsewhere)
-
-
 @dataclass(frozen=True)
 class Plan:
     """What a run takes, and what would fit."""
@@ -124,26 +100,15 @@ class Plan:
         return self.budget.config
 
     def show(self, arguments: list[str]) -> None:
-        """Print the plan.
-
-        Args:
-            arguments: flags of train as typed, which the proposed command repeats.
+        """Print the plan; the command that it proposes repeats the flags of train as typed.
 
         Raises:
-            UserError: the run can't fit.
+            UserError: it doesn't fit into memory, or not one checkpoint fits onto the disk.
         """
         say()
         for part in [self._title(), self._run(), *self._memory(), self._cost(), *self._proposals(arguments)]:
             console().print(part, highlight=False, soft_wrap=isinstance(part, str))
             say()
-        self.check()
-
-    def check(self) -> None:
-        """Check that the run fits.
-
-        Raises:
-            UserError: it doesn't fit into memory, or not one checkpoint fits onto the disk.
-        """
         self.budget.micro_batch_size(self.launch)
         room, needed = self._disk_room(), self._checkpoint_bytes()
         if room < needed and not self.is_elsewhere:
@@ -157,9 +122,8 @@ class Plan:
     def _title(self) -> str:
         machine = self.budget.machine
         nodes = f"{machine.num_nodes} nodes of " if machine.num_nodes > 1 else ""
-        return (
-            f"[bold]Plan for {nodes}{machine.devices} x {machine.device}[/bold] ({bytes_in_words(machine.memory)} each)"
-        )
+        what = f"Plan for {nodes}{machine.devices} x {machine.device}"
+        return f"[bold]{what}[/bold] ({bytes_in_words(machine.memory)} each)"
 
     def _run(self) -> Table:
         config, data, model = self.config, self.data, self.budget.model
@@ -189,10 +153,8 @@ class Plan:
         embedding = sum({id(p): p.numel() for end in ends for p in end.parameters()}.values())  # tied ones once
         idle = sum(p.numel() for p in of_experts(model)) * (1 - share_of_experts(model))
         active = f", {count(total - idle)} active" if idle else ""
-        return (
-            f"{count(total)} parameters ({count(embedding)} of embeddings{active}; {count(matmul_parameters(model))} "
-            f"multiply each token)"
-        )
+        multiply = f"{count(matmul_parameters(model))} multiply each token"
+        return f"{count(total)} parameters ({count(embedding)} of embeddings{active}; {multiply})"
 
     # ---------------------------------------------------------------------------------------- memory
 
@@ -209,9 +171,8 @@ class Plan:
         verdict = "[green]fits[/green]" if memory.total <= has else "[red]does not fit[/red]"
         if memory.total <= has and self.budget.is_narrow(launch, size):
             verdict = "[yellow]fits narrowly: a tenth should be left for what is not counted[/yellow]"
-        table.add_row(
-            "[bold]in all[/bold]", f"[bold]{bytes_in_words(memory.total)}[/bold]", f"{memory.total / has:.0%}", verdict
-        )
+        total = f"[bold]{bytes_in_words(memory.total)}[/bold]"
+        table.add_row("[bold]in all[/bold]", total, f"{memory.total / has:.0%}", verdict)
         if memory.host:
             table.add_row("in the host", bytes_in_words(memory.host), "", "for each device")
         return [f"[bold]Memory of each device[/bold]: {how}", table]
@@ -219,43 +180,34 @@ class Plan:
     # ---------------------------------------------------------------------------------------- time, money, disk
 
     def _cost(self) -> Table:
-        steps = self.config.total_steps - self._steps_done()
+        newest = next(iter(newest_first(RunFolder(self.config.run_folder).checkpoints)), None)
+        steps = max(self.config.total_steps - step_of(newest), 0)
         tokens = steps * self.config.batch_size * self.config.seq_len
-        rows = []
         speed, why = expected_speed(self.budget, self.launch)
         if speed is None:
-            rows.append(("Time", f"unknown: {why}"))
-        else:
-            seconds = tokens / speed
-            rows.append(("Time", f"{duration(seconds)} for {count(tokens)} tokens, at {count(speed)} tokens/s"))
-            rows.append(("", f"[dim]an estimate: {why}[/dim]"))
-            price = self.budget.machine.price if self.price is None else self.price
-            if price is not None:
-                cost = seconds / 3600 * self.budget.machine.world * price
-                typical = f"typical on demand in {PRICED}; give yours with --price_per_hour"
-                source = typical if self.price is None else "as given"
-                rows.append(("Cost", f"{_dollars(cost)}, at {_dollars(price)} per device and hour ({source})"))
+            return _grid([("Time", f"unknown: {why}"), *self._disk()])
+        seconds = tokens / speed
+        rows = [("Time", f"{duration(seconds)} for {count(tokens)} tokens, at {count(speed)} tokens/s")]
+        rows.append(("", f"[dim]an estimate: {why}[/dim]"))
+        price = self.budget.machine.price if self.price is None else self.price
+        if price is not None:
+            cost = seconds / 3600 * self.budget.machine.world * price
+            typical = f"typical on demand in {PRICED}; give yours with --price_per_hour"
+            source = typical if self.price is None else "as given"
+            rows.append(("Cost", f"{_dollars(cost)}, at {_dollars(price)} per device and hour ({source})"))
         return _grid([*rows, *self._disk()])
 
     def _disk(self) -> list[tuple[str, str]]:
         size, keep, room = self._checkpoint_bytes(), self.config.checkpoint.keep_last, self._disk_room()
-        kept = (
-            f"the last {keep} are kept, {bytes_in_words((keep + 1) * size)} while one is written"
-            if keep
-            else "all are kept"
-        )
-        free = (
-            "" if self.is_elsewhere else f"; {bytes_in_words(room)} are free at {escape(str(self.config.run_folder))}"
-        )
-        rows = [("Disk", f"{bytes_in_words(size)} for a checkpoint; {kept}{free}")]
-        if not self.is_elsewhere and room < ((keep or 1) + 1) * size:
+        last = f"the last {keep} are kept, {bytes_in_words(((keep or 0) + 1) * size)} while one is written"
+        need = f"{bytes_in_words(size)} for a checkpoint; {last if keep else 'all are kept'}"
+        if self.is_elsewhere:
+            return [("Disk", need)]
+        rows = [("Disk", f"{need}; {bytes_in_words(room)} are free at {escape(str(self.config.run_folder))}")]
+        if room < ((keep or 1) + 1) * size:
             instead = "free some room, lower --checkpoint.keep_last, or give another --run_dir"
             rows.append((WARNING, f"the disk will be full before that; {instead}"))
         return rows
-
-    def _steps_done(self) -> int:
-        newest = next(iter(newest_first(RunFolder(self.config.run_folder).checkpoints)), None)
-        return min(step_of(newest), self.config.total_steps)
 
     def _checkpoint_bytes(self) -> int:
         """Size of weights, two moments and perhaps their average, in fp32."""
@@ -321,11 +273,6 @@ def _table(right: tuple[int, ...]) -> Table:
 
 
 def _dollars(amount: float) -> str:
-    """Write an amount of money.
-
-    >>> _dollars(2.5), _dollars(1411.69)
-    ('$2.50', '$1,412')
-    """
     return f"${amount:,.2f}" if amount < 100 else f"${amount:,.0f}"
 
 

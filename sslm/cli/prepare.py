@@ -62,25 +62,22 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sslm prepare", description=__doc__.split("\n")[0])
-    for name, help in {
-        "input": "file, glob, folder or dataset, as --data.train takes them; 'embedded': this Python's documentation",
-        "--document_separator": "regular expression between the documents of a .txt; default: a file is one document",
-        "--shard_tokens": "tokens per shard file, 2 or 4 bytes each; fewer if the corpus will be read over a network "
-        "(default: 134217728)",
-    }.items():
-        parser.add_argument(name, help=help)
-    parser.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
+    text = "file, glob, folder or dataset, as --data.train takes them; 'embedded': this Python's documentation"
+    separator = "regular expression between the documents of a .txt; default: a file is one document"
+    size = "tokens per shard file, 2 or 4 bytes each; fewer if the corpus will be read over a network"
     tokenizer = "folder, hub name, or bpe:SIZE to train one (default: %(default)s)"
-    parser.add_argument("--tokenizer", default="bpe:32000", help=tokenizer)
     field = "field that holds the text, in .jsonl, .parquet and datasets (default: %(default)s)"
+    parser.add_argument("input", help=text)
+    parser.add_argument("--document_separator", help=separator)
+    parser.add_argument("--shard_tokens", help=f"{size} (default: 134217728)")
+    parser.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
+    parser.add_argument("--tokenizer", default="bpe:32000", help=tokenizer)
     parser.add_argument("--text_field", default="text", help=field)
     return parser
 
 
 def _shard_tokens(given: str) -> int:
     if not given.isdecimal() or int(given) < LEAST_SHARD_TOKENS:
-        raise UserError(
-            f"--shard_tokens {given}: expected a whole number of tokens, at least {LEAST_SHARD_TOKENS}, such as "
-            "16777216"
-        )
+        expected = f"a whole number of tokens, at least {LEAST_SHARD_TOKENS}, such as 16777216"
+        raise UserError(f"--shard_tokens {given}: expected {expected}")
     return int(given)

@@ -7,7 +7,7 @@ import functools
 import os
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning.pytorch import Callback, Trainer
 from torch.distributed import DistStoreError
@@ -27,7 +27,6 @@ from sslm.parallel.launchers import watch_children
 from sslm.parallel.parallelize import parallelize
 from sslm.parallel.planning.budget import Budget, plan_launch
 from sslm.parallel.planning.micro_batch import choose_micro_batch_size, micro_batch_key
-from sslm.parallel.recompute import parse_recompute
 from sslm.runs.checkpoints.folder import step_of
 from sslm.runs.checkpoints.mirror import Mirror, check_upload
 from sslm.runs.export import export
@@ -51,6 +50,19 @@ from sslm.training.callbacks.validation import Validation
 from sslm.training.callbacks.watchdog import Watchdog
 from sslm.training.module import Objective
 from sslm.training.report import describe, describe_launch, summarise
+
+
+class Setup(NamedTuple):
+    """What is settled of a run before anything is written."""
+
+    config: Config
+    folder: RunFolder
+    objective: type[Objective]
+    recipe: Recipe
+    data: DataModule
+    model_config: PreTrainedConfig
+    budget: Budget
+    launch: Launch
 
 
 class Callbacks(NamedTuple):
@@ -83,9 +95,13 @@ def run(config: Config, arguments: list[str]) -> int:
     check_embedding(config, data, weightless)
     budget, launch = plan_launch(config, weightless, data)
     if config.dry_run:
-        return show_plan(budget, data, launch, arguments) if ranks.is_first_process() else DONE
+        if ranks.is_first_process():
+            Plan(budget, data, launch).show(arguments)
+            say("Dry run: all of this is in order; leave --dry_run out to train.")
+        return DONE
     describe(config, data, weightless)
     describe_launch(config, launch)
+    setup = Setup(config, folder, objective, recipe, data, model_config, budget, launch)
 
     # a job that is requeued after it lost a node may meet itself: its old first process, which has not noticed yet
     patience = config.start_timeout_seconds if os.environ.get("SLURM_RESTART_COUNT") else 0.0
@@ -95,39 +111,37 @@ def run(config: Config, arguments: list[str]) -> int:
             for file in (folder.amendments, folder.anomalies):
                 file.unlink(missing_ok=True)  # of a run that never had a checkpoint
         if checkpoint is not None and reaches_the_end(checkpoint, config):
-            return already_done(config, folder, data, checkpoint)
+            return already_done(setup, checkpoint)
         micro_batch_size = choose_micro_batch_size(config, folder, budget, launch)
-        model = initial_model(config, objective, model_config, data) if checkpoint is None else model_config
-        module = build_module(config, launch, micro_batch_size, objective, recipe, model)
-        callbacks = build_callbacks(config, budget, launch, folder, data, model_config, checkpoint)
-        trainer = build_trainer(config, folder, strategies.trainer_settings(config, launch), callbacks)
-        return train(config, folder, data, module, trainer, callbacks)
+        model = initial_model(setup) if checkpoint is None else model_config
+        module = build_module(setup, micro_batch_size, model)
+        callbacks = build_callbacks(setup, checkpoint)
+        return train(setup, module, build_trainer(setup, callbacks), callbacks)
 
 
-def train(
-    config: Config, run: RunFolder, data: DataModule, module: Objective, trainer: Trainer, callbacks: Callbacks
-) -> int:
+def train(setup: Setup, module: Objective, trainer: Trainer, callbacks: Callbacks) -> int:
     """Fit, then export on rank 0 while the others wait; return the exit code, which status.json has too."""
+    folder = setup.folder
 
     def failed(code: int, reason: str) -> None:
         if trainer.is_global_zero:
             with suppress(OSError):  # the disk may be full
-                run.write_status("failed", exit_code=code, step=trainer.global_step, reason=reason)
+                folder.write_status("failed", exit_code=code, step=trainer.global_step, reason=reason)
 
     watch_children(trainer, failed)
     if trainer.is_global_zero:
         first = step_of(callbacks.resume.start)
-        run.write_config(config)
-        run.write_status("running", step=first)
-        say(f"Run folder: {run.path}" + (f"; going on from step {first}" if first else ""))
+        folder.write_config(setup.config)
+        folder.write_status("running", step=first)
+        say(f"Run folder: {folder.path}" + (f"; going on from step {first}" if first else ""))
     try:
-        trainer.fit(module, datamodule=data)
+        trainer.fit(module, datamodule=setup.data)
         if trainer.is_global_zero:
-            conclude(config, run, data, callbacks)
+            conclude(setup, callbacks)
         module.wait_for_all()
     except Stopped as stop:
         if trainer.is_global_zero:
-            run.write_status("stopped", exit_code=STOPPED, step=trainer.global_step, reason=str(stop))
+            folder.write_status("stopped", exit_code=STOPPED, step=trainer.global_step, reason=str(stop))
         raise
     except BaseException as error:
         if isinstance(error, SystemExit) and isinstance(error.__context__, KeyboardInterrupt):  # Lightning exits with 1
@@ -135,7 +149,7 @@ def train(
             raise KeyboardInterrupt from None
         failed(USER_ERROR if sentence_of(error) else FAILED, f"{type(error).__name__}: {error}")
         if isinstance(error, DistStoreError):
-            limit = f"{config.start_timeout_seconds:g} s (--start_timeout_seconds)"
+            limit = f"{setup.config.start_timeout_seconds:g} s (--start_timeout_seconds)"
             raise RuntimeError(f"not all processes came within {limit}") from error
         raise
     if callbacks.preemption.stopped and not ranks.is_first_process():
@@ -143,75 +157,62 @@ def train(
     return STOPPED if callbacks.preemption.stopped else DONE
 
 
-def show_plan(budget: Budget, data: DataModule, launch: Launch, arguments: list[str]) -> int:
-    """Show the plan and return the exit code; `sslm plan` shows the same."""
-    Plan(budget, data, launch).show(arguments)
-    say("Dry run: all of this is in order; leave --dry_run out to train.")
-    return DONE
-
-
-def conclude(config: Config, run: RunFolder, data: DataModule, callbacks: Callbacks) -> None:
+def conclude(setup: Setup, callbacks: Callbacks) -> None:
     """Write the status and the export of a run that has stopped or is done, and say what to do next."""
     checkpoint, preemption = callbacks.checkpoint.newest, callbacks.preemption
     assert checkpoint is not None
-    step = step_of(checkpoint)
     if preemption.stopped:
-        run.write_status("stopped", exit_code=STOPPED, step=step, reason=preemption.reason)
-        say(
-            f"Stopped at step {step} of {config.total_steps} ({preemption.reason}), all saved. "
-            f"Run the same command to go on."
-        )
+        step, why = step_of(checkpoint), preemption.reason
+        setup.folder.write_status("stopped", exit_code=STOPPED, step=step, reason=why)
+        say(f"Stopped at step {step} of {setup.config.total_steps} ({why}), all saved. Run the same command to go on.")
         return
-    export(checkpoint, run.export)
-    run.write_status("done", exit_code=DONE, step=step, reason="all steps are done")
-    summarise(config, run, data)
+    export(checkpoint, setup.folder.export)
+    declare_done(setup, checkpoint)
 
 
-def already_done(config: Config, run: RunFolder, data: DataModule, checkpoint: Path) -> int:
+def already_done(setup: Setup, checkpoint: Path) -> int:
     """Make the export if the run was killed before it had one, and return the exit code: nothing is left to train."""
-    step = step_of(checkpoint)
     if ranks.is_first_process():
-        if not (run.export / "config.json").is_file():
-            export(checkpoint, run.export)
-        run.write_status("done", exit_code=DONE, step=step, reason="all steps are done")
-        summarise(config, run, data)
+        if not (setup.folder.export / "config.json").is_file():
+            export(checkpoint, setup.folder.export)
+        declare_done(setup, checkpoint)
+        step = step_of(checkpoint)
         say(
-            f"This run is done: {step} of {config.total_steps} steps. To train longer: --max_steps {2 * step}; "
+            f"This run is done: {step} of {setup.config.total_steps} steps. To train longer: --max_steps {2 * step}; "
             f"to start anew: --run_dir with another folder."
         )
     return DONE
 
 
+def declare_done(setup: Setup, checkpoint: Path) -> None:
+    """Write the status of a run that is done, and say where the model is."""
+    setup.folder.write_status("done", exit_code=DONE, step=step_of(checkpoint), reason="all steps are done")
+    summarise(setup.config, setup.folder, setup.data)
+
+
 # ------------------------------------------------------------------------------------------------ building
 
 
-def initial_model(
-    config: Config, objective: type[Objective], model_config: PreTrainedConfig, data: DataModule
-) -> PreTrainedConfig | PreTrainedModel:
+def initial_model(setup: Setup) -> PreTrainedConfig | PreTrainedModel:
     """The model that a run begins with: its config, or itself if it begins with weights or word vectors of a file."""
-    model: PreTrainedConfig | PreTrainedModel = model_config
+    config, data, auto_class = setup.config, setup.data, setup.objective.auto_class
+    model: PreTrainedConfig | PreTrainedModel = setup.model_config
     if (pretrained := pretrained_folder(config)) is not None:
-        model, new = build.load_pretrained(pretrained, model_config, objective.auto_class, config.seed)
+        model, new = build.load_pretrained(pretrained, setup.model_config, auto_class, config.seed)
         say(f"Weights from {config.model.pretrained}; new: {', '.join(new) or 'none'}")
     if (file := config.model.embedding_init) is not None:
-        model = build.build(model_config, objective.auto_class, config.seed)
+        model = build.build(setup.model_config, auto_class, config.seed)
         matched = initialise_embedding(model, data.tokenizer, file, config.model.embedding_project, config.seed)
         say(f"Embedding: {matched:,} of {data.vocab_size:,} entries begin with vectors of {file}")
     return model
 
 
-def build_module(
-    config: Config,
-    launch: Launch,
-    micro_batch_size: int | None,
-    objective: type[Objective],
-    recipe: Recipe,
-    model: PreTrainedConfig | PreTrainedModel,
-) -> Objective:
+def build_module(setup: Setup, micro_batch_size: int | None, model: PreTrainedConfig | PreTrainedModel) -> Objective:
     """Make the Lightning module."""
-    return objective(
+    config, launch = setup.config, setup.launch
+    return setup.objective(
         model,
-        recipe,
+        setup.recipe,
         optim=config.optim,
         robust=config.robust,
         anomaly=config.anomaly,
@@ -226,57 +227,45 @@ def build_module(
             computes_in_bf16=launch.autocasts_to_bf16,
             in_float8=launch.precision == "fp8",
             compile_blocks=config.compile,
-            recomputation=parse_recompute(config.activation_checkpointing, compile_blocks=config.compile),
+            recomputation=setup.budget.recomputation,
         ),
         reduce_gradients=config.fsdp.reduce_gradients,
     )
 
 
-def build_callbacks(
-    config: Config,
-    budget: Budget,
-    launch: Launch,
-    run: RunFolder,
-    data: DataModule,
-    model_config: PreTrainedConfig,
-    resume_from: Path | None,
-) -> Callbacks:
+def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
     """Make the callbacks of a run that goes on from the checkpoint `resume_from`, or begins if that is None."""
+    config, folder, budget = setup.config, setup.folder, setup.budget
     total, batch_tokens = config.total_steps, config.batch_size * config.seq_len
-    monitor = Monitor(run.path, total, batch_tokens, model_config, data.unigram_loss)
     resume = Resume(resume_from)
-    checkpoint = Checkpoint(run.checkpoints, config.checkpoint, resume, total)
-    checkpoint.mirror = mirror_of(config, run, checkpoint)
+    checkpoint = Checkpoint(folder.checkpoints, config.checkpoint, resume, total)
+    if config.checkpoint.upload is not None and ranks.is_first_process():
+        checkpoint.mirror = Mirror(config.checkpoint.upload, folder.path, say, checkpoint.stays_there)
     is_auto = config.micro_batch_size == "auto"
-    auto = [MicroBatch(run.micro_batch_sizes, micro_batch_key(config, budget, launch))] if is_auto else []
-    watchdog = [Watchdog(run.path, config.watchdog_seconds)] if config.watchdog_seconds is not None else []
+    auto = [MicroBatch(folder.micro_batch_sizes, micro_batch_key(config, budget, setup.launch))] if is_auto else []
+    watchdog = [Watchdog(folder.path, config.watchdog_seconds)] if config.watchdog_seconds is not None else []
+    timeouts = Timeouts(config.collective_timeout_seconds)
     return Callbacks(
-        monitor,
+        Monitor(folder.path, total, batch_tokens, setup.model_config, setup.data.unigram_loss),
         Validation(config.val_every, total),
         resume,
         checkpoint,
         Preemption(config.stop_after, ranks.STARTED_AT, lambda: checkpoint.saving_seconds),
-        (Rescue(checkpoint), Timeouts(config.collective_timeout_seconds), Anomalies(run, checkpoint), *auto, *watchdog),
+        (Rescue(checkpoint), timeouts, Anomalies(folder, checkpoint), *auto, *watchdog),
     )
 
 
-def mirror_of(config: Config, run: RunFolder, checkpoint: Checkpoint) -> Mirror | None:
-    """What uploads the run's checkpoints, or None if nothing does; the first process alone has it."""
-    if config.checkpoint.upload is None or not ranks.is_first_process():
-        return None
-    return Mirror(config.checkpoint.upload, run.path, say, checkpoint.stays_there)
-
-
-def build_trainer(config: Config, run: RunFolder, settings: dict[str, Any], callbacks: Callbacks) -> Trainer:
+def build_trainer(setup: Setup, callbacks: Callbacks) -> Trainer:
     """Make Lightning's trainer, with all of its own validation, saving and printing off."""
+    config, folder = setup.config, setup.folder
     return Trainer(
-        **settings,
+        **strategies.trainer_settings(config, setup.launch),
         max_steps=config.total_steps,
         max_epochs=-1,
         callbacks=[*callbacks[:-1], *callbacks.others],
-        logger=build_logger(config.logger, run),
+        logger=build_logger(config.logger, folder),
         log_every_n_steps=config.log_every,
-        default_root_dir=run.path,
+        default_root_dir=folder.path,
         check_val_every_n_epoch=None,
         val_check_interval=config.total_steps + 1,  # never: our callback validates
         num_sanity_val_steps=0,

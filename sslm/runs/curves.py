@@ -24,18 +24,15 @@ def draw_curves(rows: Rows, file: Path, title: str, unigram_loss: float | None =
     loss.plot(*_xy(val, "val/loss"), label="validation", color="tab:orange", marker="o", markersize=4)
     if unigram_loss is not None:
         loss.axhline(unigram_loss, color="gray", linestyle="--", linewidth=1, label="unigram loss")
-    loss.set_ylabel("loss (nats/token)")
-    loss.set_title(title)
+    loss.set(ylabel="loss (nats/token)", title=title)
     loss.legend()
     rate.plot(*_xy(train, "lr"), color="tab:green", linewidth=1)
-    rate.set_ylabel("learning rate")
+    rate.set(ylabel="learning rate")
     tokens, rates = _xy(train, "tokens_per_second")
     speed.plot(tokens, rates, color="tab:red", linewidth=1)
-    speed.set_ylabel("tokens/s")
-    speed.set_ylim(0, 1.1 * max(rates, default=1))
+    speed.set(xlabel="tokens", ylabel="tokens/s", ylim=(0, 1.1 * max(rates, default=1)))
     for in_millions in (speed.xaxis, speed.yaxis):
         in_millions.set_major_formatter(EngFormatter(sep=""))
-    speed.set_xlabel("tokens")
     for axis in (loss, rate, speed):
         axis.grid(alpha=0.3)
     part = file.with_name(f".{file.name}.tmp")

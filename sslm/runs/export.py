@@ -3,7 +3,6 @@
 import json
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,8 @@ from sslm.models.build import class_named, set_vocab_size
 from sslm.models.head import UNPADDED
 from sslm.models.weights import tied_names
 from sslm.runs.checkpoints.folder import read_state
-from sslm.runs.checkpoints.tensors import read_weights, shapes_in
+from sslm.runs.checkpoints.shards import index
+from sslm.runs.checkpoints.tensors import read_weights
 from sslm.runs.folder import RunFolder
 
 WEIGHTS, AVERAGES = "model.model.", "average.model."
@@ -53,14 +53,15 @@ def _without_padding(checkpoint: Path, last: bool) -> tuple[PreTrainedModel, dic
     model = _on_meta(config)
     tied = tied_names(model)
     shapes = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    is_averaged = any(name.startswith(AVERAGES) for name in shapes_in(checkpoint))
+    is_averaged = any(name.startswith(AVERAGES) for name in index(checkpoint))
     weights = read_weights(checkpoint, shapes, AVERAGES if is_averaged and not last else WEIGHTS)
     if (unpadded := config.__dict__.pop(UNPADDED, None)) is None:
         return model, weights
     set_vocab_size(config, unpadded)
     model = _on_meta(config)
     shapes = {name: tensor for name, tensor in model.state_dict().items() if name in weights}
-    return model, {name: cut_to(weights[name], tensor.shape) for name, tensor in shapes.items()}
+    tokens = {name: tuple(map(slice, tensor.shape)) for name, tensor in shapes.items()}  # what comes after is padding
+    return model, {name: weights[name][places].contiguous() for name, places in tokens.items()}
 
 
 def _on_meta(config: Any) -> PreTrainedModel:
@@ -68,21 +69,13 @@ def _on_meta(config: Any) -> PreTrainedModel:
         return class_named(config.architectures[0])(config)
 
 
-def cut_to(weight: Tensor, shape: Sequence[int]) -> Tensor:
-    """Cut off the entries that rounded the vocabulary up: the last ones of a dimension."""
-    return weight[tuple(map(slice, shape))].contiguous()
-
-
 def auto_class_of(folder: Path) -> str:
     """transformers' Auto class that loads an exported folder."""
     (name,) = json.loads((folder / "config.json").read_text())["architectures"]
-    for auto_class, known in (
-        ("AutoModelForSeq2SeqLM", modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES),
-        ("AutoModelForMaskedLM", modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES),
-    ):
-        if name in known.values():
-            return auto_class
-    return "AutoModelForCausalLM"
+    if name in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
+        return "AutoModelForSeq2SeqLM"
+    is_masked = name in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
+    return "AutoModelForMaskedLM" if is_masked else "AutoModelForCausalLM"
 
 
 def own_code(folder: Path) -> str:
@@ -95,9 +88,8 @@ def own_code(folder: Path) -> str:
 
 def model_card(config: Any, auto_class: str, own_code: str, state: dict[str, Any], rows: list[dict[str, Any]]) -> str:
     measured = [row for row in rows if "val/loss" in row and row["step"] <= state["step"]]
-    results = "".join(
-        f"- {k.removeprefix('val/')}: {v:.4f}\n" for k, v in (measured or [{}])[-1].items() if k.startswith("val/")
-    )
+    last = measured[-1] if measured else {}
+    results = "".join(f"- {k.removeprefix('val/')}: {v:.4f}\n" for k, v in last.items() if k.startswith("val/"))
     with_what = f"sslm {state['sslm']} (objective {state['objective']})"
     origin = f"Pretrained from scratch or continued with {with_what}, {state['step']} optimizer steps."
     return f"""---

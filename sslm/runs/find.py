@@ -13,16 +13,15 @@ LEFT_OVER = re.compile(r"\.step-\d+.*\.(tmp|old)")
 
 
 def is_checkpoint(path: Path) -> bool:
-    has_files = (path / "manifest.json").is_file() or (path / "state.json").is_file()
-    return has_files or (path.is_dir() and re.fullmatch(r"step-\d+(\.corrupt)?", path.name) is not None)
+    return _has_files(path) or (path.is_dir() and re.fullmatch(r"step-\d+(\.corrupt)?", path.name) is not None)
+
+
+def _has_files(path: Path) -> bool:
+    return (path / "manifest.json").is_file() or (path / "state.json").is_file()
 
 
 def folder_of(path: str | Path) -> Path:
-    """Return the folder of checkpoints that a path means: a run folder's, or itself.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """Return the folder of checkpoints that a path means: a run folder's, or itself; a UserError if it is neither."""
     inside = RunFolder(Path(path)).checkpoints
     if inside.is_dir():
         return inside
@@ -32,11 +31,7 @@ def folder_of(path: str | Path) -> Path:
 
 
 def checkpoints_in(path: str | Path) -> list[Path]:
-    """Return the checkpoints that a path means: itself, or all in a folder, oldest first.
-
-    Raises:
-        UserError: there is none.
-    """
+    """Return the checkpoints that a path means: itself, or all in a folder, oldest first; a UserError if none is."""
     if is_checkpoint(Path(path)):
         return [Path(path)]
     if checkpoints := newest_first(folder_of(path)):
@@ -50,7 +45,7 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         UserError: there is none, or it is damaged.
     """
-    if (Path(path) / "manifest.json").is_file() or (Path(path) / "state.json").is_file():
+    if _has_files(Path(path)):
         if damage := damage_of(Path(path)):
             raise UserError(f"{path}: this checkpoint is damaged ({damage}); take another of its run")
         return Path(path)

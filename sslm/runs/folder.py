@@ -1,18 +1,4 @@
-"""The run folder's contract.
-
-config.yaml              resolved; enough to run again
-status.json              running | done | stopped | failed, exit code, step, time, reason
-metrics.jsonl            one object per logged step and per validation
-checkpoints/step-000100/ whole or not there (runs/checkpoints); `latest` names one
-export/                  a plain Hugging Face folder
-curves.png               loss, learning rate, throughput over tokens
-micro_batch_size.json    what `--micro_batch_size auto` found, for each kind of devices and strategy
-amendments.jsonl         what the data stream could not know beforehand (a shard that turned out to be bad)
-anomalies.jsonl          one object per step out of the ordinary, with the texts of its examples
-stacks/                  heartbeats of the running ranks, and after a stall where each thread was
-stacks.former/           those of the stall before
-lock                     held by the running process; the lock dies with it
-"""
+"""The run folder's contract: what lies where in it, and who may go on with it."""
 
 import json
 import os
@@ -20,7 +6,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,135 +19,79 @@ from sslm.system.plain_yaml import BadYaml, load
 State = Literal["running", "done", "stopped", "failed"]
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        return self.path / "metrics.jsonl"
-
-    @property
-    def curves(self) -> Path:
-        return self.path / "curves.png"
-
-    @property
-    def amendments(self) -> Path:
-        return self.path / "amendments.jsonl"
-
-    @property
-    def anomalies(self) -> Path:
-        return self.path / "anomalies.jsonl"
-
-    @property
-    def micro_batch_sizes(self) -> Path:
-        return self.path / "micro_batch_size.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        return self.path / "checkpoints"
-
-    @property
-    def stacks(self) -> Path:
-        return self.path / "stacks"
-
-    @property
-    def export(self) -> Path:
-        return self.path / "export"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"  # resolved; enough to run again
+        self.status = path / "status.json"  # running | done | stopped | failed, exit code, step, time, reason
+        self.metrics = path / "metrics.jsonl"  # one object per logged step and per validation
+        self.checkpoints = path / "checkpoints"  # step-000100/, whole or not there, and so on; `latest` names one
+        self.export = path / "export"  # a plain Hugging Face folder
+        self.curves = path / "curves.png"  # loss, learning rate, throughput over tokens
+        self.micro_batch_sizes = path / "micro_batch_size.json"  # what `auto` found, by kind of devices and strategy
+        self.amendments = path / "amendments.jsonl"  # what the data stream could not know beforehand (a bad shard)
+        self.anomalies = path / "anomalies.jsonl"  # one object per step out of the ordinary, with its examples' texts
+        self.stacks = path / "stacks"  # heartbeats of the running ranks, and after a stall where each thread was
+        self.former_stacks = path / "stacks.former"  # those of the stall before
+        self.wandb_id = path / "wandb_id"  # of the run at W&B, if it is there
+        self.lock = path / "lock"  # held by the running process; the lock dies with it
 
     @contextmanager
     def locked(self, patience_seconds: float = 0.0) -> Iterator[None]:
         """Hold the folder until this process ends, however it ends. A folder that stays empty is removed afterwards.
 
-        Args:
-            patience_seconds: how long to wait for who holds it.
-
         Raises:
             UserError, RunFailed (after waiting): another process trains here.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        lock = FileLock(self.path / "lock")
+        lock = FileLock(self.lock)
         try:
             lock.acquire(timeout=patience_seconds)
         except Timeout:
-            raise (RunFailed if patience_seconds else UserError)(
-                f"{self.path}: another process is training in this run folder; wait for it to end, or give another "
-                "--run_dir"
-            ) from None
+            why = "another process is training in this run folder; wait for it to end, or give another --run_dir"
+            raise (RunFailed if patience_seconds else UserError)(f"{self.path}: {why}") from None
         try:
             yield
         finally:
             lock.release()
-            if os.listdir(self.path) == ["lock"]:
+            if os.listdir(self.path) == [self.lock.name]:
                 shutil.rmtree(self.path)
 
     def check_config(self, config: Config) -> None:
-        """Refuse a folder that belongs to another run. Without a checkpoint it belongs to none: nothing would be lost.
-
-        Raises:
-            UserError: keys differ that a resumed run may not change; it names them.
-        """
+        """Refuse a folder that belongs to another run; without a checkpoint it belongs to none, and nothing is lost."""
         if self.config.is_file() and any(self.checkpoints.glob("step-*")):
             check_same_run(str(self.path), self.config.read_bytes(), config)
 
     def write_config(self, config: Config) -> None:
         write_atomically(self.config, to_yaml(config))
 
-    def write_status(
-        self, state: State, *, exit_code: int | None = None, step: int | None = None, reason: str = ""
-    ) -> None:
-        status = {
-            "state": state,
-            "exit_code": exit_code,
-            "step": step,
-            "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-            "reason": reason,
-        }
-        write_atomically(self.path / "status.json", json.dumps(status, indent=1) + "\n")
+    def write_status(self, state: State, *, step: int, exit_code: int | None = None, reason: str = "") -> None:
+        now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
+        status = {"state": state, "exit_code": exit_code, "step": step, "time": now, "reason": reason}
+        write_atomically(self.status, json.dumps(status, indent=1) + "\n")
 
     def drop_metrics_after(self, step: int) -> None:
         """Drop the rows past `step`, which come again (past 0: all rows), and a torn last line."""
-        if not self.metrics.is_file():
-            return
-        kept = [line for line in self._lines() if (row := _row(line)) and row["step"] <= step and step > 0]
-        write_atomically(self.metrics, "".join(line + "\n" for line in kept))
+        if self.metrics.is_file():
+            kept = [line for line in _lines(self.metrics) if (row := _row(line)) and row["step"] <= step and step > 0]
+            write_atomically(self.metrics, "".join(line + "\n" for line in kept))
 
     def record_anomaly(self, entry: dict[str, Any]) -> None:
         """Append to anomalies.jsonl, unless it is there already: a run that goes back meets some again."""
-        lines = (
-            self.anomalies.read_text(encoding="utf-8", errors="replace").split("\n")
-            if self.anomalies.is_file()
-            else [""]
-        )
+        text = self.anomalies.read_text(encoding="utf-8", errors="replace") if self.anomalies.is_file() else ""
+        lines = text.split("\n")
         known = [json.loads(line) for line in lines[:-1]]
         if not any(one["step"] == entry["step"] and one["positions"] == entry["positions"] for one in known):
             lines[-1:] = [json.dumps(entry, ensure_ascii=False), ""]  # in place of a last line that was torn
             write_atomically(self.anomalies, "\n".join(lines))
 
-    @property
-    def wandb_id(self) -> Path:
-        return self.path / "wandb_id"
-
-    def _lines(self) -> list[str]:
-        return self.metrics.read_text(encoding="utf-8", errors="replace").splitlines()
-
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl."""
-        if not self.metrics.is_file():
-            return []
-        return [row for line in self._lines() if (row := _row(line))]
+        return [row for line in _lines(self.metrics) if (row := _row(line))] if self.metrics.is_file() else []
 
 
 def check_same_run(where: str, config_yaml: bytes, config: Config) -> None:
-    """Refuse to go on with a run that was begun with other settings.
-
-    Args:
-        where: the run's folder.
-        config_yaml: that run's.
+    """Refuse to go on with the run of a folder if it was begun with other settings.
 
     Raises:
         UserError: keys differ that a resumed run may not change; it names them.
@@ -176,10 +105,12 @@ def check_same_run(where: str, config_yaml: bytes, config: Config) -> None:
     if not isinstance(old, dict) or not all(isinstance(old.get(section, {}), dict) for section in sections):
         raise UserError(f"{where}/config.yaml: damaged; remove it, or give another --run_dir")
     if found := differences(old, new):
-        raise UserError(
-            f"{where} belongs to a run with other settings: {'; '.join(found)}. Give the old values to go on with "
-            f"it, or another --run_dir to start anew"
-        )
+        instead = "Give the old values to go on with it, or another --run_dir to start anew"
+        raise UserError(f"{where} belongs to a run with other settings: {'; '.join(found)}. {instead}")
+
+
+def _lines(file: Path) -> list[str]:
+    return file.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
 def _row(line: str) -> dict[str, Any] | None:
@@ -188,23 +119,20 @@ def _row(line: str) -> dict[str, Any] | None:
         row = json.loads(line)
     except (ValueError, RecursionError):
         return None
-    if not isinstance(row, dict) or not isinstance(row.get("step"), int) or not isinstance(row.get("tokens"), int):
+    if not isinstance(row, dict):
         return None
-    is_sound = all(isinstance(value, int | float) for key, value in row.items() if "/" in key)
-    return row if is_sound else None
+    numbers = [value for key, value in row.items() if "/" in key]
+    is_whole = isinstance(row.get("step"), int) and isinstance(row.get("tokens"), int)
+    return row if is_whole and all(isinstance(number, int | float) for number in numbers) else None
 
 
 def pretrained_folder(config: Config) -> str | None:
     """--model.pretrained as transformers takes it: of a run folder, its export."""
     given = config.model.pretrained
-    if given is None:
-        return None
-    run = RunFolder(Path(given))
-    if not (run.checkpoints.is_dir() or run.export.is_dir()):
+    run = RunFolder(Path(given or ""))
+    if given is None or not (run.checkpoints.is_dir() or run.export.is_dir()):
         return given
     if not (run.export / "config.json").is_file():
-        raise UserError(
-            f"--model.pretrained {given}: this run has not ended yet and has no export; make one of its newest "
-            f"checkpoint: sslm export {given} --out {given}/export"
-        )
+        instead = f"make one of its newest checkpoint: sslm export {given} --out {given}/export"
+        raise UserError(f"--model.pretrained {given}: this run has not ended yet and has no export; {instead}")
     return str(run.export)

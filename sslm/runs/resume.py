@@ -26,14 +26,12 @@ def choose_checkpoint(config: Config, run: RunFolder, data: DataModule, model: P
     A run goes on from its own newest; --resume PATH says where a run begins that has none. The model may be on the meta
     device.
     """
-
     if config.checkpoint.upload is not None:
         bring_checkpoint(config, run)
     own = newest_first(run.checkpoints)
     if config.resume == "never" and own:
-        raise UserError(
-            f"--resume never: {run.path} has checkpoints already; remove the folder, or give another --run_dir"
-        )
+        instead = "remove the folder, or give another --run_dir"
+        raise UserError(f"--resume never: {run.path} has checkpoints already; {instead}")
     if own and ranks.is_first_process():
         checkpoint = set_damaged_aside(run.checkpoints, say)
         if checkpoint is not None:
@@ -48,19 +46,16 @@ def choose_checkpoint(config: Config, run: RunFolder, data: DataModule, model: P
     if checkpoint is not None and (ranks.is_first_process() or not own):  # own ones may be set aside at this moment
         check_data(checkpoint, data)
         check_weights(checkpoint, model)
-        if not own and step_of(checkpoint) >= config.total_steps:
-            raise UserError(
-                f"--resume {config.resume}: is at step {step_of(checkpoint)} already, this run ends at "
-                f"{config.total_steps}; give more --max_steps"
-            )
+        if not own and (step := step_of(checkpoint)) >= config.total_steps:
+            ends = f"this run ends at {config.total_steps}; give more --max_steps"
+            raise UserError(f"--resume {config.resume}: is at step {step} already, {ends}")
     return checkpoint
 
 
-def reaches_the_end(checkpoint: Path | None, config: Config) -> bool:
+def reaches_the_end(checkpoint: Path, config: Config) -> bool:
     """Whether nothing is left to train; no, if the first process is setting the checkpoint aside at this moment."""
-
     try:
-        return checkpoint is not None and step_of(checkpoint) >= config.total_steps
+        return step_of(checkpoint) >= config.total_steps
     except NewerFormat:
         raise
     except UserError:
@@ -68,22 +63,15 @@ def reaches_the_end(checkpoint: Path | None, config: Config) -> bool:
 
 
 def check_data(checkpoint: Path, data: DataModule) -> None:
-    """Refuse to go on with other data.
-
-    Raises:
-        UserError: it says what differs.
-    """
-
+    """Refuse to go on with other data: the UserError says what differs."""
     state = read_state(checkpoint)
     if state["position"] != state["step"] * data.batch_size:
-        raise UserError(
-            f"{checkpoint}: was made with --batch_size {state['position'] // state['step']}, now {data.batch_size}"
-        )
+        made_with = state["position"] // state["step"]
+        raise UserError(f"{checkpoint}: was made with --batch_size {made_with}, now {data.batch_size}")
     if changed := changes(state["fingerprint"], data.fingerprint()):
-        raise UserError(
-            f"the data has changed since {checkpoint}: {'; '.join(changed[:4])}{' …' if changed[4:] else ''}; "
-            f"bring back what was there, or start anew with another --run_dir"
-        )
+        what = f"{'; '.join(changed[:4])}{' …' if changed[4:] else ''}"
+        instead = "bring back what was there, or start anew with another --run_dir"
+        raise UserError(f"the data has changed since {checkpoint}: {what}; {instead}")
 
 
 def changes(was: Any, now: Any, name: str = "") -> list[str]:
@@ -92,12 +80,10 @@ def changes(was: Any, now: Any, name: str = "") -> list[str]:
         found = []
         for key in dict.fromkeys([*was, *now]):
             where = f"{name}.{key}" if name else str(key)
-            if key not in now:
-                found.append(f"{where} is gone")
-            elif key not in was:
-                found.append(f"{where} is new")
-            else:
+            if key in was and key in now:
                 found += changes(was[key], now[key], where)
+            else:
+                found.append(f"{where} is {'new' if key in now else 'gone'}")
         return found
     if was == now:
         return []
@@ -111,16 +97,14 @@ def bring_checkpoint(config: Config, run: RunFolder) -> None:
     Raises:
         UserError: another run's checkpoints are there.
     """
-
     url = config.checkpoint.upload
     assert url is not None
     newest, config_yaml = newest_remote(url)
     if newest is None:
         return
     if config.resume == "never":
-        raise UserError(
-            f"--resume never: {url} has checkpoints already; remove them, or give another --checkpoint.upload"
-        )
+        instead = "remove them, or give another --checkpoint.upload"
+        raise UserError(f"--resume never: {url} has checkpoints already; {instead}")
     if config_yaml is not None:
         check_same_run(url, config_yaml, config)
     if ranks.is_first_process():

@@ -35,16 +35,9 @@ def _wandb(run: RunFolder) -> Any:
     offline = os.environ.get("WANDB_MODE") == "offline" or not wandb.login(prompt=False)
     more: dict[str, Any] = {"mode": "offline"} if offline else {"resume": "allow"}
     project = os.environ.get("WANDB_PROJECT", "sslm")
-    return WandbLogger(
-        name=run.path.name, save_dir=run.path, project=project, id=_wandb_id(run), offline=offline, **more
-    )
-
-
-def _wandb_id(run: RunFolder) -> str:
-    """Return the id of this run at W&B, made up once."""
     if (known := known_wandb_id(run)) is None:
         write_atomically(run.wandb_id, known := os.urandom(4).hex())
-    return known
+    return WandbLogger(name=run.path.name, save_dir=run.path, project=project, id=known, offline=offline, **more)
 
 
 def known_wandb_id(run: RunFolder) -> str | None:

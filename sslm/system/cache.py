@@ -54,9 +54,7 @@ class Cache:
         """Make sure that a file is in the cache: the first process fills it, the others wait and find it.
 
         Args:
-            path: the file's path in the cache.
-            num_bytes: size that `fill` writes.
-            fill: writes the contents; called by one process at a time.
+            fill: writes `num_bytes` of contents; called by one process at a time.
             keep: lists files not to remove; called again while others' parts leave no room, and may raise to end the
                 wait. They and this file have to fit into the limit.
             wait: whether to wait for another process that fills it, instead of returning without it.
@@ -123,8 +121,7 @@ class Cache:
     def _files(self, parts: bool = False) -> Iterator[tuple[int, int, Path]]:
         """List (last use, bytes, path) of the whole files, and of parts if asked for."""
         for path in self.folder.glob("*/shards/*"):
-            is_hidden = path.name.startswith(".")
-            if not is_hidden or (parts and path.suffix == ".part"):
+            if not path.name.startswith(".") or (parts and path.suffix == ".part"):
                 with contextlib.suppress(FileNotFoundError):
                     stat = path.stat()
                     yield stat.st_mtime_ns, stat.st_size, path

@@ -6,17 +6,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+Group = dist.ProcessGroup | None
+"""A group for CPU tensors (gloo), or None with one process."""
 
-def gather_json(value: Any, group: dist.ProcessGroup | None) -> list[Any]:
-    """Give every rank's value to every rank; all ranks call it together.
 
-    Args:
-        value: anything that JSON can hold.
-        group: a group for CPU tensors (gloo), or None with one process.
-
-    Returns:
-        The values of all ranks, in order of rank.
-    """
+def gather_json(value: Any, group: Group) -> list[Any]:
+    """Return every rank's value, anything that JSON can hold, in order of rank; all ranks call it together."""
     if group is None:
         return [value]
     text = json.dumps(value).encode()

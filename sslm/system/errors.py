@@ -52,11 +52,9 @@ def sentence_of(error: BaseException) -> str | None:
         where = f" while writing {file}" if (file := getattr(error, "filename", None)) else ""
         return f"the disk is full{where}: free some room, or give another --run_dir and --data.cache_dir, and run again"
     if is_out_of_memory(error):
-        return (
-            "out of memory: lower --micro_batch_size (auto finds what fits), add --activation_checkpointing full, or "
-            "share the weights among more devices (--strategy fsdp); sslm plan with the same flags tells what needs "
-            "how much"
-        )
+        lower = "lower --micro_batch_size (auto finds what fits), add --activation_checkpointing full"
+        share = "share the weights among more devices (--strategy fsdp)"
+        return f"out of memory: {lower}, or {share}; sslm plan with the same flags tells what needs how much"
     if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename:
         return f"{error.filename}: can't be read or written ({error.strerror}); check this path"
     return None

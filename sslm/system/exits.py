@@ -5,21 +5,16 @@ import os
 import sys
 import time
 import traceback
-from typing import Protocol
 
 from sslm.system.errors import RunFailed, sentence_of
 from sslm.system.ranks import is_child
-from sslm.system.signals import Stopped
+from sslm.system.signals import Stopped, Verb
 
 DONE, FAILED, USER_ERROR, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes. 75 (EX_TEMPFAIL): stopped on request with everything saved; the same command goes on."""
 PARENT_SECONDS = 3.0
 """A child of Lightning's launcher waits so long before it says its error: mostly its parent meets the same one, says it
 and ends the child."""
-
-
-class Verb(Protocol):
-    def __call__(self, arguments: list[str] | None = None) -> int: ...
 
 
 def exits_politely(verb: Verb) -> Verb:
@@ -66,8 +61,7 @@ def _ended(code: int) -> int:
 def leave(code: int = DONE) -> None:
     """End this process at once.
 
-    A rank other than the first leaves a stopped run with 0: the first, which takes longer to end, tells the shell. If
-    another task ended with 75 before, srun would kill it (--kill-on-bad-exit).
+    Ranks other than the first leave a stopped run with 0 (see docs/lessons.md, 'srun reports the highest exit code').
     """
     sys.stdout.flush()
     sys.stderr.flush()

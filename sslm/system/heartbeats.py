@@ -50,11 +50,8 @@ this_process = Heart()
 
 
 def beat(what: str) -> None:
-    """Tell the watchdog from any thread that this process makes progress: `beat("uploading")`. Never by a timer.
-
-    No rank is ended while any of them beats.
-    """
-    this_process.beat(what)
+    """Tell the watchdog from any thread that this process makes progress: no rank is ended while one beats."""
+    this_process.beat(what)  # never by a timer
 
 
 @dataclass(frozen=True)
@@ -136,11 +133,10 @@ class Patience:
         """What they had done when half of the time was over."""
 
     def is_over(self, now: float, beats: int, limit: float, others: Callable[[], dict[int, int]]) -> bool:
-        """Look, and say whether nobody has made progress for `limit` seconds.
+        """Look at a time (of time.monotonic) and say whether nobody has made progress for `limit` seconds.
 
         Args:
-            now: by time.monotonic.
-            beats: of this process.
+            beats: what this process has done so far.
             others: reads the other ranks' beats; called from half of the limit on.
         """
         passed = min(now - self.looked_at, self.longest) if self.looked_at is not None else 0.0
@@ -176,10 +172,9 @@ def first_to_stop(heartbeats: dict[int, Heartbeat], silent: set[int]) -> list[He
 
 def stall_message(heartbeats: dict[int, Heartbeat], silent: set[int], world: int, seconds: float, folder: Path) -> str:
     """Say in one sentence who stalled, where, and what to do."""
-    first = first_to_stop(heartbeats, silent)
+    again, first = "run the same command again to go on", first_to_stop(heartbeats, silent)
     if not first:
-        unread = f"no progress for {seconds:g} s, and no rank's heartbeat can be read in {folder}"
-        return f"{unread}; run the same command again to go on"
+        return f"no progress for {seconds:g} s, and no rank's heartbeat can be read in {folder}; {again}"
     suspect = first[0]
     names = ", ".join(str(heartbeat.rank) for heartbeat in first[:8]) + (", …" if len(first) > 8 else "")
     who = f"rank {suspect.rank} (process {suspect.pid} on {suspect.host}) stopped first"
@@ -193,7 +188,6 @@ def stall_message(heartbeats: dict[int, Heartbeat], silent: set[int], world: int
     stacks = sum(heartbeat.has_stacks for heartbeat in heartbeats.values())
     missing = f"; {world - len(heartbeats)} of {world} ranks have no heartbeat there" if len(heartbeats) < world else ""
     return (
-        f"no progress for {seconds:g} s: {who}, {doing}; the stacks of {stacks} of {world} ranks "
-        f"are in {folder}{missing}; run the same command again to go on, "
-        f"with a larger --watchdog_seconds if it was only slow"
+        f"no progress for {seconds:g} s: {who}, {doing}; the stacks of {stacks} of {world} ranks are in {folder}"
+        f"{missing}; {again}, with a larger --watchdog_seconds if it was only slow"
     )

@@ -29,10 +29,7 @@ def under_torchrun() -> bool:
 
 
 def under_srun() -> bool:
-    """Whether srun started this task.
-
-    The shell of a batch script, or an interactive one, has SLURM's variables too, but is not one task of many.
-    """
+    """Whether srun started this task; a shell, of a batch script too, has SLURM's variables but is no task of many."""
     is_interactive = os.environ.get("SLURM_JOB_NAME") in (None, "bash", "interactive")  # so salloc names its jobs
     return "SLURM_STEP_ID" in os.environ and (not is_interactive or os.environ.get("SLURM_STEP_NUM_TASKS", "1") != "1")
 

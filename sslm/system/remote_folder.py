@@ -34,17 +34,9 @@ STALLED_SECONDS = 60.0
 DOWNLOADS = 3
 """Number of whole downloads with a wrong checksum before a file counts as bad."""
 
-PACKAGES = {
-    "s3": "s3fs",
-    "gs": "gcsfs",
-    "gcs": "gcsfs",
-    "http": "aiohttp",
-    "https": "aiohttp",
-    "hf": "huggingface_hub",
-    "file": "",
-    "memory": "",
-}
+PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "gcs": "gcsfs", "http": "aiohttp", "https": "aiohttp", "hf": "huggingface_hub"}
 """Scheme -> package that fsspec needs for it."""
+SCHEMES = (*PACKAGES, "file", "memory")
 EXTRAS = {"s3": "'sslm[s3]'", "gs": "'sslm[gs]'", "gcs": "'sslm[gs]'"}
 
 PASSING_4XX = {408, 425, 429}
@@ -61,18 +53,19 @@ class Stopped(Exception):
 
 
 class RemoteFolder:
-    """The files under a URL. Threads may share it; a forked child makes its own.
+    """The files under a URL or a path. Threads may share it; a forked child makes its own.
 
     Its methods raise UserError without permission, or if the server stays away. fsspec runs a thread from the first
     file read over S3 or HTTP on.
 
     Args:
-        url: address of the folder.
         patience_seconds: how long to retry, or None for `PATIENCE_SECONDS`.
     """
 
     def __init__(self, url: str, patience_seconds: float | None = None) -> None:
-        self.url, self.patience_seconds = url.rstrip("/"), patience_seconds
+        self.url = (url if "://" in url else f"file://{Path(url).expanduser().absolute()}").rstrip("/")
+        self.patience_seconds = patience_seconds
+        self.shown_url = without_password(self.url)
         self._stop = threading.Event()
         self._making = threading.Lock()
 
@@ -98,8 +91,7 @@ class RemoteFolder:
     ) -> str:
         """Write a file's bytes from the stream's beginning, and tell `came` how many as they come.
 
-        Returns:
-            What was wrong in each of `DOWNLOADS` downloads, or an empty string.
+        Returns what was wrong in each of `DOWNLOADS` downloads, or an empty string.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -115,9 +107,8 @@ class RemoteFolder:
                 came(len(chunk))
             if found_bytes == num_bytes and (not sha256 or digest.hexdigest() == sha256):
                 return ""
-        if found_bytes != num_bytes:
-            return f"{found_bytes} bytes, not {num_bytes}"
-        return "not the bytes its checksum is of"
+        other = "not the bytes its checksum is of"
+        return other if found_bytes == num_bytes else f"{found_bytes} bytes, not {num_bytes}"
 
     def files(self, folder: str) -> dict[str, int]:
         """List the files under a folder, at any depth: name under the URL -> bytes; none if there is no such folder."""
@@ -144,13 +135,12 @@ class RemoteFolder:
         """Replace a file at once: object stores do; on a file system it is written beside, and renamed."""
 
         def act(filesystem: Any, path: str) -> None:
-            if "file" not in filesystem.protocol:
-                write(filesystem, path)
-                return
-            part = Path(f"{path}.part")
-            write(filesystem, str(part))
-            fsync(part)
-            os.replace(part, path)
+            is_local = "file" in filesystem.protocol
+            part = f"{path}.part" if is_local else path
+            write(filesystem, part)
+            if is_local:
+                fsync(Path(part))
+                os.replace(part, path)
 
         self._patiently(file, "written", act)
 
@@ -167,12 +157,11 @@ class RemoteFolder:
     def _range(self, file: str, start: int, end: int) -> bytes:
         def read(filesystem: Any, path: str) -> bytes:
             try:
-                data: bytes = filesystem.cat_file(path, start=start, end=end)
+                return bytes(filesystem.cat_file(path, start=start, end=end))
             except Exception as error:
                 if _status(error) == 416:  # the file ends before
                     return b""
                 raise
-            return data
 
         return self._patiently(file, "read", read)
 
@@ -184,7 +173,8 @@ class RemoteFolder:
             if self.is_closed:
                 raise Stopped
             try:
-                filesystem, root = self._filesystem
+                with self._making:
+                    filesystem, root = self._filesystem
                 return act(filesystem, f"{root}/{file}")
             except Exception as error:
                 if self.is_closed:  # and the connections with it
@@ -194,18 +184,13 @@ class RemoteFolder:
                 first_failure = first_failure or now
                 wait = _JITTER.uniform(0, min(FIRST_WAIT_SECONDS * 2**attempt, LONGEST_WAIT_SECONDS))
                 tried = now - first_failure
+                where, said = f"{self.shown_url}/{file}", _said(error)
                 if tried + wait > patience:
                     advice = "; run the same command again once the server answers" if done == "read" else ""
-                    raise UserError(
-                        f"{without_password(self.url)}/{file}: could not be {done} for {tried:.0f} seconds "
-                        f"({_said(error)}){advice}"
-                    ) from None
+                    raise UserError(f"{where}: could not be {done} for {tried:.0f} seconds ({said}){advice}") from None
                 if tried > WARN_SECONDS and not has_warned:
                     has_warned = True
-                    left = patience - tried
-                    _LOG.warning(
-                        "%s/%s: %s; trying for %.0f seconds more", without_password(self.url), file, _said(error), left
-                    )
+                    _LOG.warning("%s: %s; trying for %.0f seconds more", where, said, patience - tried)
             self._stop.wait(wait)
         raise AssertionError
 
@@ -213,41 +198,36 @@ class RemoteFolder:
         """Raise an error that a retry won't mend; all others are taken for the network's."""
         if isinstance(error, (FileNotFoundError, UserError)):
             raise error
-        where, kind, status = f"{without_password(self.url)}/{file}", type(error).__name__, _status(error) or 0
+        where, kind, status, said = f"{self.shown_url}/{file}", type(error).__name__, _status(error) or 0, _said(error)
         is_refused = 400 <= status < 500 and status not in PASSING_4XX and not isinstance(error, TimeoutError)
         if isinstance(error, PermissionError) or is_refused or "Credential" in kind:
-            raise UserError(
-                f"{where}: refused ({_said(error)}); check the address and {_credentials(self.url)}"
-            ) from None
+            permissions = "your permissions there"
+            if self.url.startswith("s3:"):
+                permissions = "the AWS_… variables in the environment (FSSPEC_S3_ANON=true for a public bucket)"
+            raise UserError(f"{where}: refused ({said}); check the address and {permissions}") from None
         if "certificate" in f"{kind} {error}".lower():
-            raise UserError(f"{where}: the server's certificate is not trusted ({_said(error)})") from None
+            raise UserError(f"{where}: the server's certificate is not trusted ({said})") from None
         if self.url.startswith("file:") and sentence_of(error):  # a full disk, a file in the way
             raise error
         if isinstance(error, ValueError) or "Validation" in kind:
-            raise UserError(f"{where}: not a proper address ({_said(error)})") from None
+            raise UserError(f"{where}: not a proper address ({said})") from None
         if type(error).__module__ == "builtins" and not isinstance(error, (OSError, EOFError)):
             raise error
 
-    @property
-    def _filesystem(self) -> tuple[Any, str]:
-        with self._making:
-            return self._made_filesystem
-
     @functools.cached_property
-    def _made_filesystem(self) -> tuple[Any, str]:
+    def _filesystem(self) -> tuple[Any, str]:
         import fsspec  # heavy, and only URLs need it
 
         scheme = self.url.partition("://")[0]
-        if scheme not in PACKAGES:
-            known = ", ".join(f"{name}://" for name in PACKAGES)
-            raise UserError(f"{without_password(self.url)}: can't read {scheme}://; choose from {known}")
+        if scheme not in SCHEMES:
+            known = ", ".join(f"{name}://" for name in SCHEMES)
+            raise UserError(f"{self.shown_url}: can't read {scheme}://; choose from {known}")
         try:
             filesystem, root = fsspec.core.url_to_fs(self.url, skip_instance_cache=True, **self._options(scheme))
         except ImportError as error:
-            raise UserError(
-                f"{without_password(self.url)}: {PACKAGES[scheme]} is needed for {scheme}:// ({_said(error)}): "
-                f"pip install {EXTRAS.get(scheme, PACKAGES[scheme])}"
-            ) from None
+            package = PACKAGES.get(scheme, "")
+            why = f"{package} is needed for {scheme}:// ({_said(error)}): pip install {EXTRAS.get(scheme, package)}"
+            raise UserError(f"{self.shown_url}: {why}") from None
         if scheme == "s3":
             filesystem.retries = 1  # botocore's and ours are enough
         return filesystem, root.rstrip("/")
@@ -259,7 +239,7 @@ class RemoteFolder:
     def close(self) -> None:
         """Interrupt waiting threads, and drop the connections, which close as the file system is collected."""
         self._stop.set()
-        self.__dict__.pop("_made_filesystem", None)
+        self.__dict__.pop("_filesystem", None)
 
     def _options(self, scheme: str) -> dict[str, Any]:
         if scheme == "s3":
@@ -289,12 +269,6 @@ def _status(error: BaseException) -> int | None:
 def _said(error: BaseException) -> str:
     said = without_password(" ".join(str(error).split()))[:200]
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def _credentials(url: str) -> str:
-    if url.startswith("s3:"):
-        return "the AWS_… variables in the environment (FSSPEC_S3_ANON=true for a public bucket)"
-    return "your permissions there"
 
 
 def without_password(url: str) -> str:

@@ -5,13 +5,14 @@ Until training begins there is nothing to save; later all is saved first (traini
 
 import functools
 import signal
-from collections.abc import Callable
 from types import FrameType
-from typing import Any, TypeVar, cast
+from typing import Protocol
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
 
-Verb = TypeVar("Verb", bound=Callable[..., int])
+
+class Verb(Protocol):
+    def __call__(self, arguments: list[str] | None = None) -> int: ...
 
 
 class Stopped(BaseException):
@@ -26,12 +27,12 @@ def stops_on_signals(verb: Verb) -> Verb:
         raise Stopped(signal.Signals(number).name)
 
     @functools.wraps(verb)
-    def wrapped(*arguments: Any, **named: Any) -> int:
+    def wrapped(arguments: list[str] | None = None) -> int:
         before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
         try:
-            return verb(*arguments, **named)
+            return verb(arguments)
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
-    return cast(Verb, wrapped)
+    return wrapped

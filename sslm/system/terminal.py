@@ -22,6 +22,8 @@ from rich.table import Table
 from sslm.system.errors import printable
 
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
+MARK_WIDTH = 12
+KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 _muted = False
 
 
@@ -70,13 +72,10 @@ def count(number: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds as people read them: 42s, 3m 05s, 2h 07m, 3d 04h."""
     whole = int(max(seconds, 0))
-    if whole < 60:
-        return f"{whole}s"
-    if whole < 3600:
-        return f"{whole // 60}m {whole % 60:02d}s"
-    if whole < 86400:
-        return f"{whole // 3600}h {whole % 3600 // 60:02d}m"
-    return f"{whole // 86400}d {whole % 86400 // 3600:02d}h"
+    for size, unit, part_size, part in ((86400, "d", 3600, "h"), (3600, "h", 60, "m"), (60, "m", 1, "s")):
+        if whole >= size:
+            return f"{whole // size}{unit} {whole % size // part_size:02d}{part}"
+    return f"{whole}s"
 
 
 class Progress:
@@ -92,12 +91,7 @@ class Progress:
             self._bar.start()
 
     def show(self, text: str, share: float | None = None) -> None:
-        """Show how far the work is.
-
-        Args:
-            text: the whole line.
-            share: share of the work that is done, or None if nobody knows.
-        """
+        """Show a line, and the share of the work that is done if anybody knows."""
         if self._bar is not None:
             self._bar.update(self._task, description=text, total=None if share is None else 1.0, completed=share or 0.0)
         elif time.monotonic() - self._last_line > SECONDS_BETWEEN_PLAIN_LINES:
@@ -140,11 +134,8 @@ def preparation_progress(what: str) -> Iterator[Report]:
 
         def show(documents: int, tokens: int, share: float | None = None) -> None:
             done, seconds = "" if share is None else f" {share:.0%}", bar.seconds()
-            bar.show(
-                f"{what}{done}: {count(documents)} documents ({count(documents / seconds)}/s), "
-                f"{count(tokens)} tokens ({count(tokens / seconds)}/s)",
-                share,
-            )
+            read = f"{count(documents)} documents ({count(documents / seconds)}/s)"
+            bar.show(f"{what}{done}: {read}, {count(tokens)} tokens ({count(tokens / seconds)}/s)", share)
 
         yield show
 
@@ -160,9 +151,8 @@ def transfer_progress(what: str, total_bytes: int) -> Iterator[Callable[[int], N
             with lock:
                 done += num_bytes
                 share = min(done / max(total_bytes, 1), 1.0)
-                bar.show(
-                    f"{what}: {bytes_in_words(done)} of {bytes_in_words(total_bytes)}, {bar.time_left(share)}", share
-                )
+                amount = f"{bytes_in_words(done)} of {bytes_in_words(total_bytes)}"
+                bar.show(f"{what}: {amount}, {bar.time_left(share)}", share)
 
         yield add
 
@@ -177,10 +167,8 @@ class TrainingProgress(Progress):
     def step(self, step: int, loss: float, tokens_per_second: float, mfu: float | None) -> None:
         used = f"  MFU {mfu:.0%}" if mfu else ""
         left = self.time_left((step - self.first_step) / max(self.total_steps - self.first_step, 1))
-        self.show(
-            f"step {step:>6}/{self.total_steps}  loss {loss:.4f}  {count(tokens_per_second)} tokens/s{used}  {left}",
-            step / self.total_steps,
-        )
+        speed = f"{count(tokens_per_second)} tokens/s{used}"
+        self.show(f"step {step:>6}/{self.total_steps}  loss {loss:.4f}  {speed}  {left}", step / self.total_steps)
 
 
 _the_console: Console | None = None
@@ -194,45 +182,31 @@ def console() -> Console:
     return _the_console
 
 
-MARK_WIDTH = 12
-
-
 def print_table(
     titles: Sequence[str], cells: Sequence[Sequence[str]], right: Sequence[int], wide: Sequence[int]
 ) -> None:
     """Print a table: rich if somebody watches, else columns that line up.
 
     Args:
-        titles: titles of the columns.
-        cells: the rows, each with a cell for every column.
-        right: indices of columns that are flush right.
-        wide: indices of columns that may take several lines if the terminal is narrow.
+        right: columns that are flush right.
+        wide: columns that may take several lines if the terminal is narrow.
     """
     cells = [[printable(cell) for cell in row] for row in cells]
     if is_watched():
         table = Table(box=None, pad_edge=False)
         for column, title in enumerate(titles):
-            table.add_column(
-                title,
-                justify="right" if column in right else "left",
-                header_style="dim",
-                overflow="fold",
-                no_wrap=column not in wide,
-                min_width=MARK_WIDTH if column in wide else None,
-            )
+            table.add_column(title, header_style="dim", overflow="fold")
+            table.columns[-1].justify = "right" if column in right else "left"
+            table.columns[-1].no_wrap = column not in wide
+            table.columns[-1].min_width = MARK_WIDTH if column in wide else None
         for row in cells:
             table.add_row(*map(escape, row))
         console().print(table)
         return
     widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    flush = [str.rjust if column in right else str.ljust for column in range(len(titles))]
     for row in (titles, *cells):
-        padded = [
-            cell.rjust(n) if i in right else cell.ljust(n) for i, (cell, n) in enumerate(zip(row, widths, strict=True))
-        ]
-        say("  ".join(padded).rstrip())
-
-
-GIB = 1 << 30
+        say("  ".join(pad(cell, width) for pad, cell, width in zip(flush, row, widths, strict=True)).rstrip())
 
 
 def bytes_in_words(num_bytes: float) -> str:
@@ -241,8 +215,8 @@ def bytes_in_words(num_bytes: float) -> str:
     >>> bytes_in_words(3 << 29), bytes_in_words(9 << 20), bytes_in_words(950)
     ('1.5 GiB', '9 MiB', '950 B')
     """
-    if num_bytes < 1024:
-        return f"{num_bytes:.0f} B"
-    if num_bytes < 1 << 20:
-        return f"{num_bytes / 1024:,.0f} KiB"
-    return f"{num_bytes / GIB:,.1f} GiB" if num_bytes >= GIB else f"{num_bytes / (1 << 20):,.0f} MiB"
+    if num_bytes >= GIB:
+        return f"{num_bytes / GIB:,.1f} GiB"
+    if num_bytes >= MIB:
+        return f"{num_bytes / MIB:,.0f} MiB"
+    return f"{num_bytes / KIB:,.0f} KiB" if num_bytes >= KIB else f"{num_bytes:.0f} B"

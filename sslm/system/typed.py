@@ -19,7 +19,6 @@ def typed(kind: type[Any], section: str, settings: Mapping[str, Any]) -> dict[st
     """Turn settings into the types of a dataclass's fields.
 
     Args:
-        kind: the dataclass.
         section: what stands before a setting's name in its flag (`--SECTION.NAME`), or "" if nothing does.
         settings: name -> value, as YAML has it or as text. `1e9` is a whole number, too.
 

@@ -228,7 +228,7 @@ def test_tensors_that_differ_at_the_end_are_named(stopped: tuple[Path, Path]) ->
     assert found.tensor is not None
     assert found.farthest is not None
     assert found.tensor.name == found.farthest.name == name
-    assert found.farthest.distance == pytest.approx(0.5)
+    assert found.farthest.largest == pytest.approx(0.5)
     assert not compare(straight, other, ROUNDING).is_same
     assert compare(straight, other, math.inf).is_same
     damage(other.checkpoints / "step-000004", "model.", by=-0.5 + 1e-5)

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from sslm.cli.ckpt import diff, ls, reshard, rm, verify
 from sslm.runs.find import checkpoints_in
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, printable
 from sslm.system.exits import DONE, FAILED, exits_politely
 from sslm.system.terminal import keep_libraries_quiet, say, transfer_progress
 
@@ -40,19 +40,16 @@ def _parser() -> argparse.ArgumentParser:
     ls_verb = verb("ls", _ls, "list a run's checkpoints")
     ls_verb.add_argument("folder", help="run folder, or a folder of checkpoints")
     verify_verb = verb("verify", _verify, "check every file against its SHA-256; exit code 1: something is damaged")
-    verify_verb.add_argument(
-        "paths", nargs="+", metavar="RUN|CHECKPOINT", help="a run folder means all its checkpoints"
-    )
-    diff_verb = verb(
-        "diff", _diff, "tell what differs between two checkpoints, bit by bit; exit code 1: something does"
-    )
+    all_of_it = "a run folder means all its checkpoints"
+    verify_verb.add_argument("paths", nargs="+", metavar="RUN|CHECKPOINT", help=all_of_it)
+    what_differs = "tell what differs between two checkpoints, bit by bit; exit code 1: something does"
+    diff_verb = verb("diff", _diff, what_differs)
     for name in ("a", "b"):
         diff_verb.add_argument(name, metavar=name.upper(), help="checkpoint, or a run folder (its newest one)")
     reshard_verb = verb("reshard", _reshard, "write the same tensors into another number of files")
     reshard_verb.add_argument("checkpoint", help="checkpoint, or a run folder (its newest one)")
-    reshard_verb.add_argument(
-        "--shards", required=True, type=int, metavar="N", help="files to make, of about equal size"
-    )
+    shards = "files to make, of about equal size"
+    reshard_verb.add_argument("--shards", required=True, type=int, metavar="N", help=shards)
     reshard_verb.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
     rm_verb = verb("rm", _rm, "remove checkpoints of a run that is not training")
     rm_verb.add_argument("run", help="run folder")
@@ -70,11 +67,12 @@ def _ls(options: argparse.Namespace) -> int:
 def _verify(options: argparse.Namespace) -> int:
     paths = [path for given in options.paths for path in checkpoints_in(given)]
     with transfer_progress("Verifying", sum(map(verify.bytes_of, paths))) as done:
-        verdicts = []
+        code = DONE
         for path in paths:
-            verdicts.append(verify.verify(path, done))
-            say(verdicts[-1].line)
-    return FAILED if any(verdict.damage for verdict in verdicts) else DONE
+            verdict = verify.verify(path, done)
+            say(f"{printable(str(path))}: {verdict.in_words}")
+            code = FAILED if verdict.damage else code
+    return code
 
 
 def _diff(options: argparse.Namespace) -> int:

@@ -36,23 +36,16 @@ class Differences:
 
 
 def compare(a: Path, b: Path) -> Differences:
-    """Compare two checkpoints.
-
-    Raises:
-        UserError: one of them can't be read.
-    """
+    """Compare two checkpoints; a UserError if one of them can't be read."""
     try:
         state = _differing_keys(read_state(a), read_state(b))
     except RecursionError:
         raise UserError(f"{a}, {b}: no sound state.json (nested too deep)") from None
     of_a, of_b = index(a), index(b)
     both = [n for n in of_a if n in of_b and _kind(of_a[n]) == _kind(of_b[n])]
-    values = []
     with transfer_progress("Comparing", sum(of_a[name].num_bytes for name in both)) as done:
-        for name in both:
-            found = compare_tensors(of_a[name], of_b[name], done)
-            if found.num_different:
-                values.append(found)
+        compared = [compare_tensors(of_a[name], of_b[name], done) for name in both]
+    values = [difference for difference in compared if difference.num_different]
     values.sort(key=lambda one: (of_a[one.name].shape == (), not math.isnan(one.largest), -one.largest, one.name))
     return Differences(state, _differing_files(a, b), _differing_tensors(of_a, of_b), values, len(both))
 
@@ -62,9 +55,8 @@ def show(found: Differences) -> None:
         say(printable(line))
     if found.values:
         say(f"{len(found.values)} of {found.num_tensors} tensors differ in value:")
-        cells = [
-            (f"{v.largest:.3g}", f"{v.num_different} of {v.num_elements}", v.name) for v in found.values[:MOST_ROWS]
-        ]
+        shown = found.values[:MOST_ROWS]
+        cells = [(f"{v.largest:.3g}", f"{v.num_different} of {v.num_elements}", v.name) for v in shown]
         print_table(("max |a - b|", "elements", "tensor"), cells, right=(0, 1), wide=(2,))
         if len(found.values) > MOST_ROWS:
             say(f"… and {len(found.values) - MOST_ROWS} more")
@@ -86,18 +78,12 @@ def _differing_tensors(a: dict[str, Stored], b: dict[str, Stored]) -> list[str]:
 def _differing_keys(a: Any, b: Any, name: str = "") -> list[str]:
     """A line for each entry of state.json that differs, with the keys that lead to it."""
     if isinstance(a, dict) and isinstance(b, dict):
-        return [
-            line
-            for key in dict.fromkeys([*a, *b])
-            for line in _differing_keys(a.get(key, MISSING), b.get(key, MISSING), f"{name}.{key}" if name else key)
-        ]
+        pairs = {f"{name}.{key}" if name else key: (a.get(key, MISSING), b.get(key, MISSING)) for key in [*a, *b]}
+        return [line for inner, (was, now) in pairs.items() for line in _differing_keys(was, now, inner)]
     if MISSING not in (a, b) and json.dumps(a, sort_keys=True) == json.dumps(b, sort_keys=True):  # a NaN equals itself
         return []
-    return [f"state.json: {name}: {_short(a)} | {_short(b)}"]
-
-
-def _short(value: Any) -> str:
-    return "nothing" if value is MISSING else reprlib.repr(value)
+    was, now = ("nothing" if value is MISSING else reprlib.repr(value) for value in (a, b))
+    return [f"state.json: {name}: {was} | {now}"]
 
 
 def _differing_files(a: Path, b: Path) -> list[str]:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from sslm.runs.checkpoints.folder import damage_of, files_of, read_state, shards_of
-from sslm.runs.find import LEFT_OVER, checkpoints_in, folder_of, is_checkpoint
+from sslm.runs.checkpoints.folder import damage_of, files_of, latest_in, read_state, shards_of
+from sslm.runs.find import LEFT_OVER, folder_of, is_checkpoint
 from sslm.system.errors import UserError
 from sslm.system.plain_yaml import load
 from sslm.system.terminal import bytes_in_words, count, print_table
@@ -34,21 +34,12 @@ class Entry:
 
 
 def listed(given: str | Path) -> list[Entry]:
-    """Entries by step: checkpoints, those set aside, and what killed processes left.
-
-    Args:
-        given: run folder, folder of checkpoints, or a checkpoint.
-
-    Raises:
-        UserError: it is none of these.
-    """
-    if is_checkpoint(Path(given)):
-        paths, folder = checkpoints_in(given), Path(given).parent
-    else:
+    """Entries by step of a run folder, a folder of checkpoints or a checkpoint, with what killed processes left."""
+    paths, folder = [Path(given)], Path(given).parent
+    if not is_checkpoint(Path(given)):
         folder = folder_of(given)
-        paths = [
-            one for one in folder.iterdir() if one.is_dir() and (is_checkpoint(one) or LEFT_OVER.fullmatch(one.name))
-        ]
+        there = [path for path in folder.iterdir() if path.is_dir()]
+        paths = [path for path in there if is_checkpoint(path) or LEFT_OVER.fullmatch(path.name)]
     settings = _settings(folder.parent / "config.yaml")
     entries = []
     for path in sorted(paths, key=_order):
@@ -121,28 +112,17 @@ def _metric(metrics: Any, best: str) -> tuple[str, float] | None:
 
 
 def _mark(entries: list[Entry], folder: Path, settings: dict[str, Any]) -> None:
-    """Say which is the latest, and the best."""
-    latest = folder / "latest"
-    name = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else None
-    for entry in entries:
-        if entry.path.name == name:
-            entry.marks.insert(0, "latest")
+    """Say which is the latest, and the best of those that are sound."""
     metric, highest = _best(settings)
-    measured = [
-        (entry.metric[1], entry)
-        for entry in entries
-        if entry.metric
-        and entry.metric[0] == metric
-        and not math.isnan(entry.metric[1])
-        and entry.path in _sound(entries)
-    ]
+    measured = [(e.metric[1], e) for e in entries if not e.marks and e.metric and e.metric[0] == metric]
+    measured = [(value, entry) for value, entry in measured if not math.isnan(value)]
+    latest = latest_in(folder)
+    for entry in entries:
+        if entry.path.name == latest:
+            entry.marks.insert(0, "latest")
     if measured:
         best = (max if highest else min)(measured, key=lambda one: one[0])[1]
         best.marks.insert(0, "best")
-
-
-def _sound(entries: list[Entry]) -> list[Path]:
-    return [entry.path for entry in entries if not set(entry.marks) - {"latest"}]
 
 
 def _settings(config: Path) -> dict[str, Any]:

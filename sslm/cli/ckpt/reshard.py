@@ -30,7 +30,10 @@ def reshard(checkpoint: Path, num_shards: int, out: Path) -> None:
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".tmp", dir=out.parent))
     part.chmod(0o755)
     try:
-        _copy_others(checkpoint, part)
+        for name in read_manifest(checkpoint).keys() - {file.name for file in shards_of(checkpoint)}:
+            (part / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(checkpoint / name, part / name)
+        (part / "model").mkdir(exist_ok=True)
         total = sum((slab.end - slab.begin) * slab.of.row_bytes for slabs in shards for slab in slabs)
         with transfer_progress("Writing", total) as done:
             for number, slabs in enumerate(shards):
@@ -47,15 +50,11 @@ def reshard(checkpoint: Path, num_shards: int, out: Path) -> None:
 def divided(tensors: dict[str, Stored], num_shards: int) -> list[list[Slab]]:
     """Lay all rows one after the other, and cut that line into shares of equal size, at the nearest row.
 
-    Each share has one piece of a tensor at most, as a safetensors file must.
-
-    Raises:
-        UserError: a share would be empty.
+    Each share has one piece of a tensor at most, as a safetensors file must. A UserError if a share would be empty.
     """
     total = sum(tensor.num_bytes for tensor in tensors.values())
-    too_many = UserError(
-        f"--shards {num_shards}: the rows of its {len(tensors)} tensors don't fill so many files; give fewer"
-    )
+    why = f"the rows of its {len(tensors)} tensors don't fill so many files; give fewer"
+    too_many = UserError(f"--shards {num_shards}: {why}")
     if num_shards > sum(tensor.num_rows for tensor in tensors.values()):
         raise too_many
     shards: list[list[Slab]] = [[] for _ in range(num_shards)]
@@ -75,12 +74,3 @@ def divided(tensors: dict[str, Stored], num_shards: int) -> list[list[Slab]]:
     if not all(shards):
         raise too_many
     return shards
-
-
-def _copy_others(checkpoint: Path, part: Path) -> None:
-    """Copy all files that the manifest names, but the shards."""
-    shards = {file.name for file in shards_of(checkpoint)}
-    for name in read_manifest(checkpoint).keys() - shards:
-        (part / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(checkpoint / name, part / name)
-    (part / "model").mkdir(exist_ok=True)

@@ -2,11 +2,11 @@
 
 import shutil
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from sslm.cli.ckpt import ls
-from sslm.runs.checkpoints.folder import damage_of, name_of, newest_first
+from sslm.runs.checkpoints.folder import damage_of, latest_in, name_of, newest_first
 from sslm.runs.checkpoints.transaction import remove_checkpoint
 from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError, nearest, printable
@@ -27,17 +27,21 @@ def rm(given: str, steps: Sequence[str], keep_last: int | None, force: bool) -> 
         raise UserError(f"{given}: not a run folder with checkpoints; give the folder that config.yaml is in")
     with _not_training(run):
         there = {entry.path.name: entry for entry in ls.listed(run.checkpoints)}
-        names = [path.name for path in newest_first(run.checkpoints)][keep_last:] if keep_last else _names(steps, there)
-        kept = [path for path in newest_first(run.checkpoints) if path.name not in names]
-        good = next((path for path in newest_first(run.checkpoints) if not damage_of(path)), None)
+        checkpoints = newest_first(run.checkpoints)
+        names = [path.name for path in checkpoints[keep_last:]] if keep_last else _names(steps, there)
+        kept = [path for path in checkpoints if path.name not in names]
+        good = next((path for path in checkpoints if not damage_of(path)), None)
         if good is not None and good not in kept and not force:
-            raise UserError(
-                f"{good.name} is the newest good checkpoint of {given}: without it the run "
-                f"{'loses work' if kept else 'begins anew'}; give --force to remove it all the same"
+            loss = (
+                f"without it the run {'loses work' if kept else 'begins anew'}; give --force to remove it all the same"
             )
+            raise UserError(f"{good.name} is the newest good checkpoint of {given}: {loss}")
         _keep_latest_true(run.checkpoints, kept, good)
         for name in names:
-            _remove(there[name].path)
+            if name.startswith("."):  # left over: it never had a name, or has lost it
+                shutil.rmtree(there[name].path)
+            else:
+                remove_checkpoint(there[name].path)
             say(f"{printable(name)} removed ({bytes_in_words(there[name].num_bytes)})")
     if not names:
         say(f"nothing to remove: there are {len(there)}")
@@ -45,15 +49,12 @@ def rm(given: str, steps: Sequence[str], keep_last: int | None, force: bool) -> 
 
 @contextmanager
 def _not_training(run: RunFolder) -> Iterator[None]:
-    holding = run.locked()
-    try:
-        holding.__enter__()
-    except UserError:
-        raise UserError(f"{run.path}: this run is training; remove its checkpoints when it has ended") from None
-    try:
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(run.locked())
+        except UserError:
+            raise UserError(f"{run.path}: this run is training; remove its checkpoints when it has ended") from None
         yield
-    finally:
-        holding.__exit__(None, None, None)
 
 
 def _names(steps: Sequence[str], there: dict[str, ls.Entry]) -> list[str]:
@@ -61,28 +62,17 @@ def _names(steps: Sequence[str], there: dict[str, ls.Entry]) -> list[str]:
     names = [name_of(int(s)) if s.isdecimal() and len(s) <= MOST_DIGITS else s for s in steps]
     for step, name in zip(steps, names, strict=True):
         if name not in there:
-            raise UserError(
-                f"there is no checkpoint {printable(step)}{nearest(name, there)}; there are: "
-                f"{', '.join(map(printable, there)) or 'none'}"
-            )
+            known = ", ".join(map(printable, there)) or "none"
+            raise UserError(f"there is no checkpoint {printable(step)}{nearest(name, there)}; there are: {known}")
     return list(dict.fromkeys(names))
 
 
 def _keep_latest_true(folder: Path, kept: list[Path], good: Path | None) -> None:
     """Let `latest` name one that stays, the newest good one if any does; nothing is removed yet."""
-    latest = folder / "latest"
-    name = latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else None
-    if name in [path.name for path in kept]:
+    if latest_in(folder) in [path.name for path in kept]:
         return
     best = good if good in kept else next((path for path in kept if not damage_of(path)), None)
     if best is not None:
-        write_atomically(latest, best.name + "\n")
+        write_atomically(folder / "latest", best.name + "\n")
     else:
-        latest.unlink(missing_ok=True)
-
-
-def _remove(path: Path) -> None:
-    if path.name.startswith("."):  # left over: it never had a name, or has lost it
-        shutil.rmtree(path)
-    else:
-        remove_checkpoint(path)
+        (folder / "latest").unlink(missing_ok=True)

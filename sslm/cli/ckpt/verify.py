@@ -1,8 +1,8 @@
 """sslm ckpt verify: whether a checkpoint's files are those that were written. Nothing is changed."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 from sslm.runs.checkpoints.folder import (
     NewerFormat,
@@ -18,28 +18,9 @@ from sslm.system.errors import UserError, printable
 from sslm.system.terminal import bytes_in_words
 
 
-@dataclass(frozen=True)
-class Verdict:
-    checkpoint: Path
-    num_files: int
-    num_bytes: int
+class Verdict(NamedTuple):
     damage: list[str]
-    unknown: list[str]
-    """Files that the manifest does not name."""
-    is_gone: bool = False
-    """The run has removed it meanwhile."""
-
-    @property
-    def line(self) -> str:
-        if self.is_gone:
-            return f"{printable(str(self.checkpoint))}: was removed while it was read"
-        verdict = (
-            f"DAMAGED: {'; '.join(self.damage)}"
-            if self.damage
-            else f"good ({self.num_files} files, {bytes_in_words(self.num_bytes)})"
-        )
-        unknown = f"; not in its manifest: {', '.join(map(printable, self.unknown))}" if self.unknown else ""
-        return f"{printable(str(self.checkpoint))}: {verdict}{unknown}"
+    in_words: str
 
 
 def verify(checkpoint: Path, done: Callable[[int], None]) -> Verdict:
@@ -52,15 +33,18 @@ def verify(checkpoint: Path, done: Callable[[int], None]) -> Verdict:
     try:
         manifest = read_manifest(checkpoint)
     except UserError as error:
-        return Verdict(checkpoint, len(files), 0, [_without_path(error, checkpoint)], [])
+        damage = [_without_path(error, checkpoint)]
+        return Verdict(damage, f"DAMAGED: {damage[0]}")
     changes = {name: change_of(checkpoint / name, written, done=done) for name, written in manifest.items()}
     damage = [f"{printable(name)} {change}" for name, change in changes.items() if change]
     unknown = [name for name in files if name not in manifest and name != "manifest.json"]
     damage = damage or _damaged_contents(checkpoint, unknown)
     if damage and not checkpoint.exists():
-        return Verdict(checkpoint, 0, 0, [], [], is_gone=True)
+        return Verdict([], "was removed while it was read")  # by its run
+    beside = f"; not in its manifest: {', '.join(map(printable, unknown))}" if unknown else ""
     num_bytes = sum(written.num_bytes for written in manifest.values())
-    return Verdict(checkpoint, len(manifest) + 1, num_bytes, damage, unknown)
+    good = f"good ({len(manifest) + 1} files, {bytes_in_words(num_bytes)})"
+    return Verdict(damage, (f"DAMAGED: {'; '.join(damage)}" if damage else good) + beside)
 
 
 def bytes_of(checkpoint: Path) -> int:

@@ -37,21 +37,12 @@ from sslm.parallel import launch
 from sslm.parallel.checks import check_processes
 from sslm.runs.checkpoints.folder import newest_first
 from sslm.runs.folder import RunFolder
-from sslm.system import terminal
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, FAILED, USER_ERROR, exits_politely
-from sslm.system.terminal import console, duration, say
+from sslm.system.terminal import console, duration, keep_libraries_quiet, say
 
-FIXED = {
-    "max_tokens": "null",
-    "stop_after": "null",
-    "resume": "auto",
-    "log_every": "1",
-    "logger": "none",
-    "dry_run": "false",
-    "num_nodes": "1",
-    "checkpoint.upload": "null",
-}
+OFF = dict.fromkeys(("max_tokens", "stop_after", "checkpoint.upload"), "null")
+FIXED = OFF | {"resume": "auto", "log_every": "1", "logger": "none", "dry_run": "false", "num_nodes": "1"}
 """Flags of train that have the same value in each start; `run_dir` and `max_steps` are set here, too."""
 ROUNDING, SHORT_ROUNDING = 1e-5, 1e-2
 """Relative tolerances for sums taken in another order: in fp32, and in 16 bits or less."""
@@ -69,7 +60,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = working_folder(options.keep)
     trials = [Trial(name, folder, flags, config) for name in ("straight", "killed")]
     trials += [Trial(f"also-{i}", folder, flags, other, text) for i, (text, other) in enumerate(varied, 1)]
-    terminal.keep_libraries_quiet()
+    keep_libraries_quiet()
     previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is started here ends, too
     is_kept = options.keep is not None
     try:
@@ -101,12 +92,9 @@ def _take_own(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str
     )
     parser.add_argument("--steps", default="30", help="optimizer steps of each run; default: 30")
     parser.add_argument("--kills", default="3", help="interruptions of each run; default: 3")
-    parser.add_argument(
-        "--also", metavar="FLAGS", action="append", type=_filled, help="more flags for every other start of one run"
-    )
-    parser.add_argument(
-        "--keep", metavar="FOLDER", type=_filled, help="keep all runs there; default: a temporary folder"
-    )
+    also, keep = "more flags for every other start of one run", "keep all runs there; default: a temporary folder"
+    parser.add_argument("--also", metavar="FLAGS", action="append", type=_filled, help=also)
+    parser.add_argument("--keep", metavar="FOLDER", type=_filled, help=keep)
     try:
         return parser.parse_known_args(arguments)
     except argparse.ArgumentError as error:
@@ -157,11 +145,7 @@ def default_variation(config: Config) -> str:
 
 
 def varied_config(variation: str, config: Config, flags: list[str]) -> Config:
-    """Parse the flags with those of a variation added.
-
-    Raises:
-        UserError: the variation's flags are wrong, or would make another run.
-    """
+    """Parse the flags with those of a variation added; a UserError if they are wrong, or would make another run."""
     try:
         added = shlex.split(variation)
         _checked_names(added)
@@ -175,11 +159,7 @@ def varied_config(variation: str, config: Config, flags: list[str]) -> Config:
 
 
 def working_folder(keep: str | None) -> Path:
-    """Make the folder for all runs: a temporary one, or the one to keep.
-
-    Raises:
-        UserError: the folder to keep is not empty.
-    """
+    """Make the folder for all runs: a temporary one, or the one to keep, which must be empty."""
     if keep is None:
         return Path(tempfile.mkdtemp(prefix="sslm-verify-resume-"))
     folder = Path(keep).absolute()
@@ -193,11 +173,7 @@ def working_folder(keep: str | None) -> Path:
 
 
 def carry_out(trials: Sequence[Trial], steps: int, kills: int) -> None:
-    """Carry out all runs, one after another.
-
-    Raises:
-        UserError: train itself found something wrong with its flags.
-    """
+    """Carry out all runs, one after another; a UserError if train itself finds something wrong with its flags."""
     straight, *others = trials
     seed = straight.config.seed
     rng = random.Random(seed)
@@ -227,18 +203,15 @@ def report(trials: Sequence[Trial], steps: int) -> bool:
     is_good, notes = True, []
     for trial in trials:
         tolerance = tolerance_for(straight.config, trial.config, drawn) if trial.variation else 0.0
-        how = result = ""
+        how, result, is_same = "", trial.failure, not trial.failure
         if trial.failure:
-            result = f"[red]{escape(trial.failure)}[/red]"
-            notes.append(f"{trial.name}: {trial.failure}; its last words:")
-            notes += [f"    {line}" for line in trial.last_lines()]
-            is_good = False
+            notes += [f"{trial.name}: {trial.failure}; its last words:", *(f"    {x}" for x in trial.last_lines())]
         elif trial is not straight and trial.code == DONE:
             how = {0.0: "bitwise", math.inf: "batches"}.get(tolerance, f"to {tolerance:g}")
             comparison = compare(straight.run, trial.run, tolerance)
-            color = "green" if comparison.is_same else "red"
-            result = f"[{color}]{escape(_result(comparison, steps, tolerance))}[/]"
-            is_good = is_good and comparison.is_same
+            result, is_same = _result(comparison, steps, tolerance), comparison.is_same
+        is_good = is_good and is_same
+        result = f"[{'green' if is_same else 'red'}]{escape(result)}[/]"
         if math.isinf(tolerance):
             notes.append(
                 f"{trial.name}: {', '.join(drawn)}: drawn for each micro-batch, and these are others here; with the "
@@ -256,10 +229,10 @@ def report(trials: Sequence[Trial], steps: int) -> bool:
 
 def _result(comparison: Comparison, steps: int, tolerance: float) -> str:
     farthest = comparison.farthest
-    distance = f"{farthest.distance:.3g} ({farthest.name})" if farthest is not None else "unknown"
+    distance = f"{farthest.largest:.3g} ({farthest.name})" if farthest is not None else "unknown"
+    if comparison.is_same and math.isinf(tolerance):
+        return f"no difference in the batches of {steps} steps"
     if comparison.is_same:
-        if math.isinf(tolerance):
-            return f"no difference in the batches of {steps} steps"
         rounding = f"; largest difference of tensors: {distance}" if tolerance else ""
         return f"no difference in {steps} steps, {comparison.parameters:,} parameters{rounding}"
     parts = [str(comparison.first)] if comparison.first is not None else []
@@ -270,13 +243,7 @@ def _result(comparison: Comparison, steps: int, tolerance: float) -> str:
 
 
 def tolerance_for(plain: Config, varied: Config, drawn: Sequence[str]) -> float:
-    """Choose how far a varied run may be from the plain one, relative to losses and gradient norms.
-
-    Args:
-        plain: settings of the straight run.
-        varied: settings of every other start.
-        drawn: what a forward pass draws at random.
-    """
+    """Choose how far a varied run's losses and gradient norms may be from the plain one's (`drawn`: see `drawn_in`)."""
     if drawn and (_randomness_key(plain) != _randomness_key(varied) or varied.micro_batch_size == "auto"):
         return math.inf
     return ROUNDING if _is_fp32(plain) and _is_fp32(varied) else SHORT_ROUNDING
@@ -284,8 +251,7 @@ def tolerance_for(plain: Config, varied: Config, drawn: Sequence[str]) -> float:
 
 def _randomness_key(config: Config) -> tuple[Any, ...]:
     """Return all that a forward pass' random numbers depend on, except the position of its first sequence."""
-    accelerator, per_node, _ = launch.devices(config)
-    data_parallel = launch.data_parallel_size(config)
+    (accelerator, per_node, _), data_parallel = launch.devices(config), launch.data_parallel_size(config)
     rows = config.micro_batch_size or config.batch_size // data_parallel
     return accelerator, config.compile, per_node // data_parallel, rows
 

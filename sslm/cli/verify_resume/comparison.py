@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sslm.runs.checkpoints.compare import compare_tensors
+from sslm.runs.checkpoints.compare import TensorDifference, compare_tensors
 from sslm.runs.checkpoints.folder import damage_of, newest_first, read_state, step_of
 from sslm.runs.checkpoints.shards import Stored, index
 from sslm.runs.folder import RunFolder
@@ -35,33 +35,14 @@ class Difference(NamedTuple):
         return f"step {self.step}: {self.quantity} is {_short(self.other)}, {_short(self.straight)} in the straight run"
 
 
-class TensorDistance(NamedTuple):
-    """How far a tensor is from the same one in another checkpoint."""
-
-    name: str
-    kind: str
-    """Group of tensors whose numbers are alike in size: the weights, or one of the optimizer's states."""
-    is_same: bool
-    """Whether every bit is equal."""
-    distance: float
-    """Largest difference; infinity if one is missing, not finite, or of another shape."""
-    largest_value: float
-
-    def is_too_far(self, largest: float, tolerance: float) -> bool:
-        """Tell whether the difference exceeds the tolerance, relative to the largest number of its kind."""
-        if tolerance == 0:
-            return not self.is_same
-        return math.isinf(self.distance) or self.distance > largest * tolerance * DRIFT
-
-
 @dataclass(frozen=True)
 class Comparison:
     """What differs first between two runs, and how far apart they ended."""
 
     first: Difference | None = None
-    tensor: TensorDistance | None = None
+    tensor: TensorDifference | None = None
     """First tensor that differs, in order of names."""
-    farthest: TensorDistance | None = None
+    farthest: TensorDifference | None = None
     parameters: int = 0
 
     @property
@@ -75,13 +56,13 @@ def compare(straight: RunFolder, other: RunFolder, tolerance: float = 0.0) -> Co
     first = first_difference(straight.rows(), other.rows(), tolerance)
     for checkpoint in (ours, theirs):
         if damage := damage_of(checkpoint):
-            step = step_of(ours)
-            return Comparison(first or Difference(step, f"checkpoint {checkpoint}", "whole", f"damaged ({damage})"))
-    tensors = tensor_distances(ours, theirs)
+            damaged = Difference(step_of(ours), f"checkpoint {checkpoint}", "whole", f"damaged ({damage})")
+            return Comparison(first or damaged)
+    tensors = tensor_differences(ours, theirs)
     return Comparison(
         first or state_difference(ours, theirs),
         first_too_far(tensors, tolerance),
-        max(tensors, key=lambda tensor: tensor.distance, default=None),
+        max(tensors, key=lambda tensor: tensor.largest, default=None),
         sum(math.prod(stored.shape) for name, stored in index(ours).items() if name.startswith("model.")),
     )
 
@@ -97,9 +78,8 @@ def first_difference(straight: Iterable[Row], other: Iterable[Row], tolerance: f
     step 2: train/loss is 1.25, 1.5 in the straight run
     """
     ours, theirs = _values(straight), _values(other)
-    for step, quantity in sorted(ours.keys() | theirs.keys(), key=lambda key: (key[0], _rank(key[1]), key[1])):
-        if not _is_compared(quantity, tolerance):
-            continue
+    compared = [key for key in ours.keys() | theirs.keys() if _is_compared(key[1], tolerance)]
+    for step, quantity in sorted(compared, key=lambda key: (key[0], _rank(key[1]), key[1])):
         a, b = ours.get((step, quantity), []), theirs.get((step, quantity), [])
         if len(a) != len(b):
             return Difference(step, quantity, _times(a), _times(b))
@@ -159,29 +139,37 @@ def state_difference(straight: Path, other: Path) -> Difference | None:
     """Find the first difference in what state.json says of the data and of the loss scale."""
     ours, theirs = read_state(straight), read_state(other)
     for key in OF_STATE:
-        if ours.get(key) != theirs.get(key):
-            return Difference(ours["step"], f"{key} of the checkpoint", ours.get(key), theirs.get(key))
+        if (was := ours.get(key)) != (now := theirs.get(key)):
+            return Difference(ours["step"], f"{key} of the checkpoint", was, now)
     return None
 
 
-def tensor_distances(straight: Path, other: Path) -> list[TensorDistance]:
-    """Compare each tensor of either checkpoint."""
+def tensor_differences(straight: Path, other: Path) -> list[TensorDifference]:
+    """Compare each tensor of either checkpoint: infinity apart if one is missing, not finite, or of another shape."""
     ours, theirs = index(straight), index(other)
-    return [_tensor_distance(name, ours.get(name), theirs.get(name)) for name in sorted(ours.keys() | theirs.keys())]
+    return [_difference(name, ours.get(name), theirs.get(name)) for name in sorted(ours.keys() | theirs.keys())]
 
 
-def first_too_far(tensors: Sequence[TensorDistance], tolerance: float) -> TensorDistance | None:
-    """Find the first tensor that differs by more than the tolerance."""
-    largest = dict.fromkeys((tensor.kind for tensor in tensors), 0.0)
-    for tensor in tensors:
-        largest[tensor.kind] = max(largest[tensor.kind], tensor.largest_value)
-    return next((tensor for tensor in tensors if tensor.is_too_far(largest[tensor.kind], tolerance)), None)
-
-
-def _tensor_distance(name: str, ours: Stored | None, theirs: Stored | None) -> TensorDistance:
-    kind = name.rpartition(".")[2] if name.startswith("optim.") else name.partition(".")[0]
+def _difference(name: str, ours: Stored | None, theirs: Stored | None) -> TensorDifference:
     if ours is None or theirs is None or ours.shape != theirs.shape:
-        return TensorDistance(name, kind, False, math.inf, 0.0)
-    compared = compare_tensors(ours, theirs)
-    distance = compared.largest if math.isfinite(compared.largest) else math.inf
-    return TensorDistance(name, kind, not compared.num_different, distance, compared.magnitude)
+        return TensorDifference(name, num_elements=0, num_different=1, largest=math.inf, magnitude=0.0)
+    found = compare_tensors(ours, theirs)
+    return found if math.isfinite(found.largest) else found._replace(largest=math.inf)
+
+
+def first_too_far(tensors: Sequence[TensorDifference], tolerance: float) -> TensorDifference | None:
+    """Find the first tensor that differs by more than the tolerance, relative to the largest number of its kind."""
+    if tolerance == 0:
+        return next((tensor for tensor in tensors if tensor.num_different), None)
+    magnitudes: dict[str, float] = {}
+    for tensor in tensors:
+        magnitudes[_kind(tensor)] = max(magnitudes.get(_kind(tensor), 0.0), tensor.magnitude)
+    for tensor in tensors:
+        if math.isinf(tensor.largest) or tensor.largest > magnitudes[_kind(tensor)] * tolerance * DRIFT:
+            return tensor
+    return None
+
+
+def _kind(tensor: TensorDifference) -> str:
+    """Group of tensors whose numbers are alike in size: the weights, or one of the optimizer's states."""
+    return tensor.name.rpartition(".")[2] if tensor.name.startswith("optim.") else tensor.name.partition(".")[0]

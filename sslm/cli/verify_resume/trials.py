@@ -40,21 +40,17 @@ class Interruption(NamedTuple):
 
 @dataclass
 class Trial:
-    """One run and how it went.
-
-    Args:
-        name: the run's name, in reports and of its files.
-        folder: the folder for its run folder and its output.
-        flags: flags of train for each start, but for the run folder.
-        config: settings of the starts that have the variation's flags, if there are any.
-        variation: more flags for every other start.
-    """
+    """One run and how it went."""
 
     name: str
     folder: Path
+    """Where its run folder and its output go."""
     flags: Sequence[str]
+    """Flags of train for each start, but for the run folder."""
     config: Config
+    """Settings of the starts that have the variation's flags, if there are any."""
     variation: str = ""
+    """More flags for every other start."""
     interruptions: list[str] = field(default_factory=list)
     """Interruptions so far: `SIGKILL at step 7`."""
     seconds: float = 0.0
@@ -79,13 +75,9 @@ class Trial:
         return file.read_text(errors="replace").splitlines()[-LAST_LINES:] if file.is_file() else []
 
     def carry_out(self, steps: int, signals: list[Signals], rng: Random, show: ShowStep, patience: float) -> None:
-        """Start the run, with an interruption for each signal, until it has ended by itself.
+        """Start the run until it has ended by itself; a signal ends each start but the last, at a random step.
 
         Args:
-            steps: last step of the run.
-            signals: the signal that ends each start but the last.
-            rng: random numbers that say when.
-            show: shows each new step.
             patience: seconds without a new row after which the run has hung.
         """
         began = time.monotonic()
@@ -123,11 +115,7 @@ class Trial:
         return self.code == expected
 
     def _watch(self, train: Train, until: int | None, show: ShowStep, patience: float) -> None:
-        """Wait until the run has ended or reached a step.
-
-        Raises:
-            TimeoutExpired: it has hung.
-        """
+        """Wait until the run has ended or reached a step; raises TimeoutExpired if it has hung."""
         seen, seen_at = -1, time.monotonic()
         while train.poll() is None and (until is None or seen < until):
             if (step := self.step) != seen:

@@ -22,11 +22,7 @@ class TensorDifference(NamedTuple):
 
 
 def compare_tensors(a: Stored, b: Stored, done: Callable[[int], None] = lambda num_bytes: None) -> TensorDifference:
-    """Compare two tensors of one shape, block by block: bit by bit, or by value if their dtypes differ.
-
-    Args:
-        done: told of bytes compared.
-    """
+    """Compare two tensors of one shape, block by block: bit by bit, or by value if their dtypes differ."""
     largest = magnitude = torch.zeros((), dtype=torch.float64)
     num_different = 0
     for begin, end in a.blocks():

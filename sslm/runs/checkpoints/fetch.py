@@ -32,46 +32,45 @@ NUM_THREADS = 4
 
 
 def fetch(url: str, run: Path, tell: Callable[[str], None]) -> Path | None:
-    """Download the newest whole checkpoint of a mirror, if it is newer than the newest whole one here.
+    """Download the newest whole checkpoint of a mirror and return it, or None if the newest whole one here is as new.
 
     A checkpoint that is damaged there is told of and set aside (its manifest is renamed), and the one before is tried.
-
-    Args:
-        url: what Mirror was given.
-        run: the run folder, held by the caller; files of the run come too where they lack here.
-
-    Returns:
-        The checkpoint, verified and in its place; None: there is none that is newer.
+    Files of the run that are missing here come too. The caller holds the run folder.
 
     Raises:
         UserError: not permitted, or the server stayed away.
         OSError: the disk is full.
     """
     folder = run / "checkpoints"
-    with contextlib.closing(RemoteFolder(url_of(url))) as server:
+    with contextlib.closing(RemoteFolder(url)) as server:
         there = server.files("checkpoints")
-        complete = {name for name in steps_in(there) if f"checkpoints/{name}/manifest.json" in there}
+        complete = _complete(there)
         newest = set_damaged_aside(folder, tell) if complete else None
-        for name in sorted(complete, key=lambda name: number_of(Path(name)), reverse=True):
-            if newest is not None and number_of(Path(name)) <= number_of(newest):
+        for checkpoint in (folder / name for name in complete):
+            if newest is not None and number_of(checkpoint) <= number_of(newest):
                 break
-            if not (damage := _bring(server, there, folder / name)):
-                return folder / name
-            tell(f"{without_password(url)}/checkpoints/{name} is damaged ({damage}): set aside there")
+            if not (damage := _bring(server, there, checkpoint)):
+                return checkpoint
+            tell(f"{without_password(url)}/checkpoints/{checkpoint.name} is damaged ({damage}): set aside there")
             with contextlib.suppress(Exception):  # it may be read-only
-                _set_aside(server, f"checkpoints/{name}")
+                _set_aside(server, f"checkpoints/{checkpoint.name}")
     return None
 
 
 def newest_remote(url: str) -> tuple[int | None, bytes | None]:
-    """(the step of the newest complete checkpoint there, the run's config.yaml); None: there is none."""
-    with contextlib.closing(RemoteFolder(url_of(url))) as server:
-        there = server.files("checkpoints")
-        steps = (number_of(Path(name)) for name in steps_in(there) if f"checkpoints/{name}/manifest.json" in there)
-        newest, config = max(steps, default=None), None
+    """Return the step of the newest complete checkpoint there, and the run's config.yaml; None for what is missing."""
+    config = None
+    with contextlib.closing(RemoteFolder(url)) as server:
+        newest = next((number_of(Path(name)) for name in _complete(server.files("checkpoints"))), None)
         with contextlib.suppress(FileNotFoundError):
             config = b"".join(server.chunks("config.yaml"))
     return newest, config
+
+
+def _complete(there: dict[str, int]) -> list[str]:
+    """Names of the checkpoints that are whole there, newest first."""
+    names = (name for name in steps_in(there) if f"checkpoints/{name}/manifest.json" in there)
+    return sorted(names, key=lambda name: number_of(Path(name)), reverse=True)
 
 
 def _bring(server: RemoteFolder, there: dict[str, int], final: Path) -> str:
@@ -89,12 +88,12 @@ def _bring(server: RemoteFolder, there: dict[str, int], final: Path) -> str:
         except UserError:
             return "no sound manifest.json"
         damage = _manifest_damage(manifest) or _bring_files(server, there, folder, part, manifest)
-        if damage := damage or damage_of(part, hashed=False):
-            return damage
-        _bring_beside(server, final.parent.parent)
-        (part / "manifest.json").unlink()  # seal writes it
-        seal(part, final, manifest)
-        return ""
+        damage = damage or damage_of(part, hashed=False)
+        if not damage:
+            _bring_beside(server, final.parent.parent)
+            (part / "manifest.json").unlink()  # seal writes it
+            seal(part, final, manifest)
+        return damage
     finally:
         shutil.rmtree(part, ignore_errors=True)
 
@@ -158,7 +157,3 @@ def _set_aside(server: RemoteFolder, folder: str) -> None:
 def steps_in(there: dict[str, int]) -> set[str]:
     """Return the names of checkpoints of which there is any file."""
     return {found[1] for file in there if (found := re.match(r"checkpoints/(step-\d{1,15})/", file))}
-
-
-def url_of(url: str) -> str:
-    return url if "://" in url else f"file://{Path(url).expanduser().absolute()}"

@@ -47,6 +47,12 @@ def newest_first(folder: Path) -> list[Path]:
     return sorted((path for path in paths if re.fullmatch(r"step-\d+", path.name)), key=number_of, reverse=True)
 
 
+def latest_in(folder: Path) -> str | None:
+    """Return the name in `latest`, or None if there is none."""
+    latest = folder / "latest"
+    return latest.read_text(encoding="utf-8", errors="replace").strip() if latest.is_file() else None
+
+
 def shards_of(checkpoint: Path) -> list[Path]:
     """List the files that hold tensors."""
     return sorted(file for file in checkpoint.glob("*.safetensors") if file.is_file())
@@ -65,24 +71,22 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """
     try:
         manifest = parse_manifest((checkpoint / "manifest.json").read_bytes())
-        for name in manifest:
-            inside = (checkpoint / name).resolve().is_relative_to(checkpoint.resolve())
-            if "\\" in name or ".." in Path(name).parts or not inside:
-                why = f"it names a file outside of the checkpoint: {printable(name)}"
-                raise UserError(f"{checkpoint}: no sound manifest.json ({why})")
-    except UserError:
-        raise
+        outside = [name for name in manifest if not _is_inside(checkpoint, name)]
     except UNREADABLE:
         raise UserError(f"{checkpoint}: no sound manifest.json") from None
+    if outside:
+        why = f"it names a file outside of the checkpoint: {printable(outside[0])}"
+        raise UserError(f"{checkpoint}: no sound manifest.json ({why})")
     return manifest
 
 
-def parse_manifest(content: bytes) -> Manifest:
-    """Parse a manifest that may come from anywhere.
+def _is_inside(checkpoint: Path, name: str) -> bool:
+    is_within = (checkpoint / name).resolve().is_relative_to(checkpoint.resolve())
+    return is_within and "\\" not in name and ".." not in Path(name).parts
 
-    Raises:
-        Exception: any of UNREADABLE, if it is no manifest.
-    """
+
+def parse_manifest(content: bytes) -> Manifest:
+    """Parse a manifest that may come from anywhere; raises any of UNREADABLE if it is none."""
     entries = {name: Written(entry["bytes"], entry["sha256"]) for name, entry in json.loads(content).items()}
     if not all(type(file.num_bytes) is int and isinstance(file.sha256, str) for file in entries.values()):
         raise ValueError("a file has no size and checksum")
@@ -133,14 +137,9 @@ def change_of(
 
 
 def damage_of(checkpoint: Path, hashed: bool = True) -> str:
-    """Say what is wrong with a checkpoint's files; empty if nothing is.
-
-    Args:
-        hashed: whether to read their contents; sizes alone are seen at once.
-    """
+    """Say what is wrong with a checkpoint's files; empty if nothing is. Sizes alone (not `hashed`) are seen at once."""
     try:
-        manifest = read_manifest(checkpoint)
-        for name, written in manifest.items():
+        for name, written in read_manifest(checkpoint).items():
             if change := change_of(checkpoint / name, written, hashed):
                 return f"{printable(name)} {change}"
         lacking = NEEDED - read_state(checkpoint).keys()
@@ -152,11 +151,7 @@ def damage_of(checkpoint: Path, hashed: bool = True) -> str:
 
 
 def newest_whole(folder: Path, tell: Callable[[str], None]) -> Path | None:
-    """Find the newest checkpoint whose files are as they were written, or None.
-
-    Args:
-        tell: told of each newer checkpoint that is damaged.
-    """
+    """Find the newest checkpoint whose files are as they were written, or None; `tell` hears of newer, damaged ones."""
     for checkpoint in newest_first(folder):
         if not (damage := damage_of(checkpoint)):
             return checkpoint

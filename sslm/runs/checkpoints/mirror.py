@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sslm.config import Config
-from sslm.runs.checkpoints.fetch import BESIDE, MANIFEST_BYTES, steps_in, url_of
+from sslm.runs.checkpoints.fetch import BESIDE, MANIFEST_BYTES, steps_in
 from sslm.runs.checkpoints.folder import UNREADABLE, Manifest, newest_first, number_of, parse_manifest, read_manifest
 from sslm.system import ranks
 from sslm.system.errors import UserError, sentence_of
@@ -34,7 +34,6 @@ class Mirror:
 
     Args:
         url: of the run's folder there; a path will do.
-        run: the run folder.
         tell: called from the thread.
         keeps: steps whose checkpoints stay there though they are not here (any more).
     """
@@ -45,11 +44,12 @@ class Mirror:
         self.url, self.run, self.tell, self.keeps = url, run, tell, keeps
         self.failure: str | None = None
         """What went wrong with the last upload, or None."""
-        self._server = RemoteFolder(url_of(url))
+        self._server = RemoteFolder(url)
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
         self._asked: Path | None = None
-        self._busy: Path | None = None
+        self.busy: Path | None = None
+        """The checkpoint being uploaded, which must not be removed meanwhile."""
 
     def put(self, checkpoint: Path) -> None:
         """Upload a checkpoint soon, instead of one that still waits."""
@@ -58,10 +58,6 @@ class Mirror:
             if self._thread is None:
                 self._thread = threading.Thread(target=self._work, name="sslm-upload", daemon=True)
                 self._thread.start()
-
-    def busy(self) -> Path | None:
-        """Return the checkpoint being uploaded, which must not be removed meanwhile."""
-        return self._busy
 
     def wait(self, timeout: float | None = None) -> bool:
         """Wait for the last upload, at most so many seconds. Returns whether none is left; see `failure` then."""
@@ -76,30 +72,29 @@ class Mirror:
         self.wait(CLOSE_SECONDS)
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                self._busy, self._asked = self._asked, None
-                if self._busy is None:
-                    self._thread = None
-                    self._changed.notify_all()
-                    return
-                checkpoint = self._busy
+        while (checkpoint := self._next()) is not None:
             self._try(checkpoint)
 
+    def _next(self) -> Path | None:
+        with self._changed:
+            self.busy, self._asked = self._asked, None
+            if self.busy is None:
+                self._thread = None
+                self._changed.notify_all()
+            return self.busy
+
     def _try(self, checkpoint: Path) -> None:
+        what = f"{checkpoint.name} was not uploaded to {without_password(self.url)}"
         try:
             upload(self._server, self.run, checkpoint, self.keeps)
             self.failure = None
         except Stopped:
-            self.failure = f"{checkpoint.name} was not uploaded to {without_password(self.url)}: there was no time left"
+            self.failure = f"{what}: there was no time left"
         except Exception as error:
-            why = sentence_of(error) or f"{type(error).__name__}: {error}"
-            failure = f"{checkpoint.name} was not uploaded to {without_password(self.url)}: {why}"
+            failure = f"{what}: {sentence_of(error) or f'{type(error).__name__}: {error}'}"
             is_news, self.failure = self.failure is None, failure
-            if is_news:
-                with contextlib.suppress(
-                    OSError
-                ):  # stdout may be gone; who waits for this thread must not wait for ever
+            if is_news:  # stdout may be gone; who waits for this thread must not wait for ever
+                with contextlib.suppress(OSError):
                     self.tell(f"{failure}. Training goes on; the next checkpoint tries again")
 
 
@@ -133,25 +128,18 @@ def _upload_files(server: RemoteFolder, there: dict[str, int], checkpoint: Path)
     new, was = (checkpoint / "manifest.json").read_bytes(), b""
     if f"{folder}/manifest.json" in there:
         was = b"".join(server.chunks(f"{folder}/manifest.json", MANIFEST_BYTES))
-    old = _entries(was)
-    lacking = [
-        name
-        for name, entry in read_manifest(checkpoint).items()
-        if old.get(name) != entry or there.get(f"{folder}/{name}") != entry.num_bytes
-    ]
+    old: Manifest = {}
+    with contextlib.suppress(*UNREADABLE):  # what is no manifest has no entries
+        old = parse_manifest(was)
+    entries = read_manifest(checkpoint)
+    has = {name: (old.get(name), there.get(f"{folder}/{name}")) for name in entries}
+    lacking = [name for name, entry in entries.items() if has[name] != (entry, entry.num_bytes)]
     if new == was and not lacking:
         return
     server.remove(f"{folder}/manifest.json")
     for name in lacking:
         server.put(f"{folder}/{name}", checkpoint / name)
     server.write(f"{folder}/manifest.json", new)
-
-
-def _entries(manifest: bytes) -> Manifest:
-    """Parse a manifest; what is none has no entries."""
-    with contextlib.suppress(*UNREADABLE):
-        return parse_manifest(manifest)
-    return {}
 
 
 def _beside(file: Path, step: int) -> bytes:
@@ -177,26 +165,18 @@ def _step_in(row: bytes) -> float:
 
 
 def check(url: str) -> None:
-    """Write and remove a tiny file there, within `CHECK_SECONDS`.
-
-    Raises:
-        UserError: that can't be done; it says why.
-    """
-    scheme = re.match(r"([\w+.-]{2,}):", url)
+    """Write and remove a tiny file there, within `CHECK_SECONDS`, or raise a UserError that says why that can't be."""
+    scheme, flag = re.match(r"([\w+.-]{2,}):", url), f"--checkpoint.upload {without_password(url)}"
     if scheme and (scheme[1] not in WRITABLE or not re.match(r"://[^/]|:///.", url[scheme.end(1) :])):
         choice = ", ".join(f"{name}://" for name in WRITABLE if name != "memory")
-        raise UserError(
-            f"--checkpoint.upload {without_password(url)}: not a place to write to; give a folder's path, or the URL "
-            f"of one that begins with {choice}, such as s3://bucket/runs/mine"
-        )
+        instead = f"give a folder's path, or the URL of one that begins with {choice}, such as s3://bucket/runs/mine"
+        raise UserError(f"{flag}: not a place to write to; {instead}")
     errors: list[BaseException] = []
     asking = threading.Thread(target=_try_to_write, args=(url, errors), name="sslm-upload-check", daemon=True)
     asking.start()
     asking.join(CHECK_SECONDS)
     if asking.is_alive():
-        raise UserError(
-            f"--checkpoint.upload {without_password(url)}: no answer in {CHECK_SECONDS:.0f} seconds; check the address"
-        )
+        raise UserError(f"{flag}: no answer in {CHECK_SECONDS:.0f} seconds; check the address")
     if errors:
         raise UserError(f"--checkpoint.upload: {sentence_of(errors[0]) or errors[0]}")
 
@@ -204,15 +184,12 @@ def check(url: str) -> None:
 def _try_to_write(url: str, errors: list[BaseException]) -> None:
     file = f".sslm-{os.urandom(4).hex()}"
     try:
-        with contextlib.closing(RemoteFolder(url_of(url), CHECK_PATIENCE_SECONDS)) as server:
+        with contextlib.closing(RemoteFolder(url, CHECK_PATIENCE_SECONDS)) as server:
             server.write(file, b"sslm was here to see whether it may write\n")
             server.remove(file)
     except FileNotFoundError as error:
-        errors.append(
-            UserError(
-                f"{without_password(url)}: there is no such bucket or folder ({error}); create it, or give another one"
-            )
-        )
+        why = f"there is no such bucket or folder ({error}); create it, or give another one"
+        errors.append(UserError(f"{without_password(url)}: {why}"))
     except BaseException as error:
         errors.append(error)
 

@@ -4,23 +4,18 @@ Looked at with each checkpoint, before it is written: none is of weights that ha
 """
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from sslm.runs.checkpoints.tensors import Piece
-from sslm.system.collectives import gather_json
+from sslm.system.collectives import Group, gather_json
 from sslm.system.errors import RunFailed
 
 CHUNK_NUMEL = 1 << 24
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
-def check_replicas(pieces: list[Piece], holders: dict[str, list[int]], group: dist.ProcessGroup | None) -> None:
-    """Compare the pieces that several ranks hold. All ranks call it together.
-
-    Args:
-        pieces: what this rank holds.
-        holders: place -> ranks that hold the same piece.
+def check_replicas(pieces: list[Piece], holders: dict[str, list[int]], group: Group) -> None:
+    """Compare the pieces that several ranks hold, by place. All ranks call it together.
 
     Raises:
         RunFailed: which ranks differ, and where.
@@ -43,10 +38,10 @@ def check_replicas(pieces: list[Piece], holders: dict[str, list[int]], group: di
     common = max(values.values(), key=list(values.values()).count)
     odd = [rank for rank, value in values.items() if value != common]
     name, which = place.split(" ")[0], f"rank{'s' * (len(odd) > 1)} {', '.join(map(str, odd))}"
+    where = f"{name} differs on {which} of {', '.join(map(str, holders[place]))}"
     raise RunFailed(
-        f"replicas have drifted apart: {name} differs on {which} of {', '.join(map(str, holders[place]))} (a bit that "
-        "flipped in a device's memory, as a rule). No checkpoint was written of this; run the same command to go on "
-        "from the last one, and look at that device if it comes again"
+        f"replicas have drifted apart: {where} (a bit that flipped in a device's memory, as a rule). No checkpoint was "
+        "written of this; run the same command to go on from the last one, and look at that device if it comes again"
     )
 
 

@@ -16,7 +16,7 @@ from sslm.runs.checkpoints.folder import FORMAT, Manifest, Written, name_of
 from sslm.runs.checkpoints.replicas import check_replicas
 from sslm.runs.checkpoints.tensors import Piece, Tensors, holders_of, pieces_of, write_shard
 from sslm.runs.checkpoints.transaction import part_of, remove_checkpoint, seal, sweep, written
-from sslm.system.collectives import gather_json
+from sslm.system.collectives import Group, gather_json
 from sslm.system.errors import UserError, sentence_of
 from sslm.system.files import fsync
 from sslm.system.heartbeats import beat
@@ -27,17 +27,13 @@ class Saver:
 
     Args:
         folder: where checkpoints are kept.
-        group: a CPU process group of all ranks that nothing else uses; None: there is one process.
+        group: a group of all ranks that nothing else uses.
         training_group: of the same ranks, for what training waits for; its time limit holds there. None: `group`.
         when_written: called on rank 0 with each checkpoint, when it has its name: it returns those that may go.
     """
 
     def __init__(
-        self,
-        folder: Path,
-        group: dist.ProcessGroup | None,
-        when_written: Callable[[Path], Iterable[Path]],
-        training_group: dist.ProcessGroup | None = None,
+        self, folder: Path, group: Group, when_written: Callable[[Path], Iterable[Path]], training_group: Group = None
     ) -> None:
         self.training_group = training_group or group
         self.folder, self.group, self.when_written = folder, group, when_written
@@ -46,7 +42,8 @@ class Saver:
         """Longest time a checkpoint took, from the copy to the end, or None if none was saved yet."""
         self.newest: Path | None = None
         self._thread: threading.Thread | None = None
-        self._failure: BaseException | None = None
+        self.failure: BaseException | None = None
+        """What `wait` would raise, or None."""
         self._holders: dict[str, list[int]] | None = None
         self._mine: set[str] = set()
         self._buffers: dict[str, Tensor] = {}
@@ -57,7 +54,6 @@ class Saver:
         """Copy the tensors now, and write them from then on. Waits for the former checkpoint.
 
         Args:
-            tensors: this rank's part of the run's.
             state: what state.json holds; `step` names the checkpoint.
             files: path in the checkpoint -> contents of what else lies in it; rank 0's are taken.
             sync: write them before this returns; nothing is copied then.
@@ -68,12 +64,15 @@ class Saver:
         """
         self.wait()
         began = time.monotonic()
-        pieces = self._to_write(pieces_of(tensors))
+        pieces = pieces_of(tensors)
+        if self._holders is None:
+            self._holders, self._mine = holders_of(pieces, self.training_group)
+        check_replicas(pieces, self._holders, self.training_group)
+        pieces = [piece for piece in pieces if piece.place in self._mine]
         if not sync:
             pieces = self._copied(pieces)
-        self._thread = threading.Thread(
-            target=self._run, args=(pieces, state, files, began), daemon=True, name="checkpoint"
-        )
+        work = (pieces, state, files, began)
+        self._thread = threading.Thread(target=self._run, args=work, daemon=True, name="checkpoint")
         self._thread.start()
         if sync:
             self.wait()
@@ -91,31 +90,18 @@ class Saver:
             if self._thread.is_alive():
                 raise TimeoutError(f"the checkpoint is still being written after {timeout:g} s")
             self._thread = None
-        if self._failure is not None:
-            failure, self._failure = self._failure, None
+        if self.failure is not None:
+            failure, self.failure = self.failure, None
             raise failure
-
-    @property
-    def has_failed(self) -> bool:
-        """Whether `wait` would raise."""
-        return self._failure is not None
-
-    def _to_write(self, pieces: list[Piece]) -> list[Piece]:
-        """Choose the pieces that this rank writes, of those that it holds."""
-        if self._holders is None:
-            self._holders, self._mine = holders_of(pieces, self.training_group)
-        check_replicas(pieces, self._holders, self.training_group)
-        return [piece for piece in pieces if piece.place in self._mine]
 
     def _copied(self, pieces: list[Piece]) -> list[Piece]:
         """Copy pieces to the host's memory, into buffers that are used again each time."""
-        on_gpu = any(piece.values.is_cuda for piece in pieces)
         for piece in pieces:
             if piece.place not in self._buffers:
                 values = piece.values
                 self._buffers[piece.place] = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
             self._buffers[piece.place].copy_(piece.values, non_blocking=True)
-        if on_gpu:
+        if any(piece.values.is_cuda for piece in pieces):
             torch.cuda.current_stream().synchronize()
         return [piece._replace(values=self._buffers[piece.place]) for piece in pieces]
 
@@ -124,7 +110,7 @@ class Saver:
             self._write(pieces, state, files)
             self.longest_seconds = max(self.longest_seconds or 0.0, time.monotonic() - began)
         except BaseException as failure:  # told where training notices
-            self._failure = failure
+            self.failure = failure
 
     def _write(self, pieces: list[Piece], state: dict[str, Any], files: dict[str, bytes]) -> None:
         """Write each rank's shard, then on rank 0 the rest. No rank waits for one that failed."""
@@ -132,14 +118,14 @@ class Saver:
         part = part_of(final)
         known: Manifest = {}
 
-        def write_mine() -> None:
+        def write_mine() -> Manifest:
             part.mkdir(parents=True, exist_ok=True)
             file = part / f"shard-{self.rank:05d}.safetensors"
             write_shard(file, pieces)
             beat("saving")
             fsync(file)
             beat("saving")
-            known[file.name] = written(file)
+            return {file.name: written(file)}
 
         def finish() -> None:
             for name, contents in files.items():
@@ -152,24 +138,24 @@ class Saver:
                 remove_checkpoint(old)
 
         try:
-            for theirs in self._together(write_mine, known):
+            for theirs in self._together(write_mine):
                 known |= {name: Written(*file) for name, file in theirs.items()}
-            self._together(finish if self.rank == 0 else lambda: None, None)
+            self._together(finish if self.rank == 0 else lambda: None)
         except BaseException:
             if self.rank == 0:
                 shutil.rmtree(part, ignore_errors=True)
             raise
         self.newest = final
 
-    def _together(self, act: Callable[[], None], then: Any) -> list[Any]:
-        """Act, and return every rank's `then`. If one rank fails, all raise after all have acted."""
-        failure: BaseException | None = None
+    def _together(self, act: Callable[[], Any]) -> list[Any]:
+        """Act, and return what every rank's act returned. If one rank fails, all raise after all have acted."""
+        value, failure = None, None
         try:
-            act()
+            value = act()
         except BaseException as error:
             failure = error
         said = None if failure is None else sentence_of(failure) or ""
-        told = gather_json([said, then], self.group)
+        told = gather_json([said, value], self.group)
         if failure is not None:
             raise failure
         for rank, (why, _) in enumerate(told):

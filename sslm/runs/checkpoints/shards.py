@@ -84,11 +84,8 @@ class Stored:
             if start < stop:
                 columns = (slice(o, o + n) for o, n in zip(rest, chunk.shape[1:], strict=True))
                 with safe_open(chunk.file, "pt") as file:
-                    part = (
-                        file.get_slice(self.name)[start - first : stop - first]
-                        if chunk.shape
-                        else file.get_tensor(self.name)
-                    )
+                    is_scalar, here = not chunk.shape, slice(start - first, stop - first)
+                    part = file.get_tensor(self.name) if is_scalar else file.get_slice(self.name)[here]
                 rows[(slice(start - begin, stop - begin), *columns)] = part.view(rows.dtype)
         return rows.view(dtype)
 
@@ -129,16 +126,11 @@ def index(checkpoint: Path) -> dict[str, Stored]:
 
 
 def write(file: Path, slabs: list[Slab]) -> Iterator[int]:
-    """Write a shard; yields the bytes written, block by block.
-
-    Args:
-        slabs: of a tensor one at most.
-    """
+    """Write a shard, with one slab of a tensor at most; yields the bytes written, block by block."""
     slabs = sorted(slabs, key=lambda slab: -DTYPES[slab.of.dtype].itemsize)  # so that all are aligned
     offsets = {s.of.name: {"saved_offsets": [s.begin, *(0 for _ in s.of.shape[1:])][: len(s.of.shape)]} for s in slabs}
-    header: dict[str, Any] = {
-        "__metadata__": {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets)}
-    }
+    metadata = {"format": "pt", "DCP_VERSION": "1.0", "DCP_SHARDING_INFO": json.dumps(offsets)}
+    header: dict[str, Any] = {"__metadata__": metadata}
     at = 0
     for tensor, begin, end in slabs:
         shape = [end - begin, *tensor.shape[1:]] if tensor.shape else []
@@ -155,11 +147,7 @@ def write(file: Path, slabs: list[Slab]) -> Iterator[int]:
 
 
 def _chunks_in(file: Path) -> Iterator[tuple[str, str, Chunk]]:
-    """Yield name, dtype and chunk of each tensor in a file.
-
-    Raises:
-        SafetensorError, and others of UNREADABLE: it is no sound safetensors file.
-    """
+    """Yield name, dtype and chunk of each tensor in a file; raises SafetensorError or UNREADABLE if it is not sound."""
     with safe_open(file, "pt") as shard:
         info = json.loads((shard.metadata() or {}).get("DCP_SHARDING_INFO") or "null")
         for name in shard.keys():  # noqa: SIM118 not a dict
@@ -167,9 +155,8 @@ def _chunks_in(file: Path) -> Iterator[tuple[str, str, Chunk]]:
             dtype, shape = tensor.get_dtype(), tuple(tensor.get_shape())
             offsets = (0,) * len(shape) if info is None else _whole(info[name]["saved_offsets"])
             _require(dtype in DTYPES, f"{name} is of an unknown dtype {dtype}")
-            _require(
-                len(shape) == len(offsets) <= MOST_DIMENSIONS, f"{name} has offsets of another number of dimensions"
-            )
+            has_all = len(shape) == len(offsets) <= MOST_DIMENSIONS
+            _require(has_all, f"{name} has offsets of another number of dimensions")
             yield name, dtype, Chunk(file, offsets, shape)
 
 
@@ -199,18 +186,14 @@ def _stored(checkpoint: Path, name: str, found: list[tuple[str, Chunk]]) -> Stor
 
 
 def _fill(chunks: list[Chunk], shape: tuple[int, ...], dimension: int) -> bool:
-    """Whether chunks, sorted by offsets, tile a box from this dimension on: strip by strip.
-
-    All placements of DTensor do.
-    """
+    """Whether chunks, sorted by offsets, tile a box from this dimension on, strip by strip, as those of DTensor do."""
     if dimension == len(shape):
         return len(chunks) == 1
     filled = 0
     for begin, strip in groupby(chunks, key=lambda chunk: chunk.offsets[dimension]):
         same = list(strip)
-        if begin != filled or len({chunk.shape[dimension] for chunk in same}) > 1:
-            return False
-        if not _fill(same, shape, dimension + 1):
+        has_one_length = len({chunk.shape[dimension] for chunk in same}) == 1
+        if begin != filled or not has_one_length or not _fill(same, shape, dimension + 1):
             return False
         filled += same[0].shape[dimension]
     return filled == shape[dimension]

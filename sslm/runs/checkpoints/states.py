@@ -2,12 +2,9 @@
 
 from pathlib import Path
 
-import torch
-from torch.distributed.checkpoint.state_dict import (
-    get_optimizer_state_dict,
-    set_model_state_dict,
-    set_optimizer_state_dict,
-)
+from torch import Tensor
+from torch.distributed.checkpoint import state_dict
+from torch.optim import Optimizer
 
 from sslm.models.head import LanguageModel
 from sslm.models.weights import OPTIONS, weights_of
@@ -21,9 +18,7 @@ class States:
         averages: name -> average of a weight (`training/average.py`), where there are any.
     """
 
-    def __init__(
-        self, network: LanguageModel, optimizer: torch.optim.Optimizer, averages: Tensors | None = None
-    ) -> None:
+    def __init__(self, network: LanguageModel, optimizer: Optimizer, averages: Tensors | None = None) -> None:
         self.network, self.optimizer, self.averages = network, optimizer, averages or {}
 
     def tensors(self) -> Tensors:
@@ -35,13 +30,11 @@ class States:
         model, states = _model_tensors(network), _optimizer_tensors(network, optimizer)
         tensors = model | states | self._averages()
         read_tensors(checkpoint, tensors)
-        set_model_state_dict(network, _without("model.", {k: tensors[k] for k in model}), options=OPTIONS)
-        groups = {
-            k: v for k, v in get_optimizer_state_dict(network, optimizer, options=OPTIONS).items() if not _is_tensor(v)
-        }
-        set_optimizer_state_dict(
-            network, optimizer, groups | _without("optim.", {k: tensors[k] for k in states}), options=OPTIONS
-        )
+        state_dict.set_model_state_dict(network, _without("model.", {k: tensors[k] for k in model}), options=OPTIONS)
+        everything = state_dict.get_optimizer_state_dict(network, optimizer, options=OPTIONS)
+        groups = {k: v for k, v in everything.items() if not _is_tensor(v)}
+        read = _without("optim.", {k: tensors[k] for k in states})
+        state_dict.set_optimizer_state_dict(network, optimizer, groups | read, options=OPTIONS)
 
     def _averages(self) -> Tensors:
         return {f"average.{name}": tensor for name, tensor in self.averages.items()}
@@ -51,13 +44,13 @@ def _model_tensors(network: LanguageModel) -> Tensors:
     return {f"model.{name}": weight for name, weight in weights_of(network).items()}
 
 
-def _optimizer_tensors(network: LanguageModel, optimizer: torch.optim.Optimizer) -> Tensors:
-    states = get_optimizer_state_dict(network, optimizer, options=OPTIONS)
+def _optimizer_tensors(network: LanguageModel, optimizer: Optimizer) -> Tensors:
+    states = state_dict.get_optimizer_state_dict(network, optimizer, options=OPTIONS)
     return {f"optim.{name}": value for name, value in states.items() if _is_tensor(value)}
 
 
 def _is_tensor(value: object) -> bool:
-    return isinstance(value, torch.Tensor)
+    return isinstance(value, Tensor)
 
 
 def _without(prefix: str, tensors: Tensors) -> Tensors:

@@ -22,7 +22,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from transformers import PreTrainedModel
 
 from sslm.models.weights import tied_names
-from sslm.system.collectives import gather_json
+from sslm.runs.checkpoints.shards import index
+from sslm.system.collectives import Group, gather_json
 from sslm.system.errors import UserError
 
 Tensors = dict[str, Any]
@@ -54,7 +55,7 @@ def pieces_of(tensors: Tensors) -> list[Piece]:
     return pieces
 
 
-def holders_of(pieces: list[Piece], group: dist.ProcessGroup | None) -> tuple[dict[str, list[int]], set[str]]:
+def holders_of(pieces: list[Piece], group: Group) -> tuple[dict[str, list[int]], set[str]]:
     """Return which ranks hold each piece, and the places of those that this rank writes. All ranks call it together.
 
     Each is written by that of its holders which has the fewest bytes so far.
@@ -93,10 +94,8 @@ def read_tensors(checkpoint: Path, tensors: Tensors) -> None:
             warnings.filterwarnings("ignore", ".*torch.distributed is disabled, unavailable or uninitialized.*")
             dcp_load(tensors, storage_reader=HuggingFaceStorageReader(str(checkpoint)), no_dist=True)
     except CheckpointException as error:
-        why = next(iter(error.failures.values()))[0]
-        raise UserError(
-            f"{checkpoint}: does not hold this model's weights ({' '.join(str(why).split())[:200]})"
-        ) from error
+        why = " ".join(str(next(iter(error.failures.values()))[0]).split())[:200]
+        raise UserError(f"{checkpoint}: does not hold this model's weights ({why})") from error
 
 
 def read_weights(checkpoint: Path, shapes: dict[str, Tensor], prefix: str = "model.model.") -> dict[str, Tensor]:
@@ -104,33 +103,23 @@ def read_weights(checkpoint: Path, shapes: dict[str, Tensor], prefix: str = "mod
 
     Args:
         shapes: the model's state dict (on the meta device will do); tied names are left out by the caller.
-        prefix: of their names in the checkpoint.
+        prefix: what their names begin with in the checkpoint.
     """
     tensors = {f"{prefix}{name}": torch.empty(t.shape, dtype=t.dtype) for name, t in shapes.items()}
     read_tensors(checkpoint, tensors)
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
 
 
-def shapes_in(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor in a checkpoint, by name."""
-    metadata = HuggingFaceStorageReader(str(checkpoint)).read_metadata().state_dict_metadata
-    return {name: tuple(tensor.size) for name, tensor in metadata.items()}  # type: ignore[union-attr]
-
-
 def check_weights(checkpoint: Path, model: PreTrainedModel) -> None:
-    """Refuse a checkpoint of another model.
-
-    Args:
-        model: may be on the meta device; only names and shapes are compared.
+    """Refuse a checkpoint of another model: only names and shapes are compared, so it may be on the meta device.
 
     Raises:
         UserError: weights that one has and the other lacks, or whose shapes differ.
     """
     prefix = "model.model."
-    has = {n.removeprefix(prefix): shape for n, shape in shapes_in(checkpoint).items() if n.startswith(prefix)}
+    has = {n.removeprefix(prefix): t.shape for n, t in index(checkpoint).items() if n.startswith(prefix)}
     needs = {name: tuple(t.shape) for name, t in model.state_dict().items() if name not in tied_names(model)}
     if different := sorted(name for name in has.keys() | needs.keys() if has.get(name) != needs.get(name)):
-        raise UserError(
-            f"{checkpoint}: holds another model's weights ({len(different)} differ, {different[0]} first); give the "
-            f"--model flags it was made with, or another --run_dir"
-        )
+        which = f"{len(different)} differ, {different[0]} first"
+        instead = "give the --model flags it was made with, or another --run_dir"
+        raise UserError(f"{checkpoint}: holds another model's weights ({which}); {instead}")

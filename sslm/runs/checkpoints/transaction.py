@@ -18,8 +18,7 @@ def part_of(final: Path) -> Path:
 def seal(part: Path, final: Path, known: Manifest) -> None:
     """Write the manifest, sync, rename, write `latest`: in this order, so that what has its final name is whole.
 
-    Args:
-        known: files that those who wrote them have synced and checksummed.
+    The files that are `known` were synced and checksummed by those who wrote them.
     """
     write_manifest(part, known)
     remove_checkpoint(final)
@@ -57,10 +56,7 @@ def remove_checkpoint(checkpoint: Path) -> None:
 def set_damaged_aside(folder: Path, tell: Callable[[str], None]) -> Path | None:
     """Rename the damaged checkpoints that are newer than the newest whole one, and return that one, or None.
 
-    Only the run that the folder belongs to may.
-
-    Args:
-        tell: told of each damaged checkpoint.
+    Only the run that the folder belongs to may. `tell` is told of each damaged checkpoint.
     """
     for checkpoint in newest_first(folder):
         if not (damage := damage_of(checkpoint)):

@@ -71,7 +71,7 @@ class Checkpoint(Callback):
         minutes = self.when.every_minutes
         if minutes is not None and time.monotonic() - self.saved_at > minutes * 60:
             pl_module.save_requested = True
-        pl_module.save_failed = self.saver.has_failed
+        pl_module.save_failed = self.saver.failure is not None
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, *_: Any) -> None:
         if pl_module.anomaly_detector.must_rewind:
@@ -151,7 +151,7 @@ class Checkpoint(Callback):
         going = [there[step] for step in expired(metrics, number_of(checkpoint), self.when)]
         if self.mirror is not None:
             self.mirror.put(checkpoint)
-            going = [path for path in going if path != self.mirror.busy()]
+            going = [path for path in going if path != self.mirror.busy]
         self.dropped |= {number_of(path) for path in going}
         return going
 

@@ -96,11 +96,10 @@ class Watchdog(Callback):
 
     def _make_room(self) -> None:
         """Keep aside what the last stall left; all else of former starts goes."""
-        former = self.folder.with_name("stacks.former")
         if (self.folder / "stalled").exists():
-            shutil.rmtree(former, ignore_errors=True)
+            shutil.rmtree(self.run.former_stacks, ignore_errors=True)
             with suppress(OSError):
-                os.replace(self.folder, former)
+                os.replace(self.folder, self.run.former_stacks)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _remove_files(self) -> None:

@@ -224,14 +224,14 @@ def test_the_newest_asked_for_wins_and_there_are_never_two_at_once(there: Path, 
     os.mkfifo(stuck / "manifest.json")  # who reads it waits for a writer
     said: list[str] = []
     with opened(there, run, said.append) as mirror:
-        assert mirror.busy() is None
+        assert mirror.busy is None
         assert mirror.wait(0)
         mirror.put(stuck)
-        wait_until(lambda: mirror.busy() == stuck)
+        wait_until(lambda: mirror.busy == stuck)
         mirror.put(dropped)
         mirror.put(newest)
         assert not mirror.wait(0.01)
-        assert mirror.busy() == stuck
+        assert mirror.busy == stuck
         while not mirror.wait(0.01):  # it is read more than once
             with (
                 contextlib.suppress(OSError),
@@ -240,7 +240,7 @@ def test_the_newest_asked_for_wins_and_there_are_never_two_at_once(there: Path, 
                 f.write("no")
         assert mirror.wait(0)
         assert mirror.failure is None
-        assert mirror.busy() is None
+        assert mirror.busy is None
     assert [text.split(":")[0] for text in said] == [f"step-000100 was not uploaded to {there}"]
     assert sorted(path.name for path in (there / "checkpoints").iterdir()) == ["latest", "step-000300"]
     assert fetch(str(there), fresh, silence)
