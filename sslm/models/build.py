@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import hashlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -13,12 +13,17 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import local_torch_dtype
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+)
 
-from sslm.models import lstm  # makes transformers know it
 from sslm.models.blocks import evaluating
 from sslm.models.head import UNPADDED
+from sslm.models.lstm import LstmForCausalLM  # its module makes transformers know it
 from sslm.models.masks import first_position, no_packed_rows, probe_tokens
-from sslm.system.errors import UserError, nearest, one_line
+from sslm.system.errors import UserError, nearest, one_line, short
 
 Keys = dict[str, Any]
 """Keys of a config and their values."""
@@ -28,6 +33,12 @@ Ids = dict[str, int | None]
 VOCABULARY_MULTIPLE = 64
 HALVES = ("encoder", "decoder")
 
+ARCHITECTURES: dict[str, Mapping[str, str]] = {
+    "AutoModelForSeq2SeqLM": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    "AutoModelForMaskedLM": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+}
+"""Auto class -> model_type -> name of the class."""
 EXAMPLES = {
     "AutoModelForCausalLM": "llama, gpt2, qwen3, mistral",
     "AutoModelForMaskedLM": "bert, roberta, modernbert",
@@ -141,7 +152,7 @@ def _start_ids(config_class: type[PreTrainedConfig], special_ids: Ids) -> Ids:
 def read_config(pretrained: str) -> PreTrainedConfig:
     """Read the config of a checkpoint, a folder or a name on the hub; UserError if it can't be read."""
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(pretrained)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
     except Exception as error:  # missing files, no network, broken JSON: all are about what was given
         raise UserError(
             f"--model.pretrained {pretrained}: no model could be loaded from it; expected a run folder, a folder "
@@ -176,7 +187,7 @@ def auto_class_of(model_type: str) -> str:
         UserError: transformers knows no such architecture, or no language model of it.
     """
     config_class = _known_class(model_type)
-    for auto_class in ("AutoModelForSeq2SeqLM", "AutoModelForMaskedLM", "AutoModelForCausalLM"):
+    for auto_class in ARCHITECTURES:
         if config_class in getattr(transformers, auto_class)._model_mapping:
             return auto_class
     raise UserError(f"--model.model_type {model_type}: transformers has no language model of it")
@@ -223,15 +234,31 @@ def build(config: PreTrainedConfig, auto_class: str, seed: int) -> PreTrainedMod
     """Build a model with fresh weights; each module's depend on (seed, its name) only."""
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)  # for what an architecture initialises in its constructors only
-        model: PreTrainedModel = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
+        model = construct(config, auto_class)
     draw(named_modules(model), seed)
     model.tie_weights()
     return model
 
 
+def construct(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
+    """Call an architecture's constructor, in fp32; only transformers' code and ours is run."""
+    model: PreTrainedModel = getattr(transformers, auto_class).from_config(
+        config, dtype=torch.float32, trust_remote_code=False
+    )
+    return model
+
+
 def class_named(name: str) -> type[PreTrainedModel]:
-    """Class that a config's `architectures` names, of transformers or of this package."""
-    found: type[PreTrainedModel] = getattr(lstm if hasattr(lstm, name) else transformers, name)
+    """Look up the class that a config's `architectures` names, among transformers' language models and ours.
+
+    Raises:
+        UserError: there is no such model.
+    """
+    if name == LstmForCausalLM.__name__:
+        return LstmForCausalLM
+    if not any(name in names.values() for names in ARCHITECTURES.values()):
+        raise UserError(f"{short(name)}: transformers {transformers.__version__} has no such language model")
+    found: type[PreTrainedModel] = getattr(transformers, name)
     return found
 
 
@@ -239,7 +266,7 @@ def on_meta(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
     """Build a model without its weights, to count parameters, or to raise UserError if it can't be built."""
     try:
         with torch.device("meta"), no_init_weights():
-            model: PreTrainedModel = getattr(transformers, auto_class).from_config(config, dtype=torch.float32)
+            model = construct(config, auto_class)
     except Exception as error:  # whatever a constructor trips over, it is about the settings
         raise UserError(f"--model: {config.model_type} can't be built with these settings ({_brief(error)})") from None
     model.tie_weights()
@@ -332,7 +359,12 @@ def load_pretrained(
         torch.manual_seed(seed)
         try:
             model, report = getattr(transformers, auto_class).from_pretrained(
-                folder, config=config, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+                folder,
+                config=config,
+                dtype=torch.float32,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,
+                trust_remote_code=False,
             )
         except Exception as error:  # missing, cut or foreign files
             raise UserError(f"--model.pretrained {folder}: its weights can't be read ({_brief(error)})") from None

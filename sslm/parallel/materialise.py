@@ -17,7 +17,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, distribute_tensor
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -26,7 +25,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from sslm.models.blocks import blocks
-from sslm.models.build import HALVES, Named, build, draw, named_modules
+from sslm.models.build import HALVES, Named, build, construct, draw, named_modules
 
 
 class Entangled(Exception):
@@ -96,9 +95,7 @@ def without_weights(config: PreTrainedConfig, auto_class: str) -> PreTrainedMode
     def constructed(seed: int) -> tuple[PreTrainedModel, bool]:
         with torch.random.fork_rng(devices=[]), torch.device("cpu"), no_init_weights(), parameters_on_meta():
             before = torch.manual_seed(seed).get_state()
-            model: PreTrainedModel = getattr(transformers, auto_class).from_config(
-                copy.deepcopy(config), dtype=torch.float32
-            )
+            model = construct(copy.deepcopy(config), auto_class)
             return model, not torch.equal(torch.get_rng_state(), before)
 
     model, draws = constructed(0)

@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedModel
-from transformers.models.auto import modeling_auto
 
-from sslm.models.build import class_named, set_vocab_size
+from sslm.models.build import ARCHITECTURES, class_named, set_vocab_size
 from sslm.models.head import UNPADDED
 from sslm.models.weights import tied_names
 from sslm.runs.checkpoints.folder import read_state
@@ -49,7 +48,7 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
 
 def _without_padding(checkpoint: Path, last: bool) -> tuple[PreTrainedModel, dict[str, Tensor]]:
     """Return a checkpoint's model, on the meta device, and its weights, with the tokenizer's entries alone."""
-    config = AutoConfig.from_pretrained(checkpoint / "model")
+    config = AutoConfig.from_pretrained(checkpoint / "model", trust_remote_code=False)
     model = _on_meta(config)
     tied = tied_names(model)
     shapes = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
@@ -66,16 +65,13 @@ def _without_padding(checkpoint: Path, last: bool) -> tuple[PreTrainedModel, dic
 
 def _on_meta(config: Any) -> PreTrainedModel:
     with torch.device("meta"):
-        return class_named(config.architectures[0])(config)
+        return class_named((config.architectures or ["no architecture"])[0])(config)
 
 
 def auto_class_of(folder: Path) -> str:
     """transformers' Auto class that loads an exported folder."""
     (name,) = json.loads((folder / "config.json").read_text())["architectures"]
-    if name in modeling_auto.MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES.values():
-        return "AutoModelForSeq2SeqLM"
-    is_masked = name in modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES.values()
-    return "AutoModelForMaskedLM" if is_masked else "AutoModelForCausalLM"
+    return next((auto for auto, names in ARCHITECTURES.items() if name in names.values()), "AutoModelForCausalLM")
 
 
 def own_code(folder: Path) -> str:

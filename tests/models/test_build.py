@@ -1,14 +1,19 @@
 """Models: initial weights, configs, what stands around them."""
 
+import io
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, XLNetConfig
 
 from sslm.config import OptimConfig
+from sslm.data.corpus.tokenizer import load as load_tokenizer
 from sslm.data.corpus.tokenizer import special_ids
 from sslm.models import flops
 from sslm.models.blocks import blocks
-from sslm.models.build import build, check_causal, model_config, on_meta
+from sslm.models.build import build, check_causal, class_named, construct, model_config, on_meta, read_config
 from sslm.models.head import LanguageModel, sample
 from sslm.objectives.causal_lm import CausalLM
 from sslm.parallel.parallelize import parallelize
@@ -161,6 +166,38 @@ def test_weights_are_never_what_memory_held_before(model_type: str) -> None:
     finally:
         torch.use_deterministic_algorithms(False)
     assert all(torch.isfinite(tensor).all() for tensor in weights.values())
+
+
+EVIL = "import pathlib; pathlib.Path('made').touch()\nclass Evil: pass\n"
+
+
+def test_code_beside_a_checkpoint_is_neither_run_nor_asked_about(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.stdin", io.StringIO("y\n" * 20))
+    folder = tmp_path / "evil"
+    folder.mkdir()
+    (folder / "evil.py").write_text(EVIL)
+    own = dict.fromkeys(("AutoConfig", "AutoModelForCausalLM"), "evil.Evil")
+    (folder / "config.json").write_text(json.dumps({"model_type": "evil", "auto_map": own}))
+    (folder / "tokenizer_config.json").write_text(
+        json.dumps({"tokenizer_class": "Evil", "auto_map": {"AutoTokenizer": ["evil.Evil", "evil.Evil"]}})
+    )
+    with pytest.raises(UserError, match="no model could be loaded"):
+        read_config(str(folder))
+    with pytest.raises(UserError, match="no tokenizer could be loaded"):
+        load_tokenizer(folder)
+    config = LlamaConfig(vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=1)
+    config.auto_map = own
+    assert type(construct(config, "AutoModelForCausalLM")).__name__ == "LlamaForCausalLM"
+    assert not (tmp_path / "made").exists()
+
+
+@pytest.mark.parametrize("name", ["pipeline", "Trainer", "os", "LlamaModel", "__loader__", ""])
+def test_an_architecture_is_a_language_model(name: str) -> None:
+    with pytest.raises(UserError, match="no such language model"):
+        class_named(name)
 
 
 def test_padding_id_that_ends_documents_too_is_left_out() -> None:

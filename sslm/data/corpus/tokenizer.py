@@ -100,7 +100,9 @@ def load(name: str | os.PathLike[str]) -> Tokenizer:
     if not path.exists() and name.startswith((".", "/", "~")):
         raise UserError(f"--data.tokenizer {name}: there is no such folder")
     try:
-        tokenizer: Tokenizer = _load_file(name) if path.is_file() else AutoTokenizer.from_pretrained(name)
+        tokenizer: Tokenizer = (
+            _load_file(name) if path.is_file() else AutoTokenizer.from_pretrained(name, trust_remote_code=False)
+        )
     except Exception as error:  # missing files, no network, broken JSON: all are about the name
         what = "no tokenizer could be loaded from it; expected a folder, a hub name or bpe:SIZE"
         raise UserError(f"--data.tokenizer {name}: {what} ({one_line(error)})") from None
