@@ -27,9 +27,7 @@ def load_objective(name: str) -> "type[Objective]":
         UserError: there is none.
     """
     if name not in OBJECTIVES:
-        raise UserError(
-            f"--objective {name}: there is no such objective{nearest(name, OBJECTIVES)}; "
-            f"allowed: {', '.join(OBJECTIVES)}"
-        )
+        close, allowed = nearest(name, OBJECTIVES), ", ".join(OBJECTIVES)
+        raise UserError(f"--objective {name}: there is no such objective{close}; allowed: {allowed}")
     objective: type[Objective] = getattr(import_module(f"sslm.objectives.{name}"), OBJECTIVES[name])
     return objective

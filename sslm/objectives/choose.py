@@ -75,8 +75,6 @@ def check_embedding(config: Config, data: DataModule, model: PreTrainedModel) ->
     if file is None:
         return
     if config.model.pretrained is not None:
-        raise UserError(
-            f"--model.embedding_init {file}: --model.pretrained brings an embedding that is trained already; "
-            "leave one of the two out"
-        )
+        brings = "--model.pretrained brings an embedding that is trained already"
+        raise UserError(f"--model.embedding_init {file}: {brings}; leave one of the two out")
     check_vectors(file, model, data.tokenizer, config.model.embedding_project)

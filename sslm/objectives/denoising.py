@@ -44,7 +44,7 @@ from numpy.typing import NDArray
 from sslm.data.stream import noise
 from sslm.data.stream.recipe import IGNORED, Arrays, Bools, Examples, Ints, Recipe
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
-from sslm.objectives.special_tokens import PADDING, Around, documents_of, masked, starts, text_starts
+from sslm.objectives.special_tokens import PADDING, Around, documents_of, masked, starts, text_starts, window_between
 from sslm.system.errors import UserError
 from sslm.training.module import Objective
 
@@ -73,11 +73,9 @@ class DenoisingRecipe(Recipe):
 
     def __post_init__(self) -> None:
         for name in SHARES:
-            if not 0 <= getattr(self, name) <= 1:
-                raise UserError(
-                    f"--objective.{name} {getattr(self, name)}: expected a number from 0, which is off, to 1; "
-                    f"type --objective.{name} 0.3"
-                )
+            if not 0 <= (share := getattr(self, name)) <= 1:
+                expected = f"expected a number from 0, which is off, to 1; type --objective.{name} 0.3"
+                raise UserError(f"--objective.{name} {share}: {expected}")
         if self.token_mask + self.token_delete + self.infill > 1:
             raise UserError(
                 f"--objective.token_mask {self.token_mask} --objective.token_delete {self.token_delete} "
@@ -85,23 +83,16 @@ class DenoisingRecipe(Recipe):
                 "type --objective.infill 0 where tokens alone are to be masked or deleted"
             )
         if not SMALLEST_LAMBDA <= self.poisson_lambda <= LARGEST_LAMBDA:
-            raise UserError(
-                f"--objective.poisson_lambda {self.poisson_lambda}: expected a mean length in words from "
-                f"{SMALLEST_LAMBDA:g} to {LARGEST_LAMBDA:g}; type --objective.poisson_lambda 3"
-            )
+            expected = f"expected a mean length in words from {SMALLEST_LAMBDA:g} to {LARGEST_LAMBDA:g}"
+            flag = "--objective.poisson_lambda"
+            raise UserError(f"{flag} {self.poisson_lambda}: {expected}; type {flag} 3")
 
     def special_tokens(self, seq_len: int) -> SpecialTokens:
         return SpecialTokens(mask=True, pad=True)
 
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         assert vocabulary is not None
-        length = seq_len - Around.decoded(vocabulary).num_tokens
-        if length < 2:
-            raise UserError(
-                f"--seq_len {seq_len}: denoising needs room for two tokens besides the tokenizer's own; "
-                "type --seq_len 512"
-            )
-        return length
+        return window_between(Around.decoded(vocabulary), seq_len, "denoising")
 
     def make_batch(self, examples: Examples, vocabulary: Vocabulary | None, seed: int) -> Arrays:
         assert vocabulary is not None
@@ -143,9 +134,8 @@ class DenoisingRecipe(Recipe):
             masks, left = masks | single, left & ~single
         if self.token_delete:
             if examples.documents is not None:
-                left &= ~starts(documents[:, ::-1])[
-                    :, ::-1
-                ]  # not its last: a document with targets has to have a source
+                is_last = starts(documents[:, ::-1])[:, ::-1]
+                left &= ~is_last  # a document with targets has to have a source
             num = np.minimum(_share(ordinary, self.token_delete), left.sum(axis=1))
             gone = gone | noise.chosen(noise.words(examples, length, seed, "token_delete"), left, num)
 
@@ -181,17 +171,9 @@ class DenoisingRecipe(Recipe):
     def _infilled(
         self, examples: Examples, texts: Bools, words: Bools, ordinary: Bools, seed: int
     ) -> tuple[Bools, Bools, Ints]:
-        """Hide words in spans.
+        """[n, length] tokens that become a span's mask, [n, length] those that vanish, and [n] numbers of empty spans.
 
-        Args:
-            examples: key the draws.
-            texts: [n, length] where a text begins that no span leaves.
-            words: [n, length] where a word begins.
-            ordinary: [n, length] whether a token may be hidden.
-            seed: the run's.
-
-        Returns:
-            [n, length] tokens that become a span's mask, [n, length] those that vanish, and [n] numbers of empty spans.
+        `texts` and `words` tell where one begins; no span leaves a text. `ordinary` are the tokens that may be hidden.
         """
         budget = _share(words & ordinary, self.infill)
         lengths, num_empty = self._span_lengths(examples, budget, seed)
@@ -234,10 +216,8 @@ class DenoisingRecipe(Recipe):
         rows, places = np.nonzero(begins)
         first = rows * documents.shape[1] + places
         size = np.diff(first, append=documents.size)
-        chance, where = (
-            (noise.words_at(examples, rows, places, seed, what) >> np.uint64(11)) * 2.0**-53
-            for what in ("rotate", "first token")
-        )
+        drawn = (noise.words_at(examples, rows, places, seed, what) for what in ("rotate", "first token"))
+        chance, where = ((words >> np.uint64(11)) * 2.0**-53 for words in drawn)
         offset = np.where(chance < self.rotate, (where * size).astype(np.int64), 0)
         group = np.cumsum(begins) - 1
         within = np.arange(documents.size) - first[group]

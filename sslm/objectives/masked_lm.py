@@ -30,7 +30,7 @@ from torch import Tensor
 from sslm.data.stream import noise
 from sslm.data.stream.recipe import IGNORED, Arrays, Bools, Examples, Ints, Recipe
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
-from sslm.objectives.special_tokens import Around, documents_of, masked, starts
+from sslm.objectives.special_tokens import Around, documents_of, masked, starts, window_between
 from sslm.system.errors import UserError
 from sslm.training.module import Objective
 
@@ -62,22 +62,15 @@ class MaskedLMRecipe(Recipe):
         if self.unit not in UNITS:
             raise UserError(f"--objective.unit {self.unit}: expected one of {', '.join(UNITS)}")
         if min(self.masked, self.random) < 0 or self.masked + self.random > 1:
-            raise UserError(
-                f"--objective.masked {self.masked} --objective.random {self.random}: expected two shares that sum "
-                "to at most 1, such as 0.8 and 0.1"
-            )
+            flags = f"--objective.masked {self.masked} --objective.random {self.random}"
+            raise UserError(f"{flags}: expected two shares that sum to at most 1, such as 0.8 and 0.1")
 
     def special_tokens(self, seq_len: int) -> SpecialTokens:
         return SpecialTokens(mask=True, pad=True)
 
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         assert vocabulary is not None
-        length = seq_len - Around.encoded(vocabulary).num_tokens
-        if length < 2:
-            raise UserError(
-                f"--seq_len {seq_len}: expected room for the tokenizer's own tokens and two more, such as 128"
-            )
-        return length
+        return window_between(Around.encoded(vocabulary), seq_len, "masked_lm")
 
     def max_scored(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         return int(self._num_chosen(np.array(self.window_len(seq_len, vocabulary))))
@@ -167,9 +160,8 @@ class MaskedLMRecipe(Recipe):
         if self.unit == "span" and units is not None:
             what = noise.words_at(examples, rows, units[rows, places], seed, "span")
         what = what >> np.uint64(32)  # one half says what becomes of it, the other which token it becomes
-        mask_below, random_below = (
-            np.uint64(round(share * 2**32)) for share in (self.masked, self.masked + self.random)
-        )
+        shares = self.masked, self.masked + self.random
+        mask_below, random_below = (np.uint64(round(share * 2**32)) for share in shares)
         ordinary = vocabulary.ordinary
         random = ordinary[((drawn & np.uint64(2**32 - 1)) * np.uint64(len(ordinary))) >> np.uint64(32)]
         inputs = examples.tokens.copy()

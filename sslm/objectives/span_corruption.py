@@ -46,14 +46,11 @@ class SpanCorruptionRecipe(Recipe):
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio < 1:
-            raise UserError(
-                f"--objective.ratio {self.ratio}: the share of tokens that are taken out lies between 0 and 1, "
-                "both excluded; type --objective.ratio 0.15"
-            )
+            rule = "the share of tokens that are taken out lies between 0 and 1, both excluded"
+            raise UserError(f"--objective.ratio {self.ratio}: {rule}; type --objective.ratio 0.15")
         if not self.mean_span >= 1:
-            raise UserError(
-                f"--objective.mean_span {self.mean_span}: a span has at least 1 token; type --objective.mean_span 3"
-            )
+            flag = "--objective.mean_span"
+            raise UserError(f"{flag} {self.mean_span}: a span has at least 1 token; type {flag} 3")
 
     def special_tokens(self, seq_len: int) -> SpecialTokens:
         _, spans = self.num_noise_and_spans(np.array(self.window_len(seq_len, None)))
@@ -131,16 +128,7 @@ def _rounded(x: NDArray[np.floating[Any]]) -> Ints:
 
 
 def _random_segments(keys: NDArray[np.uint64], sizes: Ints, num: Ints) -> Ints:
-    """Cut each row's items into non-empty segments, all ways being equally likely.
-
-    Args:
-        keys: [n, largest size] random words.
-        sizes: [n] items of each row.
-        num: [n] segments of each row.
-
-    Returns:
-        [sum of num] their lengths, row after row.
-    """
+    """[sum of num] lengths of `num` non-empty segments of each row's `sizes` items, all ways being equally likely."""
     places, sizes = np.arange(keys.shape[1]), sizes[:, None]
     ends = noise.chosen(keys, places < sizes - 1, num - 1) | (places == sizes - 1)
     return np.diff(np.flatnonzero(ends[places < sizes]), prepend=-1)

@@ -6,6 +6,7 @@ import numpy as np
 
 from sslm.data.stream.recipe import IGNORED, Arrays, Bools, Examples, Ints
 from sslm.data.stream.vocabulary import Vocabulary
+from sslm.system.errors import UserError
 
 PADDING = -1
 """Document number of what belongs to none."""
@@ -54,11 +55,22 @@ class Around(NamedTuple):
     def wrap_documents(self, documents: Ints) -> Ints:
         """Number what stands before a row like its first document, what stands after like its last, or 0 if none."""
         last = np.maximum((documents >= 0).sum(axis=1) - 1, 0)[:, None]
-        first_document, last_document = (
-            np.maximum(numbers, 0) for numbers in (documents[:, :1], np.take_along_axis(documents, last, axis=1))
-        )
-        around = Around(first_document.repeat(len(self.before), 1), last_document.repeat(len(self.after), 1))
+        before, after = np.maximum(documents[:, :1], 0), np.maximum(np.take_along_axis(documents, last, axis=1), 0)
+        around = Around(before.repeat(len(self.before), 1), after.repeat(len(self.after), 1))
         return around.wrap(documents, documents, PADDING)
+
+
+def window_between(around: Around, seq_len: int, objective: str) -> int:
+    """Longest window that fits into seq_len tokens with what stands around it.
+
+    Raises:
+        UserError: it would have less than two tokens.
+    """
+    length = seq_len - around.num_tokens
+    if length < 2:
+        needs = "needs room for two tokens besides the tokenizer's own"
+        raise UserError(f"--seq_len {seq_len}: {objective} {needs}; type --seq_len 512")
+    return length
 
 
 def documents_of(examples: Examples) -> Ints:

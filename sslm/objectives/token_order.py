@@ -75,19 +75,15 @@ class TokenOrderRecipe(Recipe):
 
     def __post_init__(self) -> None:
         if not 0 < self.ratio <= 1:
-            raise UserError(
-                f"--objective.ratio {self.ratio}: the share of tokens that are permuted lies between 0 and 1, "
-                "0 excluded; type --objective.ratio 0.15"
-            )
+            rule = "the share of tokens that are permuted lies between 0 and 1, 0 excluded"
+            raise UserError(f"--objective.ratio {self.ratio}: {rule}; type --objective.ratio 0.15")
         if self.unit not in UNITS:
             raise UserError(f"--objective.unit {self.unit}: expected one of {', '.join(UNITS)}")
         if self.layout not in LAYOUTS:
             raise UserError(f"--objective.layout {self.layout}: expected one of {', '.join(LAYOUTS)}")
         if self.mark and self.unit == "sentence":
-            raise UserError(
-                "--objective.mark true: only tokens are marked, not sentences; type --objective.unit token, "
-                "or leave --objective.mark out"
-            )
+            instead = "type --objective.unit token, or leave --objective.mark out"
+            raise UserError(f"--objective.mark true: only tokens are marked, not sentences; {instead}")
 
     def special_tokens(self, seq_len: int) -> SpecialTokens:
         return SpecialTokens(mask=self.mark, pad=self.layout != "decoder")
@@ -102,10 +98,8 @@ class TokenOrderRecipe(Recipe):
         room = seq_len - self._around(vocabulary).num_tokens
         length = bisect_right(range(seq_len + 1), room, key=self._input_len) - 1
         if length < 2:
-            raise UserError(
-                f"--seq_len {seq_len}: token_order needs room for two tokens that change places, besides its own; "
-                "type --seq_len 512"
-            )
+            needs = "token_order needs room for two tokens that change places, besides its own"
+            raise UserError(f"--seq_len {seq_len}: {needs}; type --seq_len 512")
         return length
 
     def max_scored(self, seq_len: int, vocabulary: Vocabulary | None) -> int | None:

@@ -3,6 +3,7 @@
 import os
 from dataclasses import fields
 from importlib.util import find_spec
+from operator import attrgetter
 
 from transformers import PreTrainedModel
 
@@ -21,12 +22,9 @@ def check_processes(config: Config) -> None:
         UserError: the devices can't share the batch, or there are more loader processes than make sense.
     """
     check_batch(config, data_parallel_size(config))
-    cores = os.cpu_count() or 1
-    if config.data.num_workers > 4 * cores:
-        raise UserError(
-            f"--data.num_workers {config.data.num_workers}: this machine has {cores} CPU cores; "
-            f"give at most {4 * cores}"
-        )
+    asked, cores = config.data.num_workers, os.cpu_count() or 1
+    if asked > 4 * cores:
+        raise UserError(f"--data.num_workers {asked}: this machine has {cores} CPU cores; give at most {4 * cores}")
 
 
 def check_batch(config: Config, data_parallel_size: int) -> None:
@@ -37,10 +35,8 @@ def check_batch(config: Config, data_parallel_size: int) -> None:
     """
     batch_size, size = config.batch_size, data_parallel_size
     if batch_size % size:
-        raise UserError(
-            f"--batch_size {batch_size}: can't be shared by {size} devices; give a multiple of {size}, such as "
-            f"{-(-batch_size // size) * size}"
-        )
+        multiple = f"a multiple of {size}, such as {-(-batch_size // size) * size}"
+        raise UserError(f"--batch_size {batch_size}: can't be shared by {size} devices; give {multiple}")
     rows, micro = batch_size // size, config.micro_batch_size
     if isinstance(micro, int) and rows % micro:
         divisors = ", ".join(str(number) for number in range(1, rows + 1) if rows % number == 0)
@@ -78,11 +74,8 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
         raise UserError(f"--strategy {name}: {launch.replicas} replicas of {world} devices; {divisor}--strategy fsdp")
     if traits.tensor_parallel:
         _check_tensor_parallel(config, launch, model)
-    elif config.tensor_parallel_size is not None:
-        raise UserError(
-            f"--tensor_parallel_size {config.tensor_parallel_size}: belongs to --strategy tp and fsdp_tp, "
-            f"this is {name}"
-        )
+    elif (size := config.tensor_parallel_size) is not None:
+        raise UserError(f"--tensor_parallel_size {size}: belongs to --strategy tp and fsdp_tp, this is {name}")
 
 
 def _check_tensor_parallel(config: Config, launch: Launch, model: PreTrainedModel) -> None:
@@ -130,12 +123,9 @@ def _check_deepspeed(config: Config, launch: Launch) -> None:
 def without_effect(config: Config, strategy: str) -> list[str]:
     """Return the flags that were given and that a strategy does not know."""
     traits, defaults = STRATEGIES[strategy], Config()
-    foreign = [*(["fsdp"] if not traits.shards_weights else []), *(["deepspeed"] if not traits.zero_stage else [])]
-    flags = [
-        f"--{section}.{field.name}"
-        for section in foreign
-        for field in fields(getattr(config, section))
-        if getattr(getattr(config, section), field.name) != getattr(getattr(defaults, section), field.name)
-    ]
-    has_replicas = config.fsdp.replicas is not None and traits.shards_weights and not traits.replicates_shards
-    return [*flags, *(["--fsdp.replicas"] if has_replicas else [])]
+    idle = [] if traits.shards_weights else [f"fsdp.{field.name}" for field in fields(config.fsdp)]
+    if not traits.zero_stage:
+        idle += [f"deepspeed.{field.name}" for field in fields(config.deepspeed)]
+    if traits.shards_weights and not traits.replicates_shards:
+        idle.append("fsdp.replicas")
+    return [f"--{name}" for name in idle if attrgetter(name)(config) != attrgetter(name)(defaults)]

@@ -29,35 +29,21 @@ from sslm.models.head import LanguageModel
 from sslm.parallel.launch import Launch
 from sslm.runs.checkpoints.states import MOMENTS
 from sslm.runs.checkpoints.tensors import Tensors, read_tensors
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, one_line
 
 CHUNK_NUMEL = 100_000_000
 """Elements of weights that are read from a checkpoint at a time, by each rank."""
 
 
 def strategy_and_precision(config: Config, launch: Launch) -> "tuple[DeepSpeed, DeepSpeedCasting]":
-    strategy = DeepSpeed(
-        config=settings(config, launch),
-        timeout=timedelta(seconds=config.start_timeout_seconds),
-        logging_level=logging.ERROR,
-        process_group_backend="nccl" if launch.device_type == "cuda" else "gloo",
-    )
+    ours, backend = settings(config, launch), "nccl" if launch.device_type == "cuda" else "gloo"
+    timeout = timedelta(seconds=config.start_timeout_seconds)
+    strategy = DeepSpeed(config=ours, timeout=timeout, logging_level=logging.ERROR, process_group_backend=backend)
     return strategy, DeepSpeedCasting(launch)
 
 
-LIGHTNINGS: dict[str, Any] = {
-    "32": "32-true",
-    "bf16-mixed": "32-true",
-    "fp8": "32-true",
-    "bf16-true": "bf16-mixed",
-    "16-mixed": "16-mixed",
-}
-"""Our precision -> Lightning's name for what DeepSpeed does.
-
-The last two have low-precision weights with fp32 masters, the first three fp32 weights; their forward passes are in
-bf16 by autocast, as under every other strategy.
-"""
-
+LOW_PRECISION: dict[str, Any] = {"bf16-true": "bf16-mixed", "16-mixed": "16-mixed"}
+"""Lightning's name of each precision with low-precision weights and fp32 masters; the others have fp32 weights."""
 
 INSTEAD = {
     "optimizer": "--optim.name and its kin",
@@ -106,35 +92,30 @@ def read_settings(file: str, stage: int) -> dict[str, Any]:
     """The user's settings; what is "auto" in them is left to us."""
     from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
 
+    def refused(why: str) -> UserError:
+        return UserError(f"--deepspeed.config {file}: {why}")
+
     try:
         theirs = json.loads(Path(file).read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise UserError(f"--deepspeed.config {file}: there is no such file") from None
+        raise refused("there is no such file") from None
     except OSError as error:
-        raise UserError(f"--deepspeed.config {file}: can't be read ({error.strerror})") from None
+        raise refused(f"can't be read ({error.strerror})") from None
     except (ValueError, RecursionError) as error:
-        raise UserError(f"--deepspeed.config {file}: is no JSON ({error})") from None
+        raise refused(f"is no JSON ({error})") from None
     if not isinstance(theirs, dict) or not isinstance(theirs.get("zero_optimization", {}), dict):
-        raise UserError(
-            f"--deepspeed.config {file}: expected an object, as in "
-            '{"zero_optimization": {"reduce_bucket_size": 1000000}}'
-        )
+        raise refused('expected an object, as in {"zero_optimization": {"reduce_bucket_size": 1000000}}')
     theirs = without_auto(theirs)
     if taken := INSTEAD.keys() & theirs.keys():
         key = min(taken)
-        raise UserError(f"--deepspeed.config {file}: {key} is ours to set; leave it out, and give {INSTEAD[key]}")
+        raise refused(f"{key} is ours to set; leave it out, and give {INSTEAD[key]}")
     zero = theirs.get("zero_optimization", {})
     if zero.get("stage", stage) != stage:
-        raise UserError(
-            f"--deepspeed.config {file}: has stage {zero['stage']}, --strategy deepspeed_{stage} another; "
-            f"leave one of them out"
-        )
+        raise refused(f"has stage {zero['stage']}, --strategy deepspeed_{stage} another; leave one of them out")
     try:
         DeepSpeedZeroConfig(**zero)
     except Exception as error:  # pydantic's, of many kinds
-        raise UserError(
-            f"--deepspeed.config {file}: DeepSpeed refuses its zero_optimization ({' '.join(str(error).split())[:200]})"
-        ) from None
+        raise refused(f"DeepSpeed refuses its zero_optimization ({one_line(error)})") from None
     return theirs
 
 
@@ -159,7 +140,7 @@ class DeepSpeedCasting(DeepSpeedPrecision):
     """Leaves modules and batches as they are: DeepSpeed casts the weights itself, and nothing else is to be cast."""
 
     def __init__(self, launch: Launch) -> None:
-        super().__init__(LIGHTNINGS[launch.precision])
+        super().__init__(LOW_PRECISION.get(launch.precision, "32-true"))
         in_bf16 = torch.autocast(launch.device_type, torch.bfloat16, cache_enabled=False)
         self.autocast = in_bf16 if launch.autocasts_to_bf16 else None
 
@@ -195,9 +176,7 @@ class DeepSpeed(DeepSpeedStrategy):
 
         for talkative in ("DeepSpeed", "lightning.pytorch.strategies.deepspeed"):
             logging.getLogger(talkative).setLevel(logging.ERROR)
-        warnings.filterwarnings(
-            "ignore", category=FutureWarning, module="torch.distributed"
-        )  # it calls what torch renames
+        warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")  # it calls old names
         # on CPUs it would compile C++ for its own collectives, and all later runs would wait if it is killed meanwhile
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         super()._init_deepspeed_distributed()
@@ -254,7 +233,7 @@ class DeepSpeedEngine:
         return norm
 
     def before_update(self) -> None:
-        """DeepSpeed clips by itself."""
+        """Do nothing: DeepSpeed clips by itself."""
 
 
 class DeepSpeedLossScale:
@@ -295,17 +274,16 @@ class DeepSpeedStates:
         """Read a checkpoint in place, some parameters at a time; all ranks call it together."""
         for names in chunks(self.network, CHUNK_NUMEL):
             tensors: Tensors = {}
+            targets: dict[str, tuple[Any, str | None]] = {}
             for name in names:
-                shape = getattr(self.network.get_parameter(name), "ds_shape", self.network.get_parameter(name).shape)
-                keys = (f"model.{name}", *(f"optim.state.{name}.{moment}" for moment in MOMENTS))
-                tensors |= {key: torch.empty(shape) for key in keys}
+                parameter: Any = self.network.get_parameter(name)
+                of_it = {f"model.{name}": None} | {f"optim.state.{name}.{moment}": moment for moment in MOMENTS}
+                targets |= {key: (parameter, state) for key, state in of_it.items()}
+                tensors |= {key: torch.empty(getattr(parameter, "ds_shape", parameter.shape)) for key in of_it}
             step = {f"optim.state.{names[0]}.step": torch.empty(())}
             read_tensors(checkpoint, tensors | step)
-            for name in names:
-                parameter = self.network.get_parameter(name)
-                self._set(parameter, tensors[f"model.{name}"], None)
-                for moment in MOMENTS:
-                    self._set(parameter, tensors[f"optim.state.{name}.{moment}"], moment)
+            for key, (parameter, state) in targets.items():
+                self._set(parameter, tensors[key], state)
         buffers = self._buffers()
         read_tensors(checkpoint, buffers)
         for name, value in buffers.items():
@@ -337,18 +315,14 @@ class DeepSpeedStates:
 
 
 def make_moments(zero: Any) -> None:
-    """Make AdamW's moments, which checkpoints want before its first step.
+    """Make AdamW's moments before its first step.
 
-    Also, stages 1 and 2 of DeepSpeed 0.19 link parameters to moments after the optimizer's first group has stepped,
-    and so never to those of the second.
+    See docs/lessons.md, "Moments of the second parameter group are never linked".
     """
     stage_3 = getattr(zero, "fp32_partitioned_groups_flat", None)
     for flat in zero.single_partition_of_fp32_groups if stage_3 is None else stage_3:
-        moments = {moment: torch.zeros_like(flat) for moment in MOMENTS}
-        zero.optimizer.state[flat] = {
-            "step": torch.zeros((), device=flat.device),
-            **moments,
-        }  # fused kernels read it there
+        step = torch.zeros((), device=flat.device)  # fused kernels read it there
+        zero.optimizer.state[flat] = {"step": step} | {moment: torch.zeros_like(flat) for moment in MOMENTS}
     if stage_3 is None:
         zero._lazy_init_hp_params_optimizer_state()
 

@@ -28,11 +28,7 @@ def supports_float8(device: torch.device) -> bool:
 
 
 def use_float8(block: nn.Module) -> int:
-    """Let the block's suitable linear layers multiply in 8 bits, in place; parameters and their names stay.
-
-    Returns:
-        Number of these layers.
-    """
+    """Let the block's suitable linear layers multiply in 8 bits, in place, and return their number."""
     layers: list[Any] = [module for module in block.modules() if suits_float8(module)]
     for layer in layers:
         layer.__class__ = OURS[type(layer)]
@@ -98,13 +94,9 @@ class _Matmul(torch.autograd.Function):
             missing = -len(input8) % MULTIPLE  # tokens that add nothing
             if missing:
                 gradient8, input8 = (_with_zeros(t, missing) for t in (gradient8, input8))
+            rows, columns = gradient8.t().contiguous(), _by_column(input8)
             of_weight = torch._scaled_mm(
-                gradient8.t().contiguous(),
-                _by_column(input8),
-                scale,
-                input_scale,
-                out_dtype=weight.dtype,
-                use_fast_accum=False,
+                rows, columns, scale, input_scale, out_dtype=weight.dtype, use_fast_accum=False
             )
         return of_input, of_weight, None
 
@@ -126,5 +118,4 @@ def _by_column(matrix: Tensor) -> Tensor:
 
 
 def _with_zeros(matrix: Tensor, num: int) -> Tensor:
-    """Return the matrix with `num` rows of zeros added."""
     return F.pad(matrix.view(torch.uint8), (0, 0, 0, num)).view(matrix.dtype)

@@ -145,10 +145,8 @@ def _started_by_torchrun(asked: int | None) -> tuple[int, int]:
     """Return (processes on this node, nodes)."""
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     if asked not in (None, local):
-        raise UserError(
-            f"--devices {asked}: torchrun started {local} processes on this node; give --devices {local}, "
-            "or leave it out"
-        )
+        started = f"torchrun started {local} processes on this node"
+        raise UserError(f"--devices {asked}: {started}; give --devices {local}, or leave it out")
     return local, int(os.environ["WORLD_SIZE"]) // local
 
 
@@ -157,13 +155,10 @@ def _started_by_srun(asked: int | None, asked_nodes: int) -> tuple[int, int]:
     num_nodes, tasks = int(os.environ["SLURM_NNODES"]), int(os.environ["SLURM_NTASKS"])
     local, uneven = divmod(tasks, num_nodes)
     if uneven:
-        raise UserError(
-            f"srun --ntasks {tasks}: {num_nodes} nodes can't have as many each; give srun --ntasks-per-node"
-        )
+        uneven_tasks = f"{num_nodes} nodes can't have as many each"
+        raise UserError(f"srun --ntasks {tasks}: {uneven_tasks}; give srun --ntasks-per-node")
     for flag, value, default, started in (("devices", asked, None, local), ("num_nodes", asked_nodes, 1, num_nodes)):
         if value not in (default, started):
-            raise UserError(
-                f"--{flag} {value}: srun started {local} tasks on each of {num_nodes} nodes; give --{flag} {started}, "
-                "or leave it out"
-            )
+            tasks_there = f"srun started {local} tasks on each of {num_nodes} nodes"
+            raise UserError(f"--{flag} {value}: {tasks_there}; give --{flag} {started}, or leave it out")
     return local, num_nodes

@@ -20,11 +20,7 @@ GRACE_SECONDS = 5.0
 
 
 class Slurm(SLURMEnvironment):
-    """Ranks, world size and rendezvous from SLURM's variables.
-
-    A job that is requeued after it lost a node may meet ranks of its former life, so the port depends on the restart
-    count.
-    """
+    """Ranks and rendezvous by SLURM; see docs/lessons.md, "A requeued SLURM job meets its former self"."""
 
     def __init__(self) -> None:
         super().__init__(auto_requeue=False)
@@ -46,8 +42,7 @@ class Slurm(SLURMEnvironment):
 class Launcher(_SubprocessScriptLauncher):
     """Lightning's launcher, but if a child fails, this process ends with the child's exit code.
 
-    Lightning ends it by SIGKILL, 137 at the shell. What is private to Lightning and used here: the base class,
-    `_call_children_scripts`, `_set_num_threads_if_needed`, and the strategy's `_launcher` (`watch_children`).
+    See docs/lessons.md, "A failing child ends the run with 137".
     """
 
     when_failed: Callable[[int, str], None]

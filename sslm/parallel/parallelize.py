@@ -80,9 +80,7 @@ def check_blocks(model: PreTrainedModel, activation_checkpointing: str, *, compi
     recomputation = parse_recompute(activation_checkpointing, compile_blocks=compile_blocks)
     model_type = model.config.model_type
     if not blocks(model) and (compile_blocks or recomputation.kind != "none"):
-        raise UserError(
-            f"--model.model_type {model_type}: its layers can't be told apart, as --compile and "
-            f"--activation_checkpointing need; leave these out"
-        )
+        needs = "its layers can't be told apart, as --compile and --activation_checkpointing need"
+        raise UserError(f"--model.model_type {model_type}: {needs}; leave these out")
     if compile_blocks and model_type == "sslm_lstm":
         raise UserError("--compile: torch can't compile an LSTM; leave it out")

@@ -3,6 +3,7 @@ arXiv:1604.06174)."""
 
 import functools
 import warnings
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,18 +14,8 @@ from transformers import PreTrainedModel
 from sslm.system.errors import UserError
 
 _aten = torch.ops.aten
-MATMULS = {
-    op.default
-    for op in (
-        _aten.mm,
-        _aten.addmm,
-        _aten.bmm,
-        _aten.baddbmm,
-        _aten._grouped_mm,
-        _aten._scaled_mm,
-        _aten._scaled_grouped_mm,
-    )
-}
+_NAMES = ("mm", "addmm", "bmm", "baddbmm", "_grouped_mm", "_scaled_mm", "_scaled_grouped_mm")
+MATMULS = {getattr(_aten, name).default for name in _NAMES}
 ATTENTION = {
     _aten._scaled_dot_product_flash_attention.default,
     _aten._scaled_dot_product_efficient_attention.default,
@@ -61,24 +52,18 @@ def parse_recompute(text: str, *, compile_blocks: bool) -> Recompute:
     >>> parse_recompute("budget:0.5", compile_blocks=True)
     Recompute(kind='budget', budget=0.5)
     """
+    flag = f"--activation_checkpointing {text}"
     for kind in ("none", "selective", "full"):
         if text == kind:
             return Recompute(kind)
-    prefix, _, share = text.partition(":")
-    try:
-        budget = float(share) if prefix == "budget" else 0.0
-    except ValueError:
-        budget = 0.0
+    budget = 0.0
+    with suppress(ValueError):
+        budget = float(text.removeprefix("budget:")) if text.startswith("budget:") else 0.0
     if not 0 < budget < 1:
-        raise UserError(
-            f"--activation_checkpointing {text}: expected none, selective, full, or budget:SHARE with a share between "
-            "0 and 1, such as budget:0.5"
-        )
+        expected = "none, selective, full, or budget:SHARE with a share between 0 and 1, such as budget:0.5"
+        raise UserError(f"{flag}: expected {expected}")
     if not compile_blocks:
-        raise UserError(
-            f"--activation_checkpointing {text}: it is the compiler that keeps to a budget; add --compile true, or "
-            "take selective"
-        )
+        raise UserError(f"{flag}: it is the compiler that keeps to a budget; add --compile true, or take selective")
     return Recompute("budget", budget)
 
 
@@ -87,10 +72,8 @@ def recompute(model: PreTrainedModel, how: Recompute) -> None:
 
     none keeps all of them. selective keeps the results of matmuls and of attention, and computes cheap operations
     (norms, activation functions, dropout) again. full keeps a block's input alone. A budget leaves the choice to the
-    compiler, block by block: it keeps at most that fraction, and computes again what is cheapest.
-
-    The budget is a setting of torch for the whole process: it holds for all that is compiled from here on, and the
-    other kinds reset it. The model's blocks must not have been compiled yet.
+    compiler, block by block: it keeps at most that fraction, and computes again what is cheapest. The model's blocks
+    must not have been compiled yet. See docs/lessons.md, "The recompute budget belongs to the process".
     """
     functorch.activation_memory_budget = how.budget
     if how.kind not in ("selective", "full"):
@@ -105,8 +88,7 @@ def recompute(model: PreTrainedModel, how: Recompute) -> None:
 def keep(context: Any, op: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:
     """Tell selective checkpointing whether to keep an operation's result.
 
-    Attention with dropout is computed again: if its result were kept, it would draw no random numbers, and all dropout
-    after it in its block would draw others than in the forward pass.
+    Attention with dropout is computed again. See docs/lessons.md, "Kept attention draws no dropout when recomputed".
     """
     kept = op in MATMULS or (op in ATTENTION and not _dropout(op, arguments, named))
     return CheckpointPolicy.MUST_SAVE if kept else CheckpointPolicy.PREFER_RECOMPUTE

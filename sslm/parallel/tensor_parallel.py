@@ -31,9 +31,7 @@ class SumGradient(ParallelStyle):
 
         def with_summed_gradient(*arguments: Any, **named: Any) -> Any:
             weights: dict[str, Any] = dict(module._parameters)
-            shared: dict[str, Any] = {
-                name: summed(weight, group) for name, weight in weights.items() if weight is not None
-            }
+            shared: dict[str, Any] = {n: summed(weight, group) for n, weight in weights.items() if weight is not None}
             module._parameters.update(shared)
             try:
                 return forward(*arguments, **named)
@@ -112,19 +110,12 @@ def check_tensor_parallel(model: PreTrainedModel, size: int) -> None:
     for name, width in sizes.items():
         if width % size:
             fitting = [str(n) for n in range(1, width + 1) if all(other % n == 0 for other in sizes.values())]
-            raise UserError(
-                f"--tensor_parallel_size {size}: does not divide the model's {width} ({name}); what would: "
-                f"{', '.join(fitting)}"
-            )
+            what = f"the model's {width} ({name}); what would: {', '.join(fitting)}"
+            raise UserError(f"--tensor_parallel_size {size}: does not divide {what}")
 
 
 def share_matrices(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Make DTensors of the planned weights, in place.
-
-    Args:
-        model: may be on the meta device.
-        mesh: the devices that share the matrices; of one dimension.
-    """
+    """Make DTensors of the planned weights over a mesh of one dimension, in place; all may be on the meta device."""
     plan = planned(model)
     hooks = {name: list(model.get_submodule(name)._forward_hooks) for name in plan}
     parallelize_module(model, mesh, {name: STYLES[style]() for name, style in plan.items()})

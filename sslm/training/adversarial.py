@@ -71,9 +71,8 @@ def adversarial_losses(
         losses = losses_at(perturbation)
         backward(losses.sum() / steps, step == steps - 1)
         mean = mean + losses.detach() / steps
-        perturbation = projected(
-            perturbation.detach() + size * direction(perturbation.grad), how.epsilon
-        ).requires_grad_()
+        further = perturbation.detach() + size * direction(perturbation.grad)
+        perturbation = projected(further, how.epsilon).requires_grad_()
     return mean
 
 

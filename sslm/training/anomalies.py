@@ -37,11 +37,7 @@ class Anomaly(NamedTuple):
 
 
 class AnomalyDetector:
-    """Observes a run's steps one after the other, and counts the anomalous ones in a row.
-
-    Args:
-        settings: what an anomaly is, and what happens then.
-    """
+    """Observes a run's steps one after the other, and counts the anomalous ones in a row."""
 
     def __init__(self, settings: AnomalyConfig) -> None:
         self.settings, self.detector = settings, SpikeDetector(settings.spike_z)

@@ -12,9 +12,7 @@ from sslm.models.weights import local_part
 class Average:
     """Exponential moving average a ← a + (1 − decay)·(w − a), in fp32, of this device's part of each weight.
 
-    Args:
-        weights: name -> weight, plain or DTensor, which are read again at each `update`.
-        decay: between 0 and 1.
+    The weights, plain or DTensors by name, are read again at each `update`.
     """
 
     def __init__(self, weights: dict[str, Any], decay: float) -> None:

@@ -41,12 +41,8 @@ def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
         decay_steps = max(round(total_steps * optim.decay_fraction), 1)
         share = min((total_steps - step) / decay_steps, 1.0)
     else:
-        share = 1.0
-    return (
-        optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * max(share, 0.0))
-        if optim.schedule != "constant"
-        else optim.lr
-    )
+        return optim.lr
+    return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * max(share, 0.0))
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
@@ -63,10 +59,7 @@ def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, o
 def build_optimizer(module: nn.Module, optim: OptimConfig, seed: int = 0) -> torch.optim.Optimizer:
     """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused on GPUs; weights in bf16 are rounded stochastically.
 
-    Args:
-        module: the model, its weights where they will be trained.
-        optim: the settings.
-        seed: seed of that rounding.
+    The module's weights are where they will be trained; the seed is that of the rounding.
     """
     assert optim.lr is not None
     groups, betas = parameter_groups(module, optim.weight_decay), (optim.beta1, optim.beta2)

@@ -86,13 +86,9 @@ def readings(config: Config, data: DataModule) -> list[Reading]:
     found = []
     for (name, (examples, epochs)), limit in zip(data.train_stream.seen(sequences).items(), limits, strict=True):
         instead = "lower its weight, bring more text, or raise its max_epochs" if name else "bring more text"
-        warning = (
-            f"{name or 'the text'} will be read {epochs:,.1f} times, more than {limit:g}; {instead}, "
-            f"or train for fewer tokens"
-        )
-        found.append(
-            Reading(name, examples / sequences, examples * config.seq_len, epochs, warning if epochs > limit else None)
-        )
+        often = f"{name or 'the text'} will be read {epochs:,.1f} times, more than {limit:g}"
+        warning = f"{often}; {instead}, or train for fewer tokens" if epochs > limit else None
+        found.append(Reading(name, examples / sequences, examples * config.seq_len, epochs, warning))
     return found
 
 
@@ -103,10 +99,8 @@ def summarise(config: Config, run: RunFolder, data: DataModule) -> None:
     if measured:
         first, last = measured[0], measured[-1]
         per_byte = f" ({last['val/bits_per_byte']:.3f} bits per byte)" if "val/bits_per_byte" in last else ""
-        say(
-            f"Held-out loss {first['val/loss']:.4f} -> {last['val/loss']:.4f} nats/token{per_byte}; unigram loss "
-            f"{data.unigram_loss:.4f}"
-        )
+        losses = f"{first['val/loss']:.4f} -> {last['val/loss']:.4f} nats/token{per_byte}"
+        say(f"Held-out loss {losses}; unigram loss {data.unigram_loss:.4f}")
     say(f"Model:    {run.export}")
     classes = [auto_class_of(run.export), *(["AutoTokenizer"] if data.tokenizer is not None else [])]
     say(f"  from transformers import {', '.join(classes)}")

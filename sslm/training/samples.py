@@ -1,5 +1,6 @@
 """A few predictions as lines of text, to print after each validation."""
 
+from itertools import starmap
 from typing import Any
 
 NUM_SAMPLES, SAMPLE_TOKENS = 2, 60
@@ -15,15 +16,11 @@ def filled_in(
     def text(token: int) -> str:
         return str(tokenizer.decode([token] if token >= 0 else []))
 
-    return [
-        on_one_line(
-            "".join(
-                text(read) if label < 0 else f"[{text(label)}>{text(said)}]"
-                for read, label, said in list(zip(*row, strict=True))[begin : begin + SAMPLE_TOKENS]
-            )
-        )
-        for row in zip(inputs, labels, predicted, strict=True)
-    ]
+    def shown(read: int, label: int, said: int) -> str:
+        return text(read) if label < 0 else f"[{text(label)}>{text(said)}]"
+
+    rows = [list(zip(*row, strict=True)) for row in zip(inputs, labels, predicted, strict=True)]
+    return [on_one_line("".join(starmap(shown, row[begin : begin + SAMPLE_TOKENS]))) for row in rows]
 
 
 def written(inputs: list[list[int]], labels: list[list[int]], predicted: list[list[int]], tokenizer: Any) -> list[str]:

@@ -179,7 +179,7 @@ def test_noise_at_some_places_is_the_same_as_everywhere() -> None:
 def test_wrong_settings_get_a_sentence(wrong: dict[str, object]) -> None:
     with pytest.raises(UserError, match=f"--objective.{next(iter(wrong))} .*expected"):
         MaskedLMRecipe(**wrong)  # type: ignore[arg-type]
-    with pytest.raises(UserError, match="--seq_len 3: expected"):
+    with pytest.raises(UserError, match="--seq_len 3: masked_lm needs room for two tokens"):
         MaskedLMRecipe().window_len(3, bare())
 
 

@@ -90,17 +90,15 @@ def named(text: str) -> Machine:
     name, _, size = text.partition(":")
     numbers = re.fullmatch(r"([1-9]\d*)(?:x([1-9]\d*))?", size or "1")
     if numbers is None:
-        raise UserError(
-            f"--plan_for {text}: {size} is no number of devices; expected {name}:8, or {name}:8x4 for 4 nodes of 8"
-        )
+        expected = f"expected {name}:8, or {name}:8x4 for 4 nodes of 8"
+        raise UserError(f"--plan_for {text}: {size} is no number of devices; {expected}")
     devices, num_nodes = int(numbers[1]), int(numbers[2] or 1)
     if name == "cpu":
         return cpu(devices, num_nodes)
     if name not in PLANNED_FOR:
         close = nearest(name, [*PLANNED_FOR, "cpu"])
-        raise UserError(
-            f"--plan_for {text}: there is no device {name}{close}; known are {', '.join(PLANNED_FOR)} and cpu"
-        )
+        known = f"{', '.join(PLANNED_FOR)} and cpu"
+        raise UserError(f"--plan_for {text}: there is no device {name}{close}; known are {known}")
     gpu = GPUS[name]
     precision = "bf16-mixed" if gpu.has_bf16 else "16-mixed"
     memory = (gpu.memory or 0) * GIB
@@ -118,18 +116,11 @@ def here(accelerator: str, devices: int, num_nodes: int = 1) -> Machine:
         return cpu(devices, num_nodes)
     properties = [torch.cuda.get_device_properties(number) for number in range(devices)]
     name, gpu = properties[0].name, listed(properties[0].name)
+    peak, price = (gpu.peak, gpu.price) if gpu else (None, None)
+    memory = min(device.total_memory for device in properties)
     precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    return Machine(
-        name.removeprefix("NVIDIA "),
-        min(device.total_memory for device in properties),
-        devices,
-        num_nodes,
-        True,
-        gpu and gpu.peak,
-        gpu and gpu.price,
-        precision,
-        supports_float8(torch.device("cuda", 0)),
-    )
+    has_fp8, name = supports_float8(torch.device("cuda", 0)), name.removeprefix("NVIDIA ")
+    return Machine(name, memory, devices, num_nodes, True, peak, price, precision, has_fp8)
 
 
 def cpu(processes: int, num_nodes: int = 1) -> Machine:

@@ -29,14 +29,7 @@ UPLOAD_SECONDS = 15.0
 
 
 class Checkpoint(Callback):
-    """Save every N steps or minutes, on request, and at the end.
-
-    Args:
-        folder: where checkpoints are kept.
-        when: when to save, and what to keep.
-        resume: where the run goes on from.
-        total_steps: the run's last step.
-    """
+    """Save every N steps or minutes, on request, and at the end; `when` also tells what is kept in `folder`."""
 
     def __init__(self, folder: Path, when: CheckpointConfig, resume: Resume, total_steps: int) -> None:
         self.folder, self.when, self.resume, self.total_steps = folder, when, resume, total_steps

@@ -85,11 +85,8 @@ class Preemption(Callback):
         pl_module.stop_requested = True
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, *_: Any) -> None:
-        if (
-            outputs["totals"].stop
-            and trainer.global_step < trainer.max_steps
-            and not pl_module.anomaly_detector.must_rewind
-        ):
+        is_before_end = trainer.global_step < trainer.max_steps and not pl_module.anomaly_detector.must_rewind
+        if outputs["totals"].stop and is_before_end:
             self.stopped = trainer.should_stop = True
             self.reason = self.reason or "a signal to another process"
             skip_next_validation(trainer)

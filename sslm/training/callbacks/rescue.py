@@ -22,9 +22,6 @@ class Rescue(Callback):
     """Save what has been trained since the last checkpoint when an error ends the run.
 
     All ranks must end between two updates, and their weights must be finite.
-
-    Args:
-        checkpoint: what saves.
     """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
@@ -46,7 +43,7 @@ class Rescue(Callback):
 def all_are_sound(pl_module: Objective) -> bool:
     """Whether all ranks come here in time, each with sound weights.
 
-    They count themselves in torch's store: a collective would wait for a rank that is still in training.
+    See docs/lessons.md, "A collective waits for a rank that has not failed".
     """
     weights = [local_part(parameter) for parameter in pl_module.network.parameters()]
     is_sound = not pl_module.engine.is_updating and all(bool(weight.isfinite().all()) for weight in weights)

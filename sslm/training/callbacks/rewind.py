@@ -40,12 +40,7 @@ OUTCOMES = {
 
 
 class Anomalies(Callback):
-    """Record anomalous steps, and go back after several in a row.
-
-    Args:
-        run: the run whose anomalies.jsonl is written.
-        checkpoint: what has saved the checkpoints to go back to.
-    """
+    """Record anomalous steps in the run's anomalies.jsonl, and go back to a checkpoint after several in a row."""
 
     def __init__(self, run: RunFolder, checkpoint: Checkpoint) -> None:
         self.run, self.checkpoint = run, checkpoint
@@ -119,12 +114,7 @@ class Anomalies(Callback):
 
 
 def entry(data: DataModule, step: int, anomaly: Anomaly, action: str) -> dict[str, Any]:
-    """Make an anomaly's line of anomalies.jsonl.
-
-    Args:
-        step: as in metrics.jsonl, from 1.
-        action: a key of `OUTCOMES`.
-    """
+    """Make an anomaly's line of anomalies.jsonl; steps count from 1, and the action is a key of `OUTCOMES`."""
     first, last = data.train_stream.unskipped(np.array([(step - 1) * data.batch_size, step * data.batch_size - 1]))
     return {
         "step": step,

@@ -10,8 +10,7 @@ from torch.distributed.distributed_c10d import _set_pg_timeout, _world
 class Timeouts(Callback):
     """Sets the time limit of every process group when training starts; until then the start's own limit holds.
 
-    Args:
-        collective_seconds: the limit; a collective that takes longer ends the process with an error.
+    A collective that takes longer ends the process with an error.
     """
 
     def __init__(self, collective_seconds: float) -> None:

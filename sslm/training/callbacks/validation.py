@@ -9,12 +9,7 @@ from sslm.training.module import Objective
 
 
 class Validation(Callback):
-    """Runs the validation loop when it is due.
-
-    Args:
-        every: optimizer steps between validations.
-        total_steps: the run's last step.
-    """
+    """Runs the validation loop every `every` optimizer steps, and after the last of `total_steps`."""
 
     def __init__(self, every: int, total_steps: int) -> None:
         self.every, self.total_steps = every, total_steps
