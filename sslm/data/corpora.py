@@ -1,6 +1,5 @@
 """Open corpora: text, prepared corpora here or at a URL, token files of other tools."""
 
-import json
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -106,8 +105,7 @@ def _made(corpus: Corpus, asked: TokenizerChoice) -> bool:
 def _check_folder(corpus: Corpus) -> None:
     """Check that a corpus' folder has the tokenizer that made it, or one that gives the same ids."""
     folder = corpus.tokenizer_folder
-    vouched = json.loads((corpus.folder / "index.json").read_text()).get("tokenizer_files")
-    if vouched and all(is_whole(folder / name, file["sha256"]) for name, file in vouched.items()):
+    if corpus.tokenizer_files and all(is_whole(folder / name, sha256) for name, _, sha256 in corpus.tokenizer_files):
         return  # quicker than to load it
     if tokenizers.identity(tokenizers.load(folder)) != corpus.tokenizer_sha256:
         raise UserError(f"{folder}: is not the tokenizer this corpus was prepared with; prepare it again")

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import re
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -9,6 +10,30 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from filelock import FileLock
+
+
+def is_plain_name(name: object) -> bool:
+    """Whether a name from outside is a plain file name."""
+    return isinstance(name, str) and re.fullmatch(r"[\w+=@-][\w.+=@ -]{0,62}", name) is not None
+
+
+def is_plain_path(name: object) -> bool:
+    """Whether a name from outside is a plain relative path, whose file lies in the folder that it is joined to.
+
+    >>> [is_plain_path(name) for name in ("a.bin", "model/config.json", "../a", "/a", "a//b", ".a", "")]
+    [True, True, False, False, False, False, False]
+    """
+    parts = name.split("/") if isinstance(name, str) else []
+    return 0 < len(parts) <= 8 and all(map(is_plain_name, parts))
+
+
+def is_sha256(value: object) -> bool:
+    return isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value) is not None
+
+
+def is_size(value: object) -> bool:
+    """Whether a value from outside may be a number of bytes, tokens or documents: from 0 to a quadrillion."""
+    return type(value) is int and 0 <= value < 1 << 50
 
 
 def sha256_of(file: Path) -> str:

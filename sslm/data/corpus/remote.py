@@ -11,7 +11,6 @@ prepared again at the same URL gets another one.
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import threading
@@ -20,7 +19,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from sslm.data.corpus.shards import BadShard, Corpus, File, open_corpus
+from sslm.data.corpus.shards import INDEX_BYTES, BadShard, Corpus, File, parse_index
 from sslm.system.cache import Cache, claimed
 from sslm.system.errors import UserError
 from sslm.system.files import write_atomically
@@ -59,48 +58,25 @@ def open_remote_corpus(url: str, cache_dir: Path, limit_bytes: int | None) -> Co
     cache.remove_leftovers()
     with contextlib.closing(RemoteFolder(url)) as server:
         try:
-            index = b"".join(server.chunks("index.json"))
+            index = b"".join(server.chunks("index.json", INDEX_BYTES))
         except FileNotFoundError:
             raise UserError(
                 f"{without_password(url)}: no index.json there, so it is no prepared corpus; make one with: "
                 f"sslm prepare TEXT --out DIR, and copy that folder there"
             ) from None
-        tokenizer = _tokenizer_files(url, index)
+        fields = parse_index(index, f"{without_password(url)}/index.json")
         name = hashlib.sha256(url.encode() + b"\0" + index).hexdigest()[:20]
         folder = cache.folder / name
         with claimed(folder, seconds=-1):
             if not (folder / "index.json").is_file():
-                _write_folder(folder, server, index, tokenizer)
-    files = RemoteFiles(url, name, cache)
-    corpus = open_corpus(folder, files)
+                _write_folder(folder, server, index, fields["tokenizer_files"])
+    corpus = Corpus(folder, **fields, files=(files := RemoteFiles(url, name, cache)))
     for shard in corpus.shards:
-        _check_name(url, shard.file)
         files.check_room({shard.file: corpus.token_file(shard)[1]})
     return corpus
 
 
-def _tokenizer_files(url: str, index: bytes) -> list[File]:
-    try:
-        listed = json.loads(index)["tokenizer_files"]
-        files = [(name, int(file["bytes"]), str(file["sha256"])) for name, file in listed.items()]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"{without_password(url)}/index.json: not the index of a corpus as this sslm prepares it "
-            f"({type(error).__name__}: {error}); prepare it again"
-        ) from None
-    for name, *_ in files:
-        _check_name(url, name)
-    return files
-
-
-def _check_name(url: str, name: str) -> None:
-    if not re.fullmatch(r"\w[\w.+-]*", name):
-        raise UserError(
-            f"{without_password(url)}/index.json: names a file {name!r}, which is no plain name; prepare it again"
-        )
-
-
-def _write_folder(folder: Path, server: RemoteFolder, index: bytes, tokenizer: list[File]) -> None:
+def _write_folder(folder: Path, server: RemoteFolder, index: bytes, tokenizer: Iterable[File]) -> None:
     """Download a corpus' tokenizer, then write its index, which says that the rest is there."""
     (folder / "tokenizer").mkdir(parents=True, exist_ok=True)
     for name, num_bytes, sha256 in tokenizer:

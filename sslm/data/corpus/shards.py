@@ -8,7 +8,7 @@ import functools
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -17,8 +17,8 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sslm.system.errors import UserError
-from sslm.system.files import one_maker, sha256_of, write_atomically
+from sslm.system.errors import UserError, short
+from sslm.system.files import is_plain_name, is_sha256, is_size, one_maker, sha256_of, write_atomically
 
 FORMAT = 1
 SAMPLED = "sampled:"
@@ -26,6 +26,9 @@ SAMPLED = "sampled:"
 
 INDEXED = ("dtype", "vocab_size", "tokenizer", "tokenizer_sha256")
 """Fields of `Corpus` that stand in index.json as they are."""
+
+INDEX_BYTES = 256 << 20
+"""Longest index that is read: about a million shards."""
 
 File = tuple[str, int, str]
 """(name, bytes, SHA-256, or an empty string if it is unknown)"""
@@ -93,6 +96,8 @@ class Corpus:
     tokenizer_sha256: str
     shards: tuple[Shard, ...]
     source: list[dict[str, Any]] = field(default_factory=list)
+    tokenizer_files: tuple[File, ...] = ()
+    """Files of the tokenizer's folder, or none if nobody vouches for them."""
     files: Files | None = None
     """Where the shards are downloaded from, or None if they lie in `folder`."""
 
@@ -175,34 +180,99 @@ def is_corpus(folder: str | Path) -> bool:
     return (Path(folder) / "index.json").is_file()
 
 
-def open_corpus(folder: str | Path, files: Files | None = None, check_sizes: bool = True) -> Corpus:
-    """Open a prepared corpus, whose shards lie in the folder or are `files` at a URL; contents are not read.
+def open_corpus(
+    folder: str | Path, files: Files | None = None, check_sizes: bool = True, is_cached: bool = False
+) -> Corpus:
+    """Open a prepared corpus; contents are not read.
 
-    Without `check_sizes` a local file of another size is found when it is first read.
+    Args:
+        folder: folder of index.json and tokenizer/.
+        files: where the shards are downloaded from, or None if they lie in `folder`.
+        check_sizes: whether to check local files' sizes now; else a bad one is found when it is first read.
+        is_cached: whether the index is one of our own in the cache: its shards may lie anywhere on this machine.
 
     Raises:
         UserError: the index can't be read, is of a newer format, or doesn't match the files.
     """
     folder = Path(folder)
-    try:
-        index = json.loads((folder / "index.json").read_text())
-        if index["format"] > FORMAT:
-            newer = f"prepared by a newer sslm (format {index['format']})"
-            raise UserError(f"{folder}: {newer}; upgrade, or prepare it again")
-        if index["dtype"] not in ("uint16", "uint32"):
-            raise ValueError(f"dtype {index['dtype']}")
-        shards = tuple(Shard(**shard) for shard in index["shards"])
-        known = {key: index[key] for key in INDEXED}
-        corpus = Corpus(folder, **known, shards=shards, source=index["source"], files=files)
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, UserError):
-            raise
-        raise UserError(f"{folder}/index.json: damaged ({type(error).__name__}); prepare the corpus again") from None
+    with open(folder / "index.json", "rb") as stream:
+        index = parse_index(stream.read(INDEX_BYTES), f"{folder}/index.json", is_cached)
+    corpus = Corpus(folder, **index, files=files)
     if check_sizes and not corpus.is_remote:
-        for shard in shards:
+        for shard in corpus.shards:
             corpus._fetch(*corpus.token_file(shard))
             corpus._fetch(*corpus.ends_file(shard))
     return corpus
+
+
+def parse_index(content: bytes, where: str, is_cached: bool = False) -> dict[str, Any]:
+    """Check an index that may come from anywhere, and return the fields of its `Corpus`.
+
+    Raises:
+        UserError: a field is missing, or can't be what sslm wrote; `where` is what the sentence calls the index.
+    """
+    try:
+        index = json.loads(content)
+        if not is_size(index["format"]):
+            raise ValueError(f"format {short(index['format'])}")
+        if index["format"] > FORMAT:
+            newer = f"prepared by a newer sslm (format {index['format']})"
+            raise UserError(f"{where}: {newer}; upgrade, or prepare it again")
+        shards = tuple(Shard(**shard) for shard in index["shards"])
+        files = tuple((name, file["bytes"], file["sha256"]) for name, file in index.get("tokenizer_files", {}).items())
+        fields = {key: index[key] for key in (*INDEXED, "source")} | {"shards": shards, "tokenizer_files": files}
+        if wrong := next(_unsound(fields, is_cached), ""):
+            raise ValueError(wrong)
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        if isinstance(error, UserError):
+            raise
+        why = f"{type(error).__name__}: {short(error)}"
+        raise UserError(f"{where}: damaged, or no index of a corpus ({why}); prepare it again") from None
+    return fields
+
+
+def _unsound(fields: dict[str, Any], is_cached: bool) -> Iterator[str]:
+    """Name what no index of ours has: what is read, allocated or downloaded by it stays within bounds."""
+    dtype, vocab_size, source = (fields[key] for key in ("dtype", "vocab_size", "source"))
+    if dtype not in ("uint16", "uint32"):
+        yield f"dtype {short(dtype)}"
+    if not is_size(vocab_size) or not 0 < vocab_size <= 1 << (8 * np.dtype(dtype).itemsize):
+        yield f"vocab_size {short(vocab_size)}"
+    if not isinstance(fields["tokenizer"], str) or not is_hash(fields["tokenizer_sha256"]):
+        yield f"tokenizer {short(fields['tokenizer'])}"
+    if not isinstance(source, list) or not all(isinstance(entry, dict) for entry in source):
+        yield f"source {short(source)}"
+    for name, num_bytes, sha256 in fields["tokenizer_files"]:
+        if not is_plain_name(name) or not is_size(num_bytes) or not is_sha256(sha256):
+            yield f"tokenizer file {short(name)}"
+    for shard in fields["shards"]:
+        for name, is_sound in SOUND.items():
+            value = getattr(shard, name)
+            if not is_sound(value) and not (is_cached and name == "file"):
+                yield f"{name} {short(value)} of a shard"
+        if not 0 < shard.num_tokens >= shard.num_documents:
+            yield f"{shard.num_documents} documents in {shard.num_tokens} tokens"
+    names = [name for shard in fields["shards"] for name in (shard.file, shard.ends or ends_file(shard.file))]
+    if len(set(names)) < len(names):
+        yield "the same file twice"
+
+
+def is_hash(value: Any) -> bool:
+    return value == "" or is_sha256(value)
+
+
+SOUND: dict[str, Callable[[Any], bool]] = {
+    "file": is_plain_name,
+    "split": lambda split: split in ("train", "val"),
+    "num_tokens": is_size,
+    "num_documents": is_size,
+    "num_bytes": is_size,
+    "offset": is_size,
+    "sha256": lambda sha256: is_hash(str(sha256).removeprefix(SAMPLED)),
+    "ends_sha256": is_hash,
+    "ends": lambda name: name == "" or is_plain_name(name),
+}
+"""Field of `Shard` -> whether a value is one that it may have."""
 
 
 def cached_corpus(folder: Path, make: Callable[[], object]) -> Corpus:
@@ -214,13 +284,13 @@ def cached_corpus(folder: Path, make: Callable[[], object]) -> Corpus:
             return corpus
         shutil.rmtree(folder, ignore_errors=True)
         make()
-        return open_corpus(folder)
+        return open_corpus(folder, is_cached=True)
 
 
 def _sound_corpus(folder: Path) -> Corpus | None:
     if is_corpus(folder):
         with suppress(UserError):  # damaged: make it again
-            return open_corpus(folder)
+            return open_corpus(folder, is_cached=True)
     return None
 
 

@@ -85,9 +85,9 @@ def _bring(server: RemoteFolder, there: dict[str, int], final: Path) -> str:
             return "manifest.json has gone meanwhile"
         try:
             manifest = read_manifest(part)
-        except UserError:
-            return "no sound manifest.json"
-        damage = _manifest_damage(manifest) or _bring_files(server, there, folder, part, manifest)
+        except UserError as error:
+            return str(error).removeprefix(f"{part}: ")
+        damage = _bring_files(server, there, folder, part, manifest)
         damage = damage or damage_of(part, hashed=False)
         if not damage:
             _bring_beside(server, final.parent.parent)
@@ -96,19 +96,6 @@ def _bring(server: RemoteFolder, there: dict[str, int], final: Path) -> str:
         return damage
     finally:
         shutil.rmtree(part, ignore_errors=True)
-
-
-def _manifest_damage(manifest: Manifest) -> str:
-    """Say what in a manifest is not ours; empty if nothing."""
-    for name, was in manifest.items():
-        parts = name.split("/")
-        is_plain = all(re.fullmatch(r"[\w.+=@ -]+", p) and p not in (".", "..") and len(p) < 64 for p in parts)
-        inner = {"/".join(parts[:number]) for number in range(1, len(parts))}
-        if not is_plain or len(parts) > 8 or name == "manifest.json" or inner & manifest.keys():
-            return f"its manifest names a file {name[:80]!r}"
-        if not 0 <= was.num_bytes < 1 << 50 or not re.fullmatch("[0-9a-f]{64}", was.sha256):
-            return f"its manifest has no size and checksum of {name}"
-    return ""
 
 
 def _bring_files(server: RemoteFolder, there: dict[str, int], folder: str, part: Path, manifest: Manifest) -> str:

@@ -4,10 +4,11 @@ import hashlib
 import json
 import re
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
 
-from sslm.system.errors import UserError, printable
+from sslm.system.errors import UserError, printable, short
+from sslm.system.files import is_plain_path, is_sha256, is_size
 
 FORMAT = 1
 NEEDED = {"format", "step", "position", "fingerprint"}
@@ -71,25 +72,23 @@ def read_manifest(checkpoint: Path) -> Manifest:
     """
     try:
         manifest = parse_manifest((checkpoint / "manifest.json").read_bytes())
-        outside = [name for name in manifest if not _is_inside(checkpoint, name)]
-    except UNREADABLE:
-        raise UserError(f"{checkpoint}: no sound manifest.json") from None
-    if outside:
-        why = f"it names a file outside of the checkpoint: {printable(outside[0])}"
-        raise UserError(f"{checkpoint}: no sound manifest.json ({why})")
+        inside = checkpoint.resolve()
+        if outside := [name for name in manifest if not (checkpoint / name).resolve().is_relative_to(inside)]:
+            raise ValueError(f"it names a file outside of the checkpoint: {outside[0]}")
+    except UNREADABLE as error:
+        raise UserError(f"{checkpoint}: no sound manifest.json ({short(error)})") from None
     return manifest
-
-
-def _is_inside(checkpoint: Path, name: str) -> bool:
-    is_within = (checkpoint / name).resolve().is_relative_to(checkpoint.resolve())
-    return is_within and "\\" not in name and ".." not in Path(name).parts
 
 
 def parse_manifest(content: bytes) -> Manifest:
     """Parse a manifest that may come from anywhere; raises any of UNREADABLE if it is none."""
     entries = {name: Written(entry["bytes"], entry["sha256"]) for name, entry in json.loads(content).items()}
-    if not all(type(file.num_bytes) is int and isinstance(file.sha256, str) for file in entries.values()):
-        raise ValueError("a file has no size and checksum")
+    for name, file in entries.items():
+        folders = {str(folder) for folder in PurePosixPath(name).parents}
+        if not is_plain_path(name) or name == "manifest.json" or folders & entries.keys():
+            raise ValueError(f"it names a file outside of the checkpoint: {name}")
+        if not is_size(file.num_bytes) or not is_sha256(file.sha256):
+            raise ValueError(f"no size and checksum of {name}")
     return entries
 
 

@@ -45,7 +45,7 @@ def write_corpus(folder: Path, seed: int, num_shards: int = NUM_SHARDS, shard_to
     with CorpusWriter(folder, 1000, shard_tokens) as out:
         for row in ids:
             out.add("train", row, np.array([shard_tokens // 2, shard_tokens]), 4 * shard_tokens)
-        out.finish("some", "f00d", [])
+        out.finish("some", "f00d" * 16, [])
     return folder
 
 
@@ -295,14 +295,76 @@ def test_an_index_that_is_none_is_refused(index: str, http: HttpServer, tmp_path
         open_remote_corpus(http.url, tmp_path / "cache", None)
 
 
-def test_no_index_writes_outside_the_cache(prepared: Path, http: HttpServer, tmp_path: Path) -> None:
-    http.folder = tmp_path
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        *(
+            (field, name)
+            for field in ("file", "ends")
+            for name in ("/tmp/sslm-evil", "../../x", "a/b", "..", "a\n", ".x")
+        ),
+        *((f, v) for f in ("num_tokens", "num_documents", "num_bytes", "offset") for v in (-1, 1.5, 1e308, True, "1")),
+        ("num_tokens", 0),
+        ("num_tokens", 1 << 60),
+        ("num_documents", 1 << 40),
+        ("split", "wal"),
+        ("split", []),
+        ("sha256", "x"),
+        ("ends_sha256", None),
+        ("file", {}),
+        ("more", 1),
+    ],
+)
+def test_no_shard_of_an_index_leads_outside_or_out_of_bounds(
+    field: str, value: Any, prepared: Path, http: HttpServer, tmp_path: Path
+) -> None:
     index = json.loads((prepared / "index.json").read_text())
-    index["shards"][0]["file"] = "../../../evil.bin"
-    index["tokenizer_files"] = {}
-    (tmp_path / "index.json").write_text(json.dumps(index))
-    with pytest.raises(UserError, match="no plain name"):
+    index["shards"][-1][field] = value
+    refused_before_anything_is_written(index, http, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("format", "1"),
+        ("dtype", "O"),
+        ("vocab_size", 1 << 17),
+        ("vocab_size", 0),
+        ("tokenizer", None),
+        ("tokenizer_sha256", "../x"),
+        ("source", "x"),
+        ("shards", [1]),
+        ("shards", None),
+        ("tokenizer_files", {"../../x": {"bytes": 1, "sha256": "0" * 64}}),
+        ("tokenizer_files", {"x": {"bytes": 1e30, "sha256": "0" * 64}}),
+        ("tokenizer_files", {"x": {"bytes": 1, "sha256": ""}}),
+    ],
+)
+def test_no_field_of_an_index_is_believed(
+    field: str, value: Any, prepared: Path, http: HttpServer, tmp_path: Path
+) -> None:
+    refused_before_anything_is_written(
+        json.loads((prepared / "index.json").read_text()) | {field: value}, http, tmp_path
+    )
+
+
+def test_no_file_is_listed_twice(prepared: Path, http: HttpServer, tmp_path: Path) -> None:
+    index = json.loads((prepared / "index.json").read_text())
+    index["shards"].append(index["shards"][0])
+    refused_before_anything_is_written(index, http, tmp_path)
+
+
+def refused_before_anything_is_written(index: Any, http: HttpServer, tmp_path: Path) -> None:
+    http.folder = tmp_path / "there"
+    http.folder.mkdir()
+    (http.folder / "index.json").write_text(json.dumps(index))
+    with pytest.raises(
+        UserError, match=rf"{http.url}/index\.json: damaged, or no index of a corpus \(.*prepare it again"
+    ):
         open_remote_corpus(http.url, tmp_path / "cache", None)
+    assert not [file for file in (tmp_path / "cache").rglob("*") if file.name != ".lock" and file.is_file()]
+    with pytest.raises(UserError, match="prepare it again"):
+        open_corpus(http.folder)
 
 
 # ------------------------------------------------------------------------------------------------ reading ahead
