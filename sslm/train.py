@@ -8,6 +8,7 @@ The same as `sslm train`. Lightning's launcher starts its children by this name,
 import sys
 
 from sslm.cli.parse import parse
+from sslm.system import ranks
 from sslm.system.exits import exits_politely
 from sslm.system.signals import stops_on_signals
 
@@ -15,6 +16,8 @@ from sslm.system.signals import stops_on_signals
 @exits_politely
 @stops_on_signals
 def main(arguments: list[str] | None = None) -> int:
+    if ranks.is_child():
+        ranks.die_with_parent()  # before the imports, which take long on a busy machine
     arguments = sys.argv[1:] if arguments is None else arguments
     config = parse(arguments)
     from sslm.cli.train import run  # what trains takes seconds to import: a wrong flag is told of before

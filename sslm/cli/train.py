@@ -78,8 +78,6 @@ class Callbacks(NamedTuple):
 
 def run(config: Config, arguments: list[str]) -> int:
     """Train as the settings say, or show the plan (--dry_run), and return the exit code."""
-    if ranks.is_child():
-        ranks.die_with_parent()
     if not ranks.is_first_process():
         terminal.mute()
     terminal.keep_libraries_quiet()

@@ -14,17 +14,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sslm.config import DataConfig
-from sslm.data.corpus import prepare
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.tokenizer import Tokenizer
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
 from sslm.data.stream.batches import Batch, Loader, StepBatch, TrainSteps, ValSteps, step_batch, with_tensors
 from sslm.data.stream.recipe import IGNORED, Recipe
 from sslm.data.stream.stream import Places, Stream
-from sslm.data.stream.streams import cache_folder, open_streams
+from sslm.data.stream.streams import open_streams
 from sslm.data.stream.verify import Verifier
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended
 from sslm.system.errors import UserError
+from sslm.system.terminal import say
 
 UNIGRAM_TOKENS, UNIGRAM_ROWS = 1 << 19, 64
 
@@ -272,13 +272,25 @@ class DataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         if self._verifier is None and trainer.local_rank == 0:
-            self._verifier = Verifier(self.train_stream.sources, prepare.remembering_hash(cache_folder(self.config)))
-        if self._verifier is not None and (bad := self._verifier.found()) is not None:
-            if self.config.on_bad_shard == "fail":
-                raise bad
-            batch = {**batch, "bad": [bad.source, bad.file, str(bad)]}
+            self._verifier = Verifier([*self.val_stream.sources, *self.train_stream.sources])
+        if self._verifier is not None:
+            batch = self._with_what_is_bad(batch, self._verifier, is_last=step + 1 == trainer.max_steps)
         is_logged = (step + 1) % trainer.log_every_n_steps == 0
         return step_batch(batch, len(self.train_stream.sources), with_digest=is_logged)
+
+    def _with_what_is_bad(self, batch: Batch, verifier: Verifier, is_last: bool) -> Batch:
+        """Tell the others, by the batch, of a shard that was found to be bad; no run ends before all are verified."""
+        if is_last and not verifier.is_done:
+            say("Verifying the rest of the corpus before the last step")
+            verifier.wait()
+        if (bad := verifier.found()) is None:
+            return batch
+        is_held_out = all(
+            bad.file != region.shard.file for source in self.train_stream.sources for region in source.regions
+        )
+        if self.config.on_bad_shard == "fail" or is_held_out:
+            raise bad
+        return {**batch, "bad": [bad.source, bad.file, str(bad)]}
 
     def teardown(self, stage: str) -> None:
         if self._verifier is not None:

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from sslm.system.exits import FAILED, STOPPED, USER_ERROR
+from sslm.system.ranks import PARENT
 
 GRACE_SECONDS = 5.0
 """Time for this process to end by itself after another failed: it may have met the same error, and say it better."""
@@ -50,6 +51,7 @@ class Launcher(_SubprocessScriptLauncher):
 
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Trainer | None = None, **kwargs: Any) -> Any:
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
+        os.environ[PARENT] = str(os.getpid())
         self._call_children_scripts()
         threading.Thread(target=self._watch, daemon=True, name="children's end").start()
         _set_num_threads_if_needed(num_processes=self.num_processes)

@@ -6,6 +6,8 @@ import signal
 import sys
 import time
 
+PARENT = "SSLM_PARENT_PID"
+"""Environment variable of a child that our launcher starts."""
 STARTED_AT = time.monotonic()
 """When this process began, which --stop_after counts from."""
 
@@ -35,6 +37,8 @@ def under_srun() -> bool:
 
 
 def die_with_parent() -> None:
-    """Let the kernel end this child when its parent ends, however that ends (Linux)."""
+    """Let the kernel end this child when its parent ends, however that ends (Linux); if it has ended already, now."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+    if os.environ.get(PARENT, str(os.getppid())) != str(os.getppid()):
+        os._exit(1)

@@ -2,6 +2,7 @@
 again so when it goes on."""
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,9 @@ import pytest
 
 from sslm.cli.prepare import main as prepare
 from sslm.data.corpus.shards import BadShard, open_corpus
+from sslm.data.stream import verify
+from sslm.data.stream.packing import pack
+from sslm.data.stream.windows import Region
 from sslm.train import main
 from tests.support.files import flip
 from tests.support.processes import train_forked
@@ -39,15 +43,55 @@ def flags_of(corpus: Path, run: Path, *more: str) -> list[str]:
     ]
 
 
-def test_flipped_bit_ends_the_run_with_the_shards_name(
-    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+@pytest.mark.parametrize(
+    ("pattern", "flags"),
+    [
+        ("train-00001.bin", ["--max_steps", "50"]),
+        ("val-00000.bin", []),
+        ("val-00000.bin", ["--data.on_bad_shard", "substitute"]),
+        ("train-*.ends", ["--data.document_mask", "true"]),
+        ("train-*.ends", ["--data.packing", "best_fit"]),
+        ("packing/*/*.starts", ["--data.packing", "best_fit"]),
+        ("packing/*/*.first", ["--data.packing", "best_fit"]),
+    ],
+)
+def test_a_flipped_bit_under_the_old_time_stamp_ends_the_run_with_the_files_name(
+    pattern: str, flags: list[str], corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    flip(corpus / "train-00001.bin")
-    assert main(flags_of(corpus, tmp_path / "run", "--max_steps", "50")) == 2
+    if pattern.startswith("packing"):
+        assert main(flags_of(corpus, tmp_path / "before", *flags)) == 0
+        capsys.readouterr()
+    for file in corpus.glob(pattern):
+        stat = file.stat()
+        flip(file)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert main(flags_of(corpus, tmp_path / "run", *flags)) == 2
     said = capsys.readouterr().err
-    assert "train-00001.bin" in said
-    assert "SHA-256" in said
+    assert Path(pattern).parts[0].partition("*")[0] in said
+    assert "SHA-256" in said or "is damaged" in said
     assert len(said.splitlines()) == 1
+    assert not (tmp_path / "run/checkpoints").exists(), "nothing was trained on it"
+
+
+def test_a_damaged_list_of_packed_regions_is_made_again(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "c", [[9, 40, 3, 8]])
+    regions = [Region(corpus.shards[0], 0, corpus.shards[0].num_tokens)]
+    sound = pack(corpus, regions, 16, 15, tmp_path)
+    windows = [sound.pieces(0, window) for window in range(sound.num_windows[0])]
+    file = sound.plan / "plan.json"
+    for damaged in ("", "[]x", "[{}]", file.read_text().replace('"windows": ', '"windows": 1'), '[{"windows": 1e308}]'):
+        file.write_text(damaged)
+        again = pack(corpus, regions, 16, 15, tmp_path)
+        assert [again.pieces(0, window) for window in range(again.num_windows[0])] == windows
+
+
+def test_a_long_verification_goes_on_beside_the_run_and_ends_before_it(
+    corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(verify, "SMALL_BYTES", 0)
+    flip(max(corpus.glob("train-*.bin")))
+    assert main(flags_of(corpus, tmp_path / "run", "--max_steps", "12")) == 2
+    assert "SHA-256" in capsys.readouterr().err
 
 
 def test_substituted_shard_is_recorded_and_the_run_goes_on_alike(corpus: Path, tmp_path: Path) -> None:

@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -39,6 +41,14 @@ def test_killing_only_the_first_process_leaves_no_other(tiny: list[str], tmp_pat
     while Path(f"/proc/{child}").exists() and time.monotonic() < end:
         time.sleep(0.1)
     assert not Path(f"/proc/{child}").exists()
+
+
+def test_a_child_whose_parent_has_ended_already_ends_at_once(tiny: list[str], tmp_path: Path) -> None:
+    orphan = os.environ | {"LOCAL_RANK": "1", "SSLM_PARENT_PID": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "9"}
+    assert os.getpid() != 1
+    process = subprocess.run([sys.executable, *command(tiny, tmp_path / "run")], env=orphan, timeout=60, check=False)
+    assert process.returncode == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_signal_saves_and_stops_with_code_75(straight: Path, tiny: list[str], tmp_path: Path) -> None:

@@ -19,10 +19,10 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import IO, Any
 
-from sslm.data.corpus.shards import INDEX_BYTES, BadShard, Corpus, File, parse_index
+from sslm.data.corpus.shards import INDEX_BYTES, BadShard, Corpus, File, is_corpus, parse_index
 from sslm.system.cache import Cache, claimed
 from sslm.system.errors import UserError
-from sslm.system.files import write_atomically
+from sslm.system.files import is_whole, sha256_of, write_atomically
 from sslm.system.remote_folder import DOWNLOADS, RemoteFolder, Stopped, without_password
 
 NUM_THREADS = 4
@@ -68,7 +68,8 @@ def open_remote_corpus(url: str, cache_dir: Path, limit_bytes: int | None) -> Co
         name = hashlib.sha256(url.encode() + b"\0" + index).hexdigest()[:20]
         folder = cache.folder / name
         with claimed(folder, seconds=-1):
-            if not (folder / "index.json").is_file():
+            vouched = {folder / "tokenizer" / file: sha256 for file, _, sha256 in fields["tokenizer_files"]}
+            if not is_corpus(folder) or not all(is_whole(file, sha256) for file, sha256 in vouched.items()):
                 _write_folder(folder, server, index, fields["tokenizer_files"])
     corpus = Corpus(folder, **fields, files=(files := RemoteFiles(url, name, cache)))
     for shard in corpus.shards:
@@ -135,12 +136,28 @@ class RemoteFiles:
             UserError: no permission, no answer, or a cache too small.
             OSError: the disk is full.
         """
-        path = self.cache.path(self.corpus, file)
-        if not self.cache.has(path, num_bytes):
-            here = self._here
+        here, wanted = self._here, (file, num_bytes, sha256)
+        if not self._is_here(here, wanted):
             self.check_room({**here.window, file: num_bytes})
-            self._bring(here, (file, num_bytes, sha256), wait=True)
-        return path
+            self._bring(here, wanted, wait=True)
+        return self._path(wanted)
+
+    def _is_here(self, here: "_Here", file: File) -> bool:
+        """Whether the cache has a file whole; what others brought is hashed once in each process."""
+        name, num_bytes, sha256 = file
+        path = self._path(file)
+        if not self.cache.has(path, num_bytes):
+            return False
+        if sha256 and name not in here.sound:
+            with contextlib.suppress(FileNotFoundError):
+                if sha256_of(path) != sha256:
+                    path.unlink(missing_ok=True)
+                    return False
+            here.sound.add(name)
+        return True
+
+    def _path(self, file: File) -> Path:
+        return self.cache.path(self.corpus, file[0])
 
     def read_ahead(self, files: Iterable[File]) -> None:
         """Download files in the background, in this order, in place of what earlier calls still have to download.
@@ -155,7 +172,7 @@ class RemoteFiles:
         self.check_room(window)
         with here.lock:
             here.window = window
-            here.queue = deque(f for f in files if not self.cache.has(self.cache.path(self.corpus, f[0]), f[1]))
+            here.queue = deque(f for f in files if f[0] not in here.sound or not self.cache.has(self._path(f), f[1]))
             for _ in range(min(len(here.queue), self.num_threads - len(here.threads))):
                 thread = threading.Thread(target=self._work, args=(here,), name="sslm-read-ahead", daemon=True)
                 here.threads.add(thread)
@@ -190,8 +207,8 @@ class RemoteFiles:
                 raise Stopped
             return {self.cache.path(self.corpus, name) for name in here.window}
 
-        path = self.cache.path(self.corpus, file[0])
-        self.cache.bring(path, file[1], lambda stream: _download(here.server, file, stream), keep, wait)
+        self.cache.bring(self._path(file), file[1], lambda stream: _download(here.server, file, stream), keep, wait)
+        here.sound.add(file[0])
 
     def _work(self, here: "_Here") -> None:
         while True:
@@ -201,7 +218,8 @@ class RemoteFiles:
                     return
                 file = here.queue.popleft()
             with contextlib.suppress(Exception):  # fetch will raise it
-                self._bring(here, file, wait=False)
+                if not self._is_here(here, file):
+                    self._bring(here, file, wait=False)
 
 
 class _Here:
@@ -213,4 +231,6 @@ class _Here:
         self.window: dict[str, int] = {}
         """{file: bytes} of the last read_ahead."""
         self.queue: deque[File] = deque()
+        self.sound: set[str] = set()
+        """Files of the cache that were verified by this process, or as they were brought."""
         self.threads: set[threading.Thread] = set()

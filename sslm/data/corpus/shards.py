@@ -70,6 +70,12 @@ class BadShard(UserError):
         return BadShard, (self.file, str(self), self.source)
 
 
+def changed(path: Path, actual: str, expected: str) -> BadShard:
+    """The error for a file with another SHA-256 than the index vouches for."""
+    what = f"{path}: is not what it was when it was prepared (SHA-256 {actual[:12]}…, not {expected[:12]}…)"
+    return BadShard(path.name, f"{what}; the corpus is damaged, prepare it again")
+
+
 class Files(Protocol):
     """The files of a corpus at a URL, with a cache on this machine (`remote`)."""
 
@@ -141,10 +147,24 @@ class Corpus:
         return self._map(self.token_file(shard), self.dtype, shard.num_tokens, shard.offset)
 
     def document_ends(self, shard: Shard) -> NDArray[np.int64]:
-        """Map the offsets just after each document's last token, [num_documents]."""
+        """Map the offsets just after each document's last token, [num_documents].
+
+        Raises:
+            BadShard: they are not those that the index vouches for; they are hashed once in each process.
+        """
         if not shard.num_documents:  # an empty file can't be mapped
             return np.empty(0, np.int64)
-        return self._map(self.ends_file(shard), "int64", shard.num_documents)
+        file, _, sha256 = self.ends_file(shard)
+        ends = self._map(self.ends_file(shard), "int64", shard.num_documents)
+        if sha256 and file not in self._hashed:
+            if (actual := hashlib.sha256(ends.data).hexdigest()) != sha256:
+                raise changed(self.folder / file, actual, sha256)
+            self._hashed.add(file)
+        return ends
+
+    @functools.cached_property
+    def _hashed(self) -> set[str]:
+        return set()
 
     def _fetch(self, file: str, num_bytes: int, sha256: str) -> Path:
         if self.files is not None:
@@ -250,7 +270,7 @@ def _unsound(fields: dict[str, Any], is_cached: bool) -> Iterator[str]:
             value = getattr(shard, name)
             if not is_sound(value) and not (is_cached and name == "file"):
                 yield f"{name} {short(value)} of a shard"
-        if not 0 < shard.num_tokens >= shard.num_documents:
+        if not shard.num_tokens or (shard.num_documents > shard.num_tokens and not is_cached):  # empty ones of others
             yield f"{shard.num_documents} documents in {shard.num_tokens} tokens"
     names = [name for shard in fields["shards"] for name in (shard.file, shard.ends or ends_file(shard.file))]
     if len(set(names)) < len(names):

@@ -9,17 +9,19 @@ bounded memory.
 import errno
 import hashlib
 import json
+import shutil
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sslm.data.corpus.shards import Corpus
+from sslm.data.corpus.shards import FORMAT, Corpus
 from sslm.data.stream.windows import Region
-from sslm.system.files import fsync, made_whole, one_maker
+from sslm.system.errors import UserError
+from sslm.system.files import fsync, made_whole, one_maker, sha256_of
 from sslm.system.terminal import say
 
 DOCUMENTS_AT_ONCE = 1 << 21
@@ -83,12 +85,13 @@ def pieces_of(documents: Ints, ends: Ints, window_len: int, stride: int) -> tupl
 class Packed:
     """Windows of a packing plan, memory-mapped."""
 
-    def __init__(self, plan: Path, window_len: int, stride: int) -> None:
+    def __init__(self, plan: Path, regions: "list[RegionPlan]", window_len: int, stride: int) -> None:
         self.plan, self.window_len, self.stride = plan, window_len, stride
-        self._regions = [RegionPlan(**sizes) for sizes in json.loads((plan / "plan.json").read_text())]
+        self._regions = regions
         self.num_windows = tuple(region.windows for region in self._regions)
         self.fill = sum(region.tokens for region in self._regions) / max(sum(self.num_windows) * window_len, 1)
         """Fraction of the windows' places that hold a token."""
+        self._hashed: set[int] = set()
         self._tables: dict[int, tuple[Ints, Ints, Ints]] = {}
 
     def __getstate__(self) -> dict[str, Any]:
@@ -104,9 +107,11 @@ class Packed:
         if region not in self._tables:
             while len(self._tables) >= MOST_OPEN:
                 self._tables.pop(next(iter(self._tables)))
-            first, starts, lengths = (
-                np.memmap(file, np.int64, "r").view(np.ndarray) for file in _files(self.plan / f"{region:05d}")
-            )
+            files = _files(self.plan / f"{region:05d}")
+            if region not in self._hashed and hashes_of(files) != self._regions[region].sha256:
+                raise UserError(f"{self.plan}: is damaged; remove this folder, and it is made again")
+            self._hashed.add(region)
+            first, starts, lengths = (np.memmap(file, np.int64, "r").view(np.ndarray) for file in files)
             self._tables[region] = first, starts, lengths
         return self._tables[region]
 
@@ -118,15 +123,18 @@ class RegionPlan:
     windows: int
     pieces: int
     tokens: int
+    sha256: list[str]
+    """Hashes of its three files."""
 
 
 def pack(corpus: Corpus, regions: list[Region], window_len: int, stride: int, cache_dir: Path) -> Packed:
     """Find or make the plan for some regions: beside the shards, or in the cache if that folder can't be written to."""
-    key = [corpus.sha256, window_len, stride, [[region.shard.file, region.start, region.end] for region in regions]]
+    cut = [[region.shard.file, region.shard.ends_sha256, region.start, region.end] for region in regions]
+    key = [FORMAT, corpus.sha256, window_len, stride, cut]
     name = f"{window_len}-{hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]}"
     for folder in (corpus.folder / "packing", cache_dir / "packing"):
-        if (folder / name / "plan.json").is_file():
-            return Packed(folder / name, window_len, stride)
+        if plans := _read_plans(folder / name):
+            return Packed(folder / name, plans, window_len, stride)
     say(f"Packing documents into windows of {window_len} tokens")
     try:
         return _make(corpus.folder / "packing" / name, corpus, regions, window_len, stride)
@@ -138,15 +146,30 @@ def pack(corpus: Corpus, regions: list[Region], window_len: int, stride: int, ca
 
 def _make(out: Path, corpus: Corpus, regions: list[Region], window_len: int, stride: int) -> Packed:
     with one_maker(out):
-        if not out.exists():
+        plans = _read_plans(out)
+        if plans is None:
+            shutil.rmtree(out, ignore_errors=True)  # damaged, if it is there
             with made_whole(out) as part:
                 plans = [
                     _write_region(part / f"{number:05d}", corpus, region, window_len, stride)
                     for number, region in enumerate(regions)
                 ]
-                (part / "plan.json").write_text(json.dumps([plan.__dict__ for plan in plans]) + "\n")
+                (part / "plan.json").write_text(json.dumps([asdict(plan) for plan in plans]) + "\n")
                 fsync(part / "plan.json")
-    return Packed(out, window_len, stride)
+    return Packed(out, plans, window_len, stride)
+
+
+def _read_plans(folder: Path) -> list[RegionPlan] | None:
+    """Read a plan's sizes, or return None if they are not those of its files."""
+    try:
+        plans = [RegionPlan(**plan) for plan in json.loads((folder / "plan.json").read_text())]
+        for number, plan in enumerate(plans):
+            sizes = [file.stat().st_size for file in _files(folder / f"{number:05d}")]
+            if sizes != [8 * (plan.windows + 1), 8 * plan.pieces, 8 * plan.pieces]:
+                return None
+    except (OSError, ValueError, TypeError):
+        return None
+    return plans
 
 
 def _write_region(part: Path, corpus: Corpus, region: Region, window_len: int, stride: int) -> RegionPlan:
@@ -173,7 +196,11 @@ def _write_region(part: Path, corpus: Corpus, region: Region, window_len: int, s
         files[0].write(np.array([pieces], np.int64).tobytes())
     for written in _files(part):
         fsync(written)
-    return RegionPlan(windows, pieces, tokens)
+    return RegionPlan(windows, pieces, tokens, hashes_of(_files(part)))
+
+
+def hashes_of(files: list[Path]) -> list[str]:
+    return [sha256_of(file) if file.is_file() else "" for file in files]
 
 
 def _files(region: Path) -> list[Path]:

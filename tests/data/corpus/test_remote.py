@@ -26,7 +26,8 @@ from sslm.data.corpus.writer import CorpusWriter
 from sslm.system import remote_folder
 from sslm.system.cache import claimed
 from sslm.system.errors import UserError
-from tests.support.files import wait_until
+from sslm.system.files import is_whole
+from tests.support.files import flip, wait_until
 from tests.support.servers import HttpServer, S3Server, s3_environment, s3_server
 
 NUM_SHARDS, SHARD_TOKENS = 8, 10_000
@@ -516,6 +517,24 @@ def test_a_file_that_was_cut_in_the_cache_is_fetched_again(http: HttpServer, pre
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a small file system")
+def test_what_the_cache_has_is_hashed_once_in_each_process(prepared: Path, http: HttpServer, tmp_path: Path) -> None:
+    corpus = open_remote_corpus(f"{http.url}/corpus", tmp_path, None)
+    shard = corpus.shards[0]
+    sound, ends = corpus.tokens(shard).copy(), corpus.document_ends(shard).copy()
+    cached = [*corpus.folder.glob("shards/*"), *corpus.folder.glob("tokenizer/*")]
+    assert len(cached) > 2
+    for file in cached:
+        stat = file.stat()
+        flip(file)
+        os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    again = open_remote_corpus(f"{http.url}/corpus", tmp_path, None)
+    assert (again.tokens(shard) == sound).all()
+    assert (again.document_ends(shard) == ends).all()
+    for name, num_bytes, sha256 in again.tokenizer_files:
+        assert (again.tokenizer_folder / name).stat().st_size == num_bytes
+        assert is_whole(again.tokenizer_folder / name, sha256)
+
+
 def test_a_full_disk_makes_room_or_says_so(http: HttpServer, prepared: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"
     disk.mkdir()
