@@ -8,11 +8,12 @@ ARGS ?=
 train: .venv/installed
 	$(BIN)/python -m sslm.train $(ARGS)
 
+# three workers suit two cores: many tests wait, for other processes or a time to pass
 test: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3
 
 test-slow: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m slow --durations 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 -m slow --durations 25
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

@@ -51,13 +51,14 @@ def val_of(run: Path) -> dict[int, float]:
     return {row["step"]: row["val/loss"] for row in rows_of(run) if "val/loss" in row}
 
 
-def wait_for_rows(run: Path, number: int, process: "Ranks | subprocess.Popen[str]", seconds: float = 60) -> None:
+def wait_for_rows(run: Path, number: int, process: "Ranks | subprocess.Popen[str]", seconds: float = 180) -> None:
     """Wait until metrics.jsonl has that many rows."""
     end = time.monotonic() + seconds
     while time.monotonic() < end and process.poll() is None:
         if (run / "metrics.jsonl").is_file() and (run / "metrics.jsonl").read_bytes().count(b"\n") >= number:
             return
         time.sleep(0.005)
+    assert process.poll() is not None, f"no {number} rows within {seconds} seconds"
 
 
 def ranks_of(run: Path) -> dict[str, int]:
@@ -74,7 +75,7 @@ def ranks_of(run: Path) -> dict[str, int]:
 
 
 def wait_for_step(run: Path) -> None:
-    end = time.monotonic() + 60
+    end = time.monotonic() + 180
     while not (run / "metrics.jsonl").is_file() or '"train/loss"' not in (run / "metrics.jsonl").read_text():
         assert time.monotonic() < end
         time.sleep(0.1)
