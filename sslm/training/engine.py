@@ -15,7 +15,7 @@ from sslm.parallel.deepspeed import DeepSpeed
 from sslm.runs.checkpoints.states import States
 from sslm.runs.checkpoints.tensors import Tensors
 from sslm.training.average import Average
-from sslm.training.optim import clip_gradient
+from sslm.training.optim import clip_gradient, make_moments
 
 
 class LossScaler(Protocol):
@@ -80,6 +80,7 @@ class PlainEngine:
         self.network, self.optimizer, self.loss_scaler = network, optimizer, scaler
         self.max_norm = clip_norm or float("inf")
         averages = None if average is None else average.tensors
+        make_moments(optimizer.optimizer)
         self.states = States(network, optimizer.optimizer, averages)
         self.is_updating = False
 

@@ -69,6 +69,21 @@ def build_optimizer(module: nn.Module, optim: OptimConfig, seed: int = 0) -> tor
     return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=on_gpu)
 
 
+@torch.no_grad()
+def make_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Make AdamW's states of all weights before the first step, as its first step would.
+
+    A weight that has had no gradient yet (of a dropped layer, or an expert nobody chose) has them too: all checkpoints
+    have the same tensors.
+    """
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            if not (state := optimizer.state[parameter]):
+                state["step"] = torch.zeros((), device=parameter.device if group["fused"] else "cpu")
+                for name in MOMENTS:
+                    state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+
+
 # ------------------------------------------------------------------------------------------------ weights in bf16
 
 
@@ -96,6 +111,15 @@ class RoundingAdamW(torch.optim.AdamW):
     ) -> None:
         super().__init__(groups, lr=lr, betas=betas, eps=eps)
         self.seed = seed
+        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
+            wide = torch.promote_types(parameter.dtype, torch.float32)
+            self.state[parameter] = {
+                "step": torch.tensor(0.0),  # on the CPU: it is read there, and that must not wait for a GPU
+                **{
+                    name: torch.zeros_like(parameter, dtype=wide, memory_format=torch.contiguous_format)
+                    for name in MOMENTS
+                },
+            }
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -111,10 +135,6 @@ class RoundingAdamW(torch.optim.AdamW):
 
     def _update(self, parameter: Tensor, group: dict[str, Any], index: int) -> None:
         state, wide = self.state[parameter], torch.promote_types(parameter.dtype, torch.float32)
-        if not state:
-            state["step"] = torch.tensor(0.0)  # on the CPU: it is read here, and that must not wait for a GPU
-            for name in MOMENTS:
-                state[name] = torch.zeros_like(parameter, dtype=wide, memory_format=torch.contiguous_format)
         done = int(state["step"])
         digest = hashlib.blake2b(f"{self.seed} {done} {index} {_part(parameter)}".encode(), digest_size=8).digest()
         generator = torch.Generator(parameter.device).manual_seed(int.from_bytes(digest, "little"))
