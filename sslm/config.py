@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, without_secrets
 from sslm.system.plain_yaml import dump
 
 Strategy = Literal[
@@ -367,11 +367,20 @@ def parse_stop_after(text: str) -> tuple[float | None, int | None]:
 
 
 def to_tree(config: Config) -> dict[str, Any]:
-    """Config -> what a YAML file holds; `parse(["--config", FILE])` gives it back."""
+    """Config -> what a YAML file holds; `parse(["--config", FILE])` gives it back, but for secrets in URLs."""
     tree = dataclasses.asdict(config)
     for section in OPEN_SECTIONS:
         tree[section] |= tree[section].pop("settings")
-    return tree
+    return {key: cleaned(value) for key, value in tree.items()}
+
+
+def cleaned(value: Any) -> Any:
+    """Remove secrets from all URLs in a tree of settings."""
+    if isinstance(value, dict):
+        return {key: cleaned(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [cleaned(inner) for inner in value]
+    return without_secrets(value) if isinstance(value, str) else value
 
 
 def to_yaml(config: Config) -> str:

@@ -1,8 +1,6 @@
 """The Lightning DataModule: corpora opened, split, mixed and streamed for an objective."""
 
 import functools
-import json
-import os
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -24,6 +22,7 @@ from sslm.data.stream.streams import open_streams
 from sslm.data.stream.verify import Verifier
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended
 from sslm.system.errors import UserError
+from sslm.system.files import append_json_lines, json_lines
 from sslm.system.terminal import say
 
 UNIGRAM_TOKENS, UNIGRAM_ROWS = 1 << 19, 64
@@ -182,9 +181,8 @@ class DataModule(LightningDataModule):
     def restore(self, step: int, amendments: list[dict[str, Any]]) -> None:
         """Go on after `step` optimizer steps, with these amendments and those in the file."""
         self.first_step = step
-        file = self.amendments_file
-        written = file.read_text().splitlines() if file is not None and file.is_file() else []
-        for amendment in map(amendment_of, [*amendments, *map(json.loads, written)]):
+        written = [] if self.amendments_file is None else json_lines(self.amendments_file, say)
+        for amendment in map(amendment_of, [*amendments, *written]):
             if amendment not in self.train_stream.amendments:
                 self.train_stream.amend(amendment)
 
@@ -209,10 +207,7 @@ class DataModule(LightningDataModule):
 
     def _apply(self, amendments: Sequence[Amendment | Skip], write: bool) -> None:
         if write and amendments and self.amendments_file is not None:
-            with open(self.amendments_file, "a") as stream:
-                stream.writelines(json.dumps(asdict(amendment)) + "\n" for amendment in amendments)
-                stream.flush()
-                os.fsync(stream.fileno())
+            append_json_lines(self.amendments_file, map(asdict, amendments))
         for amendment in amendments:
             self.train_stream.amend(amendment)
         self._train_steps.forget()

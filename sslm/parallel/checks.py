@@ -57,6 +57,10 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
         raise UserError(
             f"--strategy {name}: runs on one device, got {world}; give --strategy ddp or fsdp, or --devices 1"
         )
+    settings = model.config.to_dict()
+    if drops := [key for key in settings if key.endswith("layerdrop") and settings[key] and world > 1]:
+        why = "each process would drop other layers, and wait for the others' gradients of its own"
+        raise UserError(f"--model.{drops[0]} {settings[drops[0]]}: {why}; give 0, or --devices 1")
     if traits.zero_stage:
         _check_deepspeed(config, launch)
     if launch.precision == "16-mixed" and not traits.scales_losses:

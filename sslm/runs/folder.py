@@ -11,10 +11,11 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from sslm.config import Config, differences, to_tree, to_yaml
-from sslm.system.errors import RunFailed, UserError
+from sslm.config import Config, cleaned, differences, to_tree, to_yaml
+from sslm.system.errors import RunFailed, UserError, without_secrets
 from sslm.system.files import write_atomically
 from sslm.system.plain_yaml import BadYaml, load
+from sslm.system.terminal import say
 
 State = Literal["running", "done", "stopped", "failed"]
 
@@ -67,22 +68,26 @@ class RunFolder:
 
     def write_status(self, state: State, *, step: int, exit_code: int | None = None, reason: str = "") -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
-        status = {"state": state, "exit_code": exit_code, "step": step, "time": now, "reason": reason}
+        status = {"state": state, "exit_code": exit_code, "step": step, "time": now, "reason": without_secrets(reason)}
         write_atomically(self.status, json.dumps(status, indent=1) + "\n")
 
     def drop_metrics_after(self, step: int) -> None:
         """Drop the rows past `step`, which come again (past 0: all rows), and a torn last line."""
         if self.metrics.is_file():
-            kept = [line for line in _lines(self.metrics) if (row := _row(line)) and row["step"] <= step and step > 0]
+            rows = [(line, _row(line)) for line in _lines(self.metrics)]
+            if damaged := [number for number, (_, row) in enumerate(rows[:-1], start=1) if row is None]:
+                say(f"{self.metrics}: line {damaged[0]} and {len(damaged) - 1} more are damaged, and are left out")
+            kept = [line for line, row in rows if row and row["step"] <= step and step > 0]
             write_atomically(self.metrics, "".join(line + "\n" for line in kept))
 
     def record_anomaly(self, entry: dict[str, Any]) -> None:
         """Append to anomalies.jsonl, unless it is there already: a run that goes back meets some again."""
         text = self.anomalies.read_text(encoding="utf-8", errors="replace") if self.anomalies.is_file() else ""
         lines = text.split("\n")
-        known = [json.loads(line) for line in lines[:-1]]
-        if not any(one["step"] == entry["step"] and one["positions"] == entry["positions"] for one in known):
-            lines[-1:] = [json.dumps(entry, ensure_ascii=False), ""]  # in place of a last line that was torn
+        new = json.dumps(entry, ensure_ascii=False)
+        beginning = new.partition(', "loss"')[0]  # step and positions
+        if not any(line.startswith(beginning) for line in lines[:-1]):
+            lines[-1:] = [new, ""]  # in place of a last line that was torn
             write_atomically(self.anomalies, "\n".join(lines))
 
     def rows(self) -> list[dict[str, Any]]:
@@ -97,7 +102,7 @@ def check_same_run(where: str, config_yaml: bytes, config: Config) -> None:
         UserError: keys differ that a resumed run may not change; it names them.
     """
     try:
-        old = load(config_yaml)
+        old = cleaned(load(config_yaml))
     except (BadYaml, UnicodeDecodeError):
         old = None
     new = to_tree(config)

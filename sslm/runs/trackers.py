@@ -2,10 +2,11 @@
 
 import os
 import re
+import sys
 from typing import Any
 
 from sslm.runs.folder import RunFolder
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, without_secrets
 from sslm.system.files import write_atomically
 
 
@@ -37,7 +38,20 @@ def _wandb(run: RunFolder) -> Any:
     project = os.environ.get("WANDB_PROJECT", "sslm")
     if (known := known_wandb_id(run)) is None:
         write_atomically(run.wandb_id, known := os.urandom(4).hex())
-    return WandbLogger(name=run.path.name, save_dir=run.path, project=project, id=known, offline=offline, **more)
+
+    class WithoutSecrets(WandbLogger):
+        """W&B keeps the command line, which may have a URL with a password in it."""
+
+        @property
+        def experiment(self) -> Any:
+            arguments = sys.argv
+            sys.argv = list(map(without_secrets, arguments))
+            try:
+                return super().experiment
+            finally:
+                sys.argv = arguments
+
+    return WithoutSecrets(name=run.path.name, save_dir=run.path, project=project, id=known, offline=offline, **more)
 
 
 def known_wandb_id(run: RunFolder) -> str | None:

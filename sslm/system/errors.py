@@ -5,6 +5,7 @@ traceback. A full disk is told the same way: it is nobody's bug.
 """
 
 import difflib
+import re
 from collections.abc import Iterable
 from errno import EACCES, EDQUOT, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 
@@ -25,6 +26,16 @@ def nearest(given: str, allowed: Iterable[str]) -> str:
     """Return ' (did you mean X?)' for the nearest allowed name, or '' if none is near."""
     close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
+
+
+def without_secrets(text: str) -> str:
+    """Remove user names, passwords and signed queries from the URLs in a text that is shown, kept or compared.
+
+    >>> without_secrets("https://me:secret@host/a?X-Amz-Signature=f00d is away")
+    'https://host/a is away'
+    """
+    text = re.sub(r"(?<=://)[^/\s'\"]*@", "", text)
+    return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*=[^\s'\"]*", r"\1", text)
 
 
 def printable(text: str) -> str:

@@ -1,15 +1,19 @@
 """Files that outlive a crash: written whole or not at all, and on the disk when it matters."""
 
 import hashlib
+import json
 import os
 import re
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
+
+from sslm.system.errors import UserError, short
 
 
 def is_plain_name(name: object) -> bool:
@@ -65,6 +69,37 @@ def write_atomically(file: Path, text: str) -> None:
     except BaseException:  # a full disk, a folder in the way: leave no part behind
         part.unlink(missing_ok=True)
         raise
+
+
+def json_lines(file: Path, tell: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Read a file of one JSON object a line, none if it is missing; `tell` hears of a torn last line, which is dropped.
+
+    Raises:
+        UserError: another line is damaged.
+    """
+    *lines, last = file.read_bytes().split(b"\n") if file.is_file() else [b""]
+    if last:
+        tell(f"{file}: its last line is torn, as a kill or a full disk leaves it, and is left out")
+    found = []
+    for number, line in enumerate(lines, start=1):
+        with suppress(ValueError, RecursionError):
+            if isinstance(entry := json.loads(line), dict):
+                found.append(entry)
+                continue
+        raise UserError(f"{file}: line {number} is damaged ({short(line.decode(errors='replace'))}); remove this line")
+    return found
+
+
+def append_json_lines(file: Path, entries: Iterable[dict[str, Any]]) -> None:
+    """Append lines, on the disk when this returns, in place of a last line that was torn."""
+    content = file.read_bytes() if file.is_file() else b""
+    whole = content.rfind(b"\n") + 1
+    with open(file, "r+b" if file.is_file() else "wb") as stream:
+        stream.truncate(whole)
+        stream.seek(whole)
+        stream.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
+        stream.flush()
+        os.fsync(stream.fileno())
 
 
 @contextmanager

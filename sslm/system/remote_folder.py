@@ -15,14 +15,13 @@ import itertools
 import logging
 import os
 import random
-import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import IO, Any, TypeVar
 
-from sslm.system.errors import UserError, sentence_of
+from sslm.system.errors import UserError, sentence_of, without_secrets
 from sslm.system.files import fsync
 
 PATIENCE_SECONDS = 180.0
@@ -65,7 +64,7 @@ class RemoteFolder:
     def __init__(self, url: str, patience_seconds: float | None = None) -> None:
         self.url = (url if "://" in url else f"file://{Path(url).expanduser().absolute()}").rstrip("/")
         self.patience_seconds = patience_seconds
-        self.shown_url = without_password(self.url)
+        self.shown_url = without_secrets(self.url)
         self._stop = threading.Event()
         self._making = threading.Lock()
 
@@ -267,10 +266,5 @@ def _status(error: BaseException) -> int | None:
 
 
 def _said(error: BaseException) -> str:
-    said = without_password(" ".join(str(error).split()))[:200]
+    said = without_secrets(" ".join(str(error).split()))[:200]
     return f"{type(error).__name__}: {said}" if said else type(error).__name__
-
-
-def without_password(url: str) -> str:
-    """Remove a URL's user name and password."""
-    return re.sub(r"(?<=://)[^/@\s]*@", "", url)

@@ -19,7 +19,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.table import Table
 
-from sslm.system.errors import printable
+from sslm.system.errors import printable, without_secrets
 
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
 MARK_WIDTH = 12
@@ -36,7 +36,7 @@ def mute() -> None:
 def say(text: str = "") -> None:
     """Print a line at once, above a progress bar if one is showing."""
     if not _muted:
-        console().print(text, markup=False, highlight=False, soft_wrap=True)
+        console().print(without_secrets(text), markup=False, highlight=False, soft_wrap=True)
 
 
 def is_watched() -> bool:

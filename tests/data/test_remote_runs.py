@@ -10,7 +10,7 @@ import pytest
 from sslm.cli.prepare import main as prepare
 from sslm.train import main
 from tests.support.processes import Ranks, train_forked
-from tests.support.runs import TINY, digests_of, losses_of
+from tests.support.runs import TINY, digests_of, losses_of, rows_of
 from tests.support.servers import HttpServer
 
 LONGER = ["--max_steps", "40", "--val_every", "20", "--data.block_shards", "2"]
@@ -67,6 +67,24 @@ def test_a_run_over_http_is_the_local_one_with_room_for_a_few_shards(
     cached = [file for file in (tmp_path / "cache/remote").glob("*/shards/*") if not file.name.startswith(".")]
     assert sum(file.stat().st_size for file in cached) <= room
     assert len({file for file in http.files() if file.startswith("train")}) >= 2 * 6
+
+
+def test_no_password_is_shown_or_kept_and_another_one_goes_on_with_the_run(
+    http: HttpServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for password, steps in (("hush-1", "2"), ("hush-2", "4")):
+        url = f"http://me:{password}@127.0.0.1:{http.port}/corpus"
+        flags = [*flags_of(url, tmp_path / "run"), "--max_steps", steps, "--logger", "wandb"]
+        done = train_forked(flags, tmp_path / "log", env={"WANDB_MODE": "offline"})
+        assert done.returncode == 0, done.stdout
+        assert "hush" not in done.stdout
+    assert [row["step"] for row in rows_of(tmp_path / "run") if "train/loss" in row] == [1, 2, 3, 4]
+    kept = [file for file in (tmp_path / "run").rglob("*") if file.is_file()]
+    assert any(file.suffix == ".wandb" for file in kept)
+    assert not [file for file in kept if b"hush" in file.read_bytes()]
+    assert "http://127.0.0.1" in (tmp_path / "run/config.yaml").read_text()
+    assert len(list((tmp_path / "cache/remote").glob("*/index.json"))) == 1
 
 
 def test_too_little_room_is_refused_in_a_sentence(

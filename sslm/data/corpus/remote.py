@@ -21,9 +21,9 @@ from typing import IO, Any
 
 from sslm.data.corpus.shards import INDEX_BYTES, BadShard, Corpus, File, is_corpus, parse_index
 from sslm.system.cache import Cache, claimed
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, without_secrets
 from sslm.system.files import is_whole, sha256_of, write_atomically
-from sslm.system.remote_folder import DOWNLOADS, RemoteFolder, Stopped, without_password
+from sslm.system.remote_folder import DOWNLOADS, RemoteFolder, Stopped
 
 NUM_THREADS = 4
 """Number of download threads."""
@@ -61,11 +61,11 @@ def open_remote_corpus(url: str, cache_dir: Path, limit_bytes: int | None) -> Co
             index = b"".join(server.chunks("index.json", INDEX_BYTES))
         except FileNotFoundError:
             raise UserError(
-                f"{without_password(url)}: no index.json there, so it is no prepared corpus; make one with: "
+                f"{without_secrets(url)}: no index.json there, so it is no prepared corpus; make one with: "
                 f"sslm prepare TEXT --out DIR, and copy that folder there"
             ) from None
-        fields = parse_index(index, f"{without_password(url)}/index.json")
-        name = hashlib.sha256(url.encode() + b"\0" + index).hexdigest()[:20]
+        fields = parse_index(index, f"{without_secrets(url)}/index.json")
+        name = hashlib.sha256(without_secrets(url).encode() + b"\0" + index).hexdigest()[:20]
         folder = cache.folder / name
         with claimed(folder, seconds=-1):
             vouched = {folder / "tokenizer" / file: sha256 for file, _, sha256 in fields["tokenizer_files"]}
@@ -95,7 +95,7 @@ def _download(server: RemoteFolder, file: File, stream: IO[bytes]) -> None:
         BadShard: it is missing, or has another size or checksum each time.
     """
     name, num_bytes, sha256 = file
-    where = f"{without_password(server.url)}/{name}"
+    where = f"{without_secrets(server.url)}/{name}"
     try:
         wrong = server.download(name, num_bytes, sha256, stream)
     except FileNotFoundError:
@@ -183,7 +183,7 @@ class RemoteFiles:
         limit, needed = self.cache.limit_bytes, sum(together.values())
         if limit is not None and needed > limit:
             raise UserError(
-                f"--data.cache_gb {limit / 1e9:g}: is too small, {without_password(self.url)} needs {needed} bytes "
+                f"--data.cache_gb {limit / 1e9:g}: is too small, {without_secrets(self.url)} needs {needed} bytes "
                 f"here at once; give at least {-(-needed // 10**7) / 100:g}, or a smaller --data.block_shards"
             )
 

@@ -1,7 +1,10 @@
 """Changes to the stream that a run makes: bad shards to replace, and examples to skip."""
 
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
+
+from sslm.system.errors import UserError, short
 
 
 @dataclass(frozen=True)
@@ -26,5 +29,9 @@ class Skip:
 
 
 def amendment_of(known: dict[str, Any]) -> Amendment | Skip:
-    """Parse an amendment from a checkpoint or a line of amendments.jsonl."""
-    return Skip(**known) if known["kind"] == "skip" else Amendment(**known)
+    """Parse an amendment from a checkpoint or a line of amendments.jsonl; UserError if it is none."""
+    numbers = ("from_position", "num_positions")
+    if all(isinstance(value, int if key in numbers else str) for key, value in known.items()):
+        with suppress(TypeError):
+            return Skip(**known) if known.get("kind") == "skip" else Amendment(**known)
+    raise UserError(f"amendments.jsonl: {short(known)} is no amendment; remove its line")

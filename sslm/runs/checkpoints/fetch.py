@@ -18,9 +18,9 @@ from pathlib import Path
 
 from sslm.runs.checkpoints.folder import Manifest, damage_of, number_of, read_manifest
 from sslm.runs.checkpoints.transaction import part_of, seal, set_damaged_aside
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, without_secrets
 from sslm.system.files import fsync, write_atomically
-from sslm.system.remote_folder import RemoteFolder, without_password
+from sslm.system.remote_folder import RemoteFolder
 from sslm.system.terminal import transfer_progress
 
 BESIDE = ("config.yaml", "metrics.jsonl", "amendments.jsonl", "anomalies.jsonl", "wandb_id", "micro_batch_size.json")
@@ -51,7 +51,7 @@ def fetch(url: str, run: Path, tell: Callable[[str], None]) -> Path | None:
                 break
             if not (damage := _bring(server, there, checkpoint)):
                 return checkpoint
-            tell(f"{without_password(url)}/checkpoints/{checkpoint.name} is damaged ({damage}): set aside there")
+            tell(f"{without_secrets(url)}/checkpoints/{checkpoint.name} is damaged ({damage}): set aside there")
             with contextlib.suppress(Exception):  # it may be read-only
                 _set_aside(server, f"checkpoints/{checkpoint.name}")
     return None

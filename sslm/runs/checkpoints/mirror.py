@@ -19,8 +19,8 @@ from sslm.config import Config
 from sslm.runs.checkpoints.fetch import BESIDE, MANIFEST_BYTES, steps_in
 from sslm.runs.checkpoints.folder import UNREADABLE, Manifest, newest_first, number_of, parse_manifest, read_manifest
 from sslm.system import ranks
-from sslm.system.errors import UserError, sentence_of
-from sslm.system.remote_folder import RemoteFolder, Stopped, without_password
+from sslm.system.errors import UserError, sentence_of, without_secrets
+from sslm.system.remote_folder import RemoteFolder, Stopped
 
 WRITABLE = ("s3", "gs", "gcs", "file", "memory")
 CHECK_SECONDS, CHECK_PATIENCE_SECONDS = 30.0, 5.0
@@ -84,7 +84,7 @@ class Mirror:
             return self.busy
 
     def _try(self, checkpoint: Path) -> None:
-        what = f"{checkpoint.name} was not uploaded to {without_password(self.url)}"
+        what = f"{checkpoint.name} was not uploaded to {without_secrets(self.url)}"
         try:
             upload(self._server, self.run, checkpoint, self.keeps)
             self.failure = None
@@ -166,7 +166,7 @@ def _step_in(row: bytes) -> float:
 
 def check(url: str) -> None:
     """Write and remove a tiny file there, within `CHECK_SECONDS`, or raise a UserError that says why that can't be."""
-    scheme, flag = re.match(r"([\w+.-]{2,}):", url), f"--checkpoint.upload {without_password(url)}"
+    scheme, flag = re.match(r"([\w+.-]{2,}):", url), f"--checkpoint.upload {without_secrets(url)}"
     if scheme and (scheme[1] not in WRITABLE or not re.match(r"://[^/]|:///.", url[scheme.end(1) :])):
         choice = ", ".join(f"{name}://" for name in WRITABLE if name != "memory")
         instead = f"give a folder's path, or the URL of one that begins with {choice}, such as s3://bucket/runs/mine"
@@ -189,7 +189,7 @@ def _try_to_write(url: str, errors: list[BaseException]) -> None:
             server.remove(file)
     except FileNotFoundError as error:
         why = f"there is no such bucket or folder ({error}); create it, or give another one"
-        errors.append(UserError(f"{without_password(url)}: {why}"))
+        errors.append(UserError(f"{without_secrets(url)}: {why}"))
     except BaseException as error:
         errors.append(error)
 
