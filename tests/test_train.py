@@ -16,7 +16,7 @@ from sslm.runs.checkpoints.folder import newest_first
 from sslm.runs.folder import RunFolder
 from sslm.train import main
 from tests.support.processes import run_command, train_forked
-from tests.support.runs import SMALL_RUN, TINY, TrainTiny, losses_of, rows_of, val_of
+from tests.support.runs import SMALL_RUN, TINY, TrainTiny, losses_of, rows_of, tensors_of, val_of, without_model
 
 
 @pytest.fixture(scope="module")
@@ -153,6 +153,28 @@ def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(
     assert (run / "export/model.safetensors").read_bytes() == (finished / "export/model.safetensors").read_bytes()
     digests = [[row.get("batch_digest") for row in rows_of(r)] for r in (run, finished)]
     assert digests[0] == digests[1]
+
+
+def test_layers_that_were_dropped_so_far_go_on_too(
+    tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = "--model.hidden_size 32 --model.ffn_dim 64 --model.num_hidden_layers 4 --model.num_attention_heads 2"
+    opt = ["--model.model_type", "opt", *sizes.split(), "--model.layerdrop", "0.9", "--micro_batch_size", "4"]
+    flags = [*without_model(tiny), *opt]
+    assert main([*flags, "--run_dir", str(tmp_path / "straight")]) == 0
+    run = [*flags, "--run_dir", str(tmp_path / "run")]
+    assert main([*run, "--stop_after", "1steps"]) == 75
+    saved = tensors_of(next((tmp_path / "run/checkpoints").glob("step-*")))
+    moments = [value for name, value in saved.items() if name.endswith("exp_avg_sq")]
+    assert 0 < sum(not value.any() for value in moments) < len(moments), "some weights have had no gradient"
+    assert main([*run, "--stop_after", "2steps"]) == 75
+    assert main(run) == 0
+    assert losses_of(tmp_path / "run") == losses_of(tmp_path / "straight")
+    last = [tensors_of(tmp_path / name / "checkpoints/step-000008") for name in ("run", "straight")]
+    assert all(torch.equal(last[0][name], value) for name, value in last[1].items())
+    capsys.readouterr()
+    assert main([*flags, "--run_dir", str(tmp_path / "two"), "--devices", "2", "--micro_batch_size", "2"]) == 2
+    assert "--model.layerdrop 0.9: each process would drop other layers" in capsys.readouterr().err
 
 
 def test_dropout_is_a_function_of_position_whatever_the_batch_was_split_into(

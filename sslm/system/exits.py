@@ -7,14 +7,14 @@ import time
 import traceback
 
 from sslm.system.errors import RunFailed, sentence_of, without_secrets
-from sslm.system.ranks import is_child
+from sslm.system.ranks import is_first_process
 from sslm.system.signals import Stopped, Verb
 
 DONE, FAILED, USER_ERROR, STOPPED, INTERRUPTED = 0, 1, 2, 75, 130
 """Exit codes. 75 (EX_TEMPFAIL): stopped on request with everything saved; the same command goes on."""
 PARENT_SECONDS = 3.0
-"""A child of Lightning's launcher waits so long before it says its error: mostly its parent meets the same one, says it
-and ends the child."""
+"""Ranks but the first wait so long before they say their error: mostly the first meets the same one, says it, and
+whoever started the ranks ends them."""
 
 
 def exits_politely(verb: Verb) -> Verb:
@@ -37,7 +37,7 @@ def exits_politely(verb: Verb) -> Verb:
             if sentence is None:
                 traceback.print_exc()
                 return _ended(FAILED)
-            if is_child():
+            if not is_first_process():
                 time.sleep(PARENT_SECONDS)
             print(f"error: {without_secrets(sentence)}", file=sys.stderr)
             return _ended(FAILED if isinstance(error, RunFailed) else USER_ERROR)

@@ -8,6 +8,7 @@ written whole.
 Tried with S3 and HTTP. Google Storage (gs://) and the Hugging Face hub (hf://) share the code and were not tried.
 """
 
+import asyncio
 import contextlib
 import functools
 import hashlib
@@ -28,8 +29,10 @@ PATIENCE_SECONDS = 180.0
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
 WARN_SECONDS = 5.0
 RANGE_BYTES = 16 << 20
-STALLED_SECONDS = 60.0
-"""A connection that sends nothing for so long is dropped."""
+STALLED_SECONDS, PROGRESS_BYTES = 60.0, 1 << 16
+"""A connection that sends fewer bytes than this in so many seconds, and not all that is asked for, is dropped."""
+SMALL_FILE_BYTES = 1 << 30
+"""Longest file that is read whole without being announced by somebody."""
 DOWNLOADS = 3
 """Number of whole downloads with a wrong checksum before a file counts as bad."""
 
@@ -68,18 +71,16 @@ class RemoteFolder:
         self._stop = threading.Event()
         self._making = threading.Lock()
 
-    def chunks(self, file: str, num_bytes: int | None = None) -> Iterator[bytes]:
-        """Read a file's first `num_bytes`, or all of it; fewer if it is shorter.
+    def chunks(self, file: str, num_bytes: int = SMALL_FILE_BYTES) -> Iterator[bytes]:
+        """Read a file's first `num_bytes`; fewer if it is shorter. No more than that is ever in memory.
 
         Raises:
             FileNotFoundError: there is no such file.
         """
         position = 0
-        while num_bytes is None or position < num_bytes:
-            end = position + RANGE_BYTES if num_bytes is None else min(position + RANGE_BYTES, num_bytes)
-            data = self._range(file, position, end)
-            if len(data) > end - position:  # the whole file: the server doesn't know ranges
-                data = data[position:]
+        while position < num_bytes:
+            end = min(position + RANGE_BYTES, num_bytes)
+            data = self._range(file, position, end, num_bytes)
             yield data
             position += len(data)
             if position < end:
@@ -153,10 +154,16 @@ class RemoteFolder:
         with contextlib.suppress(FileNotFoundError):
             self._patiently(folder, "removed", lambda filesystem, path: filesystem.rm(path, recursive=True))
 
-    def _range(self, file: str, start: int, end: int) -> bytes:
+    def _range(self, file: str, start: int, end: int, num_bytes: int) -> bytes:
+        """Read bytes start … end − 1, or up to byte `num_bytes` if the server doesn't know ranges."""
+
         def read(filesystem: Any, path: str) -> bytes:
             try:
-                return bytes(filesystem.cat_file(path, start=start, end=end))
+                if self.url.startswith("http"):
+                    from fsspec.asyn import sync  # heavy
+
+                    return bytes(sync(filesystem.loop, _read_http, filesystem, path, start, end, num_bytes))
+                return bytes(filesystem.cat_file(path, start=start, end=end))[: end - start]
             except Exception as error:
                 if _status(error) == 416:  # the file ends before
                     return b""
@@ -249,8 +256,27 @@ class RemoteFolder:
 
             timeout = aiohttp.ClientTimeout(total=None, sock_connect=STALLED_SECONDS / 2, sock_read=STALLED_SECONDS)
             headers = {"Accept-Encoding": "identity"}  # checksums and ranges are of the file, not of its compression
-            return {"client_kwargs": {"timeout": timeout, "headers": headers, "trust_env": True}}
+            kind = {"timeout": timeout, "headers": headers, "trust_env": True, "auto_decompress": False}
+            return {"client_kwargs": kind}
         return {"auto_mkdir": True} if scheme == "file" else {}
+
+
+async def _read_http(filesystem: Any, url: str, start: int, end: int, num_bytes: int) -> bytes:
+    """Read a range, and no more, whatever a server sends: fsspec reads a body to its end, which may never come."""
+    session = await filesystem.set_session()
+    body, marked, loop = bytearray(), 0, asyncio.get_running_loop()
+    async with asyncio.timeout(STALLED_SECONDS) as limit:
+        async with session.get(filesystem.encode_url(url), headers={"Range": f"bytes={start}-{end - 1}"}) as response:
+            filesystem._raise_not_found_for_status(response, url)
+            first, most = (0, num_bytes) if response.status == 200 else (start, end - start)
+            while len(body) < most and (block := await response.content.readany()):
+                body += block
+                if len(body) - marked >= PROGRESS_BYTES:
+                    marked = len(body)
+                    limit.reschedule(loop.time() + STALLED_SECONDS)
+            if len(body) >= most:
+                response.close()  # whatever else it would send
+    return bytes(body[start - first : most])
 
 
 def _status(error: BaseException) -> int | None:

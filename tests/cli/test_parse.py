@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from sslm.cli.parse import parse
-from sslm.config import FLAGS, Config, differences, parse_stop_after, to_tree, to_yaml
+from sslm.config import FLAGS, SECTIONS, Config, differences, parse_stop_after, to_tree, to_yaml
 from sslm.models.build import model_config, on_meta
 from sslm.objectives import load_objective
 from sslm.system.errors import UserError
@@ -25,11 +25,16 @@ CONFIGS = sorted(Path(__file__).parents[2].joinpath("configs").glob("*.yaml"))
 RUNS_CODE = {"class_path": "os.mkdir", "init_args": {"path": "made"}}
 
 
-@pytest.mark.parametrize("name", [*FLAGS, "model.hidden_size", "objective.ratio", "data.nothing", "nothing"])
-def test_no_setting_names_a_class_that_is_made(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_setting_names_a_class_that_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    section, _, key = name.rpartition(".")
-    for value in (RUNS_CODE, [RUNS_CODE], {"a": RUNS_CODE}, [[RUNS_CODE]], "os.mkdir", {**RUNS_CODE, "path": "x"}):
+    values = (RUNS_CODE, [RUNS_CODE], {"a": RUNS_CODE}, [[RUNS_CODE]], "os.mkdir", {**RUNS_CODE, "path": "x"})
+    one_of_each_type = {str(flag.type): name for name, flag in FLAGS.items()}.values()
+    for name, value in itertools.product(one_of_each_type, values):
+        section, _, key = name.rpartition(".")
+        with contextlib.suppress(UserError):
+            typed(SECTIONS[section], section, {key: value})
+    for name, value in itertools.product(("model.hidden_size", "objective.ratio", "seed", "nothing"), values):
+        section, _, key = name.rpartition(".")
         (tmp_path / "a.yaml").write_text(dump({section: {key: value}} if section else {key: value}))
         for arguments in (["--config", "a.yaml"], [f"--{name}", dump(value)]):
             with contextlib.suppress(UserError):

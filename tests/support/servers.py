@@ -1,6 +1,7 @@
 """Real servers on free loopback ports, with faults that tests switch on: HTTP of our own, and S3 by rclone."""
 
 import contextlib
+import gzip
 import http.client
 import os
 import shutil
@@ -24,7 +25,8 @@ class HttpServer:
 
     `faults` are consumed one per request whose path contains `where`: a status to answer with, or
     cut (half of the body, then the connection ends), flip (one bit), short (half of the body, said to be all),
-    norange (the whole file whatever was asked for), stall (nothing comes until `released` is set).
+    norange (the whole file whatever was asked for), stall (nothing comes until `released` is set), endless (a body that
+    never ends), trickle (a byte now and then), gzip (200 MB of zeros, compressed to a thousandth).
     """
 
     def __init__(self, folder: Path, upstream: str | None = None) -> None:
@@ -93,11 +95,22 @@ def _answering(state: HttpServer) -> type[BaseHTTPRequestHandler]:
                 body = body[:-1] + bytes([body[-1] ^ 1])
             if fault == "short":
                 body = body[: len(body) // 2]
+            if fault == "gzip":
+                body = gzip.compress(bytes(200 << 20), 1)
             self.send_response(206 if asked and fault != "norange" else 200)
+            if fault == "gzip":
+                self.send_header("Content-Encoding", "gzip")
+            if fault == "endless":
+                self.end_headers()
+                while True:
+                    self.wfile.write(bytes(1 << 20))
             self.send_header("Content-Length", str(len(body)))
             self.end_headers()
             if fault == "stall":
                 state.released.wait(30)
+            for byte in body if fault == "trickle" else b"":
+                self.wfile.write(bytes([byte]))
+                time.sleep(0.1)
             self.send_slowly(body[: len(body) // 2] if fault == "cut" else body)
 
         def send_slowly(self, body: bytes) -> None:

@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import pickle
 import random
+import resource
 import shutil
 import signal
 import subprocess
@@ -208,6 +209,20 @@ def test_a_connection_over_which_nothing_comes_is_dropped(
         http.faults = ["stall"]
         corpus.tokens(corpus.shards[0])
         assert http.files() == ["train-00000.bin"] * 2
+
+
+@pytest.mark.parametrize("fault", ["endless", "trickle", "gzip"])
+def test_a_server_that_means_harm_gets_neither_memory_nor_time(
+    fault: str, http: HttpServer, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(remote_folder, "STALLED_SECONDS", 0.5)
+    with opened(f"{http.url}/corpus", tmp_path) as corpus:
+        http.faults = [fault]
+        before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+        assert_equal(corpus, prepared)
+        assert http.files()[:2] == ["train-00000.bin"] * 2, "asked again"
+        assert time.monotonic() - began < 10
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
 
 
 @pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
