@@ -6,10 +6,13 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sslm.cli.parse import parse
 from sslm.config import FLAGS, SECTIONS, Config, differences, parse_stop_after, to_tree, to_yaml
@@ -40,6 +43,30 @@ def test_no_setting_names_a_class_that_is_made(tmp_path: Path, monkeypatch: pyte
             with contextlib.suppress(UserError):
                 parse(arguments)
     assert [file.name for file in tmp_path.iterdir()] == ["a.yaml"]
+
+
+LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.just("os.mkdir")
+KEYS = st.sampled_from(["class_path", "init_args", "name", "path", "weight", "at_tokens", "weights"]) | st.text(
+    max_size=4
+)
+VALUES = st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionaries(KEYS, v, max_size=3), max_leaves=6)
+
+
+@given(
+    st.dictionaries(st.sampled_from([*FLAGS, *SECTIONS, "model.hidden_size", "objective.ratio"]), VALUES, max_size=4)
+)
+def test_whatever_a_file_says_is_taken_or_refused_in_a_sentence(settings: dict[str, Any]) -> None:
+    tree: dict[str, Any] = {}
+    for name, value in settings.items():
+        section, _, key = name.rpartition(".")
+        inner = tree.setdefault(section, {}) if section else tree
+        if isinstance(inner, dict) and key not in inner:
+            inner[key] = value
+    with tempfile.NamedTemporaryFile("w", suffix=".yaml") as file:
+        file.write(dump(tree))
+        file.flush()
+        with contextlib.suppress(UserError):
+            parse(["--config", file.name])
 
 
 @pytest.mark.parametrize(
