@@ -6,7 +6,7 @@ micro_batch_size = budget.micro_batch_size(launch)
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import product
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -39,6 +39,8 @@ from sslm.system.terminal import bytes_in_words
 if TYPE_CHECKING:
     from sslm.data.module import DataModule  # brings Lightning
 
+MEASURED: dict[str, Activations] = {}
+"""What `Budget.activations` has measured in this process, by model, shapes and how it is computed."""
 ENOUGH_TOKENS = 4096
 """Tokens of a micro-batch that keep a device busy; more gain little."""
 
@@ -84,7 +86,6 @@ class Budget:
     max_scored: int | None
     """Most places of a row that are scored, or None if all are."""
     machine: Machine
-    measured: dict[Any, Activations] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def recomputation(self) -> Recompute:
@@ -138,28 +139,25 @@ class Budget:
         return replace(static, activations=batch.activations, logits=batch.logits)
 
     def activations(self, launch: Launch) -> Activations:
-        """Measure activations, once for all strategies whose forward passes are alike."""
+        """Measure activations, once in a process for all launches whose forward passes are alike."""
         dtype = {"32": torch.float32, "16-mixed": torch.float16}.get(launch.precision, torch.bfloat16)
         weights = dtype if gathers_16_bits(launch) else torch.float32
         autocast = None if holds_16_bits(launch) or dtype == torch.float32 else dtype
-        key = (weights, autocast, launch.tensor_parallel_size)
-        if key not in self.measured:
-            robust = self.config.robust
+        robust, on_gpu, tensor_parallel = self.config.robust, self.machine.is_gpu, launch.tensor_parallel_size
+        how: dict[str, Any] = {
+            "on_gpu": on_gpu,
+            "weights": weights,
+            "autocast": autocast,
+            "tensor_parallel": tensor_parallel,
+        }
+        how |= {name: getattr(robust, name) for name in ("label_smoothing", "z_loss", "embedding_noise")}
+        key = repr((type(self.model), self.model.config.to_json_string(), self.shapes, how))
+        if key not in MEASURED:
             try:
-                self.measured[key] = measure(
-                    self.model,
-                    self.shapes,
-                    on_gpu=self.machine.is_gpu,
-                    weights=weights,
-                    autocast=autocast,
-                    tensor_parallel=launch.tensor_parallel_size,
-                    label_smoothing=robust.label_smoothing,
-                    z_loss=robust.z_loss,
-                    embedding_noise=robust.embedding_noise,
-                )
+                MEASURED[key] = measure(self.model, self.shapes, **how)
             except Exception:  # each architecture has its own way to look at its tensors' contents
-                self.measured[key] = by_formula(self.model, self.shapes, bytes_per_number=dtype.itemsize)
-        return self.measured[key]
+                MEASURED[key] = by_formula(self.model, self.shapes, bytes_per_number=dtype.itemsize)
+        return MEASURED[key]
 
     # ------------------------------------------------------------------------------------------------ what fits
 

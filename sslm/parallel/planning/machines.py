@@ -1,5 +1,6 @@
 """What devices there are, or might be: their memory, what they compute, what they cost."""
 
+import functools
 import re
 import time
 from dataclasses import dataclass
@@ -145,8 +146,9 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     return _measured_matmul(dtype)
 
 
+@functools.cache
 def _measured_matmul(dtype: torch.dtype, size: int = 1024, seconds: float = 0.2) -> float:
-    """Return the FLOP/s of the fastest of some square matmuls."""
+    """Return the FLOP/s of the fastest of some square matmuls, measured once in a process."""
     a = torch.ones(size, size, dtype=dtype)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
