@@ -143,14 +143,9 @@ class Budget:
         dtype = {"32": torch.float32, "16-mixed": torch.float16}.get(launch.precision, torch.bfloat16)
         weights = dtype if gathers_16_bits(launch) else torch.float32
         autocast = None if holds_16_bits(launch) or dtype == torch.float32 else dtype
-        robust, on_gpu, tensor_parallel = self.config.robust, self.machine.is_gpu, launch.tensor_parallel_size
-        how: dict[str, Any] = {
-            "on_gpu": on_gpu,
-            "weights": weights,
-            "autocast": autocast,
-            "tensor_parallel": tensor_parallel,
-        }
-        how |= {name: getattr(robust, name) for name in ("label_smoothing", "z_loss", "embedding_noise")}
+        how: dict[str, Any] = {"weights": weights, "autocast": autocast}
+        how |= {"on_gpu": self.machine.is_gpu, "tensor_parallel": launch.tensor_parallel_size}
+        how |= {name: getattr(self.config.robust, name) for name in ("label_smoothing", "z_loss", "embedding_noise")}
         key = repr((type(self.model), self.model.config.to_json_string(), self.shapes, how))
         if key not in MEASURED:
             try:
