@@ -40,7 +40,7 @@ def without_secrets(text: str) -> str:
 
 def printable(text: str) -> str:
     """Escape what would steer the terminal, in text that somebody else made."""
-    return text if text.isprintable() else ascii(text)[1:-1]
+    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
 
 
 def short(value: object) -> str:

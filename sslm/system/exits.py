@@ -6,7 +6,7 @@ import sys
 import time
 import traceback
 
-from sslm.system.errors import RunFailed, sentence_of, without_secrets
+from sslm.system.errors import RunFailed, printable, sentence_of, without_secrets
 from sslm.system.ranks import is_first_process
 from sslm.system.signals import Stopped, Verb
 
@@ -39,7 +39,7 @@ def exits_politely(verb: Verb) -> Verb:
                 return _ended(FAILED)
             if not is_first_process():
                 time.sleep(PARENT_SECONDS)
-            print(f"error: {without_secrets(sentence)}", file=sys.stderr)
+            print(f"error: {printable(without_secrets(sentence))}", file=sys.stderr)
             return _ended(FAILED if isinstance(error, RunFailed) else USER_ERROR)
 
     return wrapped

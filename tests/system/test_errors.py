@@ -93,6 +93,7 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--model.attention_dropout", "2"], ["fails on a few tokens"]),
         (["--model.model_type", "gemma3"], ["gemma3"]),
         (["--data.sources", "x"], ["--data.sources x", "expected a list"]),
+        (["--data.train", "\x1b[31m文.txt"], ["\\x1b[31m文.txt"]),
         (["--data.sources", "[{weight: 1}]"], ["path is missing"]),
         (["--data.sources", "[{path: a, weight: [1]}]"], ["weight ['1']", "a whole number, a number or text"]),
         (["--data.sources", "[{path: a, wieght: 1}]"], ["did you mean weight?"]),
