@@ -55,7 +55,7 @@ VALUES = st.recursive(LEAVES, lambda v: st.lists(v, max_size=3) | st.dictionarie
 @given(
     st.dictionaries(st.sampled_from([*FLAGS, *SECTIONS, "model.hidden_size", "objective.ratio"]), VALUES, max_size=4)
 )
-def test_whatever_a_file_says_is_taken_or_refused_in_a_sentence(settings: dict[str, Any]) -> None:
+def test_whatever_a_file_says_is_refused_in_a_sentence_or_taken_and_written_alike(settings: dict[str, Any]) -> None:
     tree: dict[str, Any] = {}
     for name, value in settings.items():
         section, _, key = name.rpartition(".")
@@ -66,7 +66,9 @@ def test_whatever_a_file_says_is_taken_or_refused_in_a_sentence(settings: dict[s
         file.write(dump(tree))
         file.flush()
         with contextlib.suppress(UserError):
-            parse(["--config", file.name])
+            written = to_yaml(parse(["--config", file.name]))
+            Path(file.name).write_text(written)
+            assert to_yaml(parse(["--config", file.name])) == written
 
 
 @pytest.mark.parametrize(
