@@ -20,6 +20,10 @@ PIECE = 1 << 24
 """Elements of a bf16 weight that are updated at a time: each takes about 20 bytes of passing memory."""
 
 
+STATE_SPACE = {"A_log", "D"}
+"""How fast a state space model forgets, and its skip connection: never decayed (Gu & Dao 2023, arXiv:2312.00752)."""
+
+
 def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
     """The rate of optimizer step `step` (0-based) of `total_steps`.
 
@@ -46,14 +50,39 @@ def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
 
 
 def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Group parameters by weight decay (vectors, as norms and biases, have none) and by device mesh."""
+    """Group a module's trained parameters by weight decay (see `exemptions`) and by device mesh."""
     groups: dict[tuple[bool, DeviceMesh | None], list[nn.Parameter]] = {}
-    for parameter in sorted((p for p in module.parameters() if p.requires_grad), key=lambda p: p.ndim < 2):
+    for parameter, exempt in sorted(exemptions(module), key=lambda pair: pair[1] is not None):
         mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        groups.setdefault((parameter.ndim >= 2, mesh), []).append(parameter)
+        groups.setdefault((exempt is None, mesh), []).append(parameter)
     return [
         {"params": members, "weight_decay": weight_decay if decays else 0.0} for (decays, _), members in groups.items()
     ]
+
+
+def exemptions(module: nn.Module) -> list[tuple[nn.Parameter, str | None]]:
+    """List a module's trained parameters, each with the kind that weight decay leaves out, or None if it decays."""
+    found: dict[nn.Parameter, str | None] = {}
+    for path, layer in module.named_modules():
+        for name, parameter in layer.named_parameters(recurse=False):
+            if parameter.requires_grad:
+                found.setdefault(parameter, _exemption(path, layer, name, parameter))
+    return list(found.items())
+
+
+def _exemption(path: str, layer: nn.Module, name: str, parameter: Tensor) -> str | None:
+    """Name the kind of a parameter that weight decay leaves out; None if it decays, as matrices and embeddings do.
+
+    Names tell what shapes don't: scales of queries and keys have a row for each head (Cohere), biases one for each
+    expert (GPT-OSS), and A_log one for each channel (Mamba). Dimensions of one make no matrix of a vector (RWKV's time
+    mixes), unless it is the weight of a layer that has a single output.
+    """
+    if "Norm" in type(layer).__name__ or path.rpartition(".")[2] == "norm":
+        return "norms"
+    if "bias" in name:
+        return "biases"
+    size = parameter.shape if "weight" in name else [length for length in parameter.shape if length > 1]
+    return name if len(size) < 2 or name in STATE_SPACE else None
 
 
 def build_optimizer(module: nn.Module, optim: OptimConfig, seed: int = 0) -> torch.optim.Optimizer:

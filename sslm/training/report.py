@@ -1,5 +1,6 @@
 """What a person is told: what will be trained on what, and afterwards where the model is and what to do next."""
 
+from collections import Counter
 from typing import NamedTuple
 
 from transformers import PreTrainedModel
@@ -12,6 +13,7 @@ from sslm.parallel.launch import Launch
 from sslm.runs.export import auto_class_of, own_code
 from sslm.runs.folder import RunFolder
 from sslm.system.terminal import count, say
+from sslm.training.optim import exemptions
 
 MAX_EPOCHS = SourceConfig.max_epochs
 """Warn if a run reads its only text more often; each source of a mixture has its own max_epochs."""
@@ -39,6 +41,8 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
                 f"its shards are short; prepare it with larger ones, or lower --seq_len"
             )
     say(f"Model: {config.objective.name}, {model.config.model_type} with {count(model.num_parameters())} parameters")
+    if config.optim.weight_decay:
+        say(weight_decay_of(model, config.optim.weight_decay))
     say(
         f"Training: {steps} steps of {config.batch_size} sequences, "
         f"{count(steps * config.batch_size * config.seq_len)} tokens"
@@ -52,6 +56,17 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
         f"Unigram loss: {data.unigram_loss:.4f} nats/token on held-out text, with the frequencies of targets alone "
         f"(to be beaten)"
     )
+
+
+def weight_decay_of(model: PreTrainedModel, rate: float) -> str:
+    """Say how many parameters decay, and how many of each kind don't."""
+    sizes: Counter[str | None] = Counter()
+    for parameter, exempt in exemptions(model):
+        sizes[exempt] += parameter.numel()
+    decayed = sizes.pop(None, 0)
+    kinds = ", ".join(f"{kind} {count(size)}" for kind, size in sizes.items())
+    left_out = f", {count(sizes.total())} don't ({kinds})" if sizes else ""
+    return f"Weight decay {rate:g}: {count(decayed)} parameters decay{left_out}"
 
 
 def describe_launch(config: Config, launch: Launch) -> None:

@@ -19,7 +19,7 @@ from sslm.objectives.causal_lm import CausalLM
 from sslm.parallel.parallelize import parallelize
 from sslm.parallel.recompute import Recompute
 from sslm.system.errors import UserError
-from sslm.training.optim import learning_rate, parameter_groups
+from sslm.training.optim import learning_rate
 
 AUTO = "AutoModelForCausalLM"
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -220,14 +220,6 @@ def test_schedules() -> None:
     assert set(rates[9:81]) == {1.0}
     assert rates[90] == pytest.approx(0.5)
     assert rates[99] == pytest.approx(0.05)
-
-
-def test_only_matrices_decay() -> None:
-    model = build(small("llama"), AUTO, 0)
-    decayed, others = parameter_groups(model, 0.1)
-    assert {p.ndim for p in decayed["params"]} == {2}  # type: ignore[attr-defined]
-    assert {p.ndim for p in others["params"]} == {1}  # type: ignore[attr-defined]
-    assert others["weight_decay"] == 0.0
 
 
 def test_flops_agree_with_published_counts() -> None:

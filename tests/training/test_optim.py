@@ -12,16 +12,24 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.utils._python_dispatch import TorchDispatchMode
-from transformers import LlamaConfig
+from transformers import AutoConfig, LlamaConfig, PreTrainedModel
 
 from sslm.config import OptimConfig
-from sslm.models.build import build
+from sslm.models.build import auto_class_of, build, on_meta
 from sslm.models.head import LanguageModel
 from sslm.runs.checkpoints.saver import Saver
 from sslm.runs.checkpoints.states import States
-from sslm.system.terminal import keep_libraries_quiet
+from sslm.system.terminal import count, keep_libraries_quiet
 from sslm.training import optim
-from sslm.training.optim import RoundingAdamW, build_optimizer, clip_gradient, parameter_groups, rounded_to_bf16
+from sslm.training.optim import (
+    RoundingAdamW,
+    build_optimizer,
+    clip_gradient,
+    exemptions,
+    parameter_groups,
+    rounded_to_bf16,
+)
+from sslm.training.report import weight_decay_of
 from tests.support.processes import run_ranks
 
 
@@ -246,6 +254,58 @@ def test_two_processes_clip_and_group_as_one_and_resume_bit_for_bit(tmp_path: Pa
 @pytest.mark.slow
 def test_four_processes_clip_and_group_as_one_and_round_replicas_alike(tmp_path: Path) -> None:
     run_ranks(in_turn, 4, tmp_path, tmp_path, [clip_mixed, group_mixed, clip_fsdp_and_tensor_parallel, round_replicas])
+
+
+DECAYED = {"weight", "weight_ih_l0", "weight_hh_l0", "gate_up_proj", "down_proj", "q", "k", "v", "o", "r", "seg_embed"}
+"""Last parts of the names of what decays in the architectures below."""
+TIME_MIXES = {f"time_mix_{name}" for name in ("key", "value", "receptance")}
+EXEMPT: dict[str, set[str]] = {
+    "mamba": {"norms", "biases", "A_log", "D"},
+    "mamba2": {"norms", "biases", "A_log", "D"},
+    "jamba": {"norms", "biases", "A_log", "D"},
+    "rwkv": {"norms", "time_decay", "time_first", *TIME_MIXES},
+    "sslm_lstm": {"biases"},
+    "opt": {"norms", "biases"},
+    "mixtral": {"norms"},
+    "gpt_oss": {"norms", "biases", "sinks"},
+    "cohere": {"norms"},
+    "xlnet": {"norms", "biases", "mask_emb"},
+    "bart": {"norms", "biases"},
+}
+"""Kinds that weight decay leaves out, by architecture."""
+
+
+def on_meta_with_two_layers(model_type: str) -> PreTrainedModel:
+    keys = {"num_hidden_layers": 2, "use_qk_norm": True} if model_type == "cohere" else {"num_hidden_layers": 2}
+    return on_meta(AutoConfig.for_model(model_type, **keys), auto_class_of(model_type))
+
+
+@pytest.mark.parametrize("model_type", EXEMPT)
+def test_what_is_no_matrix_does_not_decay_whatever_its_shape(model_type: str) -> None:
+    model = on_meta_with_two_layers(model_type)
+    names = {parameter: name.rpartition(".")[2] for name, parameter in model.named_parameters()}
+    found = exemptions(model)
+    assert {kind for _, kind in found} == {None, *EXEMPT[model_type]}
+    assert {names[parameter] for parameter, kind in found if kind is None} <= DECAYED
+    decayed = [parameter for parameter, kind in found if kind is None]
+    assert min(parameter.ndim for parameter in decayed) == 2
+    others = sum(parameter.numel() for parameter in model.parameters()) - sum(p.numel() for p in decayed)
+    told = weight_decay_of(model, 0.1)
+    assert told.startswith("Weight decay 0.1: ")
+    assert f"{count(others)} don't (" in told
+    assert all(kind in told for kind in EXEMPT[model_type])
+
+
+@pytest.mark.parametrize("model_type", ["gpt2", "bert", "t5"])
+def test_all_matrices_and_embeddings_decay_in_the_models_order(model_type: str) -> None:
+    model = on_meta_with_two_layers(model_type)
+    model.get_input_embeddings().requires_grad_(False)  # frozen: of no group
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices, vectors = [p for p in trained if p.ndim >= 2], [p for p in trained if p.ndim < 2]
+    decayed, others = parameter_groups(model, 0.1)
+    assert list(map(id, decayed["params"])) == list(map(id, matrices))  # type: ignore[call-overload]
+    assert list(map(id, others["params"])) == list(map(id, vectors))  # type: ignore[call-overload]
+    assert (decayed["weight_decay"], others["weight_decay"]) == (0.1, 0.0)
 
 
 class Waits(TorchDispatchMode):
