@@ -5,21 +5,22 @@ from importlib import import_module
 
 import sslm
 from sslm.cli import VERBS, usage
-from sslm.system.errors import nearest
+from sslm.system.errors import UserError, nearest
+from sslm.system.exits import DONE, exits_politely
 
 
-def main() -> int:
-    arguments = sys.argv[1:]
+@exits_politely
+def main(arguments: list[str] | None = None) -> int:
+    arguments = sys.argv[1:] if arguments is None else arguments
     if not arguments or arguments[0] in ("-h", "--help"):
         print(usage())
-        return 0
+        return DONE
     verb, *rest = arguments
     if verb == "--version":
         print(sslm.__version__)
-        return 0
+        return DONE
     if verb not in VERBS:
-        print(f"sslm: there is no verb {verb!r}{nearest(verb, VERBS)}; allowed: {', '.join(VERBS)}", file=sys.stderr)
-        return 2
+        raise UserError(f"sslm {verb}: there is no such verb{nearest(verb, VERBS)}; allowed: {', '.join(VERBS)}")
     module = "sslm.train" if verb == "train" else f"sslm.cli.{verb.replace('-', '_')}"
     return int(import_module(module).main(rest))
 

@@ -80,7 +80,6 @@ def run(config: Config, arguments: list[str]) -> int:
     """Train as the settings say, or show the plan (--dry_run), and return the exit code."""
     if not ranks.is_first_process():
         terminal.mute()
-    terminal.keep_libraries_quiet()
     folder = RunFolder(config.run_folder)
     folder.check_config(config)
     check_processes(config)

@@ -14,6 +14,7 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from sslm.system.exits import FAILED, STOPPED, USER_ERROR
+from sslm.system.output import print_error
 from sslm.system.ranks import PARENT
 
 GRACE_SECONDS = 5.0
@@ -66,7 +67,7 @@ class Launcher(_SubprocessScriptLauncher):
             by_signal = f"was ended by signal {-process.returncode}"
             ended = by_signal if process.returncode < 0 else f"ended with exit code {process.returncode}"
             reason = f"local rank {1 + self.procs.index(process)} {ended}"
-            print(f"error: {reason}; what it said of this stands above", file=sys.stderr, flush=True)
+            print_error(f"{reason}; what it said of this stands above")
             sys.stdout.flush()
             for other in self.procs:
                 other.kill()

@@ -38,7 +38,8 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
         model.save_pretrained(part, state_dict=weights)
         if (checkpoint / "model/generation_config.json").is_file():  # save_pretrained has written the default's
             shutil.copy(checkpoint / "model/generation_config.json", part)
-        (part / "README.md").write_text(model_card(model.config, auto_class_of(part), own_code(part), state, rows))
+        card = model_card(model.config, auto_class_of(part), own_code(part), state, rows)
+        (part / "README.md").write_text(card, encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
     except BaseException:

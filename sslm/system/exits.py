@@ -6,7 +6,8 @@ import sys
 import time
 import traceback
 
-from sslm.system.errors import RunFailed, printable, sentence_of, without_secrets
+from sslm.system.errors import RunFailed, sentence_of
+from sslm.system.output import print_error, protect_output
 from sslm.system.ranks import is_first_process
 from sslm.system.signals import Stopped, Verb
 
@@ -18,10 +19,14 @@ whoever started the ranks ends them."""
 
 
 def exits_politely(verb: Verb) -> Verb:
-    """Wrap a verb's `main`: the user's errors become one sentence on stderr, and signals and errors exit codes."""
+    """Wrap a verb's `main`: the user's errors become one sentence on stderr, and signals and errors exit codes.
+
+    What becomes of its output changes neither what it does nor its exit code.
+    """
 
     @functools.wraps(verb)
     def wrapped(arguments: list[str] | None = None) -> int:
+        protect_output()
         try:
             return verb(arguments)
         except KeyboardInterrupt:
@@ -39,7 +44,7 @@ def exits_politely(verb: Verb) -> Verb:
                 return _ended(FAILED)
             if not is_first_process():
                 time.sleep(PARENT_SECONDS)
-            print(f"error: {printable(without_secrets(sentence))}", file=sys.stderr)
+            print_error(sentence)
             return _ended(FAILED if isinstance(error, RunFailed) else USER_ERROR)
 
     return wrapped

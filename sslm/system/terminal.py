@@ -3,9 +3,9 @@
 Where stdout is not a terminal (a batch job's log) there is no bar; a plain line comes now and then instead.
 """
 
+import functools
 import logging
 import os
-import sys
 import threading
 import time
 import warnings
@@ -40,7 +40,7 @@ def say(text: str = "") -> None:
 
 
 def is_watched() -> bool:
-    return sys.stdout.isatty() and not _muted
+    return console().file.isatty() and not console().is_dumb_terminal and not _muted
 
 
 def keep_libraries_quiet() -> None:
@@ -171,15 +171,10 @@ class TrainingProgress(Progress):
         self.show(f"step {step:>6}/{self.total_steps}  loss {loss:.4f}  {speed}  {left}", step / self.total_steps)
 
 
-_the_console: Console | None = None
-
-
+@functools.cache
 def console() -> Console:
-    """Return the one console, so that lines and bars know of each other; a new one if stdout was replaced."""
-    global _the_console
-    if _the_console is None or _the_console.file is not sys.stdout:
-        _the_console = Console(file=sys.stdout)
-    return _the_console
+    """Return the one console, so that lines and bars know of each other; it writes to whatever stdout is by then."""
+    return Console()
 
 
 def print_table(

@@ -27,6 +27,7 @@ from sslm.runs.folder import RunFolder
 from sslm.system import heartbeats
 from sslm.system.exits import FAILED
 from sslm.system.heartbeats import Heartbeat, Patience, this_process
+from sslm.system.output import print_error
 
 FIRST_STEPS, TIMES_AS_LONG = 2, 10
 """The first steps of a process, in which things are compiled and caches filled, may take so many times as long."""
@@ -195,7 +196,3 @@ class Watchdog(Callback):
         while time.monotonic() < end:
             time.sleep(min(self.interval, max(end - time.monotonic(), 0)))
             self._write_heartbeat()
-
-
-def print_error(sentence: str) -> None:
-    print(f"error: {sentence}", file=sys.stderr, flush=True)

@@ -1,0 +1,62 @@
+"""Standard output and standard error as a command needs them: whatever becomes of them, it goes on with its work.
+
+A pipe's reader may leave (`| head`), a terminal be closed, the disk of a log be full; a stream may be closed from the
+beginning (`>&-`), or take no Chinese. What can't be written is dropped; every other file still raises its errors.
+"""
+
+import io
+import os
+import sys
+from contextlib import suppress
+from typing import TYPE_CHECKING, TextIO
+
+from sslm.system.errors import printable, without_secrets
+
+if TYPE_CHECKING:
+    from _typeshed import ReadableBuffer
+
+UNENCODABLE = {"stdout": "replace", "stderr": "backslashreplace"}
+"""Stream -> what Python does with characters that its encoding lacks. In a table, each stays one character wide."""
+
+
+def protect_output() -> None:
+    """Let writing to stdout and stderr never fail in this process, except where somebody else has replaced them."""
+    _fill_closed_descriptors()
+    for descriptor, name in enumerate(UNENCODABLE, start=1):
+        stream = getattr(sys, name)
+        if stream is None:  # its descriptor was closed when Python began
+            setattr(sys, name, open(os.devnull, "w", encoding="utf-8"))  # noqa: SIM115
+        elif stream is getattr(sys, f"__{name}__"):
+            setattr(sys, name, _protected(stream, descriptor, UNENCODABLE[name]))
+
+
+def print_error(sentence: str) -> None:
+    """Print a sentence for the user to stderr, at once."""
+    print(f"error: {printable(without_secrets(sentence))}", file=sys.stderr, flush=True)
+
+
+class _Dropping(io.FileIO):
+    """A file that drops what can't be written."""
+
+    def write(self, data: "ReadableBuffer", /) -> int:
+        with suppress(OSError):
+            if written := super().write(data):
+                return written
+        return memoryview(data).nbytes  # as if written; so too if a descriptor that doesn't block takes nothing now
+
+
+def _protected(stream: TextIO, descriptor: int, unencodable: str) -> TextIO:
+    """Make a stream to the same place that drops what can't be written; a line goes out when it ends."""
+    with suppress(OSError):
+        stream.flush()
+    file = io.BufferedWriter(_Dropping(descriptor, "w", closefd=False))
+    return io.TextIOWrapper(file, encoding=stream.encoding, errors=unencodable, line_buffering=True)
+
+
+def _fill_closed_descriptors() -> None:
+    """Open /dev/null in the place of closed standard descriptors: the next file would get their numbers, and output."""
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            os.set_inheritable(os.open(os.devnull, os.O_RDWR), True)  # takes the lowest number that is free
