@@ -191,6 +191,7 @@ SIGNALLED = [
     (signal.SIGUSR1, 1, 0),
     (signal.SIGUSR2, 2, 0),
     (signal.SIGINT, 2, 1),
+    (signal.SIGHUP, 2, None),
     (signal.SIGUSR1, 3, 1),
     (signal.SIGTERM, 3, 2),
     (signal.SIGTERM, 2, None),

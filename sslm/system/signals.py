@@ -5,10 +5,17 @@ Until training begins there is nothing to save; later all is saved first (traini
 
 import functools
 import signal
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from types import FrameType
-from typing import Protocol
+from typing import Any, Protocol
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGUSR2)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
+"""SIGHUP comes when a terminal or an ssh connection closes."""
+
+
+Handler = Callable[[int, FrameType | None], Any]
 
 
 class Verb(Protocol):
@@ -28,11 +35,25 @@ def stops_on_signals(verb: Verb) -> Verb:
 
     @functools.wraps(verb)
     def wrapped(arguments: list[str] | None = None) -> int:
-        before = {number: signal.signal(number, stop) for number in STOP_SIGNALS}
-        try:
+        with handled(stop):
             return verb(arguments)
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
 
     return wrapped
+
+
+@contextmanager
+def handled(handler: Handler, numbers: Iterable[signal.Signals] = STOP_SIGNALS) -> Iterator[None]:
+    """Let `handler` take signals, but not SIGHUP if it is ignored (nohup), and none in a thread, which may not."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.getsignal(number) for number in numbers}
+    if before.get(signal.SIGHUP) is signal.SIG_IGN:
+        del before[signal.SIGHUP]
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)

@@ -39,6 +39,7 @@ from sslm.runs.checkpoints.folder import newest_first
 from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, FAILED, USER_ERROR, exits_politely
+from sslm.system.signals import handled
 from sslm.system.terminal import console, duration, keep_libraries_quiet, say
 
 OFF = dict.fromkeys(("max_tokens", "stop_after", "checkpoint.upload"), "null")
@@ -61,14 +62,13 @@ def main(arguments: list[str] | None = None) -> int:
     trials = [Trial(name, folder, flags, config) for name in ("straight", "killed")]
     trials += [Trial(f"also-{i}", folder, flags, other, text) for i, (text, other) in enumerate(varied, 1)]
     keep_libraries_quiet()
-    previous_handler = signal.signal(signal.SIGTERM, signal.default_int_handler)  # what is started here ends, too
     is_kept = options.keep is not None
     try:
-        carry_out(trials, steps, kills)
-        is_same = report(trials, steps)
+        with handled(signal.default_int_handler, (signal.SIGTERM, signal.SIGHUP)):  # what is started here ends, too
+            carry_out(trials, steps, kills)
+            is_same = report(trials, steps)
         is_kept = is_kept or not is_same
     finally:
-        signal.signal(signal.SIGTERM, previous_handler)
         if not is_kept:
             shutil.rmtree(folder)
     if is_kept:

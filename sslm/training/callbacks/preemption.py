@@ -9,13 +9,14 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
 from sslm.config import parse_stop_after
-from sslm.system.signals import STOP_SIGNALS
+from sslm.system.signals import handled
 from sslm.training.lightning import skip_next_validation, stop_broadcasting_sigterm
 from sslm.training.module import Objective, StepOutputs
 
@@ -45,7 +46,7 @@ class Preemption(Callback):
         self.longest_step = 0.0
         """Seconds from one step's beginning to the next one's, validation included."""
         self._step_began: float | None = None
-        self._handlers: dict[int, Any] = {}
+        self._handlers = ExitStack()
         self.reason = ""
         self.stopped = False
         """Whether the run ended here, before its end."""
@@ -60,14 +61,12 @@ class Preemption(Callback):
             self.reason = signal.Signals(number).name
             pl_module.stop_requested = True
 
-        self._handlers = {number: signal.signal(number, handle) for number in STOP_SIGNALS}
+        self._handlers.enter_context(handled(handle))
         if trainer.received_sigterm:  # while Lightning's handler was there
             handle(signal.SIGTERM, None)
 
     def teardown(self, trainer: Trainer, pl_module: Objective, stage: str) -> None:
-        for number, before in self._handlers.items():
-            signal.signal(number, before)
-        self._handlers = {}
+        self._handlers.close()
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, *_: Any) -> None:
         now = time.monotonic()

@@ -1,0 +1,61 @@
+"""A terminal that is closed asks a run to stop; nohup, and a thread, leave it alone."""
+
+import functools
+import json
+import os
+import signal
+import threading
+from pathlib import Path
+
+from sslm.train import main
+from tests.support.processes import Ranks, train_forked
+from tests.support.runs import rows_of
+
+
+def _take_terminal(path: str, hang_up: "signal.Handlers") -> None:
+    """Make a terminal that of this process, which leads its session, and of its output."""
+    terminal = os.open(path, os.O_RDWR)
+    os.dup2(terminal, 1)
+    os.dup2(terminal, 2)
+    signal.signal(signal.SIGHUP, hang_up)
+
+
+def end_after_closed_terminal(hang_up: "signal.Handlers", arguments: list[str], run: Path) -> int | None:
+    """Train in a terminal that is closed after a few steps; return the exit code."""
+    master, terminal = os.openpty()
+    before = functools.partial(_take_terminal, os.ttyname(terminal), hang_up)
+    ranks = Ranks([*arguments, "--run_dir", str(run)], run.parent / "log", before=before)
+    said = b""
+    while said.count(b"val/loss") < 2:  # at step 0 and at step 4
+        said += os.read(master, 1 << 16)
+    os.close(terminal)
+    os.close(master)
+    return ranks.wait()[0]
+
+
+def test_a_closed_terminal_saves_and_stops(tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert end_after_closed_terminal(signal.SIG_DFL, [*tiny, "--max_steps", "100000"], run) == 75
+    status = json.loads((run / "status.json").read_text())
+    assert (status["state"], status["exit_code"], status["reason"]) == ("stopped", 75, "SIGHUP")
+    assert (run / f"checkpoints/step-{status['step']:06d}").is_dir()
+
+
+def test_under_nohup_a_run_outlives_its_terminal(tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    assert end_after_closed_terminal(signal.SIG_IGN, [*tiny, "--max_steps", "40"], run) == 0
+    assert rows_of(run)[-1]["step"] == 40
+
+
+def _in_a_thread(arguments: list[str]) -> int:
+    codes: list[int] = []
+    thread = threading.Thread(target=lambda: codes.append(main(arguments)))
+    thread.start()
+    thread.join()
+    return codes[0]
+
+
+def test_a_run_in_a_thread_does_without_signals(tiny: list[str], tmp_path: Path) -> None:
+    arguments = [*tiny, "--run_dir", str(tmp_path / "run")]
+    done = train_forked(arguments, tmp_path / "log", verb=_in_a_thread)
+    assert done.returncode == 0, done.stdout
