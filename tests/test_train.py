@@ -74,6 +74,9 @@ tokenizer = AutoTokenizer.from_pretrained(folder)
 assert tokenizer.decode(tokenizer("Hello there")["input_ids"]) == "Hello there"
 model = AutoModelForCausalLM.from_pretrained(folder)
 assert model.dtype == torch.float32
+long = tokenizer("Hello there " * 100, truncation=True, return_tensors="pt")
+assert long.input_ids.shape[1] == tokenizer.model_max_length == model.config.max_position_embeddings == 32
+model(**long)
 ids = torch.tensor(json.load(open(windows)))
 with torch.no_grad():
     print(model(ids, labels=ids).loss.item())
@@ -94,6 +97,18 @@ def test_export_gives_the_reported_loss_in_transformers_without_sslm(
     done = run_command(["-I", str(tmp_path / "evaluate.py"), str(tmp_path / "export"), str(tmp_path / "windows.json")])
     assert done.returncode == 0, done.stderr
     assert float(done.stdout) == pytest.approx(val_of(finished)[8], abs=1e-5)
+
+
+def test_another_tokenizer_than_the_pretrained_weights_is_warned_of(
+    finished: Path, train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pretrained = ["--model.pretrained", str(finished), "--dry_run"]
+    assert train_tiny(tmp_path / "same", *pretrained) == 0
+    assert "another tokenizer" not in capsys.readouterr().out
+    assert train_tiny(tmp_path / "other", *pretrained, "--data.tokenizer", "bpe:300") == 0
+    assert "was trained with another tokenizer: 300 of its 512 entries have" in " ".join(
+        capsys.readouterr().out.split()
+    )
 
 
 def test_export_verb_makes_a_folder_of_any_checkpoint(finished: Path, tmp_path: Path) -> None:

@@ -19,7 +19,14 @@ from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Recipe
 from sslm.models import build
 from sslm.models.word_vectors import initialise_embedding
-from sslm.objectives.choose import build_on_meta, check_embedding, choose_model, choose_objective, open_data
+from sslm.objectives.choose import (
+    build_on_meta,
+    check_embedding,
+    check_tokenizer,
+    choose_model,
+    choose_objective,
+    open_data,
+)
 from sslm.parallel import strategies
 from sslm.parallel.checks import check_processes
 from sslm.parallel.launch import Launch
@@ -90,6 +97,7 @@ def run(config: Config, arguments: list[str]) -> int:
     model_config = choose_model(config, objective, data)
     weightless = build_on_meta(config, objective, model_config)
     check_embedding(config, data, weightless)
+    check_tokenizer(config, data)
     budget, launch = plan_launch(config, weightless, data)
     if config.dry_run:
         if ranks.is_first_process():

@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 from sslm.models.blocks import evaluating
 from sslm.models.head import UNPADDED
 from sslm.models.lstm import LstmForCausalLM  # its module makes transformers know it
-from sslm.models.masks import first_position, no_packed_rows, probe_tokens
+from sslm.models.masks import first_position, no_packed_rows, num_positions, probe_tokens
 from sslm.system.errors import UserError, nearest, one_line, short
 
 Keys = dict[str, Any]
@@ -213,11 +213,11 @@ def _check_keys(config_class: type[PreTrainedConfig], settings: Keys) -> None:
 
 
 def _check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None:
-    positions = getattr(config, "max_position_embeddings", None)
-    first = first_position(config.model_type, config.pad_token_id)
-    if isinstance(positions, int) and 0 < positions < seq_len + first:
+    positions = num_positions(config)
+    if positions is not None and positions < seq_len:
+        first = first_position(config.model_type, config.pad_token_id)
         raise UserError(
-            f"--seq_len {seq_len}: the model has {positions - first} positions; give --seq_len {positions - first}, "
+            f"--seq_len {seq_len}: the model has {positions} positions; give --seq_len {positions}, "
             f"or a model with --model.max_position_embeddings {seq_len + first}"
         )
     if not isinstance(getattr(config, "vocab_size", None), int):

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel, masking_utils
+from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 
 from sslm.models.blocks import evaluating
@@ -151,6 +151,13 @@ def first_position(model_type: str, padding_id: int | None) -> int:
     return 2 if model_type == "mpnet" else padding_id + 1  # MPNet's is always 1
 
 
+def num_positions(config: PreTrainedConfig) -> int | None:
+    """Length of the longest text that a model takes; None if its config sets no limit, as T5's and an LSTM's."""
+    positions = getattr(config, "max_position_embeddings", None)
+    first = first_position(config.model_type, getattr(config, "pad_token_id", None))
+    return positions - first if isinstance(positions, int) and positions > 0 else None
+
+
 def _parameters(model: PreTrainedModel) -> set[str]:
     return set(inspect.signature(model.forward).parameters)
 
@@ -228,9 +235,7 @@ def _probe(model: PreTrainedModel, ids: Tensor, segment_ids: Tensor | None) -> T
 def probe_tokens(model: PreTrainedModel, shift: int = 0) -> Tensor:
     """[1, PROBE_TOKENS] tokens other than padding, or as many as there are positions; another `shift` gives others."""
     config = model.config
-    positions = getattr(config, "max_position_embeddings", None)
-    first = first_position(config.model_type, getattr(config, "pad_token_id", None))
-    most = positions - first if isinstance(positions, int) and positions > 0 else PROBE_TOKENS
+    most = num_positions(config) or PROBE_TOKENS
     allowed = torch.tensor([n for n in range(config.vocab_size) if n != getattr(config, "pad_token_id", None)])
     chosen = torch.arange(min(PROBE_TOKENS, most)) * 7 + shift + 5
     return allowed[chosen % len(allowed)][None].to(model.device)

@@ -6,7 +6,8 @@ This happens before another process is started, and before the run folder is tou
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.config import Config
-from sslm.data.corpus.tokenizer import special_ids
+from sslm.data.corpus import tokenizer as tokenizers
+from sslm.data.corpus.tokenizer import identity, special_ids
 from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Recipe
 from sslm.models.build import check_runs, model_config, on_meta, read_config
@@ -15,6 +16,7 @@ from sslm.objectives import load_objective
 from sslm.parallel.parallelize import check_blocks
 from sslm.runs.folder import RunFolder, pretrained_folder
 from sslm.system.errors import UserError
+from sslm.system.terminal import say
 from sslm.system.typed import typed
 from sslm.training.module import Objective
 
@@ -63,6 +65,26 @@ def build_on_meta(config: Config, objective: type[Objective], model_config: PreT
     check_runs(model, objective.auto_class)
     check_blocks(model, config.activation_checkpointing, compile_blocks=config.compile)
     return model
+
+
+def check_tokenizer(config: Config, data: DataModule) -> None:
+    """Warn if ids mean other tokens to the pretrained weights; tokens that were added at the end may differ."""
+    folder, ours = pretrained_folder(config), data.tokenizer
+    if folder is None or ours is None:
+        return
+    try:
+        theirs = tokenizers.load(folder)
+    except UserError:  # the weights came without one: nobody knows
+        return
+    shared = min(len(ours), len(theirs))
+    if identity(ours, shared) != identity(theirs, shared):
+        ids, known = ours.get_vocab(), theirs.get_vocab()
+        same = sum(ids.get(token) == number for token, number in known.items())
+        say(
+            f"Warning: --model.pretrained {config.model.pretrained} was trained with another tokenizer: {same:,} of "
+            f"its {len(known):,} entries have the same ids in this one. To keep its own, leave --data.tokenizer out, "
+            f"and give text or a corpus prepared with it"
+        )
 
 
 def check_embedding(config: Config, data: DataModule, model: PreTrainedModel) -> None:

@@ -17,6 +17,7 @@ from sslm.runs.checkpoints.folder import read_state
 from sslm.runs.checkpoints.shards import index
 from sslm.runs.checkpoints.tensors import read_weights
 from sslm.runs.folder import RunFolder
+from sslm.system.plain_yaml import load
 
 WEIGHTS, AVERAGES = "model.model.", "average.model."
 """Prefixes of names in a checkpoint."""
@@ -29,7 +30,7 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
         last: the last weights, also where there is an average of them (`--optim.average_decay`).
     """
     model, weights = _without_padding(checkpoint, last)
-    state, rows = read_state(checkpoint), RunFolder(checkpoint.parent.parent).rows()
+    state, run = read_state(checkpoint), RunFolder(checkpoint.parent.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     part.chmod(0o755)
@@ -38,7 +39,7 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
         model.save_pretrained(part, state_dict=weights)
         if (checkpoint / "model/generation_config.json").is_file():  # save_pretrained has written the default's
             shutil.copy(checkpoint / "model/generation_config.json", part)
-        card = model_card(model.config, auto_class_of(part), own_code(part), state, rows)
+        card = model_card(model.config, auto_class_of(part), own_code(part), state, run)
         (part / "README.md").write_text(card, encoding="utf-8")
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
@@ -83,19 +84,29 @@ def own_code(folder: Path) -> str:
     return ", trust_remote_code=True" if "auto_map" in json.loads((folder / "config.json").read_text()) else ""
 
 
-def model_card(config: Any, auto_class: str, own_code: str, state: dict[str, Any], rows: list[dict[str, Any]]) -> str:
-    measured = [row for row in rows if "val/loss" in row and row["step"] <= state["step"]]
+def origin_of(run: RunFolder) -> str:
+    """Say what weights a run began with, as far as its config.yaml tells."""
+    try:
+        model = load(run.config.read_bytes())["model"]
+        pretrained, vectors = model["pretrained"], model["embedding_init"]
+    except (OSError, ValueError, TypeError, KeyError):  # the checkpoint lies elsewhere, or the file is damaged
+        return "Trained"
+    if pretrained is not None:
+        return f"Continued from `{pretrained}`"
+    return "Trained from scratch" + (f", its embedding from the vectors of `{vectors}`," if vectors else "")
+
+
+def model_card(config: Any, auto_class: str, own_code: str, state: dict[str, Any], run: RunFolder) -> str:
+    measured = [row for row in run.rows() if "val/loss" in row and row["step"] <= state["step"]]
     last = measured[-1] if measured else {}
     results = "".join(f"- {k.removeprefix('val/')}: {v:.4f}\n" for k, v in last.items() if k.startswith("val/"))
-    with_what = f"sslm {state['sslm']} (objective {state['objective']})"
-    origin = f"Pretrained from scratch or continued with {with_what}, {state['step']} optimizer steps."
     return f"""---
 library_name: transformers
 tags: [sslm]
 ---
 # {config.architectures[0]}
 
-{origin}
+{origin_of(run)} with sslm {state["sslm"]} (objective {state["objective"]}), {state["step"]} optimizer steps.
 
 ## Held-out text
 

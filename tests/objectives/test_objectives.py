@@ -47,7 +47,10 @@ for line in open(sys.argv[1]):
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
     assert model.config.vocab_size == len(tokenizer), (model.config.vocab_size, len(tokenizer))
     inputs = {name: torch.tensor(values) for name, values in arrays.items()}
+    long = tokenizer("word " * 1000, truncation=True, return_tensors="pt")
+    assert 30 <= long.input_ids.shape[1] <= tokenizer.model_max_length <= 40, (folder, tokenizer.model_max_length)
     with torch.no_grad():
+        model(**long, labels=long.input_ids)
         print(model(**inputs).loss.item())
 """
 
@@ -72,7 +75,9 @@ def test_run_learns(case: Case, learned: Callable[[Case], Path], capsys: pytest.
     said = capsys.readouterr().out
     assert "Unigram loss" in said
     assert f"{case.auto_class}.from_pretrained" in said
-    assert f"{case.auto_class}.from_pretrained" in (run / "export/README.md").read_text()
+    card = (run / "export/README.md").read_text()
+    assert f"{case.auto_class}.from_pretrained" in card
+    assert "Trained from scratch with sslm" in card
     first, last = val_of(run).values()
     assert last < first - 0.2
     row = [row for row in rows_of(run) if "val/loss" in row][-1]
@@ -197,14 +202,18 @@ def test_a_model_goes_on_with_the_corpus_it_was_made_on_and_gets_the_tokens_it_l
     t5 = ["--objective", "span_corruption", *T5.split()]
     assert main([*flags, *t5, "--run_dir", str(first)]) == 0
     few = AutoTokenizer.from_pretrained(first / "export")
-    capsys.readouterr()
+    assert "another tokenizer" not in capsys.readouterr().out
     more = ["--objective", "span_corruption", "--model.pretrained", str(first), "--seq_len", "96"]
     assert main([*flags, *more, "--run_dir", str(second)]) == 0
     many = AutoTokenizer.from_pretrained(second / "export")
     sentinels = [sum(token.startswith("<extra_id_") for token in tokenizer.get_vocab()) for tokenizer in (few, many)]
     assert sentinels == [2, 5]
-    assert f"{len(many) - len(few)} rows of the vocabulary" not in capsys.readouterr().out  # rounded up to 64
+    said = capsys.readouterr().out
+    assert "another tokenizer" not in said  # what was appended is no other
+    assert f"{len(many) - len(few)} rows of the vocabulary" not in said  # rounded up to 64
     assert all(many.get_vocab()[token] == n for token, n in few.get_vocab().items())
+    assert (few.model_max_length, many.model_max_length) == (32, 96)
+    assert f"Continued from `{first}` with sslm" in (second / "export/README.md").read_text()
     assert json.loads((second / "export/config.json").read_text())["vocab_size"] == len(many)
 
 

@@ -1,5 +1,6 @@
 """When to save: every so many steps or minutes, on request, and at the end; and what a checkpoint says of the run."""
 
+import copy
 import os
 import tempfile
 import time
@@ -13,6 +14,7 @@ from lightning.pytorch import Callback, Trainer
 import sslm
 from sslm.config import CheckpointConfig
 from sslm.data.module import DataModule
+from sslm.models.masks import num_positions
 from sslm.runs.checkpoints.folder import newest_first, number_of, read_state
 from sslm.runs.checkpoints.mirror import Mirror
 from sslm.runs.checkpoints.retention import expired
@@ -172,7 +174,10 @@ class Checkpoint(Callback):
 
 
 def model_files(pl_module: Objective, data: DataModule) -> dict[str, bytes]:
-    """Config and tokenizer as transformers saves them, by path in a checkpoint."""
+    """Config and tokenizer as transformers saves them, by path in a checkpoint.
+
+    The tokenizer truncates to the model's positions, or if it has no limit, to the length that it was trained on.
+    """
     model = pl_module.network.model
     model.config.architectures = [type(model).__name__]
     with tempfile.TemporaryDirectory() as folder:
@@ -180,7 +185,9 @@ def model_files(pl_module: Objective, data: DataModule) -> dict[str, bytes]:
         if model.can_generate():
             model.generation_config.save_pretrained(folder)
         if data.tokenizer is not None:
-            data.tokenizer.save_pretrained(folder)
+            tokenizer = copy.copy(data.tokenizer)
+            tokenizer.model_max_length = num_positions(model.config) or data.num_positions
+            tokenizer.save_pretrained(folder)
         files = [file for file in sorted(Path(folder).rglob("*")) if file.is_file()]
         return {f"model/{file.relative_to(folder)}": file.read_bytes() for file in files}
 
