@@ -12,10 +12,12 @@ import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from sslm.system.errors import UserError, without_secrets
+from sslm.system.paths import NoHome, as_typed, followed
 from sslm.system.plain_yaml import dump
 
 Strategy = Literal[
@@ -39,18 +41,34 @@ SEED = Range("a whole number from 0 to 2^63 - 1", lambda number: 0 <= number < 1
 SECONDS = Range("a number above 0 and at most 1e9", lambda number: 0 < number <= 1e9)
 
 
-def setting(default: Any, numbers: Range | None = None, may_change: bool = False) -> Any:
+def setting(
+    default: Any = dataclasses.MISSING, numbers: Range | None = None, may_change: bool = False, is_path: bool = False
+) -> Any:
     """Declare a field of a section.
 
     Args:
         numbers: range that a number has to lie in; None if any will do.
         may_change: whether a resumed run may have another value than the run began with.
+        is_path: whether text may be a path, in which `~` is the home folder.
     """
-    return field(default=default, metadata={"numbers": numbers, "may_change": may_change})
+    return field(default=default, metadata={"numbers": numbers, "may_change": may_change, "is_path": is_path})
 
 
 @dataclass(frozen=True)
-class ObjectiveConfig:
+class Section:
+    """What has settings. Paths are followed here, whether they come from flags, a file or Python."""
+
+    def __post_init__(self) -> None:
+        for flag, (kind, name) in PATHS.items():
+            if isinstance(self, kind) and isinstance(path := getattr(self, name), str):
+                try:
+                    object.__setattr__(self, name, followed(path))
+                except NoHome as error:
+                    raise UserError(f"--{flag} {error}") from None
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig(Section):
     """What the model is trained to do."""
 
     name: str = "causal_lm"
@@ -60,14 +78,14 @@ class ObjectiveConfig:
 
 
 @dataclass(frozen=True)
-class ModelConfig:
+class ModelConfig(Section):
     """The model: any architecture of transformers, built from its config or continued from a checkpoint."""
 
     model_type: str | None = None
     """Architecture by its transformers name (llama, gpt2, qwen3 …); default: a small one fitting the objective."""
-    pretrained: str | None = None
+    pretrained: str | None = setting(None, is_path=True)
     """Continue from these weights: a folder, a hub name, or a run folder of sslm."""
-    embedding_init: str | None = None
+    embedding_init: str | None = setting(None, is_path=True)
     """Word vectors, in the text format of word2vec or GloVe (.gz too), that fresh input embeddings begin with."""
     embedding_project: bool = False
     """Turn vectors of another dimension into the embedding's, by a random orthogonal matrix."""
@@ -76,10 +94,10 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class SourceConfig:
+class SourceConfig(Section):
     """One source of a mixture."""
 
-    path: str | None
+    path: str | None = setting(is_path=True)
     """Text or a prepared corpus, in the forms of data.train; embedded: the documentation inside this Python."""
     weight: int | float | str = 1
     """Weight relative to the other sources: a number, or size^EXPONENT of its tokens (size^0.7)."""
@@ -91,7 +109,7 @@ class SourceConfig:
 
 
 @dataclass(frozen=True)
-class StageConfig:
+class StageConfig(Section):
     """Weights of a mixture from some point of the run on."""
 
     at_tokens: int
@@ -101,14 +119,14 @@ class StageConfig:
 
 
 @dataclass(frozen=True)
-class DataConfig:
+class DataConfig(Section):
     """Where the text comes from."""
 
-    train: str | None = None
+    train: str | None = setting(None, is_path=True)
     """Training text: a file or glob (.txt, .jsonl, .parquet; also .gz, .zst), a folder of these, a Hugging Face dataset
     (hub name, NAME:CONFIG, or saved folder), a prepared corpus (a folder, or its URL: s3://, gs://, https://, hf://),
     or token ids of other tools (Megatron, nanoGPT, llm.c, .npy, Parquet); default: this Python's documentation."""
-    val: str | None = None
+    val: str | None = setting(None, is_path=True)
     """Held-out text, in the same forms; default: a part of the training text that no training window touches."""
     sources: list[SourceConfig] | None = None
     """A mixture instead of data.train: a list of {path: …, weight: …, name: …}; weight is a number, or size^0.7."""
@@ -125,10 +143,10 @@ class DataConfig:
     end_id: int | None = None
     """Id that ends a document, in files of ids that don't say where documents end (nanoGPT, llm.c, 1-D .npy);
     default: the tokenizer's, if there is one."""
-    tokenizer: str | None = None
+    tokenizer: str | None = setting(None, is_path=True)
     """Tokenizer: a folder, a hub name, or bpe:SIZE to train a byte-level BPE; default: that of --model.pretrained or of
     the prepared corpus, else bpe:2048."""
-    cache_dir: str | None = setting(None, may_change=True)
+    cache_dir: str | None = setting(None, may_change=True, is_path=True)
     """Folder for corpora prepared on the fly; default: the user's cache folder."""
     cache_gb: float | None = setting(None, POSITIVE, may_change=True)
     """Largest size of the remote shards in the cache folder, in gigabytes; default: no limit."""
@@ -143,7 +161,7 @@ class DataConfig:
 
 
 @dataclass(frozen=True)
-class OptimConfig:
+class OptimConfig(Section):
     """The optimizer and its learning-rate schedule, counted in optimizer steps."""
 
     name: Literal["adamw"] = "adamw"
@@ -173,7 +191,7 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
-class RobustConfig:
+class RobustConfig(Section):
     """Regularisers of any objective; all are off by default."""
 
     label_smoothing: float = setting(0.0, BELOW_ONE)
@@ -193,7 +211,7 @@ class RobustConfig:
 
 
 @dataclass(frozen=True)
-class FsdpConfig:
+class FsdpConfig(Section):
     """How fsdp, hsdp and fsdp_tp share weights among devices (FSDP2)."""
 
     reshard_after_forward: bool = setting(True, may_change=True)
@@ -207,19 +225,19 @@ class FsdpConfig:
 
 
 @dataclass(frozen=True)
-class DeepspeedConfig:
+class DeepspeedConfig(Section):
     """Where deepspeed_1, deepspeed_2 and deepspeed_3 (ZeRO, Rajbhandari et al. 2020, arXiv:1910.02054) keep states."""
 
     offload_optimizer: bool = setting(False, may_change=True)
     """Keep optimizer states in the host's memory, and update weights there."""
     offload_parameters: bool = setting(False, may_change=True)
     """deepspeed_3: keep weights in the host's memory until they are needed."""
-    config: str | None = setting(None, may_change=True)
+    config: str | None = setting(None, may_change=True, is_path=True)
     """JSON file of DeepSpeed's own settings, which win over those of sslm."""
 
 
 @dataclass(frozen=True)
-class CheckpointConfig:
+class CheckpointConfig(Section):
     """When the run is saved, and what is kept."""
 
     every_steps: int | None = setting(100, POSITIVE, may_change=True)
@@ -238,13 +256,13 @@ class CheckpointConfig:
     """Never remove checkpoints at multiples of so many steps; null: remove these, too."""
     sync: bool = setting(False, may_change=True)
     """Train on only when a checkpoint is on the disk; default: when it is copied to the host's memory."""
-    upload: str | None = setting(None, may_change=True)
+    upload: str | None = setting(None, may_change=True, is_path=True)
     """Folder elsewhere (s3://bucket/runs/mine, or a path) to upload checkpoints to in the background; a machine without
     the run folder goes on from there."""
 
 
 @dataclass(frozen=True)
-class AnomalyConfig:
+class AnomalyConfig(Section):
     """What to do at a step whose loss or gradient norm is not finite, or far above those of the last steps."""
 
     action: Literal["rewind", "skip", "off"] = "rewind"
@@ -260,12 +278,12 @@ class AnomalyConfig:
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Section):
     """A run."""
 
-    run_dir: str | None = setting(None, may_change=True)
+    run_dir: str | None = setting(None, may_change=True, is_path=True)
     """Run folder; default: runs/OBJECTIVE."""
-    resume: str = setting("auto", may_change=True)
+    resume: str = setting("auto", may_change=True, is_path=True)
     """auto: go on from the run folder's newest checkpoint; never: refuse a folder that has one; PATH: a run or a
     checkpoint to begin from if the run folder has none of its own."""
     seed: int = setting(0, SEED)
@@ -352,6 +370,13 @@ FLAGS = {
     if leaf.name not in SECTIONS and leaf.name != "settings"
 }
 """Name -> field of every flag, but for those of the open sections' own keys."""
+PATHS = {
+    f"{section}.{leaf.name}".removeprefix("."): (kind, leaf.name)
+    for section, kind in (SECTIONS | {"data.sources": SourceConfig}).items()
+    for leaf in dataclasses.fields(kind)
+    if leaf.metadata.get("is_path")
+}
+"""Name -> (section, field) of every setting that is a path."""
 
 
 def parse_stop_after(text: str) -> tuple[float | None, int | None]:
@@ -367,11 +392,24 @@ def parse_stop_after(text: str) -> tuple[float | None, int | None]:
 
 
 def to_tree(config: Config) -> dict[str, Any]:
-    """Config -> what a YAML file holds; `parse(["--config", FILE])` gives it back, but for secrets in URLs."""
+    """Config -> what a YAML file holds; `parse(["--config", FILE])` gives it back, but for secrets in URLs.
+
+    Paths stand there as they were typed: `~` is the home folder of whoever goes on.
+    """
     tree = dataclasses.asdict(config)
     for section in OPEN_SECTIONS:
         tree[section] |= tree[section].pop("settings")
-    return {key: cleaned(value) for key, value in tree.items()}
+    written: dict[str, Any] = at_paths(cleaned(tree), as_typed)
+    return written
+
+
+def at_paths(value: Any, change: Callable[[str], str], name: str = "") -> Any:
+    """Change the paths in a tree of settings, or in the value of the setting `name`."""
+    if isinstance(value, dict):
+        return {key: at_paths(inner, change, f"{name}.{key}".removeprefix(".")) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [at_paths(inner, change, name) for inner in value]
+    return change(value) if name in PATHS and isinstance(value, str) else value
 
 
 def cleaned(value: Any) -> Any:
@@ -388,7 +426,7 @@ def to_yaml(config: Config) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Keys that differ and may not: `["data.train (was 'a', now 'b')"]`."""
+    """Keys that differ and may not: `["data.train (was 'a', now 'b')"]`. Equal paths may be written in two ways."""
     found = []
     for key in dict.fromkeys([*old, *new]):
         was, now, name = old.get(key), new.get(key), f"{prefix}{key}"
@@ -396,6 +434,8 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
             continue
         if isinstance(was, dict) or isinstance(now, dict):
             found += differences(was or {}, now or {}, f"{name}.")
-        elif was != now and not (name in FLAGS and FLAGS[name].metadata.get("may_change")):
+        elif name in FLAGS and FLAGS[name].metadata.get("may_change"):
+            continue
+        elif at_paths(was, expanduser, name) != at_paths(now, expanduser, name):
             found.append(f"{name} (was {was!r}, now {now!r})")
     return found

@@ -4,19 +4,21 @@ sslm export RUN --out DIR
 """
 
 import argparse
-from pathlib import Path
 
 from sslm.runs.find import find_checkpoint
 from sslm.system.errors import UserError
 from sslm.system.exits import exits_politely
+from sslm.system.paths import followed, local_path
 from sslm.system.terminal import keep_libraries_quiet, say
 
 
 @exits_politely
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sslm export", description=__doc__.split("\n")[0])
-    parser.add_argument("run", help="run folder (its newest checkpoint is taken), or one checkpoint's folder")
-    parser.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
+    parser.add_argument(
+        "run", type=followed, help="run folder (its newest checkpoint is taken), or one checkpoint's folder"
+    )
+    parser.add_argument("--out", required=True, type=local_path, help="folder to make; it must not exist")
     parser.add_argument("--last", action="store_true", help="the last weights, where the run averages them")
     options = parser.parse_args(arguments)
     keep_libraries_quiet()

@@ -6,13 +6,13 @@ sections open, and says what is wrong in one sentence that names the nearest fla
 
 import argparse
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_stop_after, to_tree
 from sslm.system.errors import UserError, nearest, short
+from sslm.system.paths import local_path
 from sslm.system.plain_yaml import BadYaml, load
 from sslm.system.typed import item_of, typed
 
@@ -95,7 +95,7 @@ def _read_file(flag: Flag) -> Tree:
         raise UserError("--config needs a file: --config configs/laptop.yaml")
     where = f"--config {short(flag.value)}"
     try:
-        text = Path(flag.value).read_text(encoding="utf-8")
+        text = local_path(flag.value).read_text(encoding="utf-8")
         content, values = load(text, scalars_as_text=True), load(text)
     except FileNotFoundError:
         raise UserError(f"{where}: there is no such file") from None

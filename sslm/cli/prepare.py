@@ -7,10 +7,10 @@ If it is killed or stopped by a signal, the same command goes on from where it w
 
 import argparse
 import time
-from pathlib import Path
 
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, STOPPED, exits_politely
+from sslm.system.paths import followed, local_path
 from sslm.system.signals import Stopped, stops_on_signals
 from sslm.system.terminal import count, keep_libraries_quiet, preparation_progress, say
 
@@ -67,11 +67,11 @@ def _parser() -> argparse.ArgumentParser:
     size = "tokens per shard file, 2 or 4 bytes each; fewer if the corpus will be read over a network"
     tokenizer = "folder, hub name, or bpe:SIZE to train one (default: %(default)s)"
     field = "field that holds the text, in .jsonl, .parquet and datasets (default: %(default)s)"
-    parser.add_argument("input", help=text)
+    parser.add_argument("input", type=followed, help=text)
     parser.add_argument("--document_separator", help=separator)
     parser.add_argument("--shard_tokens", help=f"{size} (default: 134217728)")
-    parser.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
-    parser.add_argument("--tokenizer", default="bpe:32000", help=tokenizer)
+    parser.add_argument("--out", required=True, type=local_path, help="folder to make; it must not exist")
+    parser.add_argument("--tokenizer", default="bpe:32000", type=followed, help=tokenizer)
     parser.add_argument("--text_field", default="text", help=field)
     return parser
 

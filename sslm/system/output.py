@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, TextIO
 
 from sslm.system.errors import printable, without_secrets
+from sslm.system.paths import as_typed
 
 if TYPE_CHECKING:
     from _typeshed import ReadableBuffer
@@ -32,7 +33,7 @@ def protect_output() -> None:
 
 def print_error(sentence: str) -> None:
     """Print a sentence for the user to stderr, at once."""
-    print(f"error: {printable(without_secrets(sentence))}", file=sys.stderr, flush=True)
+    print(f"error: {printable(without_secrets(as_typed(sentence)))}", file=sys.stderr, flush=True)
 
 
 class _Dropping(io.FileIO):

@@ -65,7 +65,7 @@ class RemoteFolder:
     """
 
     def __init__(self, url: str, patience_seconds: float | None = None) -> None:
-        self.url = (url if "://" in url else f"file://{Path(url).expanduser().absolute()}").rstrip("/")
+        self.url = (url if "://" in url else f"file://{Path(url).absolute()}").rstrip("/")
         self.patience_seconds = patience_seconds
         self.shown_url = without_secrets(self.url)
         self._stop = threading.Event()

@@ -11,12 +11,12 @@ The files are not trusted: nothing is unpickled, and a manifest or a header is b
 
 import argparse
 from collections.abc import Callable
-from pathlib import Path
 
 from sslm.cli.ckpt import diff, ls, reshard, rm, verify
 from sslm.runs.find import checkpoints_in
 from sslm.system.errors import UserError, printable
 from sslm.system.exits import DONE, FAILED, exits_politely
+from sslm.system.paths import followed, local_path
 from sslm.system.terminal import keep_libraries_quiet, say, transfer_progress
 
 
@@ -38,21 +38,23 @@ def _parser() -> argparse.ArgumentParser:
         return one
 
     ls_verb = verb("ls", _ls, "list a run's checkpoints")
-    ls_verb.add_argument("folder", help="run folder, or a folder of checkpoints")
+    ls_verb.add_argument("folder", type=followed, help="run folder, or a folder of checkpoints")
     verify_verb = verb("verify", _verify, "check every file against its SHA-256; exit code 1: something is damaged")
     all_of_it = "a run folder means all its checkpoints"
-    verify_verb.add_argument("paths", nargs="+", metavar="RUN|CHECKPOINT", help=all_of_it)
+    verify_verb.add_argument("paths", nargs="+", type=followed, metavar="RUN|CHECKPOINT", help=all_of_it)
     what_differs = "tell what differs between two checkpoints, bit by bit; exit code 1: something does"
     diff_verb = verb("diff", _diff, what_differs)
     for name in ("a", "b"):
-        diff_verb.add_argument(name, metavar=name.upper(), help="checkpoint, or a run folder (its newest one)")
+        diff_verb.add_argument(
+            name, type=followed, metavar=name.upper(), help="checkpoint, or a run folder (its newest one)"
+        )
     reshard_verb = verb("reshard", _reshard, "write the same tensors into another number of files")
-    reshard_verb.add_argument("checkpoint", help="checkpoint, or a run folder (its newest one)")
+    reshard_verb.add_argument("checkpoint", type=followed, help="checkpoint, or a run folder (its newest one)")
     shards = "files to make, of about equal size"
     reshard_verb.add_argument("--shards", required=True, type=int, metavar="N", help=shards)
-    reshard_verb.add_argument("--out", required=True, type=Path, help="folder to make; it must not exist")
+    reshard_verb.add_argument("--out", required=True, type=local_path, help="folder to make; it must not exist")
     rm_verb = verb("rm", _rm, "remove checkpoints of a run that is not training")
-    rm_verb.add_argument("run", help="run folder")
+    rm_verb.add_argument("run", type=followed, help="run folder")
     rm_verb.add_argument("steps", nargs="*", metavar="STEP", help="steps, or names as ls shows them")
     rm_verb.add_argument("--keep_last", "--keep-last", type=int, metavar="K", help="remove all but the K newest")
     rm_verb.add_argument("--force", action="store_true", help="remove the newest good one too")

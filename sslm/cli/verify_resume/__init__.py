@@ -39,6 +39,7 @@ from sslm.runs.checkpoints.folder import newest_first
 from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, FAILED, USER_ERROR, exits_politely
+from sslm.system.paths import local_path
 from sslm.system.signals import handled
 from sslm.system.terminal import console, duration, keep_libraries_quiet, say
 
@@ -162,7 +163,7 @@ def working_folder(keep: str | None) -> Path:
     """Make the folder for all runs: a temporary one, or the one to keep, which must be empty."""
     if keep is None:
         return Path(tempfile.mkdtemp(prefix="sslm-verify-resume-"))
-    folder = Path(keep).absolute()
+    folder = local_path(keep).absolute()
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"--keep {keep}: there is something already; give another folder")
     folder.mkdir(parents=True, exist_ok=True)

@@ -78,7 +78,7 @@ def open_source(
 
 def _files(given: str) -> list[Path] | None:
     """List the files that a user's path, folder or pattern names, or None if it can only be a dataset's name."""
-    path = Path(given).expanduser()
+    path = Path(given)
     if path.is_dir():
         found = sorted(f for f in path.rglob("*") if f.is_file() and _format(f) in FORMATS)
         if not found:
@@ -91,7 +91,7 @@ def _files(given: str) -> list[Path] | None:
         if not found:
             raise UserError(f"{given}: no file matches this pattern")
         return found
-    if path.suffix in (*FORMATS, *COMPRESSIONS) or given.startswith((".", "/", "~")) or given.count("/") > 1:
+    if path.suffix in (*FORMATS, *COMPRESSIONS) or given.startswith((".", "/")) or given.count("/") > 1:
         there = path.parent.iterdir() if path.parent.is_dir() else []
         raise UserError(f"{given}: there is no such file or folder{nearest(path.name, [f.name for f in there])}")
     return None

@@ -97,7 +97,7 @@ def load(name: str | os.PathLike[str]) -> Tokenizer:
 
     name = str(name)
     path = Path(name)
-    if not path.exists() and name.startswith((".", "/", "~")):
+    if not path.exists() and name.startswith((".", "/")):
         raise UserError(f"--data.tokenizer {name}: there is no such folder")
     try:
         tokenizer: Tokenizer = (

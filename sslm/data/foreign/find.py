@@ -37,7 +37,7 @@ Found = dict[str, list[tuple[Path, Split | None]]]
 
 def find(name: str | Path, options: Options) -> Found:
     """Find the token files that a path, a pattern or a prefix of Megatron's names."""
-    path = Path(name).expanduser()
+    path = Path(name)
     if path.is_dir():
         return _find_in_folder(path, options)
     if path.is_file():

@@ -52,7 +52,7 @@ class Part(NamedTuple):
 
 def cache_folder(data: DataConfig) -> Path:
     """Find the folder for prepared corpora, packing plans and checksums."""
-    return Path(data.cache_dir).expanduser() if data.cache_dir else platformdirs.user_cache_path("sslm")
+    return Path(data.cache_dir) if data.cache_dir else platformdirs.user_cache_path("sslm")
 
 
 def open_streams(
