@@ -97,6 +97,10 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_str(self, data: str) -> yaml.ScalarNode:
+        breaks = re.search("[\x85\u2028\u2029]", data)  # PyYAML writes them as they are, and reads them as spaces
+        return self.represent_scalar("tag:yaml.org,2002:str", data, style='"' if breaks else None)
+
 
 _TextLoader.yaml_implicit_resolvers, _Loader.yaml_implicit_resolvers = {}, {}  # none of YAML 1.1's
 for _kind, (_pattern, _first) in CORE.items():
@@ -105,6 +109,7 @@ for _kind, (_pattern, _first) in CORE.items():
     _Dumper.add_implicit_resolver(_tag, _regexp, _first)
     if _kind in ("null", "merge"):
         _TextLoader.add_implicit_resolver(_tag, _regexp, _first)
+_Dumper.add_representer(str, _Dumper.represent_str)
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
 
 

@@ -3,7 +3,7 @@
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sslm.system.plain_yaml import BadYaml, dump, load
@@ -19,6 +19,7 @@ SCALARS = (
 
 
 @given(st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner), max_leaves=20))
+@example({"\x85": "\u2028"})
 def test_what_is_written_is_read(tree: Any) -> None:
     assert load(dump(tree)) == tree
 
