@@ -143,6 +143,10 @@ class DataConfig(Section):
     end_id: int | None = None
     """Id that ends a document, in files of ids that don't say where documents end (nanoGPT, llm.c, 1-D .npy);
     default: the tokenizer's, if there is one."""
+    special_tokens: Literal["plain", "parse"] = "plain"
+    """Names of special tokens that stand in the text (<|endoftext|>, [MASK]): plain text, or parsed as these tokens."""
+    bos: Literal["template", "never"] = "template"
+    """Whether documents begin with the BOS token: if the tokenizer's template begins a text with it, or never."""
     tokenizer: str | None = setting(None, is_path=True)
     """Tokenizer: a folder, a hub name, or bpe:SIZE to train a byte-level BPE; default: that of --model.pretrained or of
     the prepared corpus, else bpe:2048."""

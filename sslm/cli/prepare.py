@@ -27,7 +27,7 @@ def main(arguments: list[str] | None = None) -> int:
     from sslm.data.corpus import documents  # brings torch: --help and wrong flags must not wait for it
     from sslm.data.corpus.embedded import EMBEDDED
     from sslm.data.corpus.prepare import prepare
-    from sslm.data.corpus.tokenizer import loaded, parse_tokenizer
+    from sslm.data.corpus.tokenizer import TokenRules, loaded, parse_tokenizer
     from sslm.data.corpus.writer import SHARD_TOKENS
 
     shard_tokens = SHARD_TOKENS if options.shard_tokens is None else _shard_tokens(options.shard_tokens)
@@ -36,6 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError(f"--out {options.out}: already exists; remove it, or choose another folder")
     source = documents.open_source(given, text_field=options.text_field, document_separator=options.document_separator)
     known = loaded(parse_tokenizer(options.tokenizer))
+    rules = TokenRules(options.special_tokens, options.bos)
     start = time.monotonic()
     num_documents = num_tokens = 0  # of this process: an earlier one may have begun
     with preparation_progress(f"Preparing {source.name}") as show:
@@ -46,7 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
             show(documents, tokens, share)
 
         try:
-            prepared = prepare(source, known, options.out, report, shard_tokens)
+            prepared = prepare(source, known, options.out, report, shard_tokens, rules)
         except Stopped:
             say(f"{options.out}: stopped; run the same command again to go on")
             return STOPPED
@@ -67,12 +68,18 @@ def _parser() -> argparse.ArgumentParser:
     size = "tokens per shard file, 2 or 4 bytes each; fewer if the corpus will be read over a network"
     tokenizer = "folder, hub name, or bpe:SIZE to train one (default: %(default)s)"
     field = "field that holds the text, in .jsonl, .parquet and datasets (default: %(default)s)"
+    special = "names of special tokens in the text: plain text, or parsed as these tokens (default: %(default)s)"
+    bos = (
+        "whether documents begin with the BOS token: as the tokenizer's template says, or never (default: %(default)s)"
+    )
     parser.add_argument("input", type=followed, help=text)
     parser.add_argument("--document_separator", help=separator)
     parser.add_argument("--shard_tokens", help=f"{size} (default: 134217728)")
     parser.add_argument("--out", required=True, type=local_path, help="folder to make; it must not exist")
     parser.add_argument("--tokenizer", default="bpe:32000", type=followed, help=tokenizer)
     parser.add_argument("--text_field", default="text", help=field)
+    parser.add_argument("--special_tokens", choices=("plain", "parse"), default="plain", help=special)
+    parser.add_argument("--bos", choices=("template", "never"), default="template", help=bos)
     return parser
 
 

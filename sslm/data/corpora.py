@@ -11,7 +11,7 @@ from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.documents import open_source
 from sslm.data.corpus.embedded import EMBEDDED
 from sslm.data.corpus.shards import Corpus, is_corpus, open_corpus
-from sslm.data.corpus.tokenizer import TokenizerChoice, TrainBPE
+from sslm.data.corpus.tokenizer import TokenizerChoice, TokenRules, TrainBPE
 from sslm.system.errors import UserError
 from sslm.system.files import is_whole
 from sslm.system.terminal import preparation_progress
@@ -38,7 +38,7 @@ def open_corpora(
     tokenizer = _common_tokenizer(paths, corpora, asked)
     for path, corpus in zip(paths, corpora, strict=True):
         if tokenizer is not None and not corpus.tokenizer_sha256:
-            foreign.check_vocabulary(corpus, path, tokenizer, len(tokenizers.load(tokenizer)))
+            foreign.check_vocabulary(corpus, path, tokenizer, tokenizers.num_ids(tokenizers.load(tokenizer)))
     return corpora, tokenizer
 
 
@@ -64,7 +64,9 @@ def _prepared(path: str | None, tokenizer: TokenizerChoice | None, data: DataCon
     sha256 = prepare.remembering_hash(cache_dir)
     source = open_source(path, data.text_field, data.document_separator, sha256)
     known = tokenizers.loaded(tokenizer or DEFAULT_TOKENIZER)
-    return prepare.prepare_cached(source, known, cache_dir, partial(preparation_progress, f"Preparing {source.name}"))
+    rules = TokenRules(data.special_tokens, data.bos)
+    progress = partial(preparation_progress, f"Preparing {source.name}")
+    return prepare.prepare_cached(source, known, cache_dir, rules, progress)
 
 
 def _common_tokenizer(paths: list[str], corpora: list[Corpus], asked: TokenizerChoice | None) -> str | None:

@@ -104,11 +104,11 @@ class DataModule(LightningDataModule):
         """Length of the longest sequence that the model gets."""
         return self.recipe.num_positions(self.seq_len, self.vocabulary)
 
-    @property
+    @functools.cached_property
     def vocab_size(self) -> int:
-        """Number of the tokenizer's entries, or one more than the largest id."""
+        """One more than the largest id of the tokenizer, or of the corpora without one."""
         if self.tokenizer is not None:
-            return len(self.tokenizer)
+            return tokenizers.num_ids(self.tokenizer)
         return max(source.corpus.vocab_size for source in (*self.train_stream.sources, *self.val_stream.sources))
 
     @property

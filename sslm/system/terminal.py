@@ -69,6 +69,11 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
+def plural(number: int, noun: str) -> str:
+    """A number of things: 1 file, 1.2k files."""
+    return f"{count(number)} {noun}" if number == 1 else f"{count(number)} {noun}s"
+
+
 def duration(seconds: float) -> str:
     """Seconds as people read them: 42s, 3m 05s, 2h 07m, 3d 04h."""
     whole = int(max(seconds, 0))

@@ -6,18 +6,20 @@ a space's mark before each piece.
 """
 
 import codecs
-import glob
 import io
 import json
 import re
 from collections.abc import Callable, Generator, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sslm.data.corpus.embedded import EMBEDDED, embedded_documents, embedded_identity
+from sslm.data.corpus.files import COMPRESSIONS, JSON_LINES, find_text, format_of
 from sslm.system.errors import UserError, nearest, one_line
 from sslm.system.files import sha256_of
+from sslm.system.terminal import count, plural
 
 Piece = tuple[str, bool]
 """(text, whether the document ends with it)"""
@@ -25,10 +27,11 @@ Piece = tuple[str, bool]
 PIECE_CHARS = 1 << 18
 LINE_END = re.compile(r"\w(?=\r?\n)")
 READ_BYTES = 1 << 20
-COMPRESSIONS = (".gz", ".zst")
-FORMATS = (".txt", ".jsonl", ".parquet")
 INVALID_SHARE = 0.01
-"""A file with a larger share of bytes that are not UTF-8 is not text."""
+"""A file of which a larger share is not UTF-8 is not text."""
+REPLACEMENT = "\ufffd"
+MANY_BLANK_LINES = 100
+"""A file of one document with so many blank lines may hold many documents."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class Source:
     """What it is made of, contents hashed: sources with equal records hold equal documents."""
     pieces: Callable[[], Iterator[Piece]]
     num_bytes: int | None = None
+    remarks: dict[str, str] = field(default_factory=dict)
+    """What the user should be told, by what it is about; complete once the pieces have been read."""
 
 
 def open_source(
@@ -59,67 +64,15 @@ def open_source(
     separator = _compiled(document_separator)
     if path is None:
         return Source(EMBEDDED, [{"embedded": embedded_identity()}], embedded_documents)
-    files = None if _is_saved_dataset(Path(path)) else _files(path)
-    if files is None:
+    found = None if _is_saved_dataset(Path(path)) else find_text(path)
+    if found is None:
         return _dataset_source(path, text_field)
-    _check_files(path, files)
-
-    def pieces() -> Iterator[Piece]:
-        for file in files:
-            yield from _read(file, text_field, separator)
-
-    record = [{"file": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)} for file in files]
+    remarks = {"files": f"{path}: {remark}"} if (remark := found.remark()) else {}
+    reader = _Reader(text_field, separator, remarks)
+    record = [{"file": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)} for file in found.files]
     how = {"text_field": text_field, "document_separator": document_separator}
-    return Source(path, [how, *record], pieces, sum(file.stat().st_size for file in files))
-
-
-# ------------------------------------------------------------------------------------------------ finding files
-
-
-def _files(given: str) -> list[Path] | None:
-    """List the files that a user's path, folder or pattern names, or None if it can only be a dataset's name."""
-    path = Path(given)
-    if path.is_dir():
-        found = sorted(f for f in path.rglob("*") if f.is_file() and _format(f) in FORMATS)
-        if not found:
-            raise UserError(f"{given}: no text in this folder; expected files ending in {_formats()}")
-        return found
-    if path.is_file():
-        return [path]
-    if glob.has_magic(given):
-        found = sorted(Path(f) for f in glob.glob(str(path), recursive=True) if Path(f).is_file())
-        if not found:
-            raise UserError(f"{given}: no file matches this pattern")
-        return found
-    if path.suffix in (*FORMATS, *COMPRESSIONS) or given.startswith((".", "/")) or given.count("/") > 1:
-        there = path.parent.iterdir() if path.parent.is_dir() else []
-        raise UserError(f"{given}: there is no such file or folder{nearest(path.name, [f.name for f in there])}")
-    return None
-
-
-def _check_files(given: str, files: list[Path]) -> None:
-    for file in files:
-        if _format(file) not in FORMATS:
-            raise UserError(f"{file}: unknown kind of file; expected one ending in {_formats()}")
-    if not any(file.stat().st_size for file in files):
-        what = "the file is empty" if len(files) == 1 else f"all {len(files)} files are empty"
-        raise UserError(f"{given}: {what}")
-
-
-def _format(file: Path) -> str:
-    suffixes = [suffix.lower() for suffix in file.suffixes]
-    if suffixes and suffixes[-1] in COMPRESSIONS:
-        suffixes = suffixes[:-1]
-    return suffixes[-1] if suffixes else ""
-
-
-def is_text(file: Path) -> bool:
-    """Whether a file's name is of a kind that is read as text."""
-    return _format(file) in FORMATS
-
-
-def _formats() -> str:
-    return f"{', '.join(FORMATS)} (also with {' or '.join(COMPRESSIONS)})"
+    num_bytes = sum(file.stat().st_size for file in found.files)
+    return Source(path, [how, *record], lambda: reader.read(found.files), num_bytes, remarks)
 
 
 def _compiled(expression: str | None) -> re.Pattern[str] | None:
@@ -134,59 +87,189 @@ def _compiled(expression: str | None) -> re.Pattern[str] | None:
     return pattern
 
 
+# ------------------------------------------------------------------------------------------------ bytes
+
+
+class Utf8:
+    """Turns the bytes of one file into text. Bytes that are not UTF-8 become U+FFFD, and are counted.
+
+    Args:
+        where: the file's name, for the user.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.invalid = self.total = 0
+
+    def text(self, data: bytes) -> str:
+        """Decode a whole text.
+
+        Raises:
+            UserError: more than 1 % of what was read so far is not UTF-8, and that is a mebibyte or more.
+        """
+        self.total += len(data)
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            text = data.decode(errors="replace")
+            self._replaced(text.count(REPLACEMENT) - data.count(REPLACEMENT.encode()))
+            return text
+
+    def chunks(self, stream: Any) -> Iterator[str]:
+        """Decode a stream chunk by chunk, without a byte order mark. UserError as `text`, and for NUL bytes."""
+        decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        before = b""
+        while chunk := stream.read(READ_BYTES):
+            if b"\0" in chunk:
+                raise UserError(f"{self.where}: not text (NUL bytes at {self.total + chunk.index(0)}); give UTF-8 text")
+            text = decoder.decode(chunk)
+            yield text if self.total else text.removeprefix("\ufeff")
+            self.total += len(chunk)
+            self._replaced(text.count(REPLACEMENT) - (before + chunk).count(REPLACEMENT.encode()))
+            before = chunk[-2:]
+        rest = decoder.decode(b"", final=True)
+        self._replaced(len(rest))
+        yield rest
+
+    def sound(self, text: str) -> str:
+        """Replace halves of surrogate pairs, which JSON can spell, by U+FFFD."""
+        try:
+            text.encode()
+            return text
+        except UnicodeEncodeError:
+            sound = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+            self._replaced(sound.count(REPLACEMENT) - text.count(REPLACEMENT))
+            return sound
+
+    def _replaced(self, number: int) -> None:
+        self.invalid += number
+        if number:
+            self.check(READ_BYTES)
+
+    def check(self, least_bytes: int = 0) -> None:
+        """Raise UserError if more than 1 % is not UTF-8, of `least_bytes` at least."""
+        if self.invalid > INVALID_SHARE * max(self.total, least_bytes):
+            raise UserError(
+                f"{self.where}: not UTF-8 text ({plural(self.invalid, 'place')} in the first {self.total:,} bytes); "
+                f"convert it, for example: iconv -f latin1 -t utf-8 FILE > utf8.txt"
+            )
+
+    def remark(self) -> str | None:
+        """Tell what was replaced, or None if nothing was."""
+        places = plural(self.invalid, "place")
+        return f"{self.where}: {places} not UTF-8, read as U+FFFD" if self.invalid else None
+
+
 # ------------------------------------------------------------------------------------------------ reading files
 
 
-def _read(file: Path, text_field: str, separator: re.Pattern[str] | None) -> Iterator[Piece]:
-    kind = _format(file)
-    try:
-        if kind == ".parquet":
-            yield from _read_parquet(file, text_field)
-        elif kind == ".jsonl":
-            yield from _read_jsonl(file, text_field)
-        else:
-            text = _decoded(file)
-            yield from (_split(text, separator) if separator else _whole(text))
-    except (OSError, EOFError) as error:
-        if getattr(error, "errno", None):
-            raise
-        raise UserError(f"{file}: can't be read, the file may be damaged ({one_line(error, None)})") from None
+@dataclass
+class _Reader:
+    """Reads files one after the other, and gathers what the user should know."""
+
+    text_field: str
+    separator: re.Pattern[str] | None
+    remarks: dict[str, str]
+
+    def read(self, files: list[Path]) -> Iterator[Piece]:
+        num_texts = num_documents = 0
+        for file in files:
+            is_txt = format_of(file) == ".txt"
+            num_texts += is_txt
+            for text, is_end in self._read(file):
+                num_documents += is_txt and is_end
+                yield text, is_end
+        if self.separator and 0 < num_documents == num_texts:
+            self._remark_on_separator(files)
+
+    def _read(self, file: Path) -> Iterator[Piece]:
+        utf8 = Utf8(str(file))
+        kind = format_of(file)
+        try:
+            if kind == ".parquet":
+                yield from self._parquet(file, utf8)
+            elif kind in JSON_LINES:
+                yield from self._json_lines(file, utf8)
+            else:
+                yield from self._text(file, utf8)
+        except (OSError, EOFError) as error:
+            if getattr(error, "errno", None):
+                raise
+            raise UserError(f"{file}: can't be read, the file may be damaged ({one_line(error, None)})") from None
+        utf8.check()
+        if remark := utf8.remark():
+            self.remarks[f"{file} bytes"] = remark
+
+    def _text(self, file: Path, utf8: Utf8) -> Iterator[Piece]:
+        with _open(file) as stream:
+            if self.separator:
+                yield from _split(utf8.chunks(stream), self.separator)
+                return
+            blank_lines = 0
+            for text, is_end in _whole(utf8.chunks(stream)):
+                blank_lines += text.count("\n\n") + text.count("\n\r\n")
+                yield text, is_end
+        if blank_lines >= MANY_BLANK_LINES:
+            self.remarks[f"{file} lines"] = (
+                f"{file}: is one document of {count(blank_lines)} paragraphs; if blank lines divide documents, say so: "
+                f"--data.document_separator '\\n\\s*\\n'"
+            )
+
+    def _remark_on_separator(self, files: list[Path]) -> None:
+        assert self.separator is not None
+        said = f"--data.document_separator {self.separator.pattern}: matches nowhere, so each file is one document"
+        with _open(next(file for file in files if format_of(file) == ".txt")) as stream:
+            if b"\r\n" in stream.read(READ_BYTES):
+                said += r"; the lines end with \r\n: write \r?\n for the end of a line"
+        self.remarks["separator"] = said
+
+    def _json_lines(self, file: Path, utf8: Utf8) -> Iterator[Piece]:
+        with _open(file) as stream:
+            for number, line in enumerate(io.BufferedReader(stream), 1):
+                if not line.strip():
+                    continue
+                where = f"{file}, line {number}"
+                try:
+                    row = json.loads(utf8.text(line).removeprefix("\ufeff"))
+                except (ValueError, RecursionError) as error:
+                    if isinstance(error, UserError):
+                        raise
+                    raise UserError(f"{where}: not JSON; expected an object on each line (JSON Lines)") from None
+                if not isinstance(row, dict):
+                    what = f"expected an object on each line (JSON Lines), got {type(row).__name__}"
+                    raise UserError(f"{where}: {what}")
+                if self.text_field not in row:
+                    raise UserError(_no_field(where, self.text_field, list(row)))
+                yield from _document(row[self.text_field], where, self.text_field, utf8)
+
+    def _parquet(self, file: Path, utf8: Utf8) -> Iterator[Piece]:
+        import pyarrow.parquet  # heavy, and a prepared corpus needs none of it
+
+        try:
+            table = pyarrow.parquet.ParquetFile(file)
+        except pyarrow.ArrowInvalid as error:
+            raise UserError(f"{file}: not a Parquet file ({error})") from None
+        if self.text_field not in table.schema_arrow.names:
+            raise UserError(_no_field(str(file), self.text_field, table.schema_arrow.names))
+        for batch in table.iter_batches(batch_size=1024, columns=[self.text_field]):
+            for text in _values(batch.column(0)):
+                yield from _document(text, str(file), self.text_field, utf8)
 
 
 def _open(file: Path) -> Any:
     import pyarrow  # heavy, and a prepared corpus needs none of it
 
-    return pyarrow.input_stream(str(file), compression="detect")
+    return pyarrow.input_stream(str(file), compression=COMPRESSIONS.get(file.suffix.lower()))
 
 
-def _decoded(file: Path) -> Iterator[str]:
-    """Read a file's text in chunks. Invalid bytes become U+FFFD; NUL bytes, or more than 1 % invalid, are refused."""
-    invalid = total = 0
+def _values(column: Any) -> list[Any]:
+    """List a column's values, text as bytes: Arrow does not look whether it is UTF-8."""
+    import pyarrow
 
-    def replace(error: UnicodeError) -> tuple[str, int]:
-        nonlocal invalid
-        assert isinstance(error, UnicodeDecodeError)
-        invalid += error.end - error.start
-        return "\ufffd", error.end
-
-    codecs.register_error("sslm.count", replace)
-    decoder = codecs.getincrementaldecoder("utf-8")("sslm.count")
-    with _open(file) as stream:
-        while chunk := stream.read(READ_BYTES):
-            if b"\0" in chunk:
-                raise UserError(f"{file}: not text (NUL bytes at {total + chunk.index(0)}); UTF-8 text is needed")
-            text = decoder.decode(chunk)
-            yield text.removeprefix("\ufeff") if total == 0 else text
-            total += len(chunk)
-            if invalid > INVALID_SHARE * max(total, READ_BYTES):
-                break
-        else:
-            yield decoder.decode(b"", final=True)
-    if invalid > INVALID_SHARE * total:
-        raise UserError(
-            f"{file}: not UTF-8 text ({invalid} of the first {total} bytes are invalid); convert it, for example: "
-            f"iconv -f latin1 -t utf-8 {file.name} > utf8.txt"
-        )
+    with suppress(pyarrow.ArrowNotImplementedError):
+        column = column.cast(pyarrow.large_binary())
+    values: list[Any] = column.to_pylist()
+    return values
 
 
 def _whole(text: Iterator[str]) -> Iterator[Piece]:
@@ -198,13 +281,17 @@ def _whole(text: Iterator[str]) -> Iterator[Piece]:
 
 
 def _pieces_off(text: str, most: int) -> Generator[Piece, None, str]:
-    """Cut pieces off a text until `most` characters are left at most, and return these."""
-    while len(text) > most:
-        found = LINE_END.search(text, PIECE_CHARS)
-        cut = found.end() if found else 2 * PIECE_CHARS
-        yield text[:cut], False
-        text = text[cut:]
-    return text
+    """Cut pieces off a text until `most` characters are left at most, and return these.
+
+    Where the cuts are follows from the text alone, not from how much of it was read at once.
+    """
+    start = 0
+    while len(text) - start > most:
+        found = LINE_END.search(text, start + PIECE_CHARS, start + 2 * PIECE_CHARS)
+        end = found.end() if found else start + 2 * PIECE_CHARS
+        yield text[start:end], False
+        start = end
+    return text[start:]
 
 
 def _split(text: Iterator[str], separator: re.Pattern[str]) -> Iterator[Piece]:
@@ -226,46 +313,12 @@ def _split(text: Iterator[str], separator: re.Pattern[str]) -> Iterator[Piece]:
     yield rest[start:], True
 
 
-def _document(text: Any, where: str, field: str) -> Iterator[Piece]:
+def _document(text: Any, where: str, field: str, utf8: Utf8) -> Iterator[Piece]:
     if text is None:
         return
-    if not isinstance(text, str):
+    if not isinstance(text, str | bytes):
         raise UserError(f"{where}: field {field!r} holds {type(text).__name__}, not text")
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which JSON can spell
-        text = text.encode("utf-8", "replace").decode()
-    yield from _whole(iter([text]))
-
-
-def _read_jsonl(file: Path, field: str) -> Iterator[Piece]:
-    with _open(file) as stream:
-        for number, line in enumerate(io.BufferedReader(stream), 1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-            except (ValueError, RecursionError):
-                raise UserError(f"{file}, line {number}: not JSON") from None
-            if not isinstance(row, dict):
-                raise UserError(f"{file}, line {number}: expected an object, got {type(row).__name__}")
-            if field not in row:
-                raise UserError(_no_field(f"{file}, line {number}", field, list(row)))
-            yield from _document(row[field], f"{file}, line {number}", field)
-
-
-def _read_parquet(file: Path, field: str) -> Iterator[Piece]:
-    import pyarrow.parquet  # heavy, and a prepared corpus needs none of it
-
-    try:
-        table = pyarrow.parquet.ParquetFile(file)
-    except pyarrow.ArrowInvalid as error:
-        raise UserError(f"{file}: not a Parquet file ({error})") from None
-    if field not in table.schema_arrow.names:
-        raise UserError(_no_field(str(file), field, table.schema_arrow.names))
-    for batch in table.iter_batches(batch_size=1024, columns=[field]):
-        for text in batch.column(0).to_pylist():
-            yield from _document(text, str(file), field)
+    yield from _whole(iter([utf8.text(text) if isinstance(text, bytes) else utf8.sound(text)]))
 
 
 def _no_field(where: str, field: str, fields: list[str]) -> str:
@@ -296,11 +349,16 @@ def _dataset_source(given: str, field: str) -> Source:
         raise UserError(f"{given}: {what}") from None
     if field not in rows.column_names:
         raise UserError(_no_field(given, field, rows.column_names))
+    remarks: dict[str, str] = {}
 
     def pieces() -> Iterator[Piece]:
-        for batch in rows.select_columns([field]).iter(batch_size=1024):
-            for text in batch[field]:
-                yield from _document(text, given, field)
+        utf8 = Utf8(given)
+        for batch in rows.select_columns([field]).with_format("arrow").iter(batch_size=1024):
+            for text in _values(batch.column(0)):
+                yield from _document(text, given, field, utf8)
+        utf8.check()
+        if remark := utf8.remark():
+            remarks["bytes"] = remark
 
     record = [{"dataset": name, "config": config, "fingerprint": rows._fingerprint, "text_field": field}]
-    return Source(given, record, pieces, rows.data.nbytes if rows.data is not None else None)
+    return Source(given, record, pieces, rows.data.nbytes if rows.data is not None else None, remarks)

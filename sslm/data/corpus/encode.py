@@ -4,19 +4,21 @@ The tokenizer's own threads do the work, without Python's lock, on two batches a
 busy while a batch is handed over or waits for its longest text. What a batch holds depends on the text alone.
 """
 
+import copy
 import ctypes
 import os
+import re
 import sys
 from array import array
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 from sslm.data.corpus.documents import Piece
 from sslm.data.corpus.shards import Split
-from sslm.data.corpus.tokenizer import Tokenizer, end_of_document
+from sslm.data.corpus.tokenizer import Tokenizer, TokenRules, beginning, end_of_document, special_names
 
 BATCH_CHARS = 1 << 20
 TEXT_CHARS = 256
@@ -34,6 +36,8 @@ class Batch:
     pieces: list[Piece]
     first_document: int
     """Number of the first piece's document."""
+    begins_document: bool
+    """Whether the first piece is its document's first."""
 
 
 @dataclass
@@ -45,6 +49,8 @@ class Ids:
     """Offsets in `ids` just after a document's last."""
     num_bytes: int = 0
     """Bytes of the text in UTF-8."""
+    special_tokens: int = 0
+    """Names of special tokens that stand in the text."""
 
 
 def is_held_out(document: int) -> bool:
@@ -63,7 +69,8 @@ def without_empty(pieces: Iterable[Piece]) -> Iterator[Piece]:
             open_document = not ends
 
 
-def batches(pieces: Iterable[Piece], first_document: int) -> Iterator[Batch]:
+def batches(pieces: Iterable[Piece], first_document: int, begins_document: bool = True) -> Iterator[Batch]:
+    """Group pieces; `first_document` is the number of the first one's document, which may begin before it."""
     batch: list[Piece] = []
     size, document = 0, first_document
     for piece in pieces:
@@ -71,21 +78,24 @@ def batches(pieces: Iterable[Piece], first_document: int) -> Iterator[Batch]:
         size += len(piece[0]) + TEXT_CHARS
         document += piece[1]
         if size >= BATCH_CHARS:
-            yield Batch(batch, first_document)
-            batch, size, first_document = [], 0, document
+            yield Batch(batch, first_document, begins_document)
+            batch, size, first_document, begins_document = [], 0, document, piece[1]
     if batch:
-        yield Batch(batch, first_document)
+        yield Batch(batch, first_document, begins_document)
 
 
-def encode(batches: Iterable[Batch], tokenizer: Tokenizer) -> Generator[tuple[Batch, dict[Split, Ids]]]:
+def encode(
+    batches: Iterable[Batch], tokenizer: Tokenizer, rules: TokenRules
+) -> Generator[tuple[Batch, dict[Split, Ids]]]:
     """Tokenise batches in order. Reading them and using the ids overlap with the tokenizer's work."""
-    encode_texts, at_once = _encoder(tokenizer)
-    end = end_of_document(tokenizer)
+    encode_texts, at_once = _encoder(tokenizer, rules)
+    around = Around(beginning(tokenizer, rules), end_of_document(tokenizer))
+    names = re.compile("|".join(map(re.escape, special_names(tokenizer))))
     running: deque[tuple[Batch, Future[dict[Split, Ids]]]] = deque()
     pool = ThreadPoolExecutor(max_workers=at_once)
     try:
         for batch in batches:
-            running.append((batch, pool.submit(_ids, batch, encode_texts, end)))
+            running.append((batch, pool.submit(_ids, batch, encode_texts, around, names)))
             if len(running) > at_once:
                 batch, future = running.popleft()
                 yield batch, future.result()
@@ -105,28 +115,42 @@ def give_back_memory() -> None:
 Encode = Callable[[list[str]], Iterable[list[int]]]
 
 
-def _encoder(tokenizer: Tokenizer) -> tuple[Encode, int]:
+class Around(NamedTuple):
+    """Ids that stand around each document."""
+
+    begin: list[int]
+    end: int
+
+
+def _encoder(tokenizer: Tokenizer, rules: TokenRules) -> tuple[Encode, int]:
     """Make a function from texts to ids, and say how many threads may call it at once."""
     backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     if backend is None:  # a tokenizer written in Python
-        return lambda texts: tokenizer(texts, add_special_tokens=False)["input_ids"], 1
+        how = {"add_special_tokens": False, "split_special_tokens": rules.special_tokens == "plain"}
+        return lambda texts: tokenizer(texts, **how)["input_ids"], 1
+    backend = copy.deepcopy(backend)  # a tokenizer that is called sets it as it is called
+    backend.encode_special_tokens = rules.special_tokens == "plain"
     backend.no_truncation()
     backend.no_padding()
     at_once = 2 + (os.cpu_count() or 1) // 4  # a batch of long documents is a few pieces only
     return lambda texts: (e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)), at_once
 
 
-def _ids(batch: Batch, encode_texts: Encode, end: int) -> dict[Split, Ids]:
-    """Tokenise a batch into its splits, each document closed by `end`."""
-    document = batch.first_document
+def _ids(batch: Batch, encode_texts: Encode, around: Around, names: re.Pattern[str]) -> dict[Split, Ids]:
+    """Tokenise a batch into its splits, each document within `around`."""
+    document, begins = batch.first_document, batch.begins_document
     found: dict[Split, Ids] = {"train": Ids(), "val": Ids()}
     encodings = encode_texts([text for text, _ in batch.pieces])
     for (text, is_end), encoding in zip(batch.pieces, encodings, strict=True):
         part = found["val" if is_held_out(document) else "train"]
+        if begins:
+            part.ids.fromlist(around.begin)
         part.ids.fromlist(encoding)
         part.num_bytes += len(text.encode())
+        part.special_tokens += sum(1 for _ in names.finditer(text))
+        begins = is_end
         if is_end:
-            part.ids.append(end)
+            part.ids.append(around.end)
             part.ends.append(len(part.ids))
             document += 1
     return found

@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -24,14 +24,16 @@ from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.documents import Source
 from sslm.data.corpus.encode import batches, encode, give_back_memory, without_empty
 from sslm.data.corpus.shards import FORMAT, Corpus, cached_corpus, open_corpus
-from sslm.data.corpus.tokenizer import Tokenizer, TrainBPE
+from sslm.data.corpus.tokenizer import Tokenizer, TokenRules, TrainBPE, beginning
 from sslm.data.corpus.writer import SHARD_TOKENS, CorpusWriter
 from sslm.system.errors import UserError, sentence_of
 from sslm.system.files import fsync, one_maker, sha256_of, write_atomically
-from sslm.system.terminal import Report, Reporting, count, no_progress, say
+from sslm.system.terminal import Report, Reporting, count, no_progress, plural, say
 
 SECONDS_BETWEEN_ENTRIES = 5.0
 JOURNAL = "journal.json"
+MOST_REMARKS = 5
+PLAIN = TokenRules()
 
 
 @dataclass
@@ -46,6 +48,10 @@ class Journal:
     documents: int = 0
     tokens: int = 0
     num_bytes: int = 0
+    special_tokens: int = 0
+    """Names of special tokens met in the text."""
+    is_inside_document: bool = False
+    """Whether the next piece goes on with a document."""
     shards: dict[str, Any] = field(default_factory=lambda: {"finished": [], "open": []})
     """CorpusWriter's state."""
 
@@ -54,7 +60,12 @@ class Journal:
 
 
 def prepare(
-    source: Source, tokenizer: TrainBPE | Tokenizer, out: Path, report: Report, shard_tokens: int = SHARD_TOKENS
+    source: Source,
+    tokenizer: TrainBPE | Tokenizer,
+    out: Path,
+    report: Report,
+    shard_tokens: int = SHARD_TOKENS,
+    rules: TokenRules = PLAIN,
 ) -> Corpus:
     """Tokenise `source` into the folder `out`, which appears whole or not at all.
 
@@ -66,30 +77,36 @@ def prepare(
     with one_maker(out):
         if out.exists():
             raise UserError(f"{out}: already exists; remove it, or choose another folder")
-        return _make(source, tokenizer, out, report, shard_tokens)
+        return _make(source, tokenizer, out, report, shard_tokens, rules)
 
 
 def prepare_cached(
-    source: Source, tokenizer: TrainBPE | Tokenizer, cache_dir: Path, progress: Reporting = no_progress
+    source: Source,
+    tokenizer: TrainBPE | Tokenizer,
+    cache_dir: Path,
+    rules: TokenRules = PLAIN,
+    progress: Reporting = no_progress,
 ) -> Corpus:
     """Open a corpus in the cache, preparing it first if need be. Any number of processes may call at once."""
-    folder = cache_dir / "corpora" / _identity(source, tokenizer)[:20]
+    folder = cache_dir / "corpora" / _identity(source, tokenizer, rules)[:20]
 
     def make() -> None:
         with progress() as report:
-            _make(source, tokenizer, folder, report, SHARD_TOKENS)
+            _make(source, tokenizer, folder, report, SHARD_TOKENS, rules)
 
     return cached_corpus(folder, make)
 
 
-def _identity(source: Source, tokenizer: TrainBPE | Tokenizer) -> str:
+def _identity(source: Source, tokenizer: TrainBPE | Tokenizer, rules: TokenRules) -> str:
     who = str(tokenizer) if isinstance(tokenizer, TrainBPE) else tokenizers.identity(tokenizer)
-    return hashlib.sha256(json.dumps([FORMAT, source.record, who], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([FORMAT, source.record, who, rules], sort_keys=True).encode()).hexdigest()
 
 
-def _make(source: Source, tokenizer: TrainBPE | Tokenizer, out: Path, report: Report, shard_tokens: int) -> Corpus:
+def _make(
+    source: Source, tokenizer: TrainBPE | Tokenizer, out: Path, report: Report, shard_tokens: int, rules: TokenRules
+) -> Corpus:
     part = out.parent / f".{out.name}.tmp"
-    how = [_identity(source, tokenizer), shard_tokens, sslm.__version__]
+    how = [_identity(source, tokenizer, rules), shard_tokens, sslm.__version__]
     identity = hashlib.sha256(json.dumps(how).encode()).hexdigest()
     name = str(tokenizer if isinstance(tokenizer, TrainBPE) else tokenizer.name_or_path)
     try:
@@ -100,9 +117,10 @@ def _make(source: Source, tokenizer: TrainBPE | Tokenizer, out: Path, report: Re
                 share = _share(journal, source)
                 so_far = f"{count(journal.documents)} documents" if share is None else f"{share:.0%}"
                 say(f"{source.name}: going on from {so_far}")
-            _tokenise(source, known, writer, journal, report)
+            _tokenise(source, known, rules, writer, journal, report)
             if not writer.finish(name, journal.tokenizer_sha256, source.record):
                 raise UserError(f"{source.name}: there is no text in it")
+        _tell([*_remarks_on_tokens(source, known, rules, journal), *source.remarks.values()])
         os.rename(part / "corpus", out)
         fsync(out.parent)
     except Exception as error:
@@ -111,6 +129,23 @@ def _make(source: Source, tokenizer: TrainBPE | Tokenizer, out: Path, report: Re
         raise
     shutil.rmtree(part, ignore_errors=True)
     return open_corpus(out)
+
+
+def _remarks_on_tokens(source: Source, tokenizer: Tokenizer, rules: TokenRules, journal: Journal) -> Iterator[str]:
+    if begin := beginning(tokenizer, rules):
+        name = tokenizer.convert_ids_to_tokens(begin[0])
+        yield f"{source.name}: each document begins with {name}, as the tokenizer's template says (--data.bos template)"
+    if number := journal.special_tokens:
+        read = "parsed as tokens" if rules.special_tokens == "parse" else "read as plain text"
+        names = plural(number, "special token")
+        yield f"{source.name}: {names} written out in the text, {read} (--data.special_tokens plain or parse)"
+
+
+def _tell(remarks: list[str]) -> None:
+    for remark in remarks[:MOST_REMARKS]:
+        say(remark)
+    if more := remarks[MOST_REMARKS:]:
+        say(f"and {plural(len(more), 'remark')} more like these")
 
 
 Begun = tuple[Journal, Tokenizer, CorpusWriter]
@@ -129,7 +164,7 @@ def _begin(part: Path, identity: str, shard_tokens: int, source: Source, tokeniz
     tokenizer = tokenizers.load(folder / "tokenizer")  # what is used later is used now
     journal = Journal(identity, tokenizers.identity(tokenizer))
     journal.write(part)
-    return journal, tokenizer, CorpusWriter(folder, len(tokenizer), shard_tokens)
+    return journal, tokenizer, CorpusWriter(folder, tokenizers.num_ids(tokenizer), shard_tokens)
 
 
 def _begun(part: Path, identity: str, shard_tokens: int) -> Begun | None:
@@ -142,7 +177,7 @@ def _begun(part: Path, identity: str, shard_tokens: int) -> Begun | None:
         tokenizer = tokenizers.load((folder / "tokenizer").resolve(strict=True))
         if tokenizers.identity(tokenizer) != journal.tokenizer_sha256:
             return None
-        writer = CorpusWriter(folder, len(tokenizer), shard_tokens)
+        writer = CorpusWriter(folder, tokenizers.num_ids(tokenizer), shard_tokens)
         try:
             writer.resume(journal.shards)
         except BaseException:
@@ -157,11 +192,14 @@ def _share(journal: Journal, source: Source) -> float | None:
     return min(journal.num_bytes / source.num_bytes, 1.0) if source.num_bytes else None
 
 
-def _tokenise(source: Source, tokenizer: Tokenizer, writer: CorpusWriter, journal: Journal, report: Report) -> None:
+def _tokenise(
+    source: Source, tokenizer: Tokenizer, rules: TokenRules, writer: CorpusWriter, journal: Journal, report: Report
+) -> None:
     documents, tokens = journal.documents, journal.tokens
     pieces = islice(without_empty(source.pieces()), journal.pieces, None)
     last_entry = time.monotonic()
-    with closing(encode(batches(pieces, journal.documents), tokenizer)) as encoded:
+    to_encode = batches(pieces, journal.documents, not journal.is_inside_document)
+    with closing(encode(to_encode, tokenizer, rules)) as encoded:
         for batch, splits in encoded:
             for split, found in splits.items():
                 ids, ends = np.frombuffer(found.ids, np.uint32), np.frombuffer(found.ends, np.int64)
@@ -169,7 +207,9 @@ def _tokenise(source: Source, tokenizer: Tokenizer, writer: CorpusWriter, journa
                 journal.tokens += len(ids)
                 journal.documents += len(ends)
                 journal.num_bytes += found.num_bytes
+                journal.special_tokens += found.special_tokens
             journal.pieces += len(batch.pieces)
+            journal.is_inside_document = not batch.pieces[-1][1]
             if time.monotonic() - last_entry > SECONDS_BETWEEN_ENTRIES:
                 journal.shards = writer.sync()
                 journal.write(writer.folder.parent)

@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 from sslm.data.corpus.documents import Piece
 from sslm.system.errors import UserError, one_line
@@ -28,8 +28,19 @@ USUAL_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 TRAINING_CHARS = 1 << 28
 """Characters of a corpus' beginning to train a tokenizer on: more text changes few merges."""
 
-LONG_RUN = re.compile(r"\S{400}")
-"""Longer words are split for training, which takes quadratic time in a word's length: a line of base64 is one word."""
+LONGEST_WORD = 400
+LONG_RUN = re.compile(rf"(?:\s{{{LONGEST_WORD}}}|[\S\x1c-\x1f]{{{LONGEST_WORD}}})(?=.)", re.DOTALL)
+"""Longer words are split for training, which takes quadratic time in a word's length: a line of base64 is one word, and
+so is a run of white space. Python counts four control characters as white space that the tokenizer doesn't."""
+
+
+class TokenRules(NamedTuple):
+    """How documents become ids, beside what the tokenizer says."""
+
+    special_tokens: Literal["plain", "parse"] = "plain"
+    """Whether the names of special tokens in the text stay text, or become these tokens."""
+    bos: Literal["template", "never"] = "template"
+    """Whether documents begin with the BOS token if the tokenizer's template begins a text with it."""
 
 
 @dataclass(frozen=True)
@@ -77,7 +88,11 @@ def train_bpe(pieces: Iterable[Piece], size: int) -> "PreTrainedTokenizerFast":
     backend.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=size, special_tokens=[END_OF_TEXT], show_progress=False, initial_alphabet=alphabet
+        vocab_size=size,
+        special_tokens=[END_OF_TEXT],
+        show_progress=False,
+        initial_alphabet=alphabet,
+        max_token_length=LONGEST_WORD,
     )
     backend.train_from_iterator(_first(pieces, TRAINING_CHARS), trainer)
     return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
@@ -85,7 +100,11 @@ def train_bpe(pieces: Iterable[Piece], size: int) -> "PreTrainedTokenizerFast":
 
 def _first(pieces: Iterable[Piece], chars: int) -> Iterator[str]:
     for text, _ in pieces:
-        yield LONG_RUN.sub(r"\g<0> ", text)
+        start = 0
+        for run in LONG_RUN.finditer(text):
+            yield text[start : run.end()]
+            start = run.end()
+        yield text[start:]
         chars -= len(text)
         if chars <= 0:
             return
@@ -133,6 +152,37 @@ def end_of_document(tokenizer: Tokenizer) -> int:
         "this tokenizer has neither an end-of-text nor a separator token to end documents with; add one: "
         "tokenizer.add_special_tokens({'eos_token': '</s>'})"
     )
+
+
+def num_ids(tokenizer: Tokenizer) -> int:
+    """One more than the largest id: more than the number of entries if ids have gaps."""
+    return max(tokenizer.get_vocab().values()) + 1
+
+
+def wrapping(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
+    """Find the ids that the tokenizer puts before and after a text."""
+    plain: list[int] = tokenizer("a", add_special_tokens=False).input_ids
+    wrapped: list[int] = tokenizer("a").input_ids
+    start = next((n for n in range(len(wrapped)) if wrapped[n : n + len(plain)] == plain), 0)
+    return wrapped[:start], wrapped[start + len(plain) :]
+
+
+def beginning(tokenizer: Tokenizer, rules: TokenRules) -> list[int]:
+    """Return the ids that begin a document: the BOS token, if the tokenizer's template puts it before a text.
+
+    [CLS] and its like are put around a sequence, not a document, by the objectives that want them.
+    """
+    bos = tokenizer.bos_token_id
+    if rules.bos == "never" or bos is None or bos == tokenizer.cls_token_id:
+        return []
+    return [bos] if wrapping(tokenizer)[0] == [bos] else []
+
+
+def special_names(tokenizer: Tokenizer) -> list[str]:
+    """List the names of special tokens, the longest first."""
+    added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+    names = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
+    return sorted(names, key=lambda name: (-len(name), name))
 
 
 SPECIAL = ("bos", "eos", "pad", "cls", "sep", "mask")

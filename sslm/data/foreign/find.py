@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Protocol
 
-from sslm.data.corpus.documents import is_text
+from sslm.data.corpus.files import is_text, walk
 from sslm.data.corpus.shards import Split
 from sslm.data.foreign import llm_c, megatron, nanogpt, npy, parquet
 from sslm.data.foreign.files import Options, TokenFile
@@ -91,9 +91,7 @@ def _split_of(path: Path) -> Split | None:
 def _walk(folder: Path) -> Iterator[Path]:
     if any((folder / name).is_file() for name in MADE_BY_OTHERS):
         return
-    for here, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        yield from (Path(here, name) for name in sorted(names) if not name.startswith("."))
+    yield from walk(folder)
 
 
 def _kind_of(path: Path, options: Options) -> tuple[str | None, Path]:

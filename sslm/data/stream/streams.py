@@ -74,11 +74,14 @@ def open_streams(
     sources = data.sources or [SourceConfig(path=data.train, name="")]
     names = source_names(sources)
 
-    name = data.tokenizer or tokenizer
+    name, special_tokens = data.tokenizer or tokenizer, recipe.special_tokens(seq_len)
+    asked = parse_tokenizer(name) if name else None
+    if isinstance(asked, str) and special_tokens is not None:
+        extended(tokenizers.load(asked), special_tokens)  # one that can't be is refused before any text is prepared
     validation = [] if data.val is None else [SourceConfig(data.val)]
-    corpora, tokenizer = open_corpora([*sources, *validation], parse_tokenizer(name) if name else None, data, cache_dir)
+    corpora, tokenizer = open_corpora([*sources, *validation], asked, data, cache_dir)
     val = corpora.pop() if validation else None
-    vocabulary = _vocabulary(recipe.special_tokens(seq_len), tokenizer)
+    vocabulary = _vocabulary(special_tokens, tokenizer)
     window_len, stride = recipe.window_len(seq_len, vocabulary), recipe.stride(seq_len, vocabulary)
 
     mixture = _mixture(data, sources, names, corpora, seq_len)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from sslm.data.corpus.tokenizer import Tokenizer, end_of_document
+from sslm.data.corpus.tokenizer import Tokenizer, end_of_document, num_ids, wrapping
 from sslm.system.errors import UserError
 
 MASK, PAD, SENTINEL = "<mask>", "<pad>", "<extra_id_{}>"
@@ -83,7 +83,11 @@ class Vocabulary:
 
 
 def extended(tokenizer: Tokenizer, needs: SpecialTokens) -> Tokenizer:
-    """Copy a tokenizer, and append the special tokens that it lacks."""
+    """Copy a tokenizer, and append the special tokens that it lacks.
+
+    Raises:
+        UserError: the tokenizer's ids have gaps, so that a new token would get an id that is taken.
+    """
     tokenizer = copy.deepcopy(tokenizer)
     if needs.mask and tokenizer.mask_token_id is None:
         tokenizer.add_special_tokens({"mask_token": MASK})
@@ -92,28 +96,32 @@ def extended(tokenizer: Tokenizer, needs: SpecialTokens) -> Tokenizer:
     if missing := range(len(_sentinels(tokenizer)), needs.sentinels):
         names = [SENTINEL.format(number) for number in missing]
         tokenizer.add_special_tokens({"extra_special_tokens": names}, replace_extra_special_tokens=False)
+    known = tokenizer.get_vocab()
+    if len(set(known.values())) < len(known):
+        raise UserError(
+            "this tokenizer's ids have gaps, so that new special tokens can't be appended; renumber its ids"
+        )
     return tokenizer
 
 
 def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
-    """Make the tables of a tokenizer, whose ids must have no gaps."""
-    size = len(tokenizer)
-    known = tokenizer.get_vocab()
-    if max(known.values()) >= size:
-        raise UserError("this tokenizer's ids have gaps, which this objective can't work with; renumber its tokens")
-    tokens = sorted(known, key=known.__getitem__)
-    special = np.zeros(size, bool)
+    """Make the tables of a tokenizer."""
+    size = num_ids(tokenizer)
+    tokens = [""] * size
+    special = np.ones(size, bool)  # an id that no token has stands for no text
+    for token, number in tokenizer.get_vocab().items():
+        tokens[number], special[number] = token, False
     added = getattr(tokenizer, "added_tokens_decoder", {})
     unnamed = [number for number, token in added.items() if token.special]  # <|im_start|>, <|reserved_0|>
     special[[*tokenizer.all_special_ids, *unnamed, *_sentinels(tokenizer)]] = True
     texts = [_text(tokenizer, token, n) for n, token in enumerate(tokens)]
     begins, first, last = _word_tables(tokenizer, tokens, texts)
-    prefix, suffix = _wrapping(tokenizer)
+    prefix, suffix = wrapping(tokenizer)
     ends_sentence = np.array([text.rstrip().rstrip(CLOSING).endswith((".", "!", "?", "…")) for text in texts])
     return Vocabulary(
         end=end_of_document(tokenizer),
-        prefix=prefix,
-        suffix=suffix,
+        prefix=np.array(prefix, np.int64),
+        suffix=np.array(suffix, np.int64),
         mask=tokenizer.mask_token_id,
         pad=tokenizer.pad_token_id or 0,
         sentinels=np.array(_sentinels(tokenizer), np.int64),
@@ -132,14 +140,6 @@ def _sentinels(tokenizer: Tokenizer) -> list[int]:
     while (name := SENTINEL.format(len(found))) in known:
         found.append(known[name])
     return found
-
-
-def _wrapping(tokenizer: Tokenizer) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Find the ids that the tokenizer puts before and after a text."""
-    plain: list[int] = tokenizer("a", add_special_tokens=False).input_ids
-    wrapped: list[int] = tokenizer("a").input_ids
-    start = next((n for n in range(len(wrapped)) if wrapped[n : n + len(plain)] == plain), 0)
-    return np.array(wrapped[:start], np.int64), np.array(wrapped[start + len(plain) :], np.int64)
 
 
 def _text(tokenizer: Tokenizer, token: str, number: int) -> str:

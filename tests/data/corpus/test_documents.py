@@ -3,6 +3,7 @@
 import gzip
 import itertools
 import json
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from sslm.data.corpus.documents import Piece, _split, _whole, open_source
 from sslm.data.corpus.embedded import EMBEDDED
 from sslm.data.corpus.tokenizer import END_OF_TEXT, identity, load, train_bpe
+from sslm.system.errors import UserError
 from sslm.system.files import write_atomically
 from tests.support.processes import run_command
 
@@ -74,6 +76,104 @@ def test_few_invalid_bytes_are_replaced_and_a_byte_order_mark_dropped(tmp_path: 
     assert text.count("\ufffd") == 1
 
 
+def test_what_is_not_utf_8_becomes_the_same_mark_in_every_format(tmp_path: Path) -> None:
+    import datasets
+    import pyarrow
+    import pyarrow.parquet
+
+    bad = b"good text " * 100 + b"\xe9 and more"
+    text = "good text " * 100 + "\ufffd and more"
+    (tmp_path / "a.txt").write_bytes(bad)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + bad + b'"}\n')
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([bad]).buffers())  # Arrow does not look
+    table = pyarrow.table({"text": column})
+    pyarrow.parquet.write_table(table, tmp_path / "a.parquet")
+    datasets.Dataset(table).save_to_disk(str(tmp_path / "saved"))
+    for name in ("a.txt", "a.jsonl", "a.parquet", "saved"):
+        source = open_source(str(tmp_path / name), "text", None)
+        assert joined(source.pieces()) == [text], name
+        assert list(source.remarks.values()) == [f"{tmp_path / name}: 1 place not UTF-8, read as U+FFFD"]
+
+
+@pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "a.parquet"])
+def test_text_in_another_encoding_is_refused_in_every_format(tmp_path: Path, name: str) -> None:
+    import pyarrow
+    import pyarrow.parquet
+
+    bad = "façade déjà vu ".encode("latin-1") * 99
+    (tmp_path / "a.txt").write_bytes(bad)
+    (tmp_path / "a.jsonl").write_bytes(b'{"text": "' + bad + b'"}\n')
+    column = pyarrow.Array.from_buffers(pyarrow.string(), 1, pyarrow.array([bad]).buffers())
+    pyarrow.parquet.write_table(pyarrow.table({"text": column}), tmp_path / "a.parquet")
+    with pytest.raises(UserError, match=r"not UTF-8 text \(297 places .* iconv"):
+        documents(str(tmp_path / name))
+
+
+def test_folder_holds_what_its_files_and_links_say(tmp_path: Path) -> None:
+    folder, elsewhere = tmp_path / "f", tmp_path / "elsewhere"
+    (folder / ".ipynb_checkpoints").mkdir(parents=True)
+    (folder / "below").mkdir()
+    elsewhere.mkdir()
+    line = '{{"text": "{}"}}\n'
+    (folder / "a.TXT").write_text("a.TXT")
+    with gzip.open(folder / "b.JSONL.GZ", "wt") as stream:
+        stream.write(line.format("b.JSONL.GZ"))
+    with gzip.open(folder / "below" / "c.json.gz", "wt") as stream:
+        stream.write(line.format("c.json.gz"))
+    (elsewhere / "d.ndjson").write_text(line.format("d.ndjson"))
+    (folder / "linked").symlink_to(elsewhere)
+    (elsewhere / "round").symlink_to(folder)
+    for name in ("empty.parquet", "empty.jsonl", "notes.md", ".hidden.txt", ".ipynb_checkpoints/a-checkpoint.txt"):
+        (folder / name).write_text("hidden" if "." in name[0] else "more" * ("md" in name))
+    source = open_source(str(folder), "text", None)
+    assert joined(source.pieces()) == ["a.TXT", "b.JSONL.GZ", "c.json.gz", "d.ndjson"]
+    assert source.remarks["files"].endswith("5 files left out (2 empty, 2 hidden, 1 of another kind)")
+    assert documents(f"{folder}/*.[TJj]*") == ["a.TXT", "b.JSONL.GZ"]
+
+
+@pytest.mark.parametrize("separator", [None, "\n\n\n"])
+def test_one_document_that_looks_like_many_is_told_of(tmp_path: Path, separator: str | None) -> None:
+    (tmp_path / "a.txt").write_bytes(b"A paragraph.\r\n\r\n" * 150)
+    source = open_source(str(tmp_path / "a.txt"), "text", separator)
+    assert len(joined(source.pieces())) == 1
+    [remark] = source.remarks.values()
+    assert ("matches nowhere" in remark) == ("\\r?\\n" in remark) == (separator is not None)
+    assert ("150 paragraphs" in remark) == ("--data.document_separator '\\n\\s*\\n'" in remark) == (separator is None)
+
+
+@given(
+    text=st.text(alphabet="ab \n", max_size=300), cuts=st.lists(st.integers(0, 300), max_size=4), one_line=st.booleans()
+)
+def test_pieces_do_not_depend_on_how_much_is_read_at_once(text: str, cuts: list[int], one_line: bool) -> None:
+    text = text.replace("\n", " ") if one_line else text
+    bounds = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("sslm.data.corpus.documents.PIECE_CHARS", 20)
+        pieces = list(_whole(iter([text])))
+        assert list(_whole(text[a:b] for a, b in itertools.pairwise(bounds))) == pieces
+    assert "".join(piece for piece, _ in pieces) == text
+
+
+def test_time_for_a_document_grows_with_its_length_alone(tmp_path: Path) -> None:
+    def seconds(megabytes: int) -> float:
+        (tmp_path / "a.jsonl").write_text(json.dumps({"text": "word and " * (megabytes * 111_111)}))
+        source = open_source(str(tmp_path / "a.jsonl"), "text", None, lambda file: "")
+        start = time.perf_counter()
+        assert sum(len(piece) for piece, _ in source.pieces()) == megabytes * 999_999
+        return time.perf_counter() - start
+
+    few, many = min(seconds(4) for _ in range(3)), seconds(64)  # 16 times as much; 250 times the time if quadratic
+    assert many < 60 * few
+
+
+@pytest.mark.parametrize("run", [" ", "\n", "=", "\u200b", "!\x1c"], ids=repr)
+def test_bpe_takes_no_long_run_for_a_word(run: str) -> None:
+    start = time.perf_counter()
+    tokenizer = train_bpe([("some words and more words " * 50 + run * 200_000, True)], 300)
+    assert time.perf_counter() - start < 10  # without the cut it is a minute and more
+    assert max(map(len, tokenizer.get_vocab())) <= 400
+
+
 @given(text=st.text(alphabet="ab \n-", max_size=400), cuts=st.lists(st.integers(0, 400), max_size=5))
 def test_splitting_does_not_depend_on_how_the_file_was_read(text: str, cuts: list[int]) -> None:
     import re
@@ -116,8 +216,8 @@ def test_bpe_is_identical_each_time(text: Path, tmp_path: Path) -> None:
 
 
 def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b"}')
-    assert documents(str(tmp_path / "a.jsonl")) == ["a?b"]
+    (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b, \\ud83d\\ude42%s"}' % ("." * 100))
+    assert documents(str(tmp_path / "a.jsonl")) == ["a\ufffdb, 🙂" + "." * 100]
 
 
 def test_bpe_gives_every_text_back(text: Path) -> None:

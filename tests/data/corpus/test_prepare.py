@@ -1,6 +1,8 @@
 """From documents to a corpus: each document once, whatever interrupts it, in flat memory."""
 
+import copy
 import itertools
+import json
 import os
 import resource
 import shutil
@@ -24,9 +26,11 @@ from sslm.data.corpus.documents import Piece, Source, _whole, open_source
 from sslm.data.corpus.encode import HELD_OUT_EVERY, is_held_out
 from sslm.data.corpus.prepare import prepare
 from sslm.data.corpus.shards import Corpus, open_corpus
-from sslm.data.corpus.tokenizer import TrainBPE, load, train_bpe
+from sslm.data.corpus.tokenizer import TokenRules, TrainBPE, load, train_bpe
 from sslm.data.corpus.writer import CorpusWriter
+from sslm.data.stream.vocabulary import SpecialTokens, extended, vocabulary_of
 from sslm.system import terminal
+from sslm.system.errors import UserError
 from tests.support.documents import no_report, source_of
 from tests.support.processes import Ranks, run_command, train_forked
 
@@ -105,6 +109,63 @@ def test_a_line_without_spaces_is_no_trap(tmp_path: Path) -> None:
         tokenizer.decode(corpus.tokens(corpus.shards[0])[: int(corpus.document_ends(corpus.shards[0])[0]) - 1])
         == texts[0]
     )
+
+
+def test_special_tokens_in_the_text_are_text_unless_they_are_asked_for(
+    tmp_path: Path, tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts, end = ["how <|endoftext|> is used, and <|endoftext|>", "nothing else"], tokenizer.eos_token_id
+    plain = prepare(source_of(texts), tokenizer, tmp_path / "plain", no_report)
+    assert "2 special tokens written out in the text, read as plain text" in capsys.readouterr().out
+    parsed = prepare(source_of(texts), tokenizer, tmp_path / "parsed", no_report, rules=TokenRules("parse"))
+    assert "2 special tokens written out in the text, parsed as tokens" in capsys.readouterr().out
+    assert [all_tokens(corpus).count(end) for corpus in (plain, parsed)] == [2, 4]
+    first, _ = plain.document_ends(plain.shards[0])
+    assert tokenizer.decode(all_tokens(plain)[: first - 1]) == texts[0]
+
+
+def begun_with_bos(tokenizer: PreTrainedTokenizerFast) -> PreTrainedTokenizerFast:
+    """Copy a tokenizer, with a template that begins a text with <s>, as Llama's."""
+    from tokenizers.processors import TemplateProcessing
+
+    backend = copy.deepcopy(tokenizer.backend_tokenizer)
+    backend.add_special_tokens(["<s>"])
+    bos = backend.token_to_id("<s>")
+    backend.post_processor = TemplateProcessing(single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", bos)])
+    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token="<s>", eos_token=tokenizer.eos_token)
+
+
+def test_documents_begin_as_the_tokenizer_begins_a_text(
+    tmp_path: Path, documents: list[str], tokenizer: PreTrainedTokenizerFast, capsys: pytest.CaptureFixture[str]
+) -> None:
+    known = begun_with_bos(tokenizer)
+    texts = [*documents[:5], "<s>, " + documents[5] * 300]  # the last one is several pieces, in several batches
+    source = Source("test", [], lambda: (piece for text in texts for piece in _whole(iter([text]))))
+    with_bos = prepare(source, known, tmp_path / "c", no_report)
+    assert "each document begins with <s>" in capsys.readouterr().out
+    without = prepare(source, known, tmp_path / "n", no_report, rules=TokenRules(bos="never"))
+    ends = with_bos.document_ends(with_bos.shards[0])
+    assert [with_bos.tokens(with_bos.shards[0])[start] for start in (0, *ends[:-1])] == [known.bos_token_id] * 6
+    assert [n for n in all_tokens(with_bos) if n != known.bos_token_id] == all_tokens(without)
+    assert known(texts[0]).input_ids == all_tokens(with_bos)[: ends[0] - 1]
+
+
+def test_ids_may_have_gaps(tmp_path: Path, documents: list[str]) -> None:
+    known = words(1002)
+    parts = json.loads(known.backend_tokenizer.to_str())
+    parts["model"]["vocab"]["w999"] = 70_000
+    gaps = PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(json.dumps(parts)), eos_token=known.eos_token)
+    corpus = prepare(source_of(["w3 w999 w5"]), gaps, tmp_path / "c", no_report)
+    assert (corpus.vocab_size, corpus.dtype) == (70_001, "uint32")
+    assert all_tokens(corpus)[:3] == [3, 70_000, 5]
+    tables = vocabulary_of(gaps)
+    assert tables.size == 70_001
+    assert tables.special[999]
+    assert not tables.special[70_000]
+    parts["model"]["vocab"]["w999"] = 1002  # the id that the next token would get
+    gaps = PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(json.dumps(parts)), eos_token=known.eos_token)
+    with pytest.raises(UserError, match="ids have gaps"):
+        extended(gaps, SpecialTokens(mask=True))
 
 
 def test_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
@@ -488,7 +549,7 @@ def pieces_of(kind: str, size: int, text: str) -> Iterator[Piece]:
 
 
 def prepare_and_watch(arguments: list[str]) -> int:
-    """Prepare KIND SIZE TOKENIZER OUT; tell the documents and the largest memory, in MB, of each half."""
+    """Prepare KIND SIZE TOKENIZER OUT; tell the documents, and what memory, in MB, each half goes back to."""
     kind, size, known, out = arguments
     text, resident = Path(known, "text.txt").read_text(), []
 
@@ -499,8 +560,9 @@ def prepare_and_watch(arguments: list[str]) -> int:
     preparation.SECONDS_BETWEEN_ENTRIES = 0.5
     source = Source(kind, [{kind: size}], lambda: pieces_of(kind, int(size), text))
     made = prepare(source, load(known), Path(out), watch)
-    half = len(resident) // 2  # it goes up and down by 60 MB as heaps fill and are given back: peaks are compared
-    print(made.num_documents, max(resident[:half]), max(resident[half:]))
+    # It goes up and down by 200 MB as heaps fill and are given back: what grows shows where they are the least full
+    quarter = len(resident) // 4
+    print(made.num_documents, min(resident[quarter : 2 * quarter]), min(resident[-quarter:]), max(resident))
     return 0
 
 
@@ -515,8 +577,8 @@ def test_memory_does_not_grow_with_the_text(
     arguments = [kind, str(size), str(tmp_path / "t"), str(tmp_path / "c")]
     done = train_forked(arguments, tmp_path / "log", timeout=500, verb=prepare_and_watch)
     assert done.returncode == 0, done.stdout
-    num_documents, early, late = map(int, done.stdout.split())
-    print(f"{kind}: at most {early} MB in the first half, {late} MB in the second")
+    num_documents, early, late, most = map(int, done.stdout.split())
+    print(f"{kind}: at least {early} MB in the second quarter, {late} MB in the last, at most {most} MB")
     assert kind == "documents" or num_documents == {"tiny": size, "line": 1}[kind]
-    assert late < early + 40
-    assert late < 900
+    assert late < early + 20
+    assert most < 900
