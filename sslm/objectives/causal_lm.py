@@ -28,7 +28,7 @@ from sslm.models.blocks import evaluating
 from sslm.models.build import check_causal
 from sslm.models.head import sample
 from sslm.training.module import Objective
-from sslm.training.samples import NUM_SAMPLES, on_one_line
+from sslm.training.samples import CONTINUED, NUM_SAMPLES, on_one_line
 
 PROMPT_TOKENS, SAMPLE_TOKENS = 12, 40
 
@@ -79,6 +79,10 @@ class CausalLM(Objective):
         if bytes_per_token := getattr(data, "val_bytes_per_token", None):
             metrics["bits_per_byte"] = loss / math.log(2) / bytes_per_token
         return metrics
+
+    @property
+    def samples_in_words(self) -> str:
+        return CONTINUED
 
     def samples(self, data: Any) -> list[str]:
         if data.tokenizer is None:

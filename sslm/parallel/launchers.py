@@ -2,7 +2,6 @@
 
 import os
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
-from sslm.system.exits import FAILED, STOPPED, USER_ERROR
+from sslm.system.exits import FAILED, STOPPED, USER_ERROR, leave
 from sslm.system.output import print_error
 from sslm.system.ranks import PARENT
 
@@ -68,11 +67,10 @@ class Launcher(_SubprocessScriptLauncher):
             ended = by_signal if process.returncode < 0 else f"ended with exit code {process.returncode}"
             reason = f"local rank {1 + self.procs.index(process)} {ended}"
             print_error(f"{reason}; what it said of this stands above")
-            sys.stdout.flush()
             for other in self.procs:
                 other.kill()
             self.when_failed(code, reason)
-            os._exit(code)
+            leave(code)
 
     def _failed(self) -> list["subprocess.Popen[Any]"]:
         return [process for process in self.procs if process.returncode]

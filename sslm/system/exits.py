@@ -5,6 +5,7 @@ import os
 import sys
 import time
 import traceback
+from contextlib import suppress
 
 from sslm.system.errors import RunFailed, sentence_of
 from sslm.system.output import print_error, protect_output
@@ -70,4 +71,7 @@ def leave(code: int = DONE) -> None:
     """
     sys.stdout.flush()
     sys.stderr.flush()
+    with suppress(OSError):
+        if os.isatty(1):
+            os.write(1, b"\x1b[?25h")  # a bar that had no time to close has hidden the cursor
     os._exit(code)

@@ -6,6 +6,8 @@ Where stdout is not a terminal (a batch job's log) there is no bar; a plain line
 import functools
 import logging
 import os
+import re
+import textwrap
 import threading
 import time
 import warnings
@@ -23,6 +25,8 @@ from sslm.system.errors import printable, without_secrets
 
 SECONDS_BETWEEN_PLAIN_LINES = 10.0
 MARK_WIDTH = 12
+NO_BREAK = "\u00a0"
+"""Keeps two words on one line; a plain space once it is printed."""
 KIB, MIB, GIB = 1 << 10, 1 << 20, 1 << 30
 _muted = False
 
@@ -33,10 +37,23 @@ def mute() -> None:
     _muted = True
 
 
-def say(text: str = "") -> None:
-    """Print a line at once, above a progress bar if one is showing."""
+def say(text: str = "", to_copy: bool = False) -> None:
+    """Print a line at once, above a progress bar if one is showing; a terminal gets it broken between words.
+
+    Args:
+        to_copy: whether there is a command or a path in it, which is left as it is.
+    """
     if not _muted:
-        console().print(without_secrets(text), markup=False, highlight=False, soft_wrap=True)
+        text = without_secrets(text)
+        text = text if to_copy or not is_watched() else "\n".join(map(_broken, text.split("\n")))
+        console().print(text.replace(NO_BREAK, " "), markup=False, highlight=False, soft_wrap=True)
+
+
+def _broken(line: str) -> str:
+    """Break a line that is wider than the terminal; what doesn't fit is indented, and no word is cut."""
+    indent = line[: len(line) - len(line.lstrip())] + "  "
+    width = console().width
+    return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
 
 
 def is_watched() -> bool:
@@ -69,9 +86,14 @@ def count(number: float) -> str:
     return f"{number:.3g}"
 
 
-def plural(number: int, noun: str) -> str:
-    """A number of things: 1 file, 1.2k files."""
-    return f"{count(number)} {noun}" if number == 1 else f"{count(number)} {noun}s"
+def plural(number: int, noun: str, exact: bool = False) -> str:
+    """Write a number of things, whole or as `count` does.
+
+    >>> plural(1, "file"), plural(1200, "file"), plural(1200, "process", exact=True), plural(0, "entry")
+    ('1 file', '1.2k files', '1,200 processes', '0 entries')
+    """
+    many = re.sub("(?<=[^aeiou])y$", "ie", noun) + ("es" if noun.endswith("s") else "s")
+    return f"{f'{number:,}' if exact else count(number)} {noun if number == 1 else many}"
 
 
 def duration(seconds: float) -> str:

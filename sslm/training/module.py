@@ -42,7 +42,7 @@ from sslm.training.engine import Engine, choose_engine
 from sslm.training.lightning import data_of
 from sslm.training.micro_batches import MicroBatch, micro_batches
 from sslm.training.optim import build_optimizer, learning_rate
-from sslm.training.samples import NUM_SAMPLES, filled_in, written
+from sslm.training.samples import FILLED_IN, NUM_SAMPLES, WRITTEN, filled_in, written
 from sslm.training.validation import ValidationMetrics
 
 Parallelize = Callable[[LanguageModel, PreTrainedModel, DeviceMesh | None], None]
@@ -333,6 +333,11 @@ class Objective(LightningModule):
         loss = metrics.pop("loss")
         metrics = {"loss": loss, **self.loss_metrics(loss, self.data), **metrics}
         self.log_dict({f"val/{name}": value.float() for name, value in metrics.items()}, rank_zero_only=True)
+
+    @property
+    def samples_in_words(self) -> str:
+        """How to read `samples`."""
+        return WRITTEN if self.network.model.config.is_encoder_decoder else FILLED_IN
 
     @torch.no_grad()
     def samples(self, data: Any) -> list[str]:

@@ -4,6 +4,10 @@ from itertools import starmap
 from typing import Any
 
 NUM_SAMPLES, SAMPLE_TOKENS = 2, 60
+FILLED_IN = "[a>b] where the text has a and the model says b"
+WRITTEN = "what the model reads >> what it writes, each token after the true ones before it"
+CONTINUED = "held-out text >> what the model writes after it"
+"""How to read samples of each kind."""
 
 
 def filled_in(

@@ -1,8 +1,6 @@
 """A terminal that is closed asks a run to stop; nohup, and a thread, leave it alone."""
 
-import functools
 import json
-import os
 import signal
 import threading
 from pathlib import Path
@@ -10,26 +8,15 @@ from pathlib import Path
 from sslm.train import main
 from tests.support.processes import Ranks, train_forked
 from tests.support.runs import rows_of
-
-
-def _take_terminal(path: str, hang_up: "signal.Handlers") -> None:
-    """Make a terminal that of this process, which leads its session, and of its output."""
-    terminal = os.open(path, os.O_RDWR)
-    os.dup2(terminal, 1)
-    os.dup2(terminal, 2)
-    signal.signal(signal.SIGHUP, hang_up)
+from tests.support.terminals import Terminal
 
 
 def end_after_closed_terminal(hang_up: "signal.Handlers", arguments: list[str], run: Path) -> int | None:
     """Train in a terminal that is closed after a few steps; return the exit code."""
-    master, terminal = os.openpty()
-    before = functools.partial(_take_terminal, os.ttyname(terminal), hang_up)
-    ranks = Ranks([*arguments, "--run_dir", str(run)], run.parent / "log", before=before)
-    said = b""
-    while said.count(b"val/loss") < 2:  # at step 0 and at step 4
-        said += os.read(master, 1 << 16)
-    os.close(terminal)
-    os.close(master)
+    terminal = Terminal(hang_up=hang_up)
+    ranks = Ranks([*arguments, "--run_dir", str(run)], run.parent / "log", before=terminal.take)
+    terminal.read_until(b"val/loss", times=2)  # at step 0 and at step 4
+    terminal.close()
     return ranks.wait()[0]
 
 

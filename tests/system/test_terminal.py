@@ -1,10 +1,15 @@
 """What goes to the screen while something takes long."""
 
+from pathlib import Path
+
 import pytest
 from rich.console import Console
 
 from sslm.system import terminal
-from sslm.system.terminal import Progress, TrainingProgress, preparation_progress, transfer_progress
+from sslm.system.terminal import NO_BREAK, Progress, TrainingProgress, preparation_progress, transfer_progress
+from tests.support.processes import Ranks
+from tests.support.runs import rows_of
+from tests.support.terminals import Terminal
 
 
 @pytest.fixture
@@ -41,3 +46,33 @@ def test_a_bar_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: 
     with transfer_progress("Bringing [bold]", 10) as add:
         add(5)
     assert "Bringing [bold]: 5 B of 10 B" in capsys.readouterr().out
+
+
+def test_a_run_leaves_lines_on_the_terminal_and_no_bar(tiny: list[str], tmp_path: Path) -> None:
+    screen, run = Terminal(width=80), tmp_path / "run"
+    ranks = Ranks([*tiny, "--run_dir", str(run)], tmp_path / "log", before=screen.take)
+    lines = screen.read_all()
+    assert ranks.wait() == [0]
+    assert not [line for line in lines if "━" in line or "MFU" in line]
+    assert screen.said.count("━".encode()) > 0  # there was one
+    assert max(len(line) for line in lines if str(run) not in line) <= 80
+    validations = [number for number, line in enumerate(lines) if line.startswith("step ")]
+    samples = [row["samples"] for row in rows_of(run) if "val/loss" in row]
+    assert len(validations) == len(samples) == 3
+    assert validations[1] == validations[0] + 1  # without samples, which are noise
+    assert lines[validations[1] + 1] == "    Samples: held-out text >> what the model writes after it"
+
+
+def test_words_stay_whole_on_a_narrow_terminal(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(terminal, "is_watched", lambda: True)
+    monkeypatch.setattr(terminal, "console", lambda: Console(force_terminal=True, width=20, color_system=None))
+    terminal.say(f"  a line of words and one a{NO_BREAK}b cut-between/words")
+    terminal.say("python -m sslm.train --data.train YOUR.txt", to_copy=True)
+    assert capsys.readouterr().out.splitlines() == [
+        "  a line of words",
+        "    and one a b",
+        "    cut-between/words",
+        "python -m sslm.train --data.train YOUR.txt",
+    ]

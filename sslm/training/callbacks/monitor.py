@@ -17,7 +17,7 @@ from sslm.models.build import on_meta
 from sslm.parallel.planning import machines
 from sslm.runs import curves
 from sslm.runs.folder import RunFolder
-from sslm.system.terminal import TrainingProgress, say
+from sslm.system.terminal import NO_BREAK, TrainingProgress, say
 from sslm.training.lightning import data_of
 from sslm.training.module import Objective, StepOutputs
 
@@ -47,6 +47,7 @@ class Monitor(Callback):
         self.total_steps, self.batch_tokens = total_steps, batch_tokens
         self.model_config, self.unigram_loss = model_config, unigram_loss
         self.bar: TrainingProgress | None = None
+        self._has_shown_samples = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
         """Work out the model's FLOPs and the devices' peak, while nothing else runs."""
@@ -131,7 +132,8 @@ class Monitor(Callback):
             numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("step", "train/loss")}
             trainer.logger.log_metrics(numbers, step=trainer.global_step)
         if self.bar is not None:
-            self.bar.step(trainer.global_step, loss, speed, row["mfu"])
+            is_gpu = trainer.strategy.root_device.type != "cpu"  # the peak of a CPU tells its owner nothing
+            self.bar.step(trainer.global_step, loss, speed, row["mfu"] if is_gpu else None)
 
     def _per_source(self, trainer: Trainer, scored: list[int], loss_sums: list[float]) -> dict[str, float]:
         """Of a mixture, each source's loss in this step (if it had a part in it), and its tokens and epochs so far."""
@@ -160,11 +162,20 @@ class Monitor(Callback):
             values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             tokens = trainer.global_step * self.batch_tokens
             self._write({"step": trainer.global_step, "tokens": tokens, **values, "samples": samples})
-            say(f"step {trainer.global_step:>6}  " + "  ".join(f"{name} {value:.4f}" for name, value in values.items()))
-            for sample in samples:
-                say(f"    {sample}")
+            self._show(trainer.global_step, values, samples, pl_module.samples_in_words)
             if time.perf_counter() - self._drawn_at > SECONDS_BETWEEN_CURVES:
                 self.draw()
+
+    def _show(self, step: int, values: dict[str, float], samples: list[str], in_words: str) -> None:
+        """Show a validation; its samples not before training, when they are noise."""
+        say(f"step {step:>6}  val/" + "  ".join(_short(name.removeprefix("val/"), values[name]) for name in values))
+        if not samples or not step:
+            return
+        if not self._has_shown_samples:
+            say(f"    Samples: {in_words}")
+            self._has_shown_samples = True
+        for sample in samples:
+            say(f"    {sample}")
 
     def on_train_end(self, trainer: Trainer, pl_module: Objective) -> None:
         self._close()
@@ -185,3 +196,13 @@ class Monitor(Callback):
     def _write(self, row: dict[str, Any]) -> None:
         with open(self.run.metrics, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+
+
+def _short(name: str, value: float) -> str:
+    """Write a metric so that those of a validation fit on a line of 80 characters.
+
+    >>> _short("loss", 6.1783123), _short("perplexity", 509.33), _short("bits_per_byte", 0.947612)
+    ('loss\xa06.1783', 'perplexity\xa0509.3', 'bits/byte\xa00.948')
+    """
+    digits = f"{value:.4f}" if name.startswith("loss") else f"{value:.4g}" if value >= 1 else f"{value:.3f}"
+    return f"{name.replace('_per_', '/')}{NO_BREAK}{digits}"
