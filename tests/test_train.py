@@ -150,6 +150,13 @@ def test_same_command_again_says_that_the_run_is_done(
 ) -> None:
     assert main([*tiny, "--run_dir", str(finished), "--model.attention_dropout", "0.1"]) == 0
     assert "This run is done: 8 of 8 steps" in capsys.readouterr().out
+    for last in ([], ["--dry_run"]):
+        flags = ["--run_dir", str(finished), "--model.attention_dropout", "0.1", "--max_steps", "5"]
+        assert main([*tiny, *flags, *last]) == 0
+        said = capsys.readouterr().out
+        assert "This run is done: it has 8 steps already, this command asks for 5" in said
+        assert said.count("--max_steps 16") == (not last)
+        assert "--max_steps 10" not in said
 
 
 def test_stopped_and_resumed_is_bitwise_the_uninterrupted_run(

@@ -5,13 +5,16 @@ sections open, and says what is wrong in one sentence that names the nearest fla
 """
 
 import argparse
+import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, set_parsing_settings
 
 from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_stop_after, to_tree
+from sslm.objectives import load_objective
 from sslm.system.errors import UserError, nearest, short
+from sslm.system.other_names import SETTINGS
 from sslm.system.paths import local_path
 from sslm.system.plain_yaml import BadYaml, load
 from sslm.system.typed import item_of, typed
@@ -23,12 +26,19 @@ Tree = dict[str, dict[str, Any]]
 def parse(arguments: list[str]) -> Config:
     """Turn a command line into the settings of a run. `--help` prints all flags and exits with 0.
 
+    With an objective (`--objective masked_lm --help`) its own settings are among them.
+
     Raises:
         UserError: an unknown flag or key (naming the nearest), a value of the wrong type or out of its range, or a file
             that can't be read.
     """
-    if {"-h", "--help"} & set(arguments):
-        show_help()
+    given = [word for word in arguments if word not in ("-h", "--help")]
+    if given != arguments:
+        show_help(_objective_in(given))
+    return _checked(_built(_tree(given)))
+
+
+def _tree(arguments: list[str]) -> Tree:
     flags = list(split_flags(arguments))
     tree: Tree = {section: {} for section in SECTIONS}
     for flag in flags:
@@ -37,11 +47,19 @@ def parse(arguments: list[str]) -> Config:
     for flag in flags:
         if flag.name != "config":
             _put(tree, flag)
-    return _checked(_built(tree))
+    return tree
 
 
-def show_help() -> None:
-    """Print every flag with its phrase of help, and exit with 0."""
+def _objective_in(arguments: list[str]) -> str | None:
+    """Find the objective that a command line names; None if it names none, or is wrong."""
+    try:
+        return _tree(arguments)["objective"].get("name")
+    except UserError:
+        return None
+
+
+def show_help(objective: str | None = None) -> None:
+    """Print every flag with its phrase of help, those of an objective's settings if one is named, and exit with 0."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         prog="python -m sslm.train",
@@ -59,7 +77,23 @@ def show_help() -> None:
         elif action.dest not in ("help", "config", *FLAGS):
             action.help = argparse.SUPPRESS
     parser.print_help()
+    if objective is not None:
+        _show_settings_of(objective)
     raise SystemExit(0)
+
+
+def _show_settings_of(objective: str) -> None:
+    recipe = load_objective(objective).recipe_class
+    if not dataclasses.fields(recipe):
+        print(f"\n{objective} has no settings of its own.")
+        return
+    parser = ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
+    parser.add_class_arguments(recipe, "objective", help=f"Settings of {objective}")
+    for action in parser._actions:  # hide that of the whole section
+        if not action.dest.startswith("objective."):
+            action.help = argparse.SUPPRESS
+    print()
+    parser.print_help()
 
 
 class Flag(NamedTuple):
@@ -132,7 +166,7 @@ def _put(tree: Tree, flag: Flag) -> None:
     section, _, key = name.rpartition(".")
     kind = FLAGS[name].type if name in FLAGS else None
     if kind is None and not (section in OPEN_SECTIONS and key):
-        close = nearest(f"--{name}", [f"--{known}" for known in FLAGS])
+        close = nearest(f"--{name}", [f"--{known}" for known in FLAGS], SETTINGS)
         raise UserError(f"there is no flag --{short(name)}{close}; python -m sslm.train --help lists them")
     value: Any = "true" if flag.value is None and kind is bool else flag.value
     if value is None:

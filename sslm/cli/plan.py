@@ -26,7 +26,7 @@ from sslm.parallel.launch import Launch
 from sslm.parallel.planning.budget import Budget, Proposal, plan_launch
 from sslm.parallel.planning.expected_speed import expected_speed
 from sslm.parallel.planning.machines import PLANNED_FOR, PRICED, named
-from sslm.runs.checkpoints.folder import newest_first, step_of
+from sslm.runs.checkpoints.folder import damage_of, newest_first, step_of
 from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, exits_politely
@@ -180,7 +180,8 @@ class Plan:
     # ---------------------------------------------------------------------------------------- time, money, disk
 
     def _cost(self) -> Table:
-        newest = next(iter(newest_first(RunFolder(self.config.run_folder).checkpoints)), None)
+        there = newest_first(RunFolder(self.config.run_folder).checkpoints)
+        newest = next((checkpoint for checkpoint in there if not damage_of(checkpoint, hashed=False)), None)
         steps = max(self.config.total_steps - step_of(newest), 0)
         tokens = steps * self.config.batch_size * self.config.seq_len
         speed, why = expected_speed(self.budget, self.launch)

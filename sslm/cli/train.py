@@ -7,7 +7,7 @@ import functools
 import os
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from lightning.pytorch import Callback, Trainer
 from torch.distributed import DistStoreError
@@ -39,7 +39,7 @@ from sslm.runs.checkpoints.mirror import Mirror, check_upload
 from sslm.runs.export import export
 from sslm.runs.folder import RunFolder, pretrained_folder
 from sslm.runs.resume import choose_checkpoint, reaches_the_end
-from sslm.runs.trackers import build_logger
+from sslm.runs.trackers import build_logger, check_logger
 from sslm.system import exits, ranks, terminal
 from sslm.system.errors import sentence_of
 from sslm.system.exits import DONE, FAILED, INTERRUPTED, STOPPED, USER_ERROR
@@ -88,40 +88,55 @@ def run(config: Config, arguments: list[str]) -> int:
     if not ranks.is_first_process():
         terminal.mute()
     folder = RunFolder(config.run_folder)
+    objective, recipe = choose_objective(config)
     folder.check_config(config)
     check_processes(config)
+    check_logger(config.logger)
     check_upload(config)
 
-    objective, recipe = choose_objective(config)
     data = open_data(config, recipe)
     model_config = choose_model(config, objective, data)
     weightless = build_on_meta(config, objective, model_config)
     check_embedding(config, data, weightless)
     check_tokenizer(config, data)
     budget, launch = plan_launch(config, weightless, data)
+    setup = Setup(config, folder, objective, recipe, data, model_config, budget, launch)
     if config.dry_run:
         if ranks.is_first_process():
-            Plan(budget, data, launch).show(arguments)
-            say("Dry run: all of this is in order; leave --dry_run out to train.")
+            rehearse(setup, arguments)
         return DONE
     describe(config, data, weightless)
     describe_launch(config, launch)
-    setup = Setup(config, folder, objective, recipe, data, model_config, budget, launch)
 
     # a job that is requeued after it lost a node may meet itself: its old first process, which has not noticed yet
     patience = config.start_timeout_seconds if os.environ.get("SLURM_RESTART_COUNT") else 0.0
     with folder.locked(patience) if ranks.is_first_process() else nullcontext():
         checkpoint = choose_checkpoint(config, folder, data, weightless)
+        if checkpoint is not None and reaches_the_end(checkpoint, config):
+            return already_done(setup, checkpoint)
         if checkpoint is None and ranks.is_first_process():
             for file in (folder.amendments, folder.anomalies):
                 file.unlink(missing_ok=True)  # of a run that never had a checkpoint
-        if checkpoint is not None and reaches_the_end(checkpoint, config):
-            return already_done(setup, checkpoint)
-        micro_batch_size = choose_micro_batch_size(config, folder, budget, launch)
-        model = initial_model(setup) if checkpoint is None else model_config
-        module = build_module(setup, micro_batch_size, model)
+        module = build_module(setup, checkpoint)
         callbacks = build_callbacks(setup, checkpoint)
-        return train(setup, module, build_trainer(setup, callbacks), callbacks)
+        trainer = build_trainer(setup, callbacks, build_logger(config.logger, folder))
+        return train(setup, module, trainer, callbacks)
+
+
+def rehearse(setup: Setup, arguments: list[str]) -> None:
+    """Show the plan, and do all that a run does before its first step, but leave no trace."""
+    config, folder = setup.config, setup.folder
+    Plan(setup.budget, setup.data, setup.launch).show(arguments)
+    with folder.looked_at():
+        checkpoint = choose_checkpoint(config, folder, setup.data, setup.budget.model)
+        if checkpoint is not None and reaches_the_end(checkpoint, config):
+            say(f"Dry run: nothing is left to train. {done_in_words(config, checkpoint)}.")
+            return
+        module = build_module(setup, checkpoint)
+        module.checked_model(config.data.document_mask)
+        build_trainer(setup, build_callbacks(setup, checkpoint))
+    begins = "begin" if checkpoint is None else f"go on from {checkpoint}"
+    say(f"Dry run: all of this is in order; leave --dry_run out to {begins}.")
 
 
 def train(setup: Setup, module: Objective, trainer: Trainer, callbacks: Callbacks) -> int:
@@ -181,18 +196,25 @@ def already_done(setup: Setup, checkpoint: Path) -> int:
         if not (setup.folder.export / "config.json").is_file():
             export(checkpoint, setup.folder.export)
         declare_done(setup, checkpoint)
-        step = step_of(checkpoint)
-        say(
-            f"This run is done: {step} of {setup.config.total_steps} steps. To train longer: --max_steps {2 * step}; "
-            f"to start anew: --run_dir with another folder."
-        )
+        say(f"{done_in_words(setup.config, checkpoint)}; to start anew: another --run_dir.")
     return DONE
+
+
+def done_in_words(config: Config, checkpoint: Path) -> str:
+    """Say that all steps are done, whether they are as many as were asked for or more."""
+    step, asked = step_of(checkpoint), config.total_steps
+    return (
+        f"This run is done: {step} of {asked} steps"
+        if step == asked
+        else (f"This run is done: it has {step} steps already, this command asks for {asked}")
+    )
 
 
 def declare_done(setup: Setup, checkpoint: Path) -> None:
     """Write the status of a run that is done, and say where the model is."""
-    setup.folder.write_status("done", exit_code=DONE, step=step_of(checkpoint), reason="all steps are done")
-    summarise(setup.config, setup.folder, setup.data)
+    step = step_of(checkpoint)
+    setup.folder.write_status("done", exit_code=DONE, step=step, reason="all steps are done")
+    summarise(setup.config, setup.folder, setup.data, step)
 
 
 # ------------------------------------------------------------------------------------------------ building
@@ -212,9 +234,11 @@ def initial_model(setup: Setup) -> PreTrainedConfig | PreTrainedModel:
     return model
 
 
-def build_module(setup: Setup, micro_batch_size: int | None, model: PreTrainedConfig | PreTrainedModel) -> Objective:
-    """Make the Lightning module."""
+def build_module(setup: Setup, resume_from: Path | None) -> Objective:
+    """Make the Lightning module; a run that goes on gets its weights from the checkpoint, later."""
     config, launch = setup.config, setup.launch
+    micro_batch_size = choose_micro_batch_size(config, setup.folder, setup.budget, launch)
+    model = initial_model(setup) if resume_from is None else setup.model_config
     return setup.objective(
         model,
         setup.recipe,
@@ -260,7 +284,7 @@ def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
     )
 
 
-def build_trainer(setup: Setup, callbacks: Callbacks) -> Trainer:
+def build_trainer(setup: Setup, callbacks: Callbacks, logger: Any = False) -> Trainer:
     """Make Lightning's trainer, with all of its own validation, saving and printing off."""
     config, folder = setup.config, setup.folder
     return Trainer(
@@ -268,7 +292,7 @@ def build_trainer(setup: Setup, callbacks: Callbacks) -> Trainer:
         max_steps=config.total_steps,
         max_epochs=-1,
         callbacks=[*callbacks[:-1], *callbacks.others],
-        logger=build_logger(config.logger, folder),
+        logger=logger,
         log_every_n_steps=config.log_every,
         default_root_dir=folder.path,
         check_val_every_n_epoch=None,

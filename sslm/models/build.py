@@ -82,6 +82,13 @@ def model_config(
     return config
 
 
+def check_keys(settings: Keys, model_type: str, auto_class: str, pretrained: str | None = None) -> None:
+    """Refuse keys that an architecture doesn't have: that of `model_type`, or of a checkpoint."""
+    _check_keys(
+        _config_class(model_type, auto_class) if pretrained is None else type(read_config(pretrained)), settings
+    )
+
+
 def _pretrained_config(
     pretrained: str, model_type: str | None, settings: Keys, vocab_size: int, special_ids: Ids
 ) -> PreTrainedConfig:

@@ -6,6 +6,7 @@ The classes are Lightning modules, and importing Lightning takes seconds: they a
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from sslm.system import other_names
 from sslm.system.errors import UserError, nearest
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ def load_objective(name: str) -> "type[Objective]":
         UserError: there is none.
     """
     if name not in OBJECTIVES:
-        close, allowed = nearest(name, OBJECTIVES), ", ".join(OBJECTIVES)
+        close, allowed = nearest(name, OBJECTIVES, other_names.OBJECTIVES), ", ".join(OBJECTIVES)
         raise UserError(f"--objective {name}: there is no such objective{close}; allowed: {allowed}")
     objective: type[Objective] = getattr(import_module(f"sslm.objectives.{name}"), OBJECTIVES[name])
     return objective

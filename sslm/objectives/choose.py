@@ -10,7 +10,7 @@ from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.tokenizer import identity, special_ids
 from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Recipe
-from sslm.models.build import check_runs, model_config, on_meta, read_config
+from sslm.models.build import check_keys, check_runs, model_config, on_meta, read_config
 from sslm.models.word_vectors import check_vectors
 from sslm.objectives import load_objective
 from sslm.parallel.parallelize import check_blocks
@@ -22,10 +22,15 @@ from sslm.training.module import Objective
 
 
 def choose_objective(config: Config) -> tuple[type[Objective], Recipe]:
-    """Find the objective, as the model's architecture does it, and its recipe with the given settings."""
+    """Find the objective, as the model's architecture does it, and its recipe with the given settings.
+
+    Settings of objective and model that don't exist are refused here, before anything is read.
+    """
     objective, pretrained = load_objective(config.objective.name), pretrained_folder(config)
     model_type = config.model.model_type if pretrained is None else read_config(pretrained).model_type
-    objective = objective.for_model_type(model_type or objective.default_model["model_type"])
+    model_type = model_type or objective.default_model["model_type"]
+    objective = objective.for_model_type(model_type)
+    check_keys(config.model.settings, model_type, objective.auto_class, pretrained)
     return objective, objective.make_recipe(typed(objective.recipe_class, "objective", config.objective.settings))
 
 

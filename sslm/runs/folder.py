@@ -5,7 +5,8 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from errno import EACCES, ENOTDIR
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,21 @@ class RunFolder:
             lock.release()
             if os.listdir(self.path) == [self.lock.name]:
                 shutil.rmtree(self.path)
+
+    @contextmanager
+    def looked_at(self) -> Iterator[None]:
+        """Refuse what `locked` refuses at once, and leave no trace.
+
+        Raises:
+            UserError: another process trains here.
+            OSError: the folder can't be made, or written to.
+        """
+        there = next(path for path in (self.path.absolute(), *self.path.absolute().parents) if path.exists())
+        code = 0 if os.access(there, os.W_OK) else EACCES
+        if code := code if there.is_dir() else ENOTDIR:
+            raise OSError(code, os.strerror(code), str(self.path))
+        with self.locked() if self.lock.exists() else nullcontext():
+            yield
 
     def check_config(self, config: Config) -> None:
         """Refuse a folder that belongs to another run; without a checkpoint it belongs to none, and nothing is lost."""

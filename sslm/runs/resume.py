@@ -9,7 +9,15 @@ from transformers import PreTrainedModel
 from sslm.config import Config
 from sslm.data.module import DataModule
 from sslm.runs.checkpoints.fetch import fetch, newest_remote
-from sslm.runs.checkpoints.folder import NewerFormat, damage_of, newest_first, number_of, read_state, step_of
+from sslm.runs.checkpoints.folder import (
+    NewerFormat,
+    damage_of,
+    newest_first,
+    newest_whole,
+    number_of,
+    read_state,
+    step_of,
+)
 from sslm.runs.checkpoints.tensors import check_weights
 from sslm.runs.checkpoints.transaction import set_damaged_aside
 from sslm.runs.find import find_checkpoint
@@ -24,7 +32,7 @@ def choose_checkpoint(config: Config, run: RunFolder, data: DataModule, model: P
     """Return the checkpoint to go on from, checked against data and model, or None to begin.
 
     A run goes on from its own newest; --resume PATH says where a run begins that has none. The model may be on the meta
-    device.
+    device. A dry run changes nothing: what is uploaded is looked at there, and what is damaged stays where it is.
     """
     if config.checkpoint.upload is not None:
         bring_checkpoint(config, run)
@@ -32,7 +40,9 @@ def choose_checkpoint(config: Config, run: RunFolder, data: DataModule, model: P
     if config.resume == "never" and own:
         instead = "remove the folder, or give another --run_dir"
         raise UserError(f"--resume never: {run.path} has checkpoints already; {instead}")
-    if own and ranks.is_first_process():
+    if own and config.dry_run:
+        checkpoint = newest_whole(run.checkpoints, say)
+    elif own and ranks.is_first_process():
         checkpoint = set_damaged_aside(run.checkpoints, say)
         if checkpoint is not None:
             restore_wandb_id(run, read_state(checkpoint).get("wandb_id"))
@@ -107,6 +117,8 @@ def bring_checkpoint(config: Config, run: RunFolder) -> None:
         raise UserError(f"--resume never: {url} has checkpoints already; {instead}")
     if config_yaml is not None:
         check_same_run(url, config_yaml, config)
+    if config.dry_run:
+        return
     if ranks.is_first_process():
         if (brought := fetch(url, run.path, say)) is not None:
             say(f"{brought.name} came from {url}")

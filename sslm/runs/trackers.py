@@ -3,6 +3,7 @@
 import os
 import re
 import sys
+from importlib.util import find_spec
 from typing import Any
 
 from sslm.runs.folder import RunFolder
@@ -10,21 +11,21 @@ from sslm.system.errors import UserError, without_secrets
 from sslm.system.files import write_atomically
 
 
-def build_logger(name: str, run: RunFolder) -> Any:
-    """Build the logger of a name, which writes into the run folder; False if the name is none.
+def check_logger(name: str) -> None:
+    """Refuse a logger whose package is missing."""
+    packages = {"tensorboard": ("tensorboard", "tensorboardX"), "wandb": ("wandb",)}.get(name, ())
+    if packages and not any(map(find_spec, packages)):
+        raise UserError(f"--logger {name}: {name} is not installed; pip install {name}")
 
-    Raises:
-        UserError: its package is missing.
-    """
+
+def build_logger(name: str, run: RunFolder) -> Any:
+    """Build the logger of a name, which writes into the run folder; False if the name is none."""
     from lightning.pytorch import loggers
 
     if name == "csv":
         return loggers.CSVLogger(run.path, name="csv", version="")
     if name == "tensorboard":
-        try:
-            return loggers.TensorBoardLogger(run.path, name="tensorboard", version="")
-        except ModuleNotFoundError:
-            raise UserError("--logger tensorboard: tensorboard is not installed; pip install tensorboard") from None
+        return loggers.TensorBoardLogger(run.path, name="tensorboard", version="")
     return _wandb(run) if name == "wandb" else False
 
 

@@ -6,7 +6,7 @@ traceback. A full disk is told the same way: it is nobody's bug.
 
 import difflib
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from errno import EACCES, EDQUOT, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
 
 PATH_ERRORS = {EACCES, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS}
@@ -22,8 +22,15 @@ class RunFailed(RuntimeError):
     """A run can't go on, though nothing typed is wrong (exit code 1); its text is one sentence for the user."""
 
 
-def nearest(given: str, allowed: Iterable[str]) -> str:
-    """Return ' (did you mean X?)' for the nearest allowed name, or '' if none is near."""
+def nearest(given: str, allowed: Iterable[str], known_as: Mapping[str, str] | None = None) -> str:
+    """Return ' (did you mean X?)' for the nearest allowed name, or '' if none is near.
+
+    Args:
+        known_as: names of other tools -> what is meant (`other_names`); they go by the last part of what was given.
+    """
+    name = given.removeprefix("--")
+    if meant := (known_as or {}).get(name.rpartition(".")[2]):
+        return f" (did you mean {given.removesuffix(name)}{meant}?)"
     close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from jsonargparse import ArgumentParser
 
 from sslm.system.errors import UserError, nearest, short
+from sslm.system.other_names import SETTINGS
 from sslm.system.plain_yaml import BadYaml, load
 
 
@@ -31,7 +32,8 @@ def typed(kind: type[Any], section: str, settings: Mapping[str, Any]) -> dict[st
         flag = f"--{section}.{key}" if section else f"--{key}"
         if key not in kinds:
             known = f"it has {', '.join(kinds)}" if kinds else "it has none"
-            raise UserError(f"{short(flag)}: there is no such setting{nearest(key, kinds)}; {known}")
+            close = nearest(key, kinds, SETTINGS if "." not in section else None)
+            raise UserError(f"{short(flag)}: there is no such setting{close}; {known}")
         values[key] = _converted(value, kinds[key], flag)
     return values
 

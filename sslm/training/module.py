@@ -146,13 +146,9 @@ class Objective(LightningModule):
         if hasattr(self.network, "model"):  # Lightning calls this again for each of fit, validate …
             return
         source, data = self._model[0], self.data
-        if isinstance(source, PreTrainedModel):
-            model = probe = source
-        else:  # its weights come last, to where they belong
-            model, probe = on_meta(source, self.auto_class), shallow_model(source, self.auto_class)
-        self.check_model(probe)
-        if data is not None and data.config.document_mask:
-            check_documents(probe)
+        probe = self.checked_model(keeps_documents=data is not None and data.config.document_mask)
+        # fresh weights come last, to where they belong
+        model = source if isinstance(source, PreTrainedModel) else on_meta(source, self.auto_class)
         model.train()
         self.network = LanguageModel(
             model,
@@ -167,6 +163,15 @@ class Objective(LightningModule):
             self._parallelize(self.network, model, self.device_mesh)
         if not isinstance(source, PreTrainedModel):
             materialise(self.network, model, self.auto_class, self.seed, self.trainer.strategy.root_device)
+
+    def checked_model(self, keeps_documents: bool) -> PreTrainedModel:
+        """Return the model, or a shallow one like it, that has been tried; UserError if it can't be trained so."""
+        source = self._model[0]
+        probe = source if isinstance(source, PreTrainedModel) else shallow_model(source, self.auto_class)
+        self.check_model(probe)
+        if keeps_documents:
+            check_documents(probe)
+        return probe
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise UserError if a model can't be trained to do this; it is not sharded, and may have few of its layers."""

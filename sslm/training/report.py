@@ -107,8 +107,16 @@ def readings(config: Config, data: DataModule) -> list[Reading]:
     return found
 
 
-def summarise(config: Config, run: RunFolder, data: DataModule) -> None:
-    """Where the model is, how to load it, how to go on, what to try next."""
+def longer(config: Config, step: int) -> str:
+    """Flags for a run of twice as many steps."""
+    tokens = f"--max_tokens {2 * step * config.batch_size * config.seq_len}"
+    if config.max_tokens is None:
+        return f"--max_steps {2 * step}"
+    return tokens if config.max_steps is None else f"--max_steps {2 * step} {tokens}"
+
+
+def summarise(config: Config, run: RunFolder, data: DataModule, step: int) -> None:
+    """Say where the model of a run is that has taken `step` steps, how to load it, how to go on, what to try next."""
     measured = [row for row in run.rows() if "val/loss" in row]
     say()
     if measured:
@@ -122,6 +130,6 @@ def summarise(config: Config, run: RunFolder, data: DataModule) -> None:
     for name, loader in zip(("model", "tokenizer"), classes, strict=False):
         say(f"  {name} = {loader}.from_pretrained({str(run.export)!r}{own_code(run.export)})")
     say(f"Curves:   {run.curves}")
-    say(f"Go on:    the same command with --max_steps {2 * config.total_steps}")
+    say(f"Go on:    the same command with {longer(config, step)}")
     if config.data.train is None and not config.data.sources:
         say("Next:     python -m sslm.train --data.train YOUR.txt --run_dir runs/mine")

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from sslm.cli.parse import parse
 from sslm.config import FLAGS, SECTIONS, Config, differences, parse_stop_after, to_tree, to_yaml
 from sslm.models.build import model_config, on_meta
-from sslm.objectives import load_objective
+from sslm.objectives import OBJECTIVES, load_objective
+from sslm.system import other_names
 from sslm.system.errors import UserError
 from sslm.system.plain_yaml import dump
 from sslm.system.typed import typed
@@ -186,6 +187,32 @@ def test_every_flag_has_its_phrase_of_help(capsys: pytest.CaptureFixture[str]) -
         assert f"--{name} " in said
         explained = said.split(f"--{name} ")[-1]
         assert len(explained.split(" --")[0].split()) > 4, flag
+
+
+def test_help_of_an_objective_lists_its_settings(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("objective: {name: masked_lm, unit: word}")
+    for arguments in (["--objective", "masked_lm"], ["--objective.name=masked_lm"], ["--config", f"{tmp_path}/a.yaml"]):
+        with pytest.raises(SystemExit):
+            parse([*arguments, "--help"])
+        said = " ".join(capsys.readouterr().out.split())
+        for name in ("ratio", "unit", "masked", "random"):
+            assert f"--objective.{name} " in said
+        assert "Share of a row's tokens that are chosen" in said
+    with pytest.raises(UserError, match="did you mean masked_lm"):
+        parse(["--objective", "mlm", "-h"])
+
+
+def test_names_of_other_tools_mean_settings_and_objectives_that_exist() -> None:
+    assert set(other_names.OBJECTIVES_KNOWN_AS) <= set(OBJECTIVES)
+    assert not other_names.SETTINGS.keys() & FLAGS.keys() - {"seed"}
+    keys = {f"objective.{key}" for key in ("ratio", "mean_span")}
+    llama = {"hidden_size", "num_hidden_layers", "num_attention_heads", "attention_dropout"}
+    known = {*FLAGS, "objective", *keys, *(f"model.{key}" for key in llama)}
+    for meant in other_names.SETTINGS_KNOWN_AS:
+        for flag in meant.split(" or --"):
+            name, _, value = flag.partition(" ")
+            assert name in known
+            assert not value or value.isupper() or "--" in value or ":" in value or parse([f"--{name}", value])
 
 
 def test_laptop_config_is_the_default_run() -> None:

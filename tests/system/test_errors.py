@@ -10,6 +10,7 @@ from typing import Literal
 import pytest
 
 from sslm.cli.parse import parse
+from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError
 from sslm.system.typed import typed
 from sslm.train import main
@@ -17,7 +18,7 @@ from sslm.train import main
 
 @pytest.fixture
 def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):  # type: ignore[no-untyped-def]
-    """refuse(flags, words) asserts that training refuses and says these words."""
+    """refuse(flags, words) asserts that training refuses and says these words, and that a dry run says the same."""
 
     def check(flags: list[str], *words: str) -> None:
         run = tmp_path / "run"
@@ -28,6 +29,8 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         assert len(message.splitlines()) == 1, message
         for word in words:
             assert word in message
+        assert main([*tiny, "--run_dir", str(run), *flags, "--dry_run"]) == 2
+        assert capsys.readouterr().err == message
         assert not run.exists()
 
     return check
@@ -61,6 +64,11 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--accelerator", "gpu"], ["--accelerator gpu", "no GPU"]),
         (["--strategy", "single", "--devices", "2"], ["--strategy single", "--devices 1"]),
         (["--objective", "casual_lm"], ["casual_lm", "did you mean causal_lm?"]),
+        (["--objective", "mlm"], ["--objective mlm", "did you mean masked_lm?"]),
+        (["--lr", "1e-3"], ["--lr (did you mean --optim.lr?)"]),
+        (["--train.lr_warmup_steps", "1"], ["did you mean --optim.warmup_steps?"]),
+        (["--bf16"], ["--bf16 (did you mean --precision bf16-mixed?)"]),
+        (["--num_train_epochs", "3"], ["did you mean --max_steps or --max_tokens?"]),
         (["--objective.ratio", "0.1"], ["--objective.ratio", "no such setting"]),
         (["--model.model_type", "lama"], ["lama", "did you mean llama?"]),
         (["--model.model_type", "vit"], ["vit", "AutoModelForCausalLM"]),
@@ -140,6 +148,8 @@ def test_yaml_key_that_does_not_exist(refuse, tmp_path: Path) -> None:  # type: 
     refuse(["--config", str(tmp_path / "a.yaml")], "optim.learning_rate")
     (tmp_path / "a.yaml").write_text("batchsize: 8\n")
     refuse(["--config", str(tmp_path / "a.yaml")], "batchsize", "did you mean batch_size?")
+    (tmp_path / "a.yaml").write_text("learning_rate: 1")
+    refuse(["--config", str(tmp_path / "a.yaml")], "did you mean optim.lr?")
     (tmp_path / "a.yaml").write_text("a: [\n")
     refuse(["--config", str(tmp_path / "a.yaml")], "not a YAML file")
 
@@ -198,11 +208,14 @@ def refused_folder(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixtur
     assert main([*tiny, "--run_dir", str(run), "--max_steps", "2"]) == 0
 
     def check(*words: str, flags: list[str] | None = None) -> None:
-        capsys.readouterr()
-        assert main([*tiny, "--run_dir", str(run), "--max_steps", "4", *(flags or [])]) == 2
-        message = capsys.readouterr().err
-        assert len(message.splitlines()) == 1
-        assert all(word in message for word in words), message
+        before = sorted(run.rglob("*"))
+        for last in ([], ["--dry_run"]):
+            capsys.readouterr()
+            assert main([*tiny, "--run_dir", str(run), "--max_steps", "4", *(flags or []), *last]) == 2
+            message = capsys.readouterr().err
+            assert len(message.splitlines()) == 1
+            assert all(word in message for word in words), message
+        assert sorted(run.rglob("*")) == before
 
     return run, check
 
@@ -219,6 +232,30 @@ def test_checkpoint_of_another_model(refused_folder, tmp_path: Path) -> None:  #
     (run / "config.yaml").unlink()
     check("another model's weights", flags=["--model.num_hidden_layers", "1"])
     check("--batch_size 4, now 8", flags=["--batch_size", "8"])
+
+
+def test_settings_that_differ_come_after_those_that_do_not_exist(
+    refused_folder, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:  # type: ignore[no-untyped-def]
+    run, check = refused_folder
+    check("belongs to a run with other settings: optim.lr (was None, now 1.0)", flags=["--optim.lr", "1"])
+    check("--model.hiden_size: llama has no such key", flags=["--model.hiden_size", "64", "--optim.lr", "1"])
+    check("--objective.x: there is no such setting", flags=["--objective.x", "64", "--optim.lr", "1"])
+    check("has checkpoints already", flags=["--resume", "never"])
+    other = ["--run_dir", str(tmp_path / "other"), "--resume", str(run)]
+    check(f"{run} belongs to a run with other settings: optim.lr", flags=[*other, "--optim.lr", "1"])
+    check("is at step 2 already, this run ends at 1", flags=[*other, "--max_steps", "1"])
+    (run / "checkpoints/step-000003").mkdir()
+    before = sorted(tmp_path.rglob("*"))
+    for flags in ([], other):
+        capsys.readouterr()
+        assert main([*tiny, "--run_dir", str(run), *flags, "--dry_run"]) == 0
+        assert f"leave --dry_run out to go on from {run}/checkpoints/step-000002" in " ".join(
+            capsys.readouterr().out.split()
+        )
+    assert sorted(tmp_path.rglob("*")) == before
+    with RunFolder(run).locked():
+        check("another process is training in this run folder")
 
 
 def test_damaged_rows_and_manifests_are_passed_over(refused_folder, tiny: list[str]) -> None:  # type: ignore[no-untyped-def]
@@ -246,12 +283,14 @@ def test_pretrained_weights_of_other_shapes(
         (["--model.hidden_size", "abc"], "refuses these settings"),
     ):
         capsys.readouterr()
-        assert main([*tiny, *pretrained, *flags]) == 2
-        assert word in capsys.readouterr().err
+        for last in ([], ["--dry_run"]):
+            assert main([*tiny, *pretrained, *flags, *last]) == 2
+            assert word in capsys.readouterr().err
     weights = tmp_path / "run/export/model.safetensors"
     weights.write_bytes(weights.read_bytes()[:3000])
-    assert main([*tiny, *pretrained]) == 2
-    assert "weights can't be read" in capsys.readouterr().err
+    for last in ([], ["--dry_run"]):
+        assert main([*tiny, *pretrained, *last]) == 2
+        assert "weights can't be read" in capsys.readouterr().err
     assert not (tmp_path / "other").exists()
 
 

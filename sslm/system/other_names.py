@@ -1,0 +1,75 @@
+"""Names by which users of other tools know our settings (Hugging Face's Trainer, Lightning, litgpt, nanoGPT)."""
+
+SETTINGS_KNOWN_AS = {
+    "optim.lr": "lr learning_rate max_lr peak_lr",
+    "optim.min_lr_ratio": "min_lr min_lr_rate",
+    "optim.schedule": "lr_scheduler lr_scheduler_type lr_schedule scheduler decay_lr",
+    "optim.warmup_steps": "warmup warmup_iters warmup_ratio num_warmup_steps lr_warmup_steps lr_warmup_fraction",
+    "optim.weight_decay": "weight_decay wd",
+    "optim.beta1": "beta1 adam_beta1",
+    "optim.beta2": "beta2 adam_beta2",
+    "optim.eps": "eps adam_epsilon adam_eps",
+    "optim.clip_norm": "grad_clip max_grad_norm max_norm clip gradient_clip_val clip_grad_norm",
+    "optim.name": "optim optimizer",
+    "optim.average_decay": "ema ema_decay",
+    "robust.label_smoothing": "label_smoothing label_smoothing_factor",
+    "max_steps or --max_tokens": "epochs num_epochs num_train_epochs max_epochs",
+    "max_steps": "steps iters max_iters num_steps train_steps total_steps num_train_steps max_train_steps",
+    "batch_size": "bs train_batch_size total_batch_size global_batch_size",
+    "micro_batch_size": "per_device_train_batch_size per_device_batch_size device_batch_size "
+    "train_micro_batch_size_per_gpu",
+    "batch_size with --micro_batch_size": "gradient_accumulation_steps accumulate_grad_batches grad_accum "
+    "gradient_accumulation_iters",
+    "seq_len": "block_size max_length max_seq_length max_seq_len seq_length sequence_length context_length "
+    "context_size n_ctx",
+    "seed": "random_seed data_seed seed_everything manual_seed",
+    "run_dir": "output_dir out_dir save_dir log_dir logging_dir work_dir default_root_dir checkpoint_dir",
+    "resume": "resume_from resume_from_checkpoint ckpt_path from_checkpoint load_checkpoint",
+    "model.pretrained": "model model_name model_name_or_path pretrained init_from initial_checkpoint_dir",
+    "model.model_type": "model_type arch architecture",
+    "model.hidden_size": "hidden_size n_embd d_model",
+    "model.num_hidden_layers": "num_hidden_layers num_layers n_layer n_layers",
+    "model.num_attention_heads": "num_attention_heads num_heads n_head n_heads",
+    "model.attention_dropout": "dropout attention_dropout",
+    "data.tokenizer": "tokenizer tokenizer_name tokenizer_name_or_path tokenizer_dir tokenizer_path",
+    "data.tokenizer bpe:SIZE": "vocab_size",
+    "data.train": "data dataset dataset_name dataset_path train_file train_data data_dir data_path train_files corpus",
+    "data.val": "val validation_file val_file eval_file val_data eval_dataset",
+    "data.num_workers": "workers num_workers dataloader_num_workers",
+    "data.packing best_fit": "packing",
+    "precision": "mixed_precision dtype",
+    "precision bf16-mixed": "bf16 amp bf16_full_eval",
+    "precision 16-mixed": "fp16 half",
+    "precision 32": "fp32 full_precision",
+    "val_every": "eval_steps eval_interval eval_every val_interval val_check_interval",
+    "log_every": "log_interval logging_steps log_every_n_steps log_steps",
+    "checkpoint.every_steps": "save_steps save_interval save_every checkpoint_interval ckpt_every",
+    "checkpoint.keep_last": "save_total_limit save_top_k",
+    "logger": "report_to",
+    "logger wandb": "wandb wandb_log use_wandb",
+    "logger tensorboard": "tensorboard",
+    "devices": "gpus n_gpus num_gpus num_processes nproc_per_node world_size",
+    "num_nodes": "nnodes nodes",
+    "strategy fsdp": "fsdp",
+    "strategy ddp": "ddp",
+    "strategy deepspeed_2": "deepspeed zero",
+    "activation_checkpointing full": "gradient_checkpointing",
+    "compile": "torch_compile",
+    "objective masked_lm": "mlm",
+    "objective.ratio": "mlm_probability mask_ratio noise_density",
+    "objective.mean_span": "mean_noise_span_length",
+    "anomaly.action": "skip_nan",
+    "dry_run": "fast_dev_run",
+}
+"""What to type here -> what it is called elsewhere."""
+
+OBJECTIVES_KNOWN_AS = {
+    "causal_lm": "clm causal lm gpt gpt2 ar autoregressive next_token next_token_prediction",
+    "masked_lm": "mlm masked bert roberta electra wwm whole_word_masking",
+    "span_corruption": "t5 span spans span_masking seq2seq ul2",
+    "denoising": "bart dae denoise infilling text_infilling",
+    "token_order": "structbert pert shuffle permutation sop",
+}
+
+SETTINGS = {other: name for name, others in SETTINGS_KNOWN_AS.items() for other in others.split()}
+OBJECTIVES = {other: name for name, others in OBJECTIVES_KNOWN_AS.items() for other in others.split()}
