@@ -20,12 +20,13 @@ from sslm.data.stream.recipe import IGNORED, Recipe
 from sslm.data.stream.stream import Places, Stream
 from sslm.data.stream.streams import open_streams
 from sslm.data.stream.verify import Verifier
-from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, text_bytes, unspaced_share
 from sslm.system.errors import UserError
 from sslm.system.files import append_json_lines, json_lines
 from sslm.system.terminal import say
 
 UNIGRAM_TOKENS, UNIGRAM_ROWS = 1 << 19, 64
+CHECKED_ROWS = 16
 
 
 def data_parallel(trainer: Any) -> tuple[int, int]:
@@ -80,6 +81,22 @@ class DataModule(LightningDataModule):
             self.train_stream, self.val_stream, self._tokenizer, self.vocabulary = open_streams(
                 self.config, self.recipe, self.seq_len, self.batch_size, self.seed, self.default_tokenizer
             )
+            self._check_targets()
+
+    def _check_targets(self) -> None:
+        """Raise UserError if nothing is scored in the sequences to validate on, or in the first to train on."""
+        val, train = self._val_steps(CHECKED_ROWS), self._train_steps_of(CHECKED_ROWS, substitute=True)
+        is_remote = any(source.corpus.is_remote for source in self.train_stream.sources)
+        to_train = 0 if is_remote else -(-self._num_first_rows // CHECKED_ROWS)
+        for steps, number, which in ((val, val.num_steps, "held-out"), (train, to_train, "first training")):
+            batches = (steps[step] for step in range(number))
+            if number and not any("bad" in batch or (batch["tensors"]["labels"] >= 0).any() for batch in batches):
+                objective = type(self.recipe).__name__.removesuffix("Recipe")
+                nothing = f"{objective} finds nothing to predict in the {which} sequences"
+                why = "documents of one token, or special tokens alone; bring other text"
+                if self.recipe.moves_words:
+                    why = "its words are longer than what it may hide of a sequence; type --objective.unit token"
+                raise UserError(f"{self.config.train or 'the text'}: {nothing}: {why}")
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -137,19 +154,34 @@ class DataModule(LightningDataModule):
         return list(tokens) if lengths is None else [row[:n] for row, n in zip(tokens, lengths, strict=True)]
 
     @functools.cached_property
+    def unspaced_share(self) -> float:
+        """Share of the letters of the first held-out sequences whose scripts put no space between words."""
+        rows = [row.tolist() for row in self.val_tokens[:UNIGRAM_ROWS]]
+        return 0.0 if self.tokenizer is None else unspaced_share("".join(self.tokenizer.batch_decode(rows)))
+
+    @property
+    def _num_first_rows(self) -> int:
+        """Number of training sequences that are looked at before the run."""
+        return min(max(UNIGRAM_TOKENS // self.seq_len, 1), self.train_stream.num_windows)
+
+    @functools.cached_property
     def unigram_loss(self) -> float:
         """Held-out loss, in nats, of a model that knows nothing but how often each target comes in training.
 
         The targets of the first training sequences are counted, or of the held-out ones if the training shards are
         remote, and one more of each entry.
         """
-        rows = min(max(UNIGRAM_TOKENS // self.seq_len, 1), self.train_stream.num_windows)
-        train, val = self._train_steps_of(UNIGRAM_ROWS, substitute=True), self._val_steps(UNIGRAM_ROWS)
-        held_out = self._target_counts(val[step] for step in range(val.num_steps))
-        seen = held_out
+        train = self._train_steps_of(UNIGRAM_ROWS, substitute=True)
+        seen = held_out = self._held_out_counts
         if not any(source.corpus.is_remote for source in self.train_stream.sources):
-            seen = self._target_counts(train[step] for step in range(-(-rows // UNIGRAM_ROWS)))
+            seen = self._target_counts(train[step] for step in range(-(-self._num_first_rows // UNIGRAM_ROWS)))
         return float(-(held_out * np.log((seen + 1) / (seen + 1).sum())).sum() / max(held_out.sum(), 1))
+
+    @functools.cached_property
+    def _held_out_counts(self) -> NDArray[np.int64]:
+        """[vocab_size] how often each id is a target in the sequences to validate on."""
+        val = self._val_steps(UNIGRAM_ROWS)
+        return self._target_counts(val[step] for step in range(val.num_steps))
 
     def _target_counts(self, batches: Iterable[Batch]) -> NDArray[np.int64]:
         counts = np.zeros(self.vocab_size, np.int64)
@@ -160,12 +192,32 @@ class DataModule(LightningDataModule):
         return counts
 
     @functools.cached_property
-    def val_bytes_per_token(self) -> float | None:
-        """UTF-8 bytes per token of the held-out sequences, or None without a tokenizer."""
+    def val_bytes_per_target(self) -> float | None:
+        """Bytes of text, in UTF-8, that a scored token of the held-out sequences stands for; None without a tokenizer.
+
+        A token counts the bytes that its entry stands for. Where the tokenizer loses some of the text (unknown words,
+        capitals, white space), an unknown token counts what the corpus has more on average, and all are scaled to the
+        bytes that the held-out shards had before they were tokenised.
+        """
         if self.tokenizer is None:
             return None
-        texts = self.tokenizer.batch_decode([row.tolist() for row in self.val_tokens], skip_special_tokens=True)
-        return sum(len(text.encode()) for text in texts) / sum(map(len, self.val_tokens))
+        table, is_exact = text_bytes(self.tokenizer)
+        if not is_exact:
+            table = self._scaled(table, self.tokenizer.unk_token_id)
+        return float(table @ self._held_out_counts / max(self._held_out_counts.sum(), 1))
+
+    def _scaled(self, table: NDArray[np.float64], unknown: int | None) -> NDArray[np.float64]:
+        """Scale bytes per id to those of the text, as far as the corpora tell."""
+        counts, num_bytes = np.zeros(len(table)), 0
+        for source in self.val_stream.sources:
+            for shard in {region.shard for region in source.regions if region.shard.num_bytes}:
+                counts += np.bincount(source.corpus.tokens(shard), minlength=len(table))
+                num_bytes += shard.num_bytes
+        missing = num_bytes - table @ counts
+        if unknown is not None and counts[unknown] and missing > 0:
+            table[unknown] = missing / counts[unknown]
+        known = table @ counts
+        return table * (num_bytes / known) if known and num_bytes else table
 
     # -------------------------------------------------------------------------------------------- state
 

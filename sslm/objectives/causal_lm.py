@@ -76,8 +76,8 @@ class CausalLM(Objective):
 
     def loss_metrics(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
         metrics = super().loss_metrics(loss, data)
-        if bytes_per_token := getattr(data, "val_bytes_per_token", None):
-            metrics["bits_per_byte"] = loss / math.log(2) / bytes_per_token
+        if bytes_per_target := getattr(data, "val_bytes_per_target", None):
+            metrics["bits_per_byte"] = loss / math.log(2) / bytes_per_target
         return metrics
 
     @property

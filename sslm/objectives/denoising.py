@@ -87,6 +87,10 @@ class DenoisingRecipe(Recipe):
             flag = "--objective.poisson_lambda"
             raise UserError(f"{flag} {self.poisson_lambda}: {expected}; type {flag} 3")
 
+    @property
+    def moves_words(self) -> bool:
+        return self.infill > 0
+
     def special_tokens(self, seq_len: int) -> SpecialTokens:
         return SpecialTokens(mask=True, pad=True)
 

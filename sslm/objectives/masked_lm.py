@@ -65,6 +65,10 @@ class MaskedLMRecipe(Recipe):
             flags = f"--objective.masked {self.masked} --objective.random {self.random}"
             raise UserError(f"{flags}: expected two shares that sum to at most 1, such as 0.8 and 0.1")
 
+    @property
+    def moves_words(self) -> bool:
+        return self.unit != "token"
+
     def special_tokens(self, seq_len: int) -> SpecialTokens:
         return SpecialTokens(mask=True, pad=True)
 

@@ -12,11 +12,13 @@ from sslm.parallel.checks import without_effect
 from sslm.parallel.launch import Launch
 from sslm.runs.export import auto_class_of, own_code
 from sslm.runs.folder import RunFolder
-from sslm.system.terminal import count, say
+from sslm.system.terminal import count, plural, say
 from sslm.training.optim import exemptions
 
 MAX_EPOCHS = SourceConfig.max_epochs
 """Warn if a run reads its only text more often; each source of a mixture has its own max_epochs."""
+UNSPACED_SHARE = 0.2
+"""Warn of an objective on words if a larger share of the letters stands in words that nothing divides."""
 UNREAD_SHARE = 0.01
 """Windows don't cross shards; of the tokens at shards' ends that stand in none, more than this is worth a word."""
 
@@ -48,6 +50,9 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
         f"{count(steps * config.batch_size * config.seq_len)} tokens"
         + ("" if data.mixes else f", {steps * config.batch_size / stream.num_windows:.2f} epochs")
     )
+    if data.recipe.moves_words and (share := data.unspaced_share) > UNSPACED_SHARE:
+        what = "of the letters are of scripts that put no space between words, so whole clauses count as words"
+        say(f"Warning: {share:.0%} {what}; an objective on tokens may suit the text better (--objective.unit token)")
     for reading in readings(config, data) if data.mixes else []:
         say(f"  {reading}")
         if reading.warning:
@@ -124,6 +129,8 @@ def summarise(config: Config, run: RunFolder, data: DataModule, step: int) -> No
         per_byte = f" ({last['val/bits_per_byte']:.3f} bits per byte)" if "val/bits_per_byte" in last else ""
         losses = f"{first['val/loss']:.4f} -> {last['val/loss']:.4f} nats/token{per_byte}"
         say(f"Held-out loss {losses}; unigram loss {data.unigram_loss:.4f}")
+    if without := sum("without_targets" in row for row in run.rows()):
+        say(f"Warning: {plural(without, 'step')} had nothing to predict (without_targets in metrics.jsonl)")
     say(f"Model:    {run.export}")
     classes = [auto_class_of(run.export), *(["AutoTokenizer"] if data.tokenizer is not None else [])]
     say(f"  from transformers import {', '.join(classes)}")

@@ -230,7 +230,7 @@ def test_words_begin_where_the_tokenizer_says(kind: str) -> None:
     assert tokenizer.mask_token_id not in vocabulary.ordinary
 
 
-def test_what_a_tokenizer_lacks_is_added_to_a_copy_and_gaps_are_refused() -> None:
+def test_what_a_tokenizer_lacks_is_added_to_a_copy_and_taken_ids_are_refused() -> None:
     plain = trained("bytes")
     assert plain.mask_token_id is None
     more = extended(plain, SpecialTokens(mask=True, pad=True, sentinels=3))
@@ -244,9 +244,9 @@ def test_what_a_tokenizer_lacks_is_added_to_a_copy_and_gaps_are_refused() -> Non
     ]
     assert vocabulary_of(more).special[len(plain) :].all()
     assert len(extended(more, SpecialTokens(mask=True, sentinels=2))) == len(more)
-    gaps = Tokenizer(models.WordLevel({"a": 0, "b": 7, "[SEP]": 2}, unk_token="a"))
-    with pytest.raises(UserError, match="ids have gaps"):
-        vocabulary_of(PreTrainedTokenizerFast(tokenizer_object=gaps, eos_token="[SEP]"))
+    gaps = Tokenizer(models.WordLevel({"a": 0, "b": 3, "[SEP]": 1}, unk_token="a"))
+    with pytest.raises(UserError, match="ids have gaps"):  # the mask would get b's id
+        extended(PreTrainedTokenizerFast(tokenizer_object=gaps, eos_token="[SEP]"), SpecialTokens(mask=True))
 
 
 @pytest.mark.parametrize("kind", ["words", "suffix"])

@@ -50,6 +50,11 @@ class Recipe:
     keeps_documents: ClassVar[bool] = False
     """Whether a batch can tell documents apart, so that attention stays inside them."""
 
+    @property
+    def moves_words(self) -> bool:
+        """Whether whole words are hidden or moved, which are told apart by white space and marks."""
+        return False
+
     def special_tokens(self, seq_len: int) -> SpecialTokens | None:
         """List the special tokens that the objective needs, or None if it needs no tokenizer and no vocabulary."""
         return None

@@ -18,6 +18,7 @@ from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.shards import Corpus
 from sslm.data.corpus.tokenizer import parse_tokenizer
 from sslm.data.stream import windows
+from sslm.data.stream.check import check_recipe
 from sslm.data.stream.mixture import Mixture, Stage, parse_weights, source_names
 from sslm.data.stream.order import Order
 from sslm.data.stream.packing import Packed, pack
@@ -83,6 +84,9 @@ def open_streams(
     val = corpora.pop() if validation else None
     vocabulary = _vocabulary(special_tokens, tokenizer)
     window_len, stride = recipe.window_len(seq_len, vocabulary), recipe.stride(seq_len, vocabulary)
+    vocab_size = max(corpus.vocab_size for corpus in corpora)
+    padded, documents = data.packing == "best_fit", data.document_mask
+    check_recipe(recipe, seq_len, vocabulary, vocab_size, padded=padded, documents=documents)
 
     mixture = _mixture(data, sources, names, corpora, seq_len)
     train_parts, val_parts = _parts(names, corpora, val, least=max(batch_size // len(corpora), 1) * window_len)

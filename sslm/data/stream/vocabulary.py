@@ -19,10 +19,17 @@ from sslm.system.errors import UserError
 MASK, PAD, SENTINEL = "<mask>", "<pad>", "<extra_id_{}>"
 """Names of added tokens; T5's tokenizers call their sentinels so too."""
 
+ONE_BYTE = re.compile("<0x[0-9A-F]{2}>")
+"""Name of a token of a byte that is no character alone, where the others are characters (byte fallback)."""
+
 PARTIAL, LETTER, NUMBER, OTHER, SPACE = range(5)
 """Kinds of characters that byte-level tokenizers keep apart; PARTIAL stands for bytes that are no character alone."""
 
-CLOSING = "\"'”’»)]}"
+UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "TIBETAN")
+"""How Unicode begins the names of letters of scripts that put no space between words."""
+SENTENCE_ENDS = (*".!?…", *"。！？｡．", *"؟۔।॥።։")
+"""Marks that end a sentence, in Latin, East Asian, Arabic, Indic, Ethiopic and Armenian script."""
+CLOSING = "\"'”’»)]}」』）】》"
 """Characters that may follow the mark that ends a sentence."""
 
 
@@ -111,13 +118,11 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
     special = np.ones(size, bool)  # an id that no token has stands for no text
     for token, number in tokenizer.get_vocab().items():
         tokens[number], special[number] = token, False
-    added = getattr(tokenizer, "added_tokens_decoder", {})
-    unnamed = [number for number, token in added.items() if token.special]  # <|im_start|>, <|reserved_0|>
-    special[[*tokenizer.all_special_ids, *unnamed, *_sentinels(tokenizer)]] = True
+    special[[*_special_ids(tokenizer), *_sentinels(tokenizer)]] = True
     texts = [_text(tokenizer, token, n) for n, token in enumerate(tokens)]
     begins, first, last = _word_tables(tokenizer, tokens, texts)
     prefix, suffix = wrapping(tokenizer)
-    ends_sentence = np.array([text.rstrip().rstrip(CLOSING).endswith((".", "!", "?", "…")) for text in texts])
+    ends_sentence = np.array([text.rstrip().rstrip(CLOSING).endswith(SENTENCE_ENDS) for text in texts])
     return Vocabulary(
         end=end_of_document(tokenizer),
         prefix=np.array(prefix, np.int64),
@@ -131,6 +136,53 @@ def vocabulary_of(tokenizer: Tokenizer) -> Vocabulary:
         last_kind=last,
         ends_sentence=ends_sentence & ~special,
     )
+
+
+def text_bytes(tokenizer: Tokenizer) -> tuple[NDArray[np.float64], bool]:
+    """Count the bytes of UTF-8 that each id's entry stands for, [num_ids], and tell if these are the text's own.
+
+    They are with byte-level tokenizers. Others may know characters not at all, or in lower case only: of WordPiece, a
+    token that begins a word counts the white space before it. Special tokens, the unknown one among them, have none.
+    """
+    table = np.zeros(num_ids(tokenizer))
+    backend = _backend(tokenizer)
+    is_byte_level = "ByteLevel" in _types(backend.get("decoder"))
+    prefix = (backend.get("model") or {}).get("continuing_subword_prefix")
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    for token, number in tokenizer.get_vocab().items():
+        if is_byte_level and number not in added:  # each character stands for a byte
+            table[number] = len(token)
+        elif ONE_BYTE.fullmatch(token):
+            table[number] = 1
+        elif prefix:
+            table[number] = len(token.removeprefix(prefix).encode()) + (not token.startswith(prefix))
+        else:
+            table[number] = len(token.replace("▁", " ").replace("</w>", " ").encode())
+    table[_special_ids(tokenizer)] = 0
+    return table, is_byte_level and not backend.get("normalizer")
+
+
+def unspaced_share(text: str) -> float:
+    """Tell the share of a text's letters whose scripts put no space between words.
+
+    >>> unspaced_share("今日は good"), unspaced_share("one two")
+    (0.42857142857142855, 0.0)
+    """
+    letters = [character for character in text if character.isalpha()]
+    return sum(unicodedata.name(letter, "").startswith(UNSPACED) for letter in letters) / max(len(letters), 1)
+
+
+def _special_ids(tokenizer: Tokenizer) -> list[int]:
+    added = getattr(tokenizer, "added_tokens_decoder", {})
+    unnamed = [number for number, token in added.items() if token.special]  # <|im_start|>, <|reserved_0|>
+    return [*tokenizer.all_special_ids, *unnamed]
+
+
+def _backend(tokenizer: Tokenizer) -> dict[str, Any]:
+    """Return the parts of a serialised tokenizer, or none of a tokenizer written in Python."""
+    is_fast = hasattr(tokenizer, "backend_tokenizer")
+    parts: dict[str, Any] = json.loads(tokenizer.backend_tokenizer.to_str()) if is_fast else {}
+    return parts
 
 
 def _sentinels(tokenizer: Tokenizer) -> list[int]:
@@ -155,7 +207,7 @@ Tables = tuple[NDArray[np.bool_], NDArray[np.uint8], NDArray[np.uint8]]
 def _word_tables(tokenizer: Tokenizer, tokens: list[str], texts: list[str]) -> Tables:
     """Make begins_word, first_kind and last_kind, by the kind of tokenizer."""
     nothing = np.zeros(len(tokens), np.uint8)
-    backend = json.loads(tokenizer.backend_tokenizer.to_str()) if hasattr(tokenizer, "backend_tokenizer") else {}
+    backend = _backend(tokenizer)
     if prefix := (backend.get("model") or {}).get("continuing_subword_prefix"):  # WordPiece
         return np.array([not token.startswith(prefix) for token in tokens]), nothing, nothing
     if suffix := (backend.get("model") or {}).get("end_of_word_suffix"):  # the first BPE: a word begins after </w>

@@ -100,7 +100,7 @@ class Monitor(Callback):
             self._write(step | remarkable)
 
     def _remarkable(self, trainer: Trainer, outputs: StepOutputs) -> dict[str, Any]:
-        """What a row says of a step even if it is not a logged one: its anomaly, and how many examples were skipped."""
+        """What a row says of a step even if it is not a logged one: its anomaly, skipped examples, no targets."""
         row: dict[str, Any] = {}
         if (anomaly := outputs["anomaly"]) is not None:
             row |= {"train/loss": anomaly.loss, "grad_norm": anomaly.grad_norm, "anomaly": anomaly.kind}
@@ -108,6 +108,8 @@ class Monitor(Callback):
             end = trainer.global_step * data.batch_size
             if skipped := data.train_stream.skipped_at(end - data.batch_size, end):
                 row["skipped_positions"] = skipped
+        if not sum(outputs["totals"].scored):
+            row["without_targets"] = True
         return row
 
     def _log_step(self, trainer: Trainer, outputs: StepOutputs, loss_sums: list[float]) -> None:

@@ -28,9 +28,8 @@ from sslm.data.corpus.prepare import prepare
 from sslm.data.corpus.shards import Corpus, open_corpus
 from sslm.data.corpus.tokenizer import TokenRules, TrainBPE, load, train_bpe
 from sslm.data.corpus.writer import CorpusWriter
-from sslm.data.stream.vocabulary import SpecialTokens, extended, vocabulary_of
+from sslm.data.stream.vocabulary import vocabulary_of
 from sslm.system import terminal
-from sslm.system.errors import UserError
 from tests.support.documents import no_report, source_of
 from tests.support.processes import Ranks, run_command, train_forked
 
@@ -162,10 +161,6 @@ def test_ids_may_have_gaps(tmp_path: Path, documents: list[str]) -> None:
     assert tables.size == 70_001
     assert tables.special[999]
     assert not tables.special[70_000]
-    parts["model"]["vocab"]["w999"] = 1002  # the id that the next token would get
-    gaps = PreTrainedTokenizerFast(tokenizer_object=Backend.from_str(json.dumps(parts)), eos_token=known.eos_token)
-    with pytest.raises(UserError, match="ids have gaps"):
-        extended(gaps, SpecialTokens(mask=True))
 
 
 def test_large_vocabulary_is_stored_in_four_bytes(tmp_path: Path) -> None:
