@@ -43,7 +43,7 @@ class DataModule(LightningDataModule):
         recipe: the objective's pure part.
         seq_len: tokens per sequence.
         batch_size: sequences per optimizer step, over all devices.
-        total_steps: optimizer steps in the whole run, or None for the trainer's max_steps.
+        total_steps: optimizer steps in the whole run, or None for what the trainer's max_steps and max_epochs allow.
         seed: seed of order and noise.
         tokenizer: used if `data.tokenizer` names none (that of pretrained weights).
         amendments: file to append amendments to, or None if checkpoints alone keep them.
@@ -271,17 +271,47 @@ class DataModule(LightningDataModule):
     # -------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> Loader:
+        """Make batches from the next step on: up to the run's end, or if the trainer counts epochs, to the epoch's."""
+        self.setup()
         substitute = self.config.on_bad_shard == "substitute"
         self._train_steps = self._train_steps_of(self.batch_size, *self._rank_and_world(), substitute=substitute)
-        end = self.total_steps or self.trainer.max_steps  # type: ignore[union-attr]
+        is_in_epochs = self.total_steps is None and (self.trainer is None or (self.trainer.max_epochs or -1) > 0)
+        end = self.epoch_steps if is_in_epochs else self.num_steps
         return Loader(self._train_steps, self._next_step, end, self.config.num_workers)
+
+    @property
+    def epoch_steps(self) -> int:
+        """Optimizer steps in which all training sequences are read once."""
+        return max(self.train_stream.num_windows // self.batch_size, 1)
+
+    @property
+    def num_steps(self) -> int:
+        """Optimizer steps in the whole run: total_steps, or what the trainer's max_steps and max_epochs allow.
+
+        Raises:
+            UserError: nothing ends the run.
+        """
+        if self.total_steps is not None or self.trainer is None:
+            return self.total_steps or self.epoch_steps
+        ends = [] if self.trainer.max_steps == -1 else [self.trainer.max_steps]
+        if (epochs := self.trainer.max_epochs or -1) > 0:
+            ends.append(epochs * int(min(self.epoch_steps, self.trainer.num_training_batches)))
+        if not ends:
+            what = "Trainer(max_steps=-1, max_epochs=-1): learning rates need to know where the run ends"
+            raise UserError(f"{what}; give max_steps or max_epochs, or total_steps to DataModule")
+        return min(ends)
 
     def _next_step(self) -> int:
         return self.first_step if self.trainer is None else self.trainer.global_step
 
     def val_dataloader(self) -> Loader:
+        self.setup()
         steps = self._val_steps(self.batch_size, *self._rank_and_world())
         return Loader(steps, lambda: 0, steps.num_steps, self.config.num_workers)
+
+    def test_dataloader(self) -> Loader:
+        """Make the batches to validate on: what to test on is named as `val`."""
+        return self.val_dataloader()
 
     def val_rows(self, num: int) -> dict[str, Tensor]:
         """The tensors of the first held-out sequences, the same on all ranks."""
@@ -321,7 +351,7 @@ class DataModule(LightningDataModule):
         if self._verifier is None and trainer.local_rank == 0:
             self._verifier = Verifier([*self.val_stream.sources, *self.train_stream.sources])
         if self._verifier is not None:
-            batch = self._with_what_is_bad(batch, self._verifier, is_last=step + 1 == trainer.max_steps)
+            batch = self._with_what_is_bad(batch, self._verifier, is_last=step + 1 == self.num_steps)
         is_logged = (step + 1) % trainer.log_every_n_steps == 0
         return step_batch(batch, len(self.train_stream.sources), with_digest=is_logged)
 

@@ -78,7 +78,7 @@ def model_config(
         config = _fresh_config(kind, keys, settings, auto_class, vocab_size, seq_len, special_ids)
     else:
         config = _pretrained_config(pretrained, model_type, settings, vocab_size, special_ids)
-    _check_fits(config, vocab_size, seq_len)
+    check_fits(config, vocab_size, seq_len)
     return config
 
 
@@ -219,7 +219,12 @@ def _check_keys(config_class: type[PreTrainedConfig], settings: Keys) -> None:
             raise UserError(f"--model.{key}: {config_class.model_type} has no such key{nearest(key, known)}")
 
 
-def _check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None:
+def check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None:
+    """Refuse a model with fewer entries than the tokenizer, or fewer positions than a sequence has.
+
+    Raises:
+        UserError: it says what would fit.
+    """
     positions = num_positions(config)
     if positions is not None and positions < seq_len:
         first = first_position(config.model_type, config.pad_token_id)

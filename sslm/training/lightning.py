@@ -1,13 +1,37 @@
 """Every reach into Lightning's private or loop state, as verbs."""
 
 from lightning.pytorch import Trainer
+from torch.optim.lr_scheduler import LRScheduler
 
 from sslm.data.module import DataModule
+from sslm.system.errors import UserError
 
 
 def data_of(trainer: Trainer) -> DataModule | None:
     """The trainer's data module, or None if it was given loaders; Lightning sets the attribute only if there is one."""
     return getattr(trainer, "datamodule", None)
+
+
+def scheduler_of(trainer: Trainer) -> LRScheduler | None:
+    """The scheduler of another, as Lightning's LearningRateFinder lends one to the trainer; objectives have none."""
+    schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
+    return schedulers[0] if schedulers and isinstance(schedulers[0], LRScheduler) else None
+
+
+def check_settings(trainer: Trainer) -> None:
+    """Refuse what objectives do themselves: a batch is one optimizer step, split and clipped by them.
+
+    Raises:
+        UserError: the trainer is to accumulate, or to clip.
+    """
+    if (times := trainer.accumulate_grad_batches) != 1:
+        instead = (
+            "a batch is one optimizer step already; leave it out, and give the objective micro_batch_size to split it"
+        )
+        raise UserError(f"Trainer(accumulate_grad_batches={times}): {instead}")
+    if norm := trainer.gradient_clip_val:
+        instead = f"leave it out, and give the objective optim=OptimConfig(clip_norm={norm}), of sslm.config"
+        raise UserError(f"Trainer(gradient_clip_val={norm}): {instead}")
 
 
 def set_step(trainer: Trainer, step: int) -> None:

@@ -10,11 +10,12 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
-from typing import Any, ClassVar, Literal, TypedDict
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
@@ -27,19 +28,21 @@ from sslm.data.stream.batches import StepBatch
 from sslm.data.stream.order import key64
 from sslm.data.stream.recipe import IGNORED, Recipe
 from sslm.models.blocks import evaluating
-from sslm.models.build import on_meta
+from sslm.models.build import check_fits, on_meta
 from sslm.models.head import LanguageModel
 from sslm.models.masks import check_documents
 from sslm.models.weights import weights_of
 from sslm.parallel.materialise import materialise, shallow_model
+from sslm.system.errors import UserError
 from sslm.system.terminal import say
+from sslm.training import saved
 from sslm.training.adversarial import adversarial_losses
 from sslm.training.agreement import StepTotals, agree, agree_on_bad_shards, agree_on_loss
 from sslm.training.anomalies import Anomaly, AnomalyDetector
 from sslm.training.average import Average
 from sslm.training.dropout import seed_dropout
 from sslm.training.engine import Engine, choose_engine
-from sslm.training.lightning import data_of
+from sslm.training.lightning import check_settings, data_of, scheduler_of
 from sslm.training.micro_batches import MicroBatch, micro_batches
 from sslm.training.optim import build_optimizer, learning_rate
 from sslm.training.samples import FILLED_IN, NUM_SAMPLES, WRITTEN, filled_in, written
@@ -51,6 +54,8 @@ Parallelize = Callable[[LanguageModel, PreTrainedModel, DeviceMesh | None], None
 class StepOutputs(TypedDict):
     """What a step leaves for callbacks."""
 
+    loss: Tensor
+    """Mean loss in nats of this device's share, a scalar; the mean over devices is that of the global batch."""
     loss_sums: Tensor
     """[sources] summed loss in nats: of this device's share, or at logged steps of the global batch."""
     lr: float
@@ -69,7 +74,7 @@ class Objective(LightningModule):
         optim: optimizer and schedule.
         robust: label smoothing, z-loss, noise on embeddings, adversarial training. Default: none of these.
         anomaly: what happens at anomalous steps. Default: nothing. "rewind" takes the callback `Anomalies` too.
-        total_steps: optimizer steps in the whole run, which the schedule spans. Default: the trainer's max_steps.
+        total_steps: optimizer steps in the whole run, which the schedule spans. Default: those of the data module.
         micro_batch_size: sequences per forward pass. Default: this device's whole share.
         seed: seed of initial weights and dropout.
         parallelize: shards (network, model, mesh [data_parallel, tensor_parallel], or None if it is not sharded).
@@ -132,7 +137,10 @@ class Objective(LightningModule):
         self.reduce_gradients = reduce_gradients
         self._parallelize = parallelize
         self._model = [model]  # in a list: it becomes a submodule when it is wrapped
+        self._is_configured = False
         self._engine: Engine | None = None
+        self._stepping: Any = None
+        """Lightning's wrapper of the optimizer, which the engine steps."""
         self._average: Average | None = None
 
     # -------------------------------------------------------------------------------------------- before the first step
@@ -143,9 +151,12 @@ class Objective(LightningModule):
             self.side_group = dist.new_group(backend="gloo")
 
     def configure_model(self) -> None:
-        if hasattr(self.network, "model"):  # Lightning calls this again for each of fit, validate …
+        if self._is_configured:  # Lightning calls this again for each of fit, validate …
             return
         source, data = self._model[0], self.data
+        if data is not None:
+            config = source.config if isinstance(source, PreTrainedModel) else source
+            check_fits(config, data.vocab_size, data.num_positions)
         probe = self.checked_model(keeps_documents=data is not None and data.config.document_mask)
         # fresh weights come last, to where they belong
         model = source if isinstance(source, PreTrainedModel) else on_meta(source, self.auto_class)
@@ -163,6 +174,7 @@ class Objective(LightningModule):
             self._parallelize(self.network, model, self.device_mesh)
         if not isinstance(source, PreTrainedModel):
             materialise(self.network, model, self.auto_class, self.seed, self.trainer.strategy.root_device)
+        self._is_configured = True
 
     def checked_model(self, keeps_documents: bool) -> PreTrainedModel:
         """Return the model, or a shallow one like it, that has been tried; UserError if it can't be trained so."""
@@ -176,8 +188,23 @@ class Objective(LightningModule):
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise UserError if a model can't be trained to do this; it is not sharded, and may have few of its layers."""
 
+    def configure_callbacks(self) -> list[Callback]:
+        """Bring none, but refuse settings of the trainer before Lightning does: its words don't say what to do."""
+        check_settings(self.trainer)
+        return []
+
     def configure_optimizers(self) -> torch.optim.Optimizer:
         return build_optimizer(self.network, self.optim, self.seed)
+
+    @property
+    def lr(self) -> float:
+        """The schedule's peak. Lightning's LearningRateFinder sets it."""
+        assert self.optim.lr is not None
+        return self.optim.lr
+
+    @lr.setter
+    def lr(self, lr: float) -> None:
+        self.optim = replace(self.optim, lr=lr)
 
     @property
     def data(self) -> DataModule | None:
@@ -187,9 +214,10 @@ class Objective(LightningModule):
     @property
     def engine(self) -> Engine:
         """What takes optimizer steps and holds the run's tensors, once the strategy is set up."""
-        if self._engine is None:
-            optimizer: Any = self.optimizers()
+        optimizer: Any = self.optimizers()
+        if self._engine is None or optimizer is not self._stepping:  # a LearningRateFinder leaves another wrapper
             self._engine = choose_engine(self.trainer, self.network, optimizer, self.optim.clip_norm, self.average)
+            self._stepping = optimizer
         return self._engine
 
     @property
@@ -214,19 +242,56 @@ class Objective(LightningModule):
         if self.side_group is not None:
             dist.barrier(group=self.side_group)
 
+    # ------------------------------------------------------------------------------- Lightning's own checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what `load_from_checkpoint` needs to what Lightning's ModelCheckpoint saves."""
+        checkpoint[saved.KEY] = saved.plain(
+            type(self).__name__,
+            self.network.model.config,
+            self.recipe,
+            optim=self.optim,
+            robust=self.robust,
+            anomaly=self.anomaly_detector.settings,
+            total_steps=self.total_steps,
+            micro_batch_size=self.micro_batch_size,
+            seed=self.seed,
+            reduce_gradients=self.reduce_gradients,
+        )
+
+    @classmethod
+    def load_from_checkpoint(cls, checkpoint_path: str | Path, *, strict: bool = True, **settings: Any) -> Self:
+        """Make the module that Lightning's ModelCheckpoint saved, on the CPU, with its weights and settings.
+
+        Args:
+            checkpoint_path: the file; a run's checkpoints are folders, and its model is in its export.
+            strict: whether all weights must be there.
+            settings: arguments of the objective that are to be others.
+
+        Raises:
+            UserError: the file is something else.
+        """
+        found = saved.read(checkpoint_path)
+        objective = cls.for_model_type(found.config.model_type)
+        if found.objective != objective.__name__:
+            raise UserError(f"{checkpoint_path}: of {found.objective}; type {found.objective}.load_from_checkpoint")
+        model = saved.model_of(found, objective.auto_class, strict)
+        module = objective(model, objective.recipe_class(**found.recipe), **(found.settings | settings))
+        module.network = LanguageModel(model)  # until a trainer configures it
+        return module  # type: ignore[return-value]
+
     # -------------------------------------------------------------------------------------------- a step
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> StepOutputs:
         batch, totals = self._agree(batch)
-        lr = learning_rate(self.global_step, self.total_steps or self.trainer.max_steps, self.optim)
-        weight = self.data_parallel_size / totals.all_scored
-        for group in self.trainer.optimizers[0].param_groups:
-            group["lr"] = lr
+        lr, weight = self._set_learning_rate(), self.data_parallel_size / totals.all_scored
         loss_sums = torch.zeros(len(totals.scored), dtype=torch.float32, device=self.device)
         for micro in micro_batches(batch, self.micro_batch_size):
             loss_sums.index_add_(0, micro.sources, self._losses(micro, weight).float())
-        mean_loss = loss_sums.double().sum() / totals.all_scored
+        mean_loss, loss = loss_sums.double().sum() / totals.all_scored, loss_sums.sum() * weight
         grad_norm = self.engine.step(partial(self._is_anomalous, self.global_step, mean_loss))
+        if (scheduler := scheduler_of(self.trainer)) is not None:
+            scheduler.step()
         if self.average is not None and self.anomaly_detector.last is None:
             self.average.update()
         if self.global_step % self.trainer.log_every_n_steps == 0:
@@ -235,7 +300,18 @@ class Objective(LightningModule):
                 loss_sums /= self.trainer.world_size // self.data_parallel_size
             self.log("train/loss", loss_sums.sum() / totals.all_scored, rank_zero_only=True)
         anomaly = self.anomaly_detector.last
-        return StepOutputs(loss_sums=loss_sums, lr=lr, grad_norm=grad_norm, anomaly=anomaly, totals=totals)
+        return StepOutputs(loss=loss, loss_sums=loss_sums, lr=lr, grad_norm=grad_norm, anomaly=anomaly, totals=totals)
+
+    def _set_learning_rate(self) -> float:
+        """Set the schedule's rate, and return it; if the trainer has a scheduler of its own, return that one's."""
+        groups = self.trainer.optimizers[0].param_groups
+        if scheduler_of(self.trainer) is not None:
+            return float(groups[0]["lr"])
+        total = self.total_steps or (self.trainer.max_steps if self.data is None else self.data.num_steps)
+        lr = learning_rate(self.global_step, total, self.optim)
+        for group in groups:
+            group["lr"] = lr
+        return lr
 
     def _agree(self, batch: StepBatch) -> tuple[StepBatch, StepTotals]:
         """Add up what all ranks have; and the batch, made again if a rank met a bad shard."""
@@ -334,10 +410,25 @@ class Objective(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         self.validated_at = self.trainer.global_step
+        self._log_metrics("val")
+
+    def _log_metrics(self, stage: str) -> None:
         metrics = self._metrics.compute()
         loss = metrics.pop("loss")
         metrics = {"loss": loss, **self.loss_metrics(loss, self.data), **metrics}
-        self.log_dict({f"val/{name}": value.float() for name, value in metrics.items()}, rank_zero_only=True)
+        self.log_dict({f"{stage}/{name}": value.float() for name, value in metrics.items()}, rank_zero_only=True)
+
+    def on_test_start(self) -> None:
+        self.on_validation_start()
+
+    def test_step(self, batch: StepBatch, batch_idx: int) -> None:
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+
+    def on_test_end(self) -> None:
+        self.on_validation_end()
 
     @property
     def samples_in_words(self) -> str:

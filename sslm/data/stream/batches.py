@@ -166,7 +166,7 @@ class Loader:
     Args:
         steps: batches by step.
         first: first step, or a function that finds it at each iteration, as a run may go back.
-        end: step after the last; a trainer that goes on into another epoch gets as many steps again.
+        end: step after the last; a trainer that goes on into another epoch gets the steps up to the next multiple.
         num_workers: number of loader processes, or 0 for none.
     """
 
@@ -179,7 +179,7 @@ class Loader:
     @property
     def range(self) -> range:
         first = self.first() if callable(self.first) else self.first
-        return range(first, self.end if first < self.end else first + self.end)
+        return range(first, (first // self.end + 1) * self.end)
 
     @property
     def _start(self) -> tuple[int, int]:

@@ -50,12 +50,15 @@ class Monitor(Callback):
         self._has_shown_samples = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
-        """Work out the model's FLOPs and the devices' peak, while nothing else runs."""
+        """Make the folder, and work out the model's FLOPs and the devices' peak, while nothing else runs."""
+        if trainer.is_global_zero:
+            self.run.path.mkdir(parents=True, exist_ok=True)
         self.flops_per_token: float | None = None
         self.peak_flops: float | None = None
-        if self.model_config is None or not trainer.is_global_zero:
+        data = data_of(trainer)
+        if self.model_config is None or data is None or not trainer.is_global_zero:
             return
-        model, data = on_meta(self.model_config, pl_module.auto_class), trainer.datamodule
+        model = on_meta(self.model_config, pl_module.auto_class)
         row = data.val_rows(1)
         input_len, target_len = row["input_ids"].shape[1], row["labels"].shape[1]
         if (per_row := flops.flops_per_sequence(model, input_len, target_len, data.max_scored)) is not None:
@@ -139,8 +142,8 @@ class Monitor(Callback):
 
     def _per_source(self, trainer: Trainer, scored: list[int], loss_sums: list[float]) -> dict[str, float]:
         """Of a mixture, each source's loss in this step (if it had a part in it), and its tokens and epochs so far."""
-        data = trainer.datamodule
-        if not data.mixes:
+        data = data_of(trainer)
+        if data is None or not data.mixes:
             return {}
         row: dict[str, float] = {}
         seen = data.train_stream.seen(trainer.global_step * data.batch_size)
@@ -159,7 +162,8 @@ class Monitor(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: Objective) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        samples = pl_module.samples(trainer.datamodule)
+        data = data_of(trainer)
+        samples = [] if data is None else pl_module.samples(data)
         if trainer.is_global_zero:
             values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
             tokens = trainer.global_step * self.batch_tokens

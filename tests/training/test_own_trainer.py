@@ -1,0 +1,161 @@
+"""Objectives in another's `Trainer`: what Lightning's users try works, or is one sentence."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
+from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
+
+from sslm import CausalLM, DataConfig, DataModule, MaskedLM, Monitor, UserError
+from sslm.config import OptimConfig
+from sslm.data.stream.batches import Loader
+from tests.support.runs import rows_of
+
+QUIET: dict[str, Any] = {
+    "accelerator": "cpu",
+    "logger": False,
+    "enable_checkpointing": False,
+    "enable_progress_bar": False,
+    "enable_model_summary": False,
+    "use_distributed_sampler": False,
+    "num_sanity_val_steps": 0,
+}
+SMALL = LlamaConfig(
+    vocab_size=512, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=None
+)
+NewData = Callable[..., DataModule]
+
+
+@pytest.fixture
+def new_data(text: Path, cache: Path) -> NewData:
+    """Make a data module with about seven steps an epoch: new_data(total_steps=None)."""
+
+    def make(**arguments: Any) -> DataModule:
+        config = DataConfig(
+            train=str(text), document_separator="\n-----\n", tokenizer="bpe:512", cache_dir=str(cache), val_sequences=64
+        )
+        return DataModule(config, CausalLM(SMALL).recipe, seq_len=128, batch_size=64, **arguments)
+
+    return make
+
+
+def fit(data: DataModule, model: PreTrainedConfig = SMALL, **settings: Any) -> Trainer:
+    trainer = Trainer(**{**QUIET, **settings})
+    trainer.fit(CausalLM(model, micro_batch_size=32, optim=OptimConfig(warmup_steps=2)), datamodule=data)
+    return trainer
+
+
+class Rates(Monitor):
+    """Notes the learning rates."""
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs)
+        self.rates = [*getattr(self, "rates", []), outputs["lr"]]
+        assert outputs["loss"].item() == pytest.approx(outputs["loss_sums"].sum().item() / outputs["totals"].all_scored)
+
+
+def test_epochs_read_the_text_so_often_and_the_schedule_spans_them(new_data: NewData, tmp_path: Path) -> None:
+    data = new_data()
+    monitor = Rates(tmp_path / "new/folder", 100, 64 * 128)
+    trainer = fit(data, max_epochs=2, callbacks=[monitor], log_every_n_steps=1)
+    assert trainer.global_step == 2 * data.epoch_steps == data.num_steps > 10
+    assert data.epoch_steps == data.train_stream.num_windows // 64
+    steps = [row["step"] for row in rows_of(tmp_path / "new/folder") if "train/loss" in row]
+    assert steps == list(range(1, trainer.global_step + 1))
+    assert OptimConfig().min_lr_ratio <= monitor.rates[-1] / max(monitor.rates) < 0.2
+
+
+@pytest.mark.parametrize(
+    ("settings", "steps"),
+    [
+        ({"max_epochs": 2, "max_steps": 3}, 3),
+        ({"max_epochs": 2, "limit_train_batches": 1}, 2),
+        ({"max_epochs": -1, "max_steps": 2}, 2),
+    ],
+)
+def test_a_run_ends_where_the_trainer_says_first(settings: dict[str, Any], steps: int, new_data: NewData) -> None:
+    data = new_data()
+    trainer = fit(data, limit_val_batches=0, **settings)
+    assert trainer.global_step == data.num_steps == steps
+
+
+@pytest.mark.parametrize(
+    ("settings", "model", "says"),
+    [
+        ({"max_steps": -1, "max_epochs": -1}, SMALL, "give max_steps or max_epochs"),
+        ({"max_steps": 1, "accumulate_grad_batches": 2}, SMALL, "micro_batch_size"),
+        ({"max_steps": 1, "gradient_clip_val": 0.5}, SMALL, r"OptimConfig\(clip_norm=0.5\)"),
+        ({"max_steps": 1}, LlamaConfig(**{**SMALL.to_diff_dict(), "vocab_size": 300}), "the tokenizer has 512 entries"),
+        (
+            {"max_steps": 1},
+            GPT2Config(vocab_size=512, n_positions=64, n_embd=16, n_layer=1, n_head=2),
+            "the model has 64 positions",
+        ),
+    ],
+    ids=["endless", "accumulation", "clipping", "vocabulary", "positions"],
+)
+def test_what_does_not_go_is_one_sentence(
+    settings: dict[str, Any], model: PreTrainedConfig, says: str, new_data: NewData
+) -> None:
+    with pytest.raises(UserError, match=says):
+        fit(new_data(), model, **settings)
+
+
+def test_loaders_need_no_trainer(new_data: NewData) -> None:
+    data = new_data()
+    loader = data.train_dataloader()
+    assert len(loader) == data.epoch_steps
+    assert next(iter(loader))["tensors"]["input_ids"].shape == (64, 128)
+    assert len(new_data(total_steps=3).train_dataloader()) == 3
+
+
+def test_an_epoch_that_was_left_in_its_middle_ends_where_it_would_have(new_data: NewData) -> None:
+    data = new_data()
+    data.setup()
+    steps = data.train_dataloader().steps
+    assert [Loader(steps, first, 7).range for first in (0, 3, 7, 9)] == [
+        range(7),
+        range(3, 7),
+        range(7, 14),
+        range(9, 14),
+    ]
+
+
+def test_what_model_checkpoint_saves_is_loaded_with_its_settings_and_tested(new_data: NewData, tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, filename="last")
+    trainer = fit(new_data(), max_steps=2, callbacks=[saver], enable_checkpointing=True)
+    trained: Any = trainer.lightning_module
+    loaded = CausalLM.load_from_checkpoint(tmp_path / "last.ckpt", seed=5)
+    weights = trained.state_dict()
+    assert loaded.state_dict().keys() == weights.keys()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.state_dict().items())
+    assert (loaded.recipe, loaded.optim, loaded.micro_batch_size, loaded.seed) == (trained.recipe, trained.optim, 32, 5)
+    [tested] = Trainer(**QUIET).test(loaded, datamodule=new_data(), verbose=False)
+    [validated] = Trainer(**QUIET).validate(trained, datamodule=new_data(), verbose=False)
+    assert tested["test/loss"] == validated["val/loss"] < 6.25
+    assert list(tested) == [name.replace("val/", "test/") for name in validated]
+    for path, says in ((tmp_path, "its export folder"), (tmp_path / "other.ckpt", "not what ModelCheckpoint keeps")):
+        torch.save({"state_dict": {}}, tmp_path / "other.ckpt")
+        with pytest.raises(UserError, match=says):
+            CausalLM.load_from_checkpoint(path)
+    with pytest.raises(UserError, match=r"type CausalLM\.load_from_checkpoint"):
+        MaskedLM.load_from_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_lightnings_learning_rate_finder_finds_one(
+    new_data: NewData, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    finder = LearningRateFinder(min_lr=1e-5, num_training_steps=20)
+    trainer = fit(new_data(), max_steps=3, callbacks=[finder], limit_val_batches=0)
+    module: Any = trainer.lightning_module
+    assert trainer.global_step == 3
+    assert finder.optimal_lr is not None
+    rates = finder.optimal_lr.results["lr"]
+    assert rates == sorted(rates)
+    assert rates[-1] > 1e4 * rates[0]
+    assert module.lr == finder.optimal_lr.suggestion() != module.default_lr
