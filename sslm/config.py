@@ -8,6 +8,7 @@ defaults are the newcomer's run.
 """
 
 import dataclasses
+import json
 import math
 import re
 from collections.abc import Callable
@@ -82,13 +83,13 @@ class ModelConfig(Section):
     """The model: any architecture of transformers, built from its config or continued from a checkpoint."""
 
     model_type: str | None = None
-    """Architecture by its transformers name (llama, gpt2, qwen3 …); default: a small one fitting the objective."""
+    """Architecture, by its name in transformers (llama, gpt2, qwen3 …); default: a small one that fits the objective."""
     pretrained: str | None = setting(None, is_path=True)
-    """Continue from these weights: a folder, a hub name, or a run folder of sslm."""
+    """Trained weights to begin with: a folder, a name on the Hugging Face hub, or a run folder of sslm."""
     embedding_init: str | None = setting(None, is_path=True)
-    """Word vectors, in the text format of word2vec or GloVe (.gz too), that fresh input embeddings begin with."""
+    """File of word vectors (text format of word2vec or GloVe, .gz too) to initialise the input embeddings with."""
     embedding_project: bool = False
-    """Turn vectors of another dimension into the embedding's, by a random orthogonal matrix."""
+    """Map word vectors of another dimension to the embedding's, by a random orthogonal matrix."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Any key of that architecture's config (typed as --model.KEY)."""
 
@@ -127,22 +128,23 @@ class DataConfig(Section):
     (hub name, NAME:CONFIG, or saved folder), a prepared corpus (a folder, or its URL: s3://, gs://, https://, hf://),
     or token ids of other tools (Megatron, nanoGPT, llm.c, .npy, Parquet); default: this Python's documentation."""
     val: str | None = setting(None, is_path=True)
-    """Held-out text, in the same forms; default: a part of the training text that no training window touches."""
+    """Held-out text to validate on, in the same forms; default: a part of the training text, which is then left out of
+    training."""
     sources: list[SourceConfig] | None = None
     """A mixture instead of data.train: a list of {path: …, weight: …, name: …}; weight is a number, or size^0.7."""
     stages: list[StageConfig] | None = None
-    """Other weights of sources later in the run: a list of {at_tokens: …, weights: {NAME: …}}."""
+    """New weights of the sources later in the run: a list of {at_tokens: …, weights: {NAME: …}}."""
     packing: Literal["concat", "best_fit"] = "concat"
     """concat: join documents and cut them at seq_len; best_fit: keep documents whole if they fit, and pad."""
     document_mask: bool = False
-    """Keep attention (an LSTM's state) inside a document."""
+    """Keep attention (or an LSTM's state) inside each document, where a sequence holds several."""
     text_field: str = "text"
     """Field that holds the text, in .jsonl, .parquet and datasets."""
     document_separator: str | None = None
     """Regular expression that separates the documents of a .txt; default: a file is one document."""
     end_id: int | None = None
-    """Id that ends a document, in files of ids that don't say where documents end (nanoGPT, llm.c, 1-D .npy);
-    default: the tokenizer's, if there is one."""
+    """Token id that ends a document, for files of token ids without document boundaries (nanoGPT, llm.c, 1-D .npy);
+    default: the end-of-document token of the tokenizer, if there is one."""
     special_tokens: Literal["plain", "parse"] = "plain"
     """Names of special tokens that stand in the text (<|endoftext|>, [MASK]): plain text, or parsed as these tokens."""
     bos: Literal["template", "never"] = "template"
@@ -151,17 +153,19 @@ class DataConfig(Section):
     """Tokenizer: a folder, a hub name, or bpe:SIZE to train a byte-level BPE; default: that of --model.pretrained or of
     the prepared corpus, else bpe:2048."""
     cache_dir: str | None = setting(None, may_change=True, is_path=True)
-    """Folder for corpora prepared on the fly; default: the user's cache folder."""
+    """Folder for corpora that a run prepares itself; default: the user's cache folder."""
     cache_gb: float | None = setting(None, POSITIVE, may_change=True)
     """Largest size of the remote shards in the cache folder, in gigabytes; default: no limit."""
     block_shards: int | None = setting(None, POSITIVE)
-    """Shards to shuffle together; default: all of a local corpus, 4 of a remote one (twice as many are kept here)."""
+    """Number of shards to shuffle together; default: all of a local corpus, 4 of a remote one (of which the cache holds
+    twice as many)."""
     on_bad_shard: Literal["fail", "substitute"] = setting("fail", may_change=True)
-    """If a shard stays unreadable or damaged: end the run and name it, or read other shards instead and record it."""
+    """If a shard is damaged or can't be read. fail: end the run and name it; substitute: read other shards instead, and
+    record it."""
     num_workers: int = setting(0, NOT_NEGATIVE, may_change=True)
     """Loader processes per device; 0 reads in the training process, which is usually fastest."""
     val_sequences: int = setting(1024, POSITIVE)
-    """Largest number of held-out sequences in a validation; they are spread evenly."""
+    """Largest number of held-out sequences in a validation, spread evenly over the held-out text."""
 
 
 @dataclass(frozen=True)
@@ -177,7 +181,7 @@ class OptimConfig(Section):
     warmup_steps: int = setting(40, NOT_NEGATIVE)
     """Optimizer steps of linear warm-up."""
     decay_fraction: float = setting(0.2, SHARE)
-    """wsd: share of all steps, at the end, in which the learning rate decays."""
+    """wsd: share of all steps, at the end of the run, in which the learning rate decays."""
     min_lr_ratio: float = setting(0.1, SHARE)
     """Learning rate at the end, as a share of the peak."""
     weight_decay: float = setting(0.1, NOT_NEGATIVE)
@@ -245,24 +249,24 @@ class CheckpointConfig(Section):
     """When the run is saved, and what is kept."""
 
     every_steps: int | None = setting(100, POSITIVE, may_change=True)
-    """Save every so many optimizer steps; null: never by steps."""
+    """Save every this many optimizer steps; null: not by steps."""
     every_minutes: float | None = setting(None, POSITIVE, may_change=True)
-    """Save every so many minutes; null: never by time."""
+    """Save every this many minutes; null: not by time."""
     keep_last: int | None = setting(2, POSITIVE, may_change=True)
     """Keep this many newest checkpoints; null: all."""
     keep_best: int | None = setting(None, POSITIVE, may_change=True)
-    """Keep this many best ones too, and save at every validation; null: none."""
+    """Also keep this many best checkpoints, and save at every validation; null: none."""
     best_metric: str = setting("val/loss", may_change=True)
     """Metric by which keep_best chooses."""
     best_is: Literal["lowest", "highest"] = setting("lowest", may_change=True)
     """Whether the lowest or the highest value of best_metric is best."""
     keep_every_steps: int | None = setting(None, POSITIVE, may_change=True)
-    """Never remove checkpoints at multiples of so many steps; null: remove these, too."""
+    """Never remove checkpoints at multiples of this many steps; null: no such exception."""
     sync: bool = setting(False, may_change=True)
-    """Train on only when a checkpoint is on the disk; default: when it is copied to the host's memory."""
+    """Wait until a checkpoint is on the disk before training on; false: only until it is in the host's memory."""
     upload: str | None = setting(None, may_change=True, is_path=True)
     """Folder elsewhere (s3://bucket/runs/mine, or a path) to upload checkpoints to in the background; a machine without
-    the run folder goes on from there."""
+    the run folder resumes from there."""
 
 
 @dataclass(frozen=True)
@@ -270,15 +274,15 @@ class AnomalyConfig(Section):
     """What to do at a step whose loss or gradient norm is not finite, or far above those of the last steps."""
 
     action: Literal["rewind", "skip", "off"] = "rewind"
-    """skip: leave the update out and go on; rewind: after several such steps in a row, also go back to the last
-    checkpoint before them and leave their examples out; off: don't look."""
+    """skip: leave the step's update out; rewind: after several such steps in a row, also return to the last checkpoint
+    before them and leave their examples out; off: no check."""
     spike_z: float | None = setting(12.0, POSITIVE)
-    """A spike is a loss, or a logarithm of the gradient norm, so many robust standard deviations above the median of
-    the last 128 good steps; null: only values that are not finite count."""
+    """How many robust standard deviations above the median of the last 128 good steps a loss, or the logarithm of a
+    gradient norm, must be to count as a spike; null: only values that are not finite count."""
     patience: int = setting(3, POSITIVE)
-    """rewind: go back after so many anomalous steps in a row."""
+    """rewind: return after this many anomalous steps in a row."""
     max_rewinds: int = setting(3, NOT_NEGATIVE, may_change=True)
-    """rewind: end the run instead of going back more often than this."""
+    """rewind: end the run rather than return more often than this."""
 
 
 @dataclass(frozen=True)
@@ -288,17 +292,17 @@ class Config(Section):
     run_dir: str | None = setting(None, may_change=True, is_path=True)
     """Run folder; default: runs/OBJECTIVE."""
     resume: str = setting("auto", may_change=True, is_path=True)
-    """auto: go on from the run folder's newest checkpoint; never: refuse a folder that has one; PATH: a run or a
-    checkpoint to begin from if the run folder has none of its own."""
+    """auto: resume from the run folder's newest checkpoint, if there is one; never: refuse a folder that has one; PATH: a
+    run or a checkpoint to begin from if the run folder has none of its own."""
     seed: int = setting(0, SEED)
-    """Seed of order, noise, dropout and initial weights."""
+    """Random seed of the text's order, masking, dropout and initial weights."""
     strategy: Strategy = setting("auto", may_change=True)
     """auto, single, ddp, fsdp (FSDP2), hsdp (sharded inside a node, replicated across nodes), tp (tensor parallel),
     fsdp_tp, deepspeed_1, deepspeed_2, or deepspeed_3."""
     tensor_parallel_size: int | None = setting(None, POSITIVE, may_change=True)
-    """Devices that share each matrix; default: in tp all, in fsdp_tp those of a node."""
+    """Number of devices that share each weight matrix; default: all (tp), or those of a node (fsdp_tp)."""
     precision: Precision = setting("auto", may_change=True)
-    """32; bf16-mixed; bf16-true: weights in bf16, rounded stochastically; 16-mixed: with loss scaling; fp8: matmuls of
+    """32: fp32; bf16-mixed; bf16-true: weights in bf16, rounded stochastically; 16-mixed: with loss scaling; fp8: matmuls of
     the blocks, the rest as bf16-mixed; auto: bf16-mixed on GPUs that have it (else 16-mixed), 32 on CPUs."""
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", may_change=True)
     """Kind of device: auto (a GPU if there is one), cpu, or gpu."""
@@ -313,29 +317,31 @@ class Config(Section):
     micro_batch_size: int | Literal["auto"] | None = setting(None, POSITIVE, may_change=True)
     """Sequences per forward pass and device; auto: as many as fit into memory; default: a device's share of a batch."""
     max_steps: int | None = setting(None, POSITIVE, may_change=True)
-    """End after so many optimizer steps; default: 700, unless max_tokens is given."""
+    """End after this many optimizer steps; default: 700, unless max_tokens is given."""
     max_tokens: int | None = setting(None, POSITIVE, may_change=True)
-    """End after so many tokens; the earlier of the two ends the run."""
+    """End after this many tokens; with max_steps, the earlier of the two ends the run."""
     stop_after: str | None = setting(None, may_change=True)
-    """Stop with all saved (exit code 75), within a time (3h50m) or after so many steps of this command (200steps)."""
+    """Save everything and stop (exit code 75) within this time (3h50m), or after this many steps of this command
+    (200steps)."""
     log_every: int = setting(10, POSITIVE, may_change=True)
-    """Optimizer steps between rows of metrics."""
+    """Optimizer steps between rows of metrics.jsonl."""
     val_every: int = setting(100, POSITIVE, may_change=True)
     """Optimizer steps between validations; there is always one at step 0 and one at the end."""
     logger: Literal["none", "wandb", "csv", "tensorboard"] = setting("none", may_change=True)
-    """Logger beside metrics.jsonl; wandb works offline if nobody is logged in."""
+    """Logger in addition to metrics.jsonl; wandb works offline if nobody is logged in."""
     compile: bool = setting(False, may_change=True)
     """Compile each block of the model with torch.compile."""
     activation_checkpointing: str = setting("none", may_change=True)
     """Recompute activations in the backward pass, to save memory: none, selective (all but matmuls and attention), full
     (each block), or budget:SHARE of the memory (budget:0.5; with --compile)."""
     start_timeout_seconds: float = setting(1800.0, SECONDS, may_change=True)
-    """End the run if not all processes have met after this time; the first may verify a large checkpoint before."""
+    """Seconds within which all processes must have started and connected, or the run ends; a large checkpoint that is
+    verified first counts."""
     collective_timeout_seconds: float = setting(1800.0, SECONDS, may_change=True)
-    """End the run if a collective operation takes longer than this."""
+    """Seconds after which the run ends if a collective operation (an all-reduce, for example) has not returned."""
     watchdog_seconds: float | None = setting(900.0, POSITIVE, may_change=True)
-    """Write all stacks to the run folder and end the run, for a scheduler to start it again, if no rank makes progress
-    for this time (ten times this in the first two steps); null: never."""
+    """Seconds after which the run ends if no rank makes progress (ten times this in the first two steps), so that a
+    scheduler can start it again; what each thread was doing is written to the run folder; null: never."""
     dry_run: bool = setting(False, may_change=True)
     """Prepare, check and build everything, print the plan, and end before training."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
@@ -430,7 +436,7 @@ def to_yaml(config: Config) -> str:
 
 
 def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Keys that differ and may not: `["data.train (was 'a', now 'b')"]`. Equal paths may be written in two ways."""
+    """Keys that differ and may not: `['data.train (was "a", now "b")']`. Equal paths may be written in two ways."""
     found = []
     for key in dict.fromkeys([*old, *new]):
         was, now, name = old.get(key), new.get(key), f"{prefix}{key}"
@@ -441,5 +447,11 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> l
         elif name in FLAGS and FLAGS[name].metadata.get("may_change"):
             continue
         elif at_paths(was, expanduser, name) != at_paths(now, expanduser, name):
-            found.append(f"{name} (was {was!r}, now {now!r})")
+            found.append(f"{name} (was {_in_words(name, was)}, now {_in_words(name, now)})")
     return found
+
+
+def _in_words(name: str, value: Any) -> str:
+    """Write a setting's value as it could stand in YAML; null is "not set", unless it is a choice of its own."""
+    is_default = name not in FLAGS or FLAGS[name].default is None
+    return "not set" if value is None and is_default else json.dumps(value, ensure_ascii=False, default=str)

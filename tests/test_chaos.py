@@ -216,7 +216,7 @@ def test_a_signal_to_any_one_rank_stops_all_at_the_same_step(
     status = json.loads((run / "status.json").read_text())
     reason = "a signal to another process" if rank else number.name
     assert (status["state"], status["exit_code"], status["reason"]) == ("stopped", 75, reason)
-    assert "Run the same command to go on" in ranks.said()
+    assert "Run the same command to resume" in ranks.said()
     assert step_of(newest_first(run / "checkpoints")[0]) == status["step"] == steps_logged(run)
 
 
@@ -314,7 +314,7 @@ def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
     assert ranks.wait(90) == [0]
     assert ranks.said().count("is damaged (") == 1
     assert "set aside as step-000011.corrupt" in ranks.said()
-    assert "going on from step 10" in ranks.said()
+    assert "resuming at step 10" in ranks.said()
     assert_alike(run, straight)
 
 
@@ -328,7 +328,7 @@ def test_two_ranks_take_the_checkpoint_that_the_first_has_verified(
     flags = ["--strategy", "ddp", "--micro_batch_size", "1"]
     ranks = Ranks([*command, "--run_dir", str(run), *flags], tmp_path / "log", 2)
     assert set(ranks.wait(90)) == {0}, ranks.said()
-    assert "going on from step 10" in ranks.said()
+    assert "resuming at step 10" in ranks.said()
 
 
 def test_a_checkpoint_of_a_newer_version_is_refused_in_a_sentence(
@@ -342,7 +342,7 @@ def test_a_checkpoint_of_a_newer_version_is_refused_in_a_sentence(
     write_manifest(checkpoint, {})
     ranks = Ranks([*command, "--run_dir", str(run)], tmp_path / "log")
     assert ranks.wait() == [2]
-    assert "written by a newer sslm (format 99); upgrade to go on from it" in ranks.said()
+    assert "written by a newer sslm (format 99); upgrade to resume" in ranks.said()
     assert checkpoint.is_dir()  # not set aside: it is sound
 
 
@@ -516,7 +516,7 @@ def test_a_fresh_machine_goes_on_from_what_was_uploaded(
     flags += ["--strategy", "ddp", "--micro_batch_size", "2"] if world > 1 else []
     ranks = Ranks([*command, "--run_dir", str(tmp_path / "again"), *flags], tmp_path / "log", world)
     assert set(ranks.wait(90)) == {0}, ranks.said()
-    assert "going on from step 13" in ranks.said()
+    assert "resuming at step 13" in ranks.said()
     assert losses_of(tmp_path / "again") == pytest.approx(losses_of(straight), abs=1e-6)
     if world == 1:
         assert_alike(tmp_path / "again", straight)

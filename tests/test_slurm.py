@@ -91,7 +91,7 @@ def check(cluster: Cluster, job: str, folder: Path, straight: Path) -> None:
     ended = wait_for_end(cluster, job)
     log = (folder / f"slurm-sslm-{job}.log").read_text()
     assert (ended["JobState"], ended["Restarts"]) == ("COMPLETED", "1"), log
-    assert "going on from step" in log
+    assert "resuming at step" in log
     assert steps_of(folder / "run") == steps_of(straight)
     assert len(steps_of(straight)) == 120
     weights = [(run / "export/model.safetensors").read_bytes() for run in (folder / "run", straight)]

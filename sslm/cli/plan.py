@@ -30,7 +30,7 @@ from sslm.runs.checkpoints.folder import damage_of, newest_first, step_of
 from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, exits_politely
-from sslm.system.terminal import bytes_in_words, console, count, duration, keep_libraries_quiet, say
+from sslm.system.terminal import bytes_in_words, console, count, duration, is_watched, keep_libraries_quiet, plural, say
 from sslm.training.report import readings
 
 WARNING = "[yellow]Warning[/yellow]"
@@ -106,8 +106,10 @@ class Plan:
             UserError: it doesn't fit into memory, or not one checkpoint fits onto the disk.
         """
         say()
-        for part in [self._title(), self._run(), *self._memory(), self._cost(), *self._proposals(arguments)]:
-            console().print(part, highlight=False, soft_wrap=isinstance(part, str))
+        parts = [self._title(), self._run(), *self._memory(), self._cost(), *self._proposals(arguments)]
+        for part in parts:
+            is_whole = part is parts[-1] or not is_watched()  # a command to copy, or a log
+            console().print(part, highlight=False, soft_wrap=isinstance(part, str) and is_whole)
             say()
         self.budget.micro_batch_size(self.launch)
         room, needed = self._disk_room(), self._checkpoint_bytes()
@@ -122,24 +124,25 @@ class Plan:
     def _title(self) -> str:
         machine = self.budget.machine
         nodes = f"{machine.num_nodes} nodes of " if machine.num_nodes > 1 else ""
-        what = f"Plan for {nodes}{machine.devices} x {machine.device}"
-        return f"[bold]{what}[/bold] ({bytes_in_words(machine.memory)} each)"
+        devices = f"{machine.devices} x {machine.device}" if machine.is_gpu else plural(machine.devices, machine.device)
+        return f"[bold]Plan for {nodes}{devices}[/bold] ({bytes_in_words(machine.memory)} each)"
 
     def _run(self) -> Table:
         config, data, model = self.config, self.data, self.budget.model
         steps, tokens = config.total_steps, config.batch_size * config.seq_len
         corpora = [source.corpus for source in data.train_stream.sources]
         documents = sum(corpus.num_documents for corpus in corpora)
-        source = f"{documents:,} documents, " if documents else ""
+        source = f"{plural(documents, 'document', exact=True)}, " if documents else ""
         without = "" if data.tokenizer is not None else " (ids without a tokenizer)"
-        vocabulary = f"vocabulary of {data.vocab_size:,} entries{without}, the model's of {model.config.vocab_size:,}"
+        padded = f", in the model {model.config.vocab_size:,}" if model.config.vocab_size != data.vocab_size else ""
+        vocabulary = f"vocabulary {data.vocab_size:,}{without}{padded}"
         read = readings(config, data)
         epochs = "" if data.mixes else f", {read[0].epochs:,.2f} epochs"
         batch = f"{config.batch_size} x {config.seq_len:,} = {count(tokens)} tokens"
         rows = [
             ("Model", f"{config.objective.name}, {model.config.model_type}: {self._parameters()}"),
-            ("Text", f"{source}{count(sum(corpus.num_tokens for corpus in corpora))} tokens; {vocabulary}"),
-            ("Run", f"{steps:,} steps of {batch}: {count(steps * tokens)} tokens{epochs}"),
+            ("Text", f"{source}{plural(sum(corpus.num_tokens for corpus in corpora), 'token')}; {vocabulary}"),
+            ("Run", f"{plural(steps, 'step', exact=True)} of {batch}: {plural(steps * tokens, 'token')}{epochs}"),
         ]
         for reading in read:
             rows += [("", escape(str(reading)))] if data.mixes else []
@@ -153,7 +156,7 @@ class Plan:
         embedding = sum({id(p): p.numel() for end in ends for p in end.parameters()}.values())  # tied ones once
         idle = sum(p.numel() for p in of_experts(model)) * (1 - share_of_experts(model))
         active = f", {count(total - idle)} active" if idle else ""
-        multiply = f"{count(matmul_parameters(model))} multiply each token"
+        multiply = f"{count(matmul_parameters(model))} used for each token"
         return f"{count(total)} parameters ({count(embedding)} of embeddings{active}; {multiply})"
 
     # ---------------------------------------------------------------------------------------- memory
@@ -162,7 +165,7 @@ class Plan:
         size, launch, has = self.budget.chosen_size(self.launch), self.launch, self.budget.machine.memory
         memory = self.budget.memory(launch, size)
         recomputed = self.config.activation_checkpointing
-        how = f"{launch.strategy} ({launch.why}), micro-batches of {size}, {launch.precision}"
+        how = f"{launch.strategy_in_words}, micro-batches of {size}, precision {launch.precision_in_words}"
         how += f", {recomputed} recomputed" if recomputed != "none" else ""
         table = _table(right=(1, 2))
         for name, number in memory.parts.items():
@@ -235,7 +238,7 @@ class Plan:
             memory, size = bytes_in_words(proposal.memory.total), str(proposal.micro_batch_size)
             table.add_row(proposal.strategy, size, proposal.activation_checkpointing, memory, ", ".join(notes))
         return [
-            "[bold]What fits[/bold], with a tenth of the memory left over, and the largest micro-batch each",
+            "[bold]What fits[/bold] with a tenth of the memory to spare, each with its largest micro-batch",
             table,
             f"[bold]To type[/bold]\n  {escape(shlex.join(self._command(arguments, fitting[0])))}",
         ]

@@ -12,7 +12,7 @@ from sslm.system.errors import UserError
 from sslm.system.exits import DONE, STOPPED, exits_politely
 from sslm.system.paths import followed, local_path
 from sslm.system.signals import Stopped, stops_on_signals
-from sslm.system.terminal import count, keep_libraries_quiet, preparation_progress, say
+from sslm.system.terminal import count, keep_libraries_quiet, plural, preparation_progress, say
 
 LEAST_SHARD_TOKENS = 256
 """Smallest size of a shard: below it there would be a file or two for every few sentences."""
@@ -49,15 +49,15 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             prepared = prepare(source, known, options.out, report, shard_tokens, rules)
         except Stopped:
-            say(f"{options.out}: stopped; run the same command again to go on")
+            say(f"{options.out}: stopped; run the same command again to resume")
             return STOPPED
     seconds = time.monotonic() - start
     say(
-        f"{options.out}: {count(prepared.num_documents)} documents, {count(prepared.num_tokens)} tokens "
+        f"{options.out}: {plural(prepared.num_documents, 'document')}, {plural(prepared.num_tokens, 'token')} "
         f"({prepared.bytes_per_token:.2f} bytes each), vocabulary {prepared.vocab_size}, in {seconds:.1f} s: "
         f"{count(num_documents / seconds)} documents/s, {count(num_tokens / seconds)} tokens/s"
     )
-    say(f"Train on it: python -m sslm.train --data.train {options.out}")
+    say(f"Train on it: python -m sslm.train --data.train {options.out}", to_copy=True)
     return DONE
 
 

@@ -153,7 +153,7 @@ def train(setup: Setup, module: Objective, trainer: Trainer, callbacks: Callback
         first = step_of(callbacks.resume.start)
         folder.write_config(setup.config)
         folder.write_status("running", step=first)
-        say(f"Run folder: {folder.path}" + (f"; going on from step {first}" if first else ""))
+        say(f"Run folder: {folder.path}" + (f"; resuming at step {first}" if first else ""), to_copy=True)
     try:
         trainer.fit(module, datamodule=setup.data)
         if trainer.is_global_zero:
@@ -170,7 +170,7 @@ def train(setup: Setup, module: Objective, trainer: Trainer, callbacks: Callback
         failed(USER_ERROR if sentence_of(error) else FAILED, f"{type(error).__name__}: {error}")
         if isinstance(error, DistStoreError):
             limit = f"{setup.config.start_timeout_seconds:g} s (--start_timeout_seconds)"
-            raise RuntimeError(f"not all processes came within {limit}") from error
+            raise RuntimeError(f"not all processes connected within {limit}") from error
         raise
     if callbacks.preemption.stopped and not ranks.is_first_process():
         exits.leave()
@@ -184,7 +184,7 @@ def conclude(setup: Setup, callbacks: Callbacks) -> None:
     if preemption.stopped:
         step, why = step_of(checkpoint), preemption.reason
         setup.folder.write_status("stopped", exit_code=STOPPED, step=step, reason=why)
-        say(f"Stopped at step {step} of {setup.config.total_steps} ({why}), all saved. Run the same command to go on.")
+        say(f"Stopped at step {step} of {setup.config.total_steps} ({why}), all saved. Run the same command to resume.")
         return
     export(checkpoint, setup.folder.export)
     declare_done(setup, checkpoint)
@@ -230,7 +230,7 @@ def initial_model(setup: Setup) -> PreTrainedConfig | PreTrainedModel:
     if (file := config.model.embedding_init) is not None:
         model = build.build(setup.model_config, auto_class, config.seed)
         matched = initialise_embedding(model, data.tokenizer, file, config.model.embedding_project, config.seed)
-        say(f"Embedding: {matched:,} of {data.vocab_size:,} entries begin with vectors of {file}")
+        say(f"Embedding: {matched:,} of {data.vocab_size:,} entries start with vectors of {file}")
     return model
 
 

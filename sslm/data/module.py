@@ -329,7 +329,7 @@ class DataModule(LightningDataModule):
     def _rank_and_world(self) -> tuple[int, int]:
         rank, world = data_parallel(self.trainer) if self.trainer else (0, 1)
         if self.batch_size % world:
-            wrong = f"--batch_size {self.batch_size}: can't be shared by {world} devices"
+            wrong = f"--batch_size {self.batch_size}: can't be shared evenly by {world} devices"
             raise UserError(f"{wrong}; give a multiple of {world}")
         return rank, world
 
@@ -358,7 +358,7 @@ class DataModule(LightningDataModule):
     def _with_what_is_bad(self, batch: Batch, verifier: Verifier, is_last: bool) -> Batch:
         """Tell the others, by the batch, of a shard that was found to be bad; no run ends before all are verified."""
         if is_last and not verifier.is_done:
-            say("Verifying the rest of the corpus before the last step")
+            say("Checking the rest of the corpus for damage before the last step")
             verifier.wait()
         if (bad := verifier.found()) is None:
             return batch

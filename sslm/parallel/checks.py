@@ -13,6 +13,7 @@ from sslm.parallel.float8 import suits_float8
 from sslm.parallel.launch import STRATEGIES, Launch, data_parallel_size
 from sslm.parallel.tensor_parallel import check_tensor_parallel
 from sslm.system.errors import UserError
+from sslm.system.terminal import plural
 
 
 def check_processes(config: Config) -> None:
@@ -24,7 +25,9 @@ def check_processes(config: Config) -> None:
     check_batch(config, data_parallel_size(config))
     asked, cores = config.data.num_workers, os.cpu_count() or 1
     if asked > 4 * cores:
-        raise UserError(f"--data.num_workers {asked}: this machine has {cores} CPU cores; give at most {4 * cores}")
+        raise UserError(
+            f"--data.num_workers {asked}: this machine has {plural(cores, 'CPU core')}; give at most {4 * cores}"
+        )
 
 
 def check_batch(config: Config, data_parallel_size: int) -> None:
@@ -36,13 +39,13 @@ def check_batch(config: Config, data_parallel_size: int) -> None:
     batch_size, size = config.batch_size, data_parallel_size
     if batch_size % size:
         multiple = f"a multiple of {size}, such as {-(-batch_size // size) * size}"
-        raise UserError(f"--batch_size {batch_size}: can't be shared by {size} devices; give {multiple}")
+        raise UserError(f"--batch_size {batch_size}: can't be shared evenly by {size} devices; give {multiple}")
     rows, micro = batch_size // size, config.micro_batch_size
     if isinstance(micro, int) and rows % micro:
         divisors = ", ".join(str(number) for number in range(1, rows + 1) if rows % number == 0)
         raise UserError(
-            f"--micro_batch_size {micro}: does not divide a device's {rows} sequences (batch_size {batch_size} / "
-            f"{size} devices); what would: {divisors}"
+            f"--micro_batch_size {micro}: does not divide a device's {plural(rows, 'sequence')} (--batch_size "
+            f"{batch_size} on {plural(size, 'device')}); give one of {divisors}"
         )
 
 
@@ -75,7 +78,8 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
         )
     if traits.replicates_shards and (launch.replicas == 1 or world % launch.replicas):
         divisor = f"give --fsdp.replicas a divisor of {world} above 1, or " if world > 1 else "give "
-        raise UserError(f"--strategy {name}: {launch.replicas} replicas of {world} devices; {divisor}--strategy fsdp")
+        replicas = f"{plural(launch.replicas, 'replica')} of {plural(world, 'device')}"
+        raise UserError(f"--strategy {name}: {replicas}; {divisor}--strategy fsdp")
     if traits.tensor_parallel:
         _check_tensor_parallel(config, launch, model)
     elif (size := config.tensor_parallel_size) is not None:

@@ -9,6 +9,7 @@ import torch
 from sslm.config import Config
 from sslm.system.errors import UserError
 from sslm.system.ranks import under_srun, under_torchrun
+from sslm.system.terminal import plural
 
 CPU_PROCESSES = 8
 """More processes than cores are allowed up to this: enough to try a strategy on a laptop."""
@@ -85,6 +86,15 @@ class Launch:
         return "cuda" if self.accelerator == "gpu" else "cpu"
 
     @property
+    def strategy_in_words(self) -> str:
+        """The strategy, and why it is this one if there was a choice."""
+        return f"strategy {self.strategy}" + ("" if self.traits.is_single else f" ({self.why})")
+
+    @property
+    def precision_in_words(self) -> str:
+        return "fp32" if self.precision == "32" else self.precision
+
+    @property
     def autocasts_to_bf16(self) -> bool:
         return self.precision in ("bf16-mixed", "fp8")
 
@@ -132,12 +142,13 @@ def devices(config: Config) -> Devices:
     if config.accelerator == "gpu" and not gpus:
         raise UserError("--accelerator gpu: this machine has no GPU that torch can use; give --accelerator cpu")
     if config.accelerator == "cpu" or not gpus:
-        most = max(os.cpu_count() or 1, CPU_PROCESSES)
+        cores = os.cpu_count() or 1
+        most = max(cores, CPU_PROCESSES)
         if asked and asked > most:
-            raise UserError(f"--devices {asked}: this machine has {os.cpu_count()} CPU cores; give at most {most}")
+            raise UserError(f"--devices {asked}: this machine has {plural(cores, 'CPU core')}; give at most {most}")
         return Devices("cpu", asked or 1, num_nodes)
     if asked and asked > gpus:
-        raise UserError(f"--devices {asked}: this machine has {gpus} GPUs; give at most {gpus}")
+        raise UserError(f"--devices {asked}: this machine has {plural(gpus, 'GPU')}; give at most {gpus}")
     return Devices("gpu", asked or gpus, num_nodes)
 
 
@@ -145,7 +156,7 @@ def _started_by_torchrun(asked: int | None) -> tuple[int, int]:
     """Return (processes on this node, nodes)."""
     local = int(os.environ["LOCAL_WORLD_SIZE"])
     if asked not in (None, local):
-        started = f"torchrun started {local} processes on this node"
+        started = f"torchrun started {plural(local, 'process')} on this node"
         raise UserError(f"--devices {asked}: {started}; give --devices {local}, or leave it out")
     return local, int(os.environ["WORLD_SIZE"]) // local
 
@@ -155,10 +166,10 @@ def _started_by_srun(asked: int | None, asked_nodes: int) -> tuple[int, int]:
     num_nodes, tasks = int(os.environ["SLURM_NNODES"]), int(os.environ["SLURM_NTASKS"])
     local, uneven = divmod(tasks, num_nodes)
     if uneven:
-        uneven_tasks = f"{num_nodes} nodes can't have as many each"
+        uneven_tasks = f"they can't be shared evenly by {num_nodes} nodes"
         raise UserError(f"srun --ntasks {tasks}: {uneven_tasks}; give srun --ntasks-per-node")
     for flag, value, default, started in (("devices", asked, None, local), ("num_nodes", asked_nodes, 1, num_nodes)):
         if value not in (default, started):
-            tasks_there = f"srun started {local} tasks on each of {num_nodes} nodes"
+            tasks_there = f"srun started {plural(local, 'task')} on each of {plural(num_nodes, 'node')}"
             raise UserError(f"--{flag} {value}: {tasks_there}; give --{flag} {started}, or leave it out")
     return local, num_nodes

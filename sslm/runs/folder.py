@@ -16,7 +16,7 @@ from sslm.config import Config, cleaned, differences, to_tree, to_yaml
 from sslm.system.errors import RunFailed, UserError, without_secrets
 from sslm.system.files import write_atomically
 from sslm.system.plain_yaml import BadYaml, load
-from sslm.system.terminal import say
+from sslm.system.terminal import plural, say
 
 State = Literal["running", "done", "stopped", "failed"]
 
@@ -92,7 +92,7 @@ class RunFolder:
         if self.metrics.is_file():
             rows = [(line, _row(line)) for line in _lines(self.metrics)]
             if damaged := [number for number, (_, row) in enumerate(rows[:-1], start=1) if row is None]:
-                say(f"{self.metrics}: line {damaged[0]} and {len(damaged) - 1} more are damaged, and are left out")
+                say(f"{self.metrics}: {plural(len(damaged), 'damaged line')} left out, the first is line {damaged[0]}")
             kept = [line for line, row in rows if row and row["step"] <= step and step > 0]
             write_atomically(self.metrics, "".join(line + "\n" for line in kept))
 
@@ -126,7 +126,7 @@ def check_same_run(where: str, config_yaml: bytes, config: Config) -> None:
     if not isinstance(old, dict) or not all(isinstance(old.get(section, {}), dict) for section in sections):
         raise UserError(f"{where}/config.yaml: damaged; remove it, or give another --run_dir")
     if found := differences(old, new):
-        instead = "Give the old values to go on with it, or another --run_dir to start anew"
+        instead = "Give the old values to resume it, or another --run_dir to start anew"
         raise UserError(f"{where} belongs to a run with other settings: {'; '.join(found)}. {instead}")
 
 

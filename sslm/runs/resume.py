@@ -80,7 +80,7 @@ def check_data(checkpoint: Path, data: DataModule) -> None:
         raise UserError(f"{checkpoint}: was made with --batch_size {made_with}, now {data.batch_size}")
     if changed := changes(state["fingerprint"], data.fingerprint()):
         what = f"{'; '.join(changed[:4])}{' …' if changed[4:] else ''}"
-        instead = "bring back what was there, or start anew with another --run_dir"
+        instead = "restore the former data, or start anew with another --run_dir"
         raise UserError(f"the data has changed since {checkpoint}: {what}; {instead}")
 
 
@@ -98,7 +98,7 @@ def changes(was: Any, now: Any, name: str = "") -> list[str]:
     if was == now:
         return []
     is_long = isinstance(was, list) or len(str(was)) > 30
-    return [f"{name} is another one" if is_long else f"{name} was {was}, is {now}"]
+    return [f"{name} has changed" if is_long else f"{name} was {was}, is {now}"]
 
 
 def bring_checkpoint(config: Config, run: RunFolder) -> None:
@@ -121,7 +121,7 @@ def bring_checkpoint(config: Config, run: RunFolder) -> None:
         return
     if ranks.is_first_process():
         if (brought := fetch(url, run.path, say)) is not None:
-            say(f"{brought.name} came from {url}")
+            say(f"{brought.name} downloaded from {url}")
         return
     end = time.monotonic() + config.start_timeout_seconds
     while time.monotonic() < end and not any(number_of(one) >= newest for one in newest_first(run.checkpoints)):

@@ -34,7 +34,7 @@ def exits_politely(verb: Verb) -> Verb:
             print("interrupted", file=sys.stderr)
             return INTERRUPTED
         except Stopped as stop:
-            print(f"stopped by {stop}, with nothing lost; run the same command again to go on", file=sys.stderr)
+            print(f"stopped by {stop}, with nothing lost; run the same command again to resume", file=sys.stderr)
             return _ended(STOPPED)
         except Exception as error:
             sentence = str(error) if isinstance(error, RunFailed) else sentence_of(error)

@@ -172,7 +172,7 @@ def first_to_stop(heartbeats: dict[int, Heartbeat], silent: set[int]) -> list[He
 
 def stall_message(heartbeats: dict[int, Heartbeat], silent: set[int], world: int, seconds: float, folder: Path) -> str:
     """Say in one sentence who stalled, where, and what to do."""
-    again, first = "run the same command again to go on", first_to_stop(heartbeats, silent)
+    again, first = "run the same command again to resume", first_to_stop(heartbeats, silent)
     if not first:
         return f"no progress for {seconds:g} s, and no rank's heartbeat can be read in {folder}; {again}"
     suspect = first[0]
@@ -182,7 +182,7 @@ def stall_message(heartbeats: dict[int, Heartbeat], silent: set[int], world: int
         who = f"{'all ranks' if len(first) == world else f'ranks {names}'} stopped together"
     doing = f"in step {suspect.step}, {suspect.what}"
     if suspect.rank in silent:
-        doing = f"last seen {doing}: the process itself is paused, gone, or in code that lets no other thread run"
+        doing = f"last seen {doing}: the process itself is paused, has ended, or runs code that blocks all its threads"
     else:
         doing += f" (at {suspect.at})"
     stacks = sum(heartbeat.has_stacks for heartbeat in heartbeats.values())

@@ -161,8 +161,8 @@ def preparation_progress(what: str) -> Iterator[Report]:
 
         def show(documents: int, tokens: int, share: float | None = None) -> None:
             done, seconds = "" if share is None else f" {share:.0%}", bar.seconds()
-            read = f"{count(documents)} documents ({count(documents / seconds)}/s)"
-            bar.show(f"{what}{done}: {read}, {count(tokens)} tokens ({count(tokens / seconds)}/s)", share)
+            read = f"{plural(documents, 'document')} ({count(documents / seconds)}/s)"
+            bar.show(f"{what}{done}: {read}, {plural(tokens, 'token')} ({count(tokens / seconds)}/s)", share)
 
         yield show
 

@@ -31,9 +31,9 @@ def typed(kind: type[Any], section: str, settings: Mapping[str, Any]) -> dict[st
     for key, value in settings.items():
         flag = f"--{section}.{key}" if section else f"--{key}"
         if key not in kinds:
-            known = f"it has {', '.join(kinds)}" if kinds else "it has none"
+            known = f"; there are {', '.join(kinds)}" if kinds else ", and no other one either; leave it out"
             close = nearest(key, kinds, SETTINGS if "." not in section else None)
-            raise UserError(f"{short(flag)}: there is no such setting{close}; {known}")
+            raise UserError(f"{short(flag)}: there is no such setting{close}{known}")
         values[key] = _converted(value, kinds[key], flag)
     return values
 

@@ -28,28 +28,27 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
     stream, steps = data.train_stream, config.total_steps
     corpora = [source.corpus for source in stream.sources]
     documents = sum(corpus.num_documents for corpus in corpora)
-    text = f"Text: {documents:,} documents" if documents else "Ids of other tools"
-    say(
-        f"{text}, {count(sum(corpus.num_tokens for corpus in corpora))} tokens of {data.vocab_size:,} kinds; "
-        f"{stream.num_windows:,} training and {data.val_stream.num_windows:,} held-out sequences of {config.seq_len}"
-    )
+    text = f"Text: {plural(documents, 'document', exact=True)}" if documents else "Ids of other tools"
+    tokens = plural(sum(corpus.num_tokens for corpus in corpora), "token")
+    say(f"{text}, {tokens}, vocabulary {data.vocab_size:,}")
+    held_out = f"{data.val_stream.num_windows:,} held out"
+    say(f"Sequences of {plural(config.seq_len, 'token')}: {stream.num_windows:,} to train on, {held_out}")
     for source in stream.sources:
         of_it = f" of {source.name}" if source.name else ""
         if isinstance(source.windows, Packed):
-            say(f"Packing{of_it}: {source.windows.fill:.1%} of the places hold a token")
+            say(f"Packing{of_it}: {source.windows.fill:.1%} of the places hold a token, the rest is padding")
         elif source.windows.num_unread > UNREAD_SHARE * source.corpus.num_tokens:
             say(
-                f"Warning: {count(source.windows.num_unread)} tokens{of_it} stand in no sequence of {config.seq_len}: "
-                f"its shards are short; prepare it with larger ones, or lower --seq_len"
+                f"Warning: {plural(source.windows.num_unread, 'token')}{of_it} will not be used: they are left over "
+                f"where shards end; prepare the text again with larger --shard_tokens, or lower --seq_len"
             )
-    say(f"Model: {config.objective.name}, {model.config.model_type} with {count(model.num_parameters())} parameters")
+    say(f"Model: {config.objective.name}, {model.config.model_type} with {plural(model.num_parameters(), 'parameter')}")
     if config.optim.weight_decay:
         say(weight_decay_of(model, config.optim.weight_decay))
-    say(
-        f"Training: {steps} steps of {config.batch_size} sequences, "
-        f"{count(steps * config.batch_size * config.seq_len)} tokens"
-        + ("" if data.mixes else f", {steps * config.batch_size / stream.num_windows:.2f} epochs")
-    )
+    step = plural(config.batch_size, "sequence", exact=True)
+    epochs = "" if data.mixes else f", {steps * config.batch_size / stream.num_windows:.2f} epochs"
+    trained = plural(steps * config.batch_size * config.seq_len, "token")
+    say(f"Training: {plural(steps, 'step', exact=True)} of {step}, {trained}{epochs}")
     if data.recipe.moves_words and (share := data.unspaced_share) > UNSPACED_SHARE:
         what = "of the letters are of scripts that put no space between words, so whole clauses count as words"
         say(f"Warning: {share:.0%} {what}; an objective on tokens may suit the text better (--objective.unit token)")
@@ -57,10 +56,7 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
         say(f"  {reading}")
         if reading.warning:
             say(f"Warning: {reading.warning}")
-    say(
-        f"Unigram loss: {data.unigram_loss:.4f} nats/token on held-out text, with the frequencies of targets alone "
-        f"(to be beaten)"
-    )
+    say(f"Unigram loss: {data.unigram_loss:.4f} nats/token (baseline that only knows token frequencies)")
 
 
 def weight_decay_of(model: PreTrainedModel, rate: float) -> str:
@@ -75,12 +71,12 @@ def weight_decay_of(model: PreTrainedModel, rate: float) -> str:
 
 
 def describe_launch(config: Config, launch: Launch) -> None:
-    """Say on what and how it will be trained, and what was asked for that this strategy knows nothing of."""
-    nodes = f"{launch.num_nodes} nodes of " if launch.num_nodes > 1 else ""
-    devices = f"{launch.devices} {launch.accelerator.upper()}{'s' if launch.devices > 1 else ''}"
-    say(f"Launch: {launch.strategy} on {nodes}{devices} ({launch.why}), {launch.precision}")
+    """Say on what and how it will be trained, and what was asked for that has no effect under this strategy."""
+    devices = plural(launch.devices, "GPU" if launch.accelerator == "gpu" else "CPU process")
+    nodes = f"{launch.num_nodes} nodes with {devices} each" if launch.num_nodes > 1 else devices
+    say(f"Launch: {nodes}, {launch.strategy_in_words}, precision {launch.precision_in_words}")
     if idle := without_effect(config, launch.strategy):
-        say(f"Warning: --strategy {launch.strategy} knows nothing of {', '.join(idle)}")
+        say(f"Warning: --strategy {launch.strategy} makes no use of {', '.join(idle)}")
 
 
 class Reading(NamedTuple):
@@ -96,7 +92,7 @@ class Reading(NamedTuple):
     """What to do if the run reads it too often, or None if it doesn't."""
 
     def __str__(self) -> str:
-        return f"{self.name}: {self.share:.2%} of the run, {count(self.tokens)} tokens, {self.epochs:.2f} epochs"
+        return f"{self.name}: {self.share:.2%} of the run, {plural(self.tokens, 'token')}, {self.epochs:.2f} epochs"
 
 
 def readings(config: Config, data: DataModule) -> list[Reading]:
@@ -105,7 +101,7 @@ def readings(config: Config, data: DataModule) -> list[Reading]:
     limits = [source.max_epochs for source in config.data.sources or []] or [MAX_EPOCHS]
     found = []
     for (name, (examples, epochs)), limit in zip(data.train_stream.seen(sequences).items(), limits, strict=True):
-        instead = "lower its weight, bring more text, or raise its max_epochs" if name else "bring more text"
+        instead = "lower its weight, add text, or raise its max_epochs" if name else "add text"
         often = f"{name or 'the text'} will be read {epochs:,.1f} times, more than {limit:g}"
         warning = f"{often}; {instead}, or train for fewer tokens" if epochs > limit else None
         found.append(Reading(name, examples / sequences, examples * config.seq_len, epochs, warning))
@@ -126,17 +122,17 @@ def summarise(config: Config, run: RunFolder, data: DataModule, step: int) -> No
     say()
     if measured:
         first, last = measured[0], measured[-1]
-        per_byte = f" ({last['val/bits_per_byte']:.3f} bits per byte)" if "val/bits_per_byte" in last else ""
+        per_byte = f", {last['val/bits_per_byte']:.3f} bits/byte" if "val/bits_per_byte" in last else ""
         losses = f"{first['val/loss']:.4f} -> {last['val/loss']:.4f} nats/token{per_byte}"
         say(f"Held-out loss {losses}; unigram loss {data.unigram_loss:.4f}")
     if without := sum("without_targets" in row for row in run.rows()):
         say(f"Warning: {plural(without, 'step')} had nothing to predict (without_targets in metrics.jsonl)")
-    say(f"Model:    {run.export}")
+    say(f"Model:    {run.export}", to_copy=True)
     classes = [auto_class_of(run.export), *(["AutoTokenizer"] if data.tokenizer is not None else [])]
     say(f"  from transformers import {', '.join(classes)}")
     for name, loader in zip(("model", "tokenizer"), classes, strict=False):
-        say(f"  {name} = {loader}.from_pretrained({str(run.export)!r}{own_code(run.export)})")
-    say(f"Curves:   {run.curves}")
-    say(f"Go on:    the same command with {longer(config, step)}")
+        say(f"  {name} = {loader}.from_pretrained({str(run.export)!r}{own_code(run.export)})", to_copy=True)
+    say(f"Curves:   {run.curves}", to_copy=True)
+    say(f"Continue: the same command with {longer(config, step)}")
     if config.data.train is None and not config.data.sources:
-        say("Next:     python -m sslm.train --data.train YOUR.txt --run_dir runs/mine")
+        say("Next:     python -m sslm.train --data.train YOUR.txt --run_dir runs/mine", to_copy=True)

@@ -64,8 +64,8 @@ def gib_of(part: str, told: str) -> float:
 def test_a_plan_for_eight_h100s_without_one(plan: Planned) -> None:
     told = plan(*LLAMA_1B, "--plan_for", "h100:8", "--micro_batch_size", "4")
     assert "Plan for 8 x H100 (79.2 GiB each)" in told
-    assert "causal_lm, llama: 1.1B parameters (131M of embeddings; 1.03B multiply each token)" in told
-    assert "vocabulary of 512 entries, the model's of 32,000" in told
+    assert "causal_lm, llama: 1.1B parameters (131M of embeddings; 1.03B used for each token)" in told
+    assert "vocabulary 512, in the model 32,000" in told
     numbers = 1.1000488e9  # in fp32, over 8 devices; one micro-batch: gradients are reduced at once
     assert gib_of("weights", told) == pytest.approx(4 * numbers / 8 / 2**30, abs=0.06)
     assert gib_of("gradients", told) == pytest.approx(4 * numbers / 8 / 2**30, abs=0.06)
@@ -83,7 +83,7 @@ def test_a_plan_for_eight_h100s_without_one(plan: Planned) -> None:
 
 def test_a_small_model_is_proposed_ddp_and_the_command_is_what_was_typed_and_what_differs(plan: Planned) -> None:
     told = plan(*GPT2, "--plan_for=h100:8", "--strategy", "fsdp", "--micro_batch_size", "2", "--price_per_hour", "2")
-    assert "gpt2: 124M parameters (38.6M of embeddings; 124M multiply each token)" in told
+    assert "gpt2: 124M parameters (38.6M of embeddings; 124M used for each token)" in told
     assert "at $2.00 per device and hour (as given)" in told
     assert "fsdp (as asked), micro-batches of 2, bf16-mixed" in told
     command = told.split("To type ")[1]
@@ -134,7 +134,7 @@ def test_an_encoder_decoder_and_an_encoder_have_a_speed_and_an_lstm_has_none(pla
 
 def test_without_a_name_the_plan_is_for_this_machine(plan: Planned) -> None:
     told = plan(*SMALL, "--accelerator", "cpu", "--devices", "2")
-    assert "Plan for 2 x CPU process" in told
+    assert "Plan for 2 CPU processes" in told
     assert "of a matmul measured just now" in told
     assert "are free at" in told
     assert "Cost" not in told

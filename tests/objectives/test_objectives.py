@@ -147,7 +147,7 @@ def test_resumed_run_is_the_uninterrupted_one_bit_for_bit_with_dropout(
         ("--objective masked_lm --model.model_type bart", ["bart: has no model for this objective", "bert"]),
         ("--objective span_corruption --model.model_type bert", ["bert: has no model for this objective", "t5"]),
         ("--objective span_corruption --data.document_mask true", ["--data.document_mask true", "SpanCorruption"]),
-        ("--objective causal_lm --objective.ratio 0.3", ["--objective.ratio", "it has none"]),
+        ("--objective causal_lm --objective.ratio 0.3", ["--objective.ratio", "no other one either"]),
     ],
 )
 def test_what_does_not_fit_gets_a_sentence(

@@ -85,7 +85,7 @@ def test_a_process_that_the_others_dont_meet_ends_in_time(tiny: list[str], tmp_p
     alone = {"NODE_RANK": "0", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     done = train_forked([*tiny, "--run_dir", str(tmp_path / "run"), *flags], tmp_path / "log", env=alone)
     assert done.returncode == 1
-    assert done.stdout.splitlines()[-1].endswith("not all processes came within 3 s (--start_timeout_seconds)")
+    assert done.stdout.splitlines()[-1].endswith("not all processes connected within 3 s (--start_timeout_seconds)")
 
 
 # ------------------------------------------------------------------------------------------------ SLURM

@@ -59,7 +59,7 @@ def test_signal_saves_and_stops_with_code_75(straight: Path, tiny: list[str], tm
     out, err = process.communicate(timeout=60)
     assert process.returncode == 75, err
     assert not err
-    assert "Run the same command to go on" in out
+    assert "Run the same command to resume" in out
     status = json.loads((run / "status.json").read_text())
     assert (status["state"], status["exit_code"], status["reason"]) == ("stopped", 75, "SIGTERM")
     assert (run / f"checkpoints/step-{status['step']:06d}").is_dir()

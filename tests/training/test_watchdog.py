@@ -78,7 +78,7 @@ def test_the_sentence_tells_who_stopped_doing_what_where_the_stacks_are_and_what
     them = {0: heartbeat(0, rounds=6, waits=True), 1: heartbeat(1), 2: heartbeat(2, rounds=6, waits=True)}
     assert stall_message(them, set(), 3, 900, Path("run/stacks")) == (
         "no progress for 900 s: rank 1 (process 101 on node1) stopped first, in step 40, taking the step "
-        "(at mine.py:3, load); the stacks of 3 of 3 ranks are in run/stacks; run the same command again to go on, "
+        "(at mine.py:3, load); the stacks of 3 of 3 ranks are in run/stacks; run the same command again to resume, "
         "with a larger --watchdog_seconds if it was only slow"
     )
     assert "last seen in step 40, taking the step: the process itself is paused, gone, or in" in stall_message(

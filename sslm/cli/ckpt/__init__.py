@@ -17,7 +17,7 @@ from sslm.runs.find import checkpoints_in
 from sslm.system.errors import UserError, printable
 from sslm.system.exits import DONE, FAILED, exits_politely
 from sslm.system.paths import followed, local_path
-from sslm.system.terminal import keep_libraries_quiet, say, transfer_progress
+from sslm.system.terminal import keep_libraries_quiet, plural, say, transfer_progress
 
 
 @exits_politely
@@ -90,7 +90,7 @@ def _reshard(options: argparse.Namespace) -> int:
     if out.exists() or out.is_symlink():
         raise UserError(f"--out {out}: already exists; remove it, or choose another folder")
     reshard.reshard(checkpoint, options.shards, out)
-    say(f"{checkpoint} -> {out}: the same tensors in {options.shards} file{'s'[: options.shards > 1]}")
+    say(f"{checkpoint} -> {out}: the same tensors in {plural(options.shards, 'file')}")
     return DONE
 
 

@@ -12,7 +12,7 @@ from sslm.runs.checkpoints.folder import files_of, read_state, shards_of
 from sslm.runs.checkpoints.shards import Stored, index
 from sslm.system.errors import UserError, printable
 from sslm.system.files import sha256_of
-from sslm.system.terminal import print_table, say, transfer_progress
+from sslm.system.terminal import plural, print_table, say, transfer_progress
 
 MOST_ROWS = 20
 MISSING = object()
@@ -54,14 +54,14 @@ def show(found: Differences) -> None:
     for line in [*found.state, *found.files, *found.tensors]:
         say(printable(line))
     if found.values:
-        say(f"{len(found.values)} of {found.num_tensors} tensors differ in value:")
+        say(f"{len(found.values)} of {plural(found.num_tensors, 'tensor', exact=True)} with other values:")
         shown = found.values[:MOST_ROWS]
         cells = [(f"{v.largest:.3g}", f"{v.num_different} of {v.num_elements}", v.name) for v in shown]
         print_table(("max |a - b|", "elements", "tensor"), cells, right=(0, 1), wide=(2,))
         if len(found.values) > MOST_ROWS:
             say(f"… and {len(found.values) - MOST_ROWS} more")
     if not found.any:
-        say(f"identical ({found.num_tensors} tensors)")
+        say(f"identical ({plural(found.num_tensors, 'tensor', exact=True)})")
 
 
 def _kind(tensor: Stored) -> str:

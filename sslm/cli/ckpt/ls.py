@@ -11,7 +11,7 @@ from sslm.runs.checkpoints.folder import damage_of, files_of, latest_in, read_st
 from sslm.runs.find import LEFT_OVER, folder_of, is_checkpoint
 from sslm.system.errors import UserError
 from sslm.system.plain_yaml import load
-from sslm.system.terminal import bytes_in_words, count, print_table
+from sslm.system.terminal import bytes_in_words, count, plural, print_table
 
 MOST = 1 << 63
 """Larger numbers are not believed."""
@@ -71,7 +71,7 @@ def _progress(entry: Entry) -> str:
     """Tokens; where they are unknown, examples."""
     if entry.tokens is not None:
         return count(entry.tokens)
-    return "-" if entry.position is None else f"{count(entry.position)} examples"
+    return "-" if entry.position is None else plural(entry.position, "example")
 
 
 def _order(path: Path) -> tuple[int, str]:

@@ -11,7 +11,7 @@ from sslm.runs.checkpoints.transaction import remove_checkpoint
 from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError, nearest, printable
 from sslm.system.files import write_atomically
-from sslm.system.terminal import bytes_in_words, say
+from sslm.system.terminal import bytes_in_words, plural, say
 
 MOST_DIGITS = 18
 
@@ -44,7 +44,7 @@ def rm(given: str, steps: Sequence[str], keep_last: int | None, force: bool) -> 
                 remove_checkpoint(there[name].path)
             say(f"{printable(name)} removed ({bytes_in_words(there[name].num_bytes)})")
     if not names:
-        say(f"nothing to remove: there are {len(there)}")
+        say(f"nothing to remove: there {'is' if len(there) == 1 else 'are'} {plural(len(there), 'checkpoint')}")
 
 
 @contextmanager

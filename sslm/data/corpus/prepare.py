@@ -28,7 +28,7 @@ from sslm.data.corpus.tokenizer import Tokenizer, TokenRules, TrainBPE, beginnin
 from sslm.data.corpus.writer import SHARD_TOKENS, CorpusWriter
 from sslm.system.errors import UserError, sentence_of
 from sslm.system.files import fsync, one_maker, sha256_of, write_atomically
-from sslm.system.terminal import Report, Reporting, count, no_progress, plural, say
+from sslm.system.terminal import Report, Reporting, no_progress, plural, say
 
 SECONDS_BETWEEN_ENTRIES = 5.0
 JOURNAL = "journal.json"
@@ -115,8 +115,8 @@ def _make(
         with writer:
             if journal.pieces:
                 share = _share(journal, source)
-                so_far = f"{count(journal.documents)} documents" if share is None else f"{share:.0%}"
-                say(f"{source.name}: going on from {so_far}")
+                so_far = plural(journal.documents, "document") if share is None else f"{share:.0%}"
+                say(f"{source.name}: resuming at {so_far}")
             _tokenise(source, known, rules, writer, journal, report)
             if not writer.finish(name, journal.tokenizer_sha256, source.record):
                 raise UserError(f"{source.name}: there is no text in it")

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from sslm.system.errors import UserError, short
 from sslm.system.files import is_plain_name, is_sha256, is_size, one_maker, sha256_of, write_atomically
+from sslm.system.terminal import plural
 
 FORMAT = 1
 SAMPLED = "sampled:"
@@ -271,7 +272,7 @@ def _unsound(fields: dict[str, Any], is_cached: bool) -> Iterator[str]:
             if not is_sound(value) and not (is_cached and name == "file"):
                 yield f"{name} {short(value)} of a shard"
         if not shard.num_tokens or (shard.num_documents > shard.num_tokens and not is_cached):  # empty ones of others
-            yield f"{shard.num_documents} documents in {shard.num_tokens} tokens"
+            yield f"{plural(shard.num_documents, 'document')} in {plural(shard.num_tokens, 'token')}"
     names = [name for shard in fields["shards"] for name in (shard.file, shard.ends or ends_file(shard.file))]
     if len(set(names)) < len(names):
         yield "the same file twice"

@@ -27,6 +27,7 @@ from sslm.data.stream.stream import Stream, StreamSource
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, vocabulary_of
 from sslm.data.stream.windows import Cut, Region
 from sslm.system.errors import UserError, nearest
+from sslm.system.terminal import plural
 
 REMOTE_BLOCK_SHARDS = 4
 """Default number of a remote corpus' shards that are shuffled together."""
@@ -162,8 +163,16 @@ def _check_enough(data: DataConfig, streams: Streams, seq_len: int, batch_size: 
         asked = any(stage.weights[number] for stage in train.mixture.stages)
         if asked and source.num_windows < least:
             name = source.name or data.train or "the corpus"
-            less = f", less than one batch of {least}" if least > 1 else ""
-            few = f"{source.corpus.num_tokens} tokens give {source.num_windows} training sequences{less}"
-            raise UserError(f"{name}: {few}; bring more text, or lower --batch_size or --seq_len")
+            has = plural(source.corpus.num_tokens, "token", exact=True)
+            sequences = plural(source.num_windows, "training sequence", exact=True)
+            needed = f"one step takes {least} ({least * seq_len:,} tokens)" if least > 1 else "at least 1 is needed"
+            lower = "--batch_size or --seq_len" if source.num_windows else "--seq_len"
+            raise UserError(
+                f"{name}: this text is too short: {has}, which is {sequences} of {seq_len} tokens, and {needed}; "
+                f"give more text, or lower {lower}"
+            )
     if streams.val.num_windows == 0:
-        raise UserError(f"{data.val or 'held-out text'}: less than one sequence of {seq_len} tokens to validate on")
+        raise UserError(
+            f"{data.val or 'the held-out part of the text'}: too short to validate on: it has less than one sequence "
+            f"of {seq_len} tokens; give more text, or lower --seq_len"
+        )

@@ -204,13 +204,13 @@ def choose_strategy(total: Callable[[str], float], machine: Machine) -> tuple[st
     ('fsdp', 'ddp takes 93.1 GiB of the 79.2 GiB of each H100, fsdp 13.0 GiB')
     """
     if machine.world == 1:
-        return "single", "there is one device"
+        return "single", "one device"
     if not machine.is_gpu:  # of free memory each process would see another amount
-        return "ddp", "on CPUs"
+        return "ddp", "the default on CPUs"
     has = f"of the {bytes_in_words(machine.memory)} of each {machine.device}"
     if total("ddp") <= COMFORT * machine.memory:
-        return "ddp", f"it takes {bytes_in_words(total('ddp'))} {has}, with one sequence at a time"
+        return "ddp", f"it takes {bytes_in_words(total('ddp'))} {has}, in micro-batches of one sequence"
     too_much = f"ddp takes {bytes_in_words(total('ddp'))} {has}"
     if machine.num_nodes > 1 and total("hsdp") <= COMFORT * machine.memory:
-        return "hsdp", f"{too_much}, hsdp {bytes_in_words(total('hsdp'))}: a node's devices hold the whole among them"
+        return "hsdp", f"{too_much}, hsdp {bytes_in_words(total('hsdp'))}, as the devices of a node share the weights"
     return "fsdp", f"{too_much}, fsdp {bytes_in_words(total('fsdp'))}"

@@ -113,7 +113,7 @@ def _bring_files(server: RemoteFolder, there: dict[str, int], folder: str, part:
         return f"{name}: {wrong}" if wrong else ""
 
     total = sum(was.num_bytes for was in manifest.values())
-    with transfer_progress(f"Bringing {part.name[1:-4]}", total) as came, ThreadPoolExecutor(NUM_THREADS) as pool:
+    with transfer_progress(f"Downloading {part.name[1:-4]}", total) as came, ThreadPoolExecutor(NUM_THREADS) as pool:
         try:
             return next(filter(None, pool.map(bring, manifest)), "")
         except FileNotFoundError as error:

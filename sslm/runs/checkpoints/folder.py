@@ -105,7 +105,7 @@ def read_state(checkpoint: Path) -> dict[str, Any]:
     except UNREADABLE:
         raise UserError(f"{checkpoint}: no sound state.json") from None
     if is_newer:
-        raise NewerFormat(f"{checkpoint}: written by a newer sslm (format {state['format']}); upgrade to go on from it")
+        raise NewerFormat(f"{checkpoint}: written by a newer sslm (format {state['format']}); upgrade to resume")
     return state
 
 

@@ -41,7 +41,7 @@ def check_replicas(pieces: list[Piece], holders: dict[str, list[int]], group: Gr
     where = f"{name} differs on {which} of {', '.join(map(str, holders[place]))}"
     raise RunFailed(
         f"replicas have drifted apart: {where} (a bit that flipped in a device's memory, as a rule). No checkpoint was "
-        "written of this; run the same command to go on from the last one, and look at that device if it comes again"
+        "written of this; run the same command to resume from the last one, and examine that device if it happens again"
     )
 
 

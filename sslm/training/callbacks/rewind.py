@@ -21,7 +21,7 @@ from sslm.runs.checkpoints.transaction import remove_checkpoint, set_damaged_asi
 from sslm.runs.folder import RunFolder
 from sslm.system.collectives import gather_json
 from sslm.system.errors import RunFailed
-from sslm.system.terminal import say
+from sslm.system.terminal import plural, say
 from sslm.training.anomalies import WINDOW, Anomaly
 from sslm.training.callbacks.checkpoint import Checkpoint
 from sslm.training.callbacks.resume import load
@@ -78,18 +78,18 @@ class Anomalies(Callback):
         done = sum(isinstance(amendment, Skip) for amendment in data.train_stream.amendments)
         if done >= most:
             raise RunFailed(
-                f"{what}, after going back {done} time{'s' * (done != 1)} (--anomaly.max_rewinds {most}); look at "
+                f"{what}, after going back {plural(done, 'time')} (--anomaly.max_rewinds {most}); look at "
                 f"{self.run.anomalies}, and try a lower --optim.lr in a new --run_dir"
             )
         data.skip(first, num_steps, f"{what} (rewind {done + 1})", write=trainer.is_global_zero)
         pl_module.wait_for_all()  # rank 0 has written it down
         if not self._go_back(trainer, pl_module, first):
             raise RunFailed(
-                f"{what}, and there is no checkpoint before to go back to; look at {self.run.anomalies}, and give "
+                f"{what}, and there is no earlier checkpoint to go back to; look at {self.run.anomalies}, and give "
                 f"--checkpoint.every_steps {max(first, 1)} or less, or try a lower --optim.lr"
             )
         say(
-            f"Back to step {trainer.global_step}; the {num_steps * data.batch_size} examples of {which} are left out "
+            f"Back to step {trainer.global_step}; {plural(num_steps * data.batch_size, 'example')} of {which} left out "
             f"(rewind {done + 1} of at most {most})"
         )
 

@@ -305,7 +305,7 @@ def test_crashed_preparation_goes_on_and_makes_the_same_corpus(
     )
     assert contents(tmp_path / "c") == contents(tmp_path / "straight")
     assert done[-1] < straight.num_tokens * (1 - 0.09 * batch)  # what was there was not tokenised again
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming at" in capsys.readouterr().out
     assert {path.name for path in tmp_path.iterdir()} == {"straight", "c"}
 
 
@@ -404,7 +404,7 @@ def test_remains_of_another_corpus_are_not_gone_on_from(
     prepare(source, known, tmp_path / "c", no_report, shard_tokens)
     prepare(source, known, tmp_path / "straight", no_report, shard_tokens)
     assert contents(tmp_path / "c") == contents(tmp_path / "straight")
-    assert "going on" not in capsys.readouterr().out
+    assert "resuming" not in capsys.readouterr().out
 
 
 def signal_myself(number: int, entry: int) -> None:
@@ -455,7 +455,7 @@ def test_killed_or_stopped_verb_goes_on(
     assert ("run the same command again" in stopped.stdout) == (number != signal.SIGKILL)
     assert not (tmp_path / "c").exists()
     assert prepare_main([*command, "--out", str(tmp_path / "c")]) == 0
-    assert "going on from" in capsys.readouterr().out
+    assert "resuming at" in capsys.readouterr().out
     assert prepare_main([*command, "--out", str(tmp_path / "straight")]) == 0
     assert contents(tmp_path / "c") == contents(tmp_path / "straight")
     assert {path.name for path in tmp_path.iterdir()} == {"t", "c", "straight", "log.0"}
