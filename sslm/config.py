@@ -83,7 +83,7 @@ class ModelConfig(Section):
     """The model: any architecture of transformers, built from its config or continued from a checkpoint."""
 
     model_type: str | None = None
-    """Architecture, by its name in transformers (llama, gpt2, qwen3 …); default: a small one that fits the objective."""
+    """Architecture, by its name in transformers (llama, gpt2, qwen3 …); default: a small one for the objective."""
     pretrained: str | None = setting(None, is_path=True)
     """Trained weights to begin with: a folder, a name on the Hugging Face hub, or a run folder of sslm."""
     embedding_init: str | None = setting(None, is_path=True)
@@ -148,7 +148,7 @@ class DataConfig(Section):
     special_tokens: Literal["plain", "parse"] = "plain"
     """Names of special tokens that stand in the text (<|endoftext|>, [MASK]): plain text, or parsed as these tokens."""
     bos: Literal["template", "never"] = "template"
-    """Whether documents begin with the BOS token: if the tokenizer's template begins a text with it, or never."""
+    """template: begin each document with the BOS token if the tokenizer's template does so; never: don't."""
     tokenizer: str | None = setting(None, is_path=True)
     """Tokenizer: a folder, a hub name, or bpe:SIZE to train a byte-level BPE; default: that of --model.pretrained or of
     the prepared corpus, else bpe:2048."""
@@ -173,7 +173,7 @@ class OptimConfig(Section):
     """The optimizer and its learning-rate schedule, counted in optimizer steps."""
 
     name: Literal["adamw"] = "adamw"
-    """Optimizer."""
+    """Optimizer; AdamW is the only one so far."""
     lr: float | None = setting(None, POSITIVE)
     """Peak learning rate; default: what suits the objective's default model (causal_lm: 4e-3)."""
     schedule: Literal["cosine", "wsd", "constant"] = "cosine"
@@ -187,9 +187,9 @@ class OptimConfig(Section):
     weight_decay: float = setting(0.1, NOT_NEGATIVE)
     """Decoupled weight decay, of matrices only."""
     beta1: float = setting(0.9, BELOW_ONE)
-    """Decay of the running mean of gradients."""
+    """Decay rate of the running mean of gradients."""
     beta2: float = setting(0.95, BELOW_ONE)
-    """Decay of the running mean of squared gradients."""
+    """Decay rate of the running mean of squared gradients."""
     eps: float = setting(1e-8, POSITIVE)
     """Number added to the root of the second moment."""
     clip_norm: float | None = setting(1.0, POSITIVE)
@@ -249,9 +249,9 @@ class CheckpointConfig(Section):
     """When the run is saved, and what is kept."""
 
     every_steps: int | None = setting(100, POSITIVE, may_change=True)
-    """Save every this many optimizer steps; null: not by steps."""
+    """Optimizer steps between checkpoints; null: save by time only."""
     every_minutes: float | None = setting(None, POSITIVE, may_change=True)
-    """Save every this many minutes; null: not by time."""
+    """Minutes between checkpoints; null: save by steps only."""
     keep_last: int | None = setting(2, POSITIVE, may_change=True)
     """Keep this many newest checkpoints; null: all."""
     keep_best: int | None = setting(None, POSITIVE, may_change=True)
@@ -292,8 +292,8 @@ class Config(Section):
     run_dir: str | None = setting(None, may_change=True, is_path=True)
     """Run folder; default: runs/OBJECTIVE."""
     resume: str = setting("auto", may_change=True, is_path=True)
-    """auto: resume from the run folder's newest checkpoint, if there is one; never: refuse a folder that has one; PATH: a
-    run or a checkpoint to begin from if the run folder has none of its own."""
+    """auto: resume from the run folder's newest checkpoint, if there is one; never: refuse a folder that has one; PATH:
+    a run or a checkpoint to begin from if the run folder has none of its own."""
     seed: int = setting(0, SEED)
     """Random seed of the text's order, masking, dropout and initial weights."""
     strategy: Strategy = setting("auto", may_change=True)
@@ -302,8 +302,8 @@ class Config(Section):
     tensor_parallel_size: int | None = setting(None, POSITIVE, may_change=True)
     """Number of devices that share each weight matrix; default: all (tp), or those of a node (fsdp_tp)."""
     precision: Precision = setting("auto", may_change=True)
-    """32: fp32; bf16-mixed; bf16-true: weights in bf16, rounded stochastically; 16-mixed: with loss scaling; fp8: matmuls of
-    the blocks, the rest as bf16-mixed; auto: bf16-mixed on GPUs that have it (else 16-mixed), 32 on CPUs."""
+    """32: fp32; bf16-mixed; bf16-true: weights in bf16, rounded stochastically; 16-mixed: with loss scaling; fp8: the
+    matmuls of the blocks, the rest as bf16-mixed; auto: bf16-mixed on GPUs that have it (else 16-mixed), 32 on CPUs."""
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", may_change=True)
     """Kind of device: auto (a GPU if there is one), cpu, or gpu."""
     devices: int | None = setting(None, POSITIVE, may_change=True)
@@ -335,8 +335,8 @@ class Config(Section):
     """Recompute activations in the backward pass, to save memory: none, selective (all but matmuls and attention), full
     (each block), or budget:SHARE of the memory (budget:0.5; with --compile)."""
     start_timeout_seconds: float = setting(1800.0, SECONDS, may_change=True)
-    """Seconds within which all processes must have started and connected, or the run ends; a large checkpoint that is
-    verified first counts."""
+    """Seconds within which all processes must have started and connected, or the run ends; verifying a large
+    checkpoint counts."""
     collective_timeout_seconds: float = setting(1800.0, SECONDS, may_change=True)
     """Seconds after which the run ends if a collective operation (an all-reduce, for example) has not returned."""
     watchdog_seconds: float | None = setting(900.0, POSITIVE, may_change=True)

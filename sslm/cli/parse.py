@@ -9,7 +9,7 @@ import dataclasses
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jsonargparse import ArgumentParser, set_parsing_settings
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_stop_after, to_tree
 from sslm.objectives import load_objective
@@ -62,6 +62,7 @@ def show_help(objective: str | None = None) -> None:
     """Print every flag with its phrase of help, those of an objective's settings if one is named, and exit with 0."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
+        formatter_class=Help,
         prog="python -m sslm.train",
         usage="python -m sslm.train [--config FILE]… [flags]",
         description="Pretrain a language model. No arguments: learn from this Python's documentation in two minutes.",
@@ -82,12 +83,23 @@ def show_help(objective: str | None = None) -> None:
     raise SystemExit(0)
 
 
+class Help(DefaultHelpFormatter):
+    """A flag's phrase, and its default if the phrase doesn't tell: no types of Python."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        default = action.default
+        if default in (None, argparse.SUPPRESS):
+            return action.help or ""
+        shown = f"{default:g}" if isinstance(default, float) else str(default)
+        return f"{action.help} (default: {shown.lower() if isinstance(default, bool) else shown})"
+
+
 def _show_settings_of(objective: str) -> None:
     recipe = load_objective(objective).recipe_class
     if not dataclasses.fields(recipe):
         print(f"\n{objective} has no settings of its own.")
         return
-    parser = ArgumentParser(usage=argparse.SUPPRESS, add_help=False)
+    parser = ArgumentParser(formatter_class=Help, usage=argparse.SUPPRESS, add_help=False)
     parser.add_class_arguments(recipe, "objective", help=f"Settings of {objective}")
     for action in parser._actions:  # hide that of the whole section
         if not action.dest.startswith("objective."):

@@ -274,7 +274,7 @@ def test_cells_of_rows_and_columns_are_identical_to_the_whole_and_must_fill_it(
             info = {"DCP_SHARDING_INFO": json.dumps({"x": {"saved_offsets": offsets}})}
             save_file({"x": cell}, checkpoint / f"shard-{number:05d}.safetensors", info)
         assert main(["diff", str(one), str(seal(checkpoint))]) == code, name
-    assert "identical (1 tensors)" in (said := capsys.readouterr()).out
+    assert "identical (1 tensor)" in (said := capsys.readouterr()).out
     assert said.err.count("the chunks of x leave gaps, or overlap") == 4
 
 
@@ -302,7 +302,7 @@ def test_diff_tells_what_differs_in_state_files_shapes_and_values(tmp_path: Path
         "only in B: new I64 [9]",
         "deep: BF16 [5, 3, 4] | F32 [5, 3, 4]",
     ]
-    assert lines[6] == "2 of 5 tensors differ in value:"
+    assert lines[6] == "2 of 5 tensors with other values:"
     assert lines[8].split() == ["8", "2", "of", "48", "even"]
     assert lines[9].split()[1:] == ["1", "of", "1", "single"]
 
@@ -324,7 +324,7 @@ def test_the_first_twenty_are_shown_largest_first_and_the_others_counted(tmp_pat
     assert main(["diff", str(a), str(b)]) == 1
     lines = capsys.readouterr().out.splitlines()
     assert [line.split()[-1] for line in lines[2:22]] == [f"x{n}" for n in range(29, 9, -1)]
-    assert (lines[0], lines[-1]) == ("29 of 30 tensors differ in value:", "… and 9 more")
+    assert (lines[0], lines[-1]) == ("29 of 30 tensors with other values:", "… and 9 more")
 
 
 def test_a_run_stands_for_its_newest_checkpoint(run: Path, capsys: Captured) -> None:

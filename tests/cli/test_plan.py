@@ -85,7 +85,7 @@ def test_a_small_model_is_proposed_ddp_and_the_command_is_what_was_typed_and_wha
     told = plan(*GPT2, "--plan_for=h100:8", "--strategy", "fsdp", "--micro_batch_size", "2", "--price_per_hour", "2")
     assert "gpt2: 124M parameters (38.6M of embeddings; 124M used for each token)" in told
     assert "at $2.00 per device and hour (as given)" in told
-    assert "fsdp (as asked), micro-batches of 2, bf16-mixed" in told
+    assert "fsdp (as asked), micro-batches of 2, precision bf16-mixed" in told
     command = told.split("To type ")[1]
     assert command.startswith("python -m sslm.train --data.train ")
     assert (
@@ -98,7 +98,7 @@ def test_a_small_model_is_proposed_ddp_and_the_command_is_what_was_typed_and_wha
 def test_auto_is_settled_with_its_reason(plan: Planned) -> None:
     told = plan(*GPT2, "--plan_for", "h100:8", "--strategy", "auto", "--micro_batch_size", "auto")
     assert re.search(
-        r"ddp \(it takes [\d.]+ GiB of the 79.2 GiB of each H100, with one sequence at a time\), micro-batches of 4",
+        r"ddp \(it takes [\d.]+ GiB of the 79.2 GiB of each H100, in micro-batches of one sequence\), micro-batches of 4",
         told,
     )
     told = plan(*LLAMA_1B, "--plan_for", "l4:8", "--strategy", "auto", "--micro_batch_size", "auto")
@@ -149,7 +149,7 @@ def test_without_a_name_the_plan_is_for_this_machine(plan: Planned) -> None:
         (["--price_per_hour", "cheap"], "--price_per_hour cheap: expected dollars"),
         (
             ["--plan_for", "h100:8", "--batch_size", "12"],
-            "--batch_size 12: can't be shared by 8 devices; give a multiple of 8, such as 16",
+            "--batch_size 12: can't be shared evenly by 8 devices; give a multiple of 8, such as 16",
         ),
         (
             ["--plan_for", "h100:2", "--micro_batch_size", "3"],

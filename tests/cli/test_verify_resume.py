@@ -270,7 +270,7 @@ def test_other_amendments_and_damage_are_found(stopped: tuple[Path, Path]) -> No
         (["--keep", ""], "--keep needs a value"),
         (["--also", "--batch_size 8"], "may not change batch_size"),
         (["--also", "--devises 2"], "there is no flag --devises (did you mean --devices?)"),
-        (["--also", "--devices 3"], "can't be shared by 3 devices"),
+        (["--also", "--devices 3"], "can't be shared evenly by 3 devices"),
         (["--also", "--run_dir x"], "--run_dir: verify-resume sets this itself"),
         (["--also", "--strategy 'ddp"], "No closing quotation"),
         (["--keep", str(Path(__file__).parent)], "there is something already"),

@@ -18,7 +18,7 @@ REFUSED = [
     (["--strategy", "single", "--devices", "2"], "--strategy single: runs on one device, got 2"),
     (
         ["--strategy", "hsdp", "--devices", "2"],
-        "--strategy hsdp: 1 replicas of 2 devices; give --fsdp.replicas a divisor of 2 above 1",
+        "--strategy hsdp: 1 replica of 2 devices; give --fsdp.replicas a divisor of 2 above 1",
     ),
     (["--strategy", "hsdp", "--devices", "4", "--fsdp.replicas", "3"], "--strategy hsdp: 3 replicas of 4 devices"),
     (
@@ -116,7 +116,7 @@ def test_flags_without_effect_are_told(
     idle = ["--fsdp.replicas", "2", "--deepspeed.offload_optimizer", "true"]
     assert train_tiny(tmp_path / "run", *idle, "--stop_after", "1steps") == 75
     said = " ".join(capsys.readouterr().out.split())
-    assert "Warning: --strategy single knows nothing of --fsdp.replicas, --deepspeed.offload_optimizer" in said
+    assert "Warning: --strategy single makes no use of --fsdp.replicas, --deepspeed.offload_optimizer" in said
 
 
 @pytest.mark.parametrize(

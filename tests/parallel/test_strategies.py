@@ -214,7 +214,7 @@ def test_tensor_parallel_reads_embeddings_as_one_process_does(how: list[str], ti
 def test_wrong_flags_end_before_a_process_is_started(tiny: list[str], tmp_path: Path) -> None:
     done = train_forked([*tiny, "--run_dir", str(tmp_path / "run"), "--devices", "3"], tmp_path / "log", 1)
     assert done.returncode == 2
-    assert done.stdout.startswith("error: --batch_size 4: can't be shared by 3 devices")
+    assert done.stdout.startswith("error: --batch_size 4: can't be shared evenly by 3 devices")
     assert len(done.stdout.splitlines()) == 1
     assert not (tmp_path / "run").exists()
 

@@ -84,7 +84,7 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--data.document_separator", "x*"], ["matches the empty text"]),
         (["--data.train", "./nowhere.txt"], ["./nowhere.txt", "no such file"]),
         (["--data.train", "nowhere-*.txt"], ["no file matches"]),
-        (["--batch_size", "40000"], ["less than one batch of 40000"]),
+        (["--batch_size", "40000"], ["too short", "one step takes 1,280,000"]),
         (["--resume", "./nowhere"], ["./nowhere", "neither a run folder"]),
         (["--data.train="], ["--data.train needs a value"]),
         (["--config", "--dry_run"], ["--config needs a file"]),
@@ -238,7 +238,7 @@ def test_settings_that_differ_come_after_those_that_do_not_exist(
     refused_folder, tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:  # type: ignore[no-untyped-def]
     run, check = refused_folder
-    check("belongs to a run with other settings: optim.lr (was None, now 1.0)", flags=["--optim.lr", "1"])
+    check("belongs to a run with other settings: optim.lr (was not set, now 1.0)", flags=["--optim.lr", "1"])
     check("--model.hiden_size: llama has no such key", flags=["--model.hiden_size", "64", "--optim.lr", "1"])
     check("--objective.x: there is no such setting", flags=["--objective.x", "64", "--optim.lr", "1"])
     check("has checkpoints already", flags=["--resume", "never"])

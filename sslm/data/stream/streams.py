@@ -162,14 +162,13 @@ def _check_enough(data: DataConfig, streams: Streams, seq_len: int, batch_size: 
     for number, source in enumerate(train.sources):
         asked = any(stage.weights[number] for stage in train.mixture.stages)
         if asked and source.num_windows < least:
-            name = source.name or data.train or "the corpus"
             has = plural(source.corpus.num_tokens, "token", exact=True)
-            sequences = plural(source.num_windows, "training sequence", exact=True)
-            needed = f"one step takes {least} ({least * seq_len:,} tokens)" if least > 1 else "at least 1 is needed"
-            lower = "--batch_size or --seq_len" if source.num_windows else "--seq_len"
+            needed = "a training sequence takes" if least == 1 else "one step takes"
+            sizes = f"{least * seq_len:,} (--seq_len {seq_len}" + (f" x --batch_size {least})" if least > 1 else ")")
+            held_out = "" if data.val is not None else ", with as many held out to validate on"
             raise UserError(
-                f"{name}: this text is too short: {has}, which is {sequences} of {seq_len} tokens, and {needed}; "
-                f"give more text, or lower {lower}"
+                f"{source.name or data.train or 'the corpus'}: this text is too short: it has {has}, and {needed} "
+                f"{sizes}{held_out}; give more text, or lower --batch_size or --seq_len"
             )
     if streams.val.num_windows == 0:
         raise UserError(
