@@ -366,7 +366,7 @@ def test_without_a_checkpoint_to_go_back_to_the_run_ends_with_a_sentence(
 ) -> None:
     assert train(tmp_path / "run", *broken, *spoil(of_steps(2, 3, 4))) == 1
     said = sentence_of(capsys.readouterr().err)
-    assert "no checkpoint before" in said
+    assert "no earlier checkpoint" in said
     assert "--checkpoint.every_steps 1 " in said
 
 

@@ -81,7 +81,7 @@ def test_the_sentence_tells_who_stopped_doing_what_where_the_stacks_are_and_what
         "(at mine.py:3, load); the stacks of 3 of 3 ranks are in run/stacks; run the same command again to resume, "
         "with a larger --watchdog_seconds if it was only slow"
     )
-    assert "last seen in step 40, taking the step: the process itself is paused, gone, or in" in stall_message(
+    assert "last seen in step 40, taking the step: the process itself is paused, has ended, or" in stall_message(
         them, {1}, 3, 900, Path()
     )
     assert "5 of 8 ranks have no heartbeat there" in stall_message(them, set(), 8, 900, Path())
