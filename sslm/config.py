@@ -11,13 +11,14 @@ import dataclasses
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sslm.system.errors import UserError, without_secrets
+from sslm.system.errors import UserError, nearest, short, without_secrets
+from sslm.system.other_names import SETTINGS
 from sslm.system.paths import NoHome, as_typed, followed
 from sslm.system.plain_yaml import dump
 
@@ -43,13 +44,17 @@ SECONDS = Range("a number above 0 and at most 1e9", lambda number: 0 < number <=
 
 
 def setting(
-    default: Any = dataclasses.MISSING, numbers: Range | None = None, may_change: bool = False, is_path: bool = False
+    default: Any = dataclasses.MISSING,
+    numbers: Range | None = None,
+    may_change: bool | Literal["if named"] = False,
+    is_path: bool = False,
 ) -> Any:
     """Declare a field of a section.
 
     Args:
         numbers: range that a number has to lie in; None if any will do.
-        may_change: whether a resumed run may have another value than the run began with.
+        may_change: whether a resumed run may have another value than the run began with; "if named": on purpose, by
+            --resume_with.
         is_path: whether text may be a path, in which `~` is the home folder.
     """
     return field(default=default, metadata={"numbers": numbers, "may_change": may_change, "is_path": is_path})
@@ -164,7 +169,7 @@ class DataConfig(Section):
     record it."""
     num_workers: int = setting(0, NOT_NEGATIVE, may_change=True)
     """Loader processes per device; 0 reads in the training process, which is usually fastest."""
-    val_sequences: int = setting(1024, POSITIVE)
+    val_sequences: int = setting(1024, POSITIVE, may_change="if named")
     """Largest number of held-out sequences in a validation, spread evenly over the held-out text."""
 
 
@@ -174,25 +179,25 @@ class OptimConfig(Section):
 
     name: Literal["adamw"] = "adamw"
     """Optimizer; AdamW is the only one so far."""
-    lr: float | None = setting(None, POSITIVE)
+    lr: float | None = setting(None, POSITIVE, may_change="if named")
     """Peak learning rate; default: what suits the objective's default model (causal_lm: 4e-3)."""
-    schedule: Literal["cosine", "wsd", "constant"] = "cosine"
+    schedule: Literal["cosine", "wsd", "constant"] = setting("cosine", may_change="if named")
     """After warm-up: cosine decay, warm-up-stable-decay, or constant."""
-    warmup_steps: int = setting(40, NOT_NEGATIVE)
+    warmup_steps: int = setting(40, NOT_NEGATIVE, may_change="if named")
     """Optimizer steps of linear warm-up."""
-    decay_fraction: float = setting(0.2, SHARE)
+    decay_fraction: float = setting(0.2, SHARE, may_change="if named")
     """wsd: share of all steps, at the end of the run, in which the learning rate decays."""
-    min_lr_ratio: float = setting(0.1, SHARE)
+    min_lr_ratio: float = setting(0.1, SHARE, may_change="if named")
     """Learning rate at the end, as a share of the peak."""
-    weight_decay: float = setting(0.1, NOT_NEGATIVE)
+    weight_decay: float = setting(0.1, NOT_NEGATIVE, may_change="if named")
     """Decoupled weight decay, of matrices only."""
-    beta1: float = setting(0.9, BELOW_ONE)
+    beta1: float = setting(0.9, BELOW_ONE, may_change="if named")
     """Decay rate of the running mean of gradients."""
-    beta2: float = setting(0.95, BELOW_ONE)
+    beta2: float = setting(0.95, BELOW_ONE, may_change="if named")
     """Decay rate of the running mean of squared gradients."""
-    eps: float = setting(1e-8, POSITIVE)
+    eps: float = setting(1e-8, POSITIVE, may_change="if named")
     """Number added to the root of the second moment."""
-    clip_norm: float | None = setting(1.0, POSITIVE)
+    clip_norm: float | None = setting(1.0, POSITIVE, may_change="if named")
     """Largest norm of the whole gradient; null: no clipping."""
     average_decay: float | None = setting(None, BELOW_ONE)
     """Decay (0.999) of an exponential moving average of the weights, which is validated and exported; null: none."""
@@ -202,19 +207,19 @@ class OptimConfig(Section):
 class RobustConfig(Section):
     """Regularisers of any objective; all are off by default."""
 
-    label_smoothing: float = setting(0.0, BELOW_ONE)
+    label_smoothing: float = setting(0.0, BELOW_ONE, may_change="if named")
     """Share of each target's probability to spread evenly over the vocabulary (Szegedy et al. 2016); costs nothing."""
-    z_loss: float = setting(0.0, NOT_NEGATIVE)
+    z_loss: float = setting(0.0, NOT_NEGATIVE, may_change="if named")
     """Weight of log(Z)^2, Z the softmax's denominator, in the loss (Chowdhery et al. 2022: 1e-4); costs little."""
-    embedding_noise: float = setting(0.0, NOT_NEGATIVE)
+    embedding_noise: float = setting(0.0, NOT_NEGATIVE, may_change="if named")
     """NEFTune's alpha: uniform noise on the input embeddings, at most alpha / sqrt(tokens x width) (Jain et al. 2023:
     5); costs nothing."""
-    adversarial: Literal["fgm", "pgd", "freelb"] | None = None
+    adversarial: Literal["fgm", "pgd", "freelb"] | None = setting(None, may_change="if named")
     """Perturb the input embeddings so that the loss rises: fgm (2 passes a step), pgd (adversarial_steps + 1), or
     freelb (adversarial_steps)."""
-    epsilon: float = setting(1.0, POSITIVE)
+    epsilon: float = setting(1.0, POSITIVE, may_change="if named")
     """Largest L2 norm of a sequence's perturbation."""
-    adversarial_steps: int = setting(3, POSITIVE)
+    adversarial_steps: int = setting(3, POSITIVE, may_change="if named")
     """Steps of pgd and freelb, each of 2.5 epsilon / steps."""
 
 
@@ -273,13 +278,13 @@ class CheckpointConfig(Section):
 class AnomalyConfig(Section):
     """What to do at a step whose loss or gradient norm is not finite, or far above those of the last steps."""
 
-    action: Literal["rewind", "skip", "off"] = "rewind"
+    action: Literal["rewind", "skip", "off"] = setting("rewind", may_change="if named")
     """skip: leave the step's update out; rewind: after several such steps in a row, also return to the last checkpoint
     before them and leave their examples out; off: no check."""
-    spike_z: float | None = setting(12.0, POSITIVE)
+    spike_z: float | None = setting(12.0, POSITIVE, may_change="if named")
     """How many robust standard deviations above the median of the last 128 good steps a loss, or the logarithm of a
     gradient norm, must be to count as a spike; null: only values that are not finite count."""
-    patience: int = setting(3, POSITIVE)
+    patience: int = setting(3, POSITIVE, may_change="if named")
     """rewind: return after this many anomalous steps in a row."""
     max_rewinds: int = setting(3, NOT_NEGATIVE, may_change=True)
     """rewind: end the run rather than return more often than this."""
@@ -294,6 +299,8 @@ class Config(Section):
     resume: str = setting("auto", may_change=True, is_path=True)
     """auto: resume from the run folder's newest checkpoint, if there is one; never: refuse a folder that has one; PATH:
     a run or a checkpoint to begin from if the run folder has none of its own."""
+    resume_with: str | None = setting(None, may_change=True)
+    """Names of settings to change in a run that resumes, which is put on record: optim.lr,optim.schedule."""
     seed: int = setting(0, SEED)
     """Random seed of the text's order, masking, dropout and initial weights."""
     strategy: Strategy = setting("auto", may_change=True)
@@ -312,7 +319,7 @@ class Config(Section):
     """Number of nodes (machines)."""
     seq_len: int = setting(128, POSITIVE)
     """Tokens per sequence."""
-    batch_size: int = setting(16, POSITIVE)
+    batch_size: int = setting(16, POSITIVE, may_change="if named")
     """Sequences per optimizer step, over all devices."""
     micro_batch_size: int | Literal["auto"] | None = setting(None, POSITIVE, may_change=True)
     """Sequences per forward pass and device; auto: as many as fit into memory; default: a device's share of a batch."""
@@ -356,10 +363,14 @@ class Config(Section):
 
     @property
     def total_steps(self) -> int:
-        """Optimizer steps from the very beginning to the end of the run."""
+        """Optimizer steps from the very beginning to the end of the run, if all its batches are of one size."""
+        return self.total_steps_from(0, 0)
+
+    def total_steps_from(self, step: int, position: int) -> int:
+        """Optimizer steps from the very beginning to the end of a run that took `position` examples in `step` steps."""
         ends = [self.max_steps] if self.max_steps is not None else []
         if self.max_tokens is not None:
-            ends.append(self.max_tokens // (self.batch_size * self.seq_len))
+            ends.append(step + (self.max_tokens // self.seq_len - position) // self.batch_size)
         return min(ends, default=DEFAULT_STEPS)
 
     @property
@@ -401,6 +412,41 @@ def parse_stop_after(text: str) -> tuple[float | None, int | None]:
     raise UserError(f"--stop_after {text}: expected a time (3h50m, 90s) or steps (200steps)")
 
 
+WHY_FIXED = {
+    "model": "the weights have its shape; of the model's settings dropout alone may change",
+    "objective": "another objective is another run",
+    "data": "it decides what every batch holds",
+    "seed": "order, noise and dropout follow from it, from the first step on",
+    "seq_len": "it decides what every batch holds",
+    "optim.name": "each optimizer has states of its own",
+    "optim.average_decay": "the average is one over all steps",
+}
+"""Setting or section -> why a run that resumes may not change it, even if it is named."""
+
+
+def parse_resume_with(text: str | None) -> list[str]:
+    """`optim.lr,batch_size` -> their names; UserError if one does not exist, or may not change."""
+    names = [name.strip().removeprefix("--") for name in (text or "").split(",") if name.strip()]
+    for name in names:
+        section, _, key = name.rpartition(".")
+        if name not in FLAGS and not (section in OPEN_SECTIONS and key):
+            close = nearest(name, FLAGS, SETTINGS)
+            raise UserError(f"--resume_with {short(text)}: there is no setting {short(name)}{close}")
+        if not may_change(name, names):
+            why = WHY_FIXED.get(name) or WHY_FIXED[section]
+            raise UserError(f"--resume_with {short(text)}: {short(name)} can't change when a run resumes: {why}")
+    return names
+
+
+def may_change(name: str, named: Collection[str] = ()) -> bool:
+    """Whether a setting may differ from the run's own when it goes on, by itself or because it is named."""
+    if name in FLAGS:
+        allowed = FLAGS[name].metadata.get("may_change", False)
+        return allowed is True or (allowed == "if named" and name in named)
+    section, _, key = name.rpartition(".")
+    return section == "model" and "drop" in key and name in named
+
+
 def to_tree(config: Config) -> dict[str, Any]:
     """Config -> what a YAML file holds; `parse(["--config", FILE])` gives it back, but for secrets in URLs.
 
@@ -435,20 +481,29 @@ def to_yaml(config: Config) -> str:
     return dump(to_tree(config))
 
 
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> list[str]:
-    """Keys that differ and may not: `['data.train (was "a", now "b")']`. Equal paths may be written in two ways."""
-    found = []
+Differences = dict[str, tuple[Any, Any]]
+"""Setting -> (what it was, what it is now)."""
+
+
+def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Differences:
+    """Find the settings that differ, of those that may not change by themselves; `~/a` equals the whole path."""
+    found: Differences = {}
     for key in dict.fromkeys([*old, *new]):
         was, now, name = old.get(key), new.get(key), f"{prefix}{key}"
         if isinstance(now, dict) and key not in old:  # a section that came after the run began
             continue
         if isinstance(was, dict) or isinstance(now, dict):
-            found += differences(was or {}, now or {}, f"{name}.")
-        elif name in FLAGS and FLAGS[name].metadata.get("may_change"):
-            continue
-        elif at_paths(was, expanduser, name) != at_paths(now, expanduser, name):
-            found.append(f"{name} (was {_in_words(name, was)}, now {_in_words(name, now)})")
+            found |= differences(was or {}, now or {}, f"{name}.")
+        elif not may_change(name) and at_paths(was, expanduser, name) != at_paths(now, expanduser, name):
+            found[name] = was, now
     return found
+
+
+def in_words(found: Differences) -> str:
+    """Say what differs: `optim.lr (was not set, now 0.001)`."""
+    return "; ".join(
+        f"{name} (was {_in_words(name, was)}, now {_in_words(name, now)})" for name, (was, now) in found.items()
+    )
 
 
 def _in_words(name: str, value: Any) -> str:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_stop_after, to_tree
+from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_resume_with, parse_stop_after, to_tree
 from sslm.objectives import load_objective
 from sslm.system.errors import UserError, nearest, short
 from sslm.system.other_names import SETTINGS
@@ -221,6 +221,7 @@ def _checked(config: Config) -> Config:
         raise UserError(f"--max_tokens {config.max_tokens}: less than {step}; give at least {least}")
     if config.stop_after is not None:
         parse_stop_after(config.stop_after)
+    parse_resume_with(config.resume_with)
     return config
 
 

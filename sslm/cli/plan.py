@@ -28,6 +28,7 @@ from sslm.parallel.planning.expected_speed import expected_speed
 from sslm.parallel.planning.machines import PLANNED_FOR, PRICED, named
 from sslm.runs.checkpoints.folder import damage_of, newest_first, step_of
 from sslm.runs.folder import RunFolder
+from sslm.runs.resume import total_steps
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, exits_politely
 from sslm.system.terminal import bytes_in_words, console, count, duration, is_watched, keep_libraries_quiet, plural, say
@@ -185,7 +186,7 @@ class Plan:
     def _cost(self) -> Table:
         there = newest_first(RunFolder(self.config.run_folder).checkpoints)
         newest = next((checkpoint for checkpoint in there if not damage_of(checkpoint, hashed=False)), None)
-        steps = max(self.config.total_steps - step_of(newest), 0)
+        steps = max(total_steps(self.config, newest) - step_of(newest), 0)
         tokens = steps * self.config.batch_size * self.config.seq_len
         speed, why = expected_speed(self.budget, self.launch)
         if speed is None:

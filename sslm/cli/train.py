@@ -34,11 +34,11 @@ from sslm.parallel.launchers import watch_children
 from sslm.parallel.parallelize import parallelize
 from sslm.parallel.planning.budget import Budget, plan_launch
 from sslm.parallel.planning.micro_batch import choose_micro_batch_size, micro_batch_key
-from sslm.runs.checkpoints.folder import step_of
+from sslm.runs.checkpoints.folder import read_state, step_of
 from sslm.runs.checkpoints.mirror import Mirror, check_upload
 from sslm.runs.export import export
-from sslm.runs.folder import RunFolder, pretrained_folder
-from sslm.runs.resume import choose_checkpoint, reaches_the_end
+from sslm.runs.folder import RunFolder, pretrained_folder, run_of
+from sslm.runs.resume import choose_checkpoint, reaches_the_end, total_steps
 from sslm.runs.trackers import build_logger, check_logger
 from sslm.system import exits, ranks, terminal
 from sslm.system.errors import sentence_of
@@ -70,6 +70,8 @@ class Setup(NamedTuple):
     model_config: PreTrainedConfig
     budget: Budget
     launch: Launch
+    total_steps: int
+    """Steps from the very beginning to the end."""
 
 
 class Callbacks(NamedTuple):
@@ -100,7 +102,7 @@ def run(config: Config, arguments: list[str]) -> int:
     check_embedding(config, data, weightless)
     check_tokenizer(config, data)
     budget, launch = plan_launch(config, weightless, data)
-    setup = Setup(config, folder, objective, recipe, data, model_config, budget, launch)
+    setup = Setup(config, folder, objective, recipe, data, model_config, budget, launch, config.total_steps)
     if config.dry_run:
         if ranks.is_first_process():
             rehearse(setup, arguments)
@@ -115,8 +117,9 @@ def run(config: Config, arguments: list[str]) -> int:
         if checkpoint is not None and reaches_the_end(checkpoint, config):
             return already_done(setup, checkpoint)
         if checkpoint is None and ranks.is_first_process():
-            for file in (folder.amendments, folder.anomalies):
+            for file in (folder.amendments, folder.changes, folder.anomalies):
                 file.unlink(missing_ok=True)  # of a run that never had a checkpoint
+        setup = with_end(setup, checkpoint)
         module = build_module(setup, checkpoint)
         callbacks = build_callbacks(setup, checkpoint)
         trainer = build_trainer(setup, callbacks, build_logger(config.logger, folder))
@@ -132,10 +135,11 @@ def rehearse(setup: Setup, arguments: list[str]) -> None:
         if checkpoint is not None and reaches_the_end(checkpoint, config):
             say(f"Dry run: nothing is left to train. {done_in_words(config, checkpoint)}.")
             return
+        setup = with_end(setup, checkpoint)
         module = build_module(setup, checkpoint)
         module.checked_model(config.data.document_mask)
         build_trainer(setup, build_callbacks(setup, checkpoint))
-    begins = "begin" if checkpoint is None else f"go on from {checkpoint}"
+    begins = "begin" if checkpoint is None else f"resume from {checkpoint}"
     say(f"Dry run: all of this is in order; leave --dry_run out to {begins}.")
 
 
@@ -150,7 +154,10 @@ def train(setup: Setup, module: Objective, trainer: Trainer, callbacks: Callback
 
     watch_children(trainer, failed)
     if trainer.is_global_zero:
-        first = step_of(callbacks.resume.start)
+        start = callbacks.resume.start
+        first = step_of(start)
+        if start is not None:
+            folder.record_changes(setup.config, first, read_state(start)["position"], run_of(start))
         folder.write_config(setup.config)
         folder.write_status("running", step=first)
         say(f"Run folder: {folder.path}" + (f"; resuming at step {first}" if first else ""), to_copy=True)
@@ -184,7 +191,7 @@ def conclude(setup: Setup, callbacks: Callbacks) -> None:
     if preemption.stopped:
         step, why = step_of(checkpoint), preemption.reason
         setup.folder.write_status("stopped", exit_code=STOPPED, step=step, reason=why)
-        say(f"Stopped at step {step} of {setup.config.total_steps} ({why}), all saved. Run the same command to resume.")
+        say(f"Stopped at step {step} of {setup.total_steps} ({why}), all saved. Run the same command to resume.")
         return
     export(checkpoint, setup.folder.export)
     declare_done(setup, checkpoint)
@@ -202,7 +209,7 @@ def already_done(setup: Setup, checkpoint: Path) -> int:
 
 def done_in_words(config: Config, checkpoint: Path) -> str:
     """Say that all steps are done, whether they are as many as were asked for or more."""
-    step, asked = step_of(checkpoint), config.total_steps
+    step, asked = step_of(checkpoint), total_steps(config, checkpoint)
     return (
         f"This run is done: {step} of {asked} steps"
         if step == asked
@@ -234,6 +241,12 @@ def initial_model(setup: Setup) -> PreTrainedConfig | PreTrainedModel:
     return model
 
 
+def with_end(setup: Setup, checkpoint: Path | None) -> Setup:
+    """Work out the last step, of a run that goes on from a checkpoint."""
+    last = setup.data.total_steps = total_steps(setup.config, checkpoint)
+    return setup._replace(total_steps=last)
+
+
 def build_module(setup: Setup, resume_from: Path | None) -> Objective:
     """Make the Lightning module; a run that goes on gets its weights from the checkpoint, later."""
     config, launch = setup.config, setup.launch
@@ -245,7 +258,7 @@ def build_module(setup: Setup, resume_from: Path | None) -> Objective:
         optim=config.optim,
         robust=config.robust,
         anomaly=config.anomaly,
-        total_steps=config.total_steps,
+        total_steps=setup.total_steps,
         micro_batch_size=micro_batch_size,
         seed=config.seed,
         parallelize=functools.partial(
@@ -265,7 +278,7 @@ def build_module(setup: Setup, resume_from: Path | None) -> Objective:
 def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
     """Make the callbacks of a run that goes on from the checkpoint `resume_from`, or begins if that is None."""
     config, folder, budget = setup.config, setup.folder, setup.budget
-    total, batch_tokens = config.total_steps, config.batch_size * config.seq_len
+    total, batch_tokens = setup.total_steps, config.batch_size * config.seq_len
     resume = Resume(resume_from)
     checkpoint = Checkpoint(folder.checkpoints, config.checkpoint, resume, total)
     if config.checkpoint.upload is not None and ranks.is_first_process():
@@ -289,14 +302,14 @@ def build_trainer(setup: Setup, callbacks: Callbacks, logger: Any = False) -> Tr
     config, folder = setup.config, setup.folder
     return Trainer(
         **strategies.trainer_settings(config, setup.launch),
-        max_steps=config.total_steps,
+        max_steps=setup.total_steps,
         max_epochs=-1,
         callbacks=[*callbacks[:-1], *callbacks.others],
         logger=logger,
         log_every_n_steps=config.log_every,
         default_root_dir=folder.path,
         check_val_every_n_epoch=None,
-        val_check_interval=config.total_steps + 1,  # never: our callback validates
+        val_check_interval=setup.total_steps + 1,  # never: our callback validates
         num_sanity_val_steps=0,
         enable_checkpointing=False,
         enable_progress_bar=False,

@@ -47,6 +47,7 @@ class DataModule(LightningDataModule):
         seed: seed of order and noise.
         tokenizer: used if `data.tokenizer` names none (that of pretrained weights).
         amendments: file to append amendments to, or None if checkpoints alone keep them.
+        first_batch_size: batch size that the run began with, by which text is held out; None: `batch_size`.
     """
 
     def __init__(
@@ -60,18 +61,22 @@ class DataModule(LightningDataModule):
         seed: int = 0,
         tokenizer: str | None = None,
         amendments: Path | None = None,
+        first_batch_size: int | None = None,
     ) -> None:
         super().__init__()
         self.config, self.recipe, self.seq_len, self.batch_size = data, recipe, seq_len, batch_size
         self.total_steps, self.seed = total_steps, seed
         self.default_tokenizer = tokenizer
         self.amendments_file = amendments
+        self.first_batch_size = first_batch_size or batch_size
         self.first_step = 0
         """Optimizer steps already taken: the train loader starts there."""
+        self._offset = 0
         self.train_stream: Stream
         self.val_stream: Stream
         self.vocabulary: Vocabulary | None
         self._verifier: Verifier | None = None
+        self._train_steps: TrainSteps | None = None
 
     # -------------------------------------------------------------------------------------------- preparation
 
@@ -79,7 +84,13 @@ class DataModule(LightningDataModule):
         """Open the streams (`open_streams`). Any number of processes may call at once."""
         if not hasattr(self, "train_stream"):
             self.train_stream, self.val_stream, self._tokenizer, self.vocabulary = open_streams(
-                self.config, self.recipe, self.seq_len, self.batch_size, self.seed, self.default_tokenizer
+                self.config,
+                self.recipe,
+                self.seq_len,
+                self.batch_size,
+                self.seed,
+                self.default_tokenizer,
+                self.first_batch_size,
             )
             self._check_targets()
 
@@ -230,9 +241,22 @@ class DataModule(LightningDataModule):
         """The stream's amendments, as checkpoints keep them."""
         return [asdict(amendment) for amendment in self.train_stream.amendments]
 
-    def restore(self, step: int, amendments: list[dict[str, Any]]) -> None:
-        """Go on after `step` optimizer steps, with these amendments and those in the file."""
+    def position(self, step: int) -> int:
+        """Position of the first example of an optimizer step, from where the run goes on; its end is the next one's."""
+        return step * self.batch_size + self._offset
+
+    @property
+    def has_changed_size(self) -> bool:
+        """Whether the run has had batches of another size."""
+        return self._offset != 0 or self.first_batch_size != self.batch_size
+
+    def restore(self, step: int, position: int, amendments: list[dict[str, Any]]) -> None:
+        """Go on after `step` optimizer steps and `position` examples, with these amendments and those in the file."""
         self.first_step = step
+        self._offset = position - step * self.batch_size
+        if self._train_steps is not None:
+            self._train_steps.offset = self._offset
+            self._train_steps.forget()
         written = [] if self.amendments_file is None else json_lines(self.amendments_file, say)
         for amendment in map(amendment_of, [*amendments, *written]):
             if amendment not in self.train_stream.amendments:
@@ -243,7 +267,7 @@ class DataModule(LightningDataModule):
 
         If `write`, the run's file has them on the disk before this returns.
         """
-        position = step * self.batch_size
+        position = self.position(step)
         before = [amendment for amendment in self.train_stream.amendments if isinstance(amendment, Amendment)]
         known = {(amendment.source, amendment.file) for amendment in before if amendment.from_position <= position}
         found = [Amendment(position, *shard, reason) for shard, reason in sorted(shards.items()) if shard not in known]
@@ -255,18 +279,19 @@ class DataModule(LightningDataModule):
 
         Its reason is unlike any other skip's: equal amendments count once. `write` is as in `amend`.
         """
-        self._apply([Skip(step * self.batch_size, num_steps * self.batch_size, reason)], write)
+        self._apply([Skip(self.position(step), num_steps * self.batch_size, reason)], write)
 
     def _apply(self, amendments: Sequence[Amendment | Skip], write: bool) -> None:
         if write and amendments and self.amendments_file is not None:
             append_json_lines(self.amendments_file, map(asdict, amendments))
         for amendment in amendments:
             self.train_stream.amend(amendment)
-        self._train_steps.forget()
+        if self._train_steps is not None:
+            self._train_steps.forget()
 
     def begins_stage(self, step: int) -> bool:
         """Whether the mixture's weights change in optimizer step `step`."""
-        return self.train_stream.begins_stage(step * self.batch_size, (step + 1) * self.batch_size)
+        return self.train_stream.begins_stage(self.position(step), self.position(step + 1))
 
     # -------------------------------------------------------------------------------------------- loaders
 
@@ -275,6 +300,7 @@ class DataModule(LightningDataModule):
         self.setup()
         substitute = self.config.on_bad_shard == "substitute"
         self._train_steps = self._train_steps_of(self.batch_size, *self._rank_and_world(), substitute=substitute)
+        self._train_steps.offset = self._offset
         is_in_epochs = self.total_steps is None and (self.trainer is None or (self.trainer.max_epochs or -1) > 0)
         end = self.epoch_steps if is_in_epochs else self.num_steps
         return Loader(self._train_steps, self._next_step, end, self.config.num_workers)
@@ -343,6 +369,7 @@ class DataModule(LightningDataModule):
 
     def train_batch(self, step: int) -> StepBatch:
         """Make this rank's share of optimizer step `step` in this process."""
+        assert self._train_steps is not None
         return self._step_batch(with_tensors(self._train_steps[step]), step)
 
     def _step_batch(self, batch: Batch, step: int) -> StepBatch:

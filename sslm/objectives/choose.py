@@ -15,6 +15,7 @@ from sslm.models.word_vectors import check_vectors
 from sslm.objectives import load_objective
 from sslm.parallel.parallelize import check_blocks
 from sslm.runs.folder import RunFolder, pretrained_folder
+from sslm.runs.resume import first_batch_size
 from sslm.system.errors import UserError
 from sslm.system.terminal import say
 from sslm.system.typed import typed
@@ -45,6 +46,7 @@ def open_data(config: Config, recipe: Recipe) -> DataModule:
         seed=config.seed,
         tokenizer=pretrained_folder(config),
         amendments=RunFolder(config.run_folder).amendments,
+        first_batch_size=first_batch_size(config),
     )
     data.setup()
     return data

@@ -6,15 +6,26 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from errno import EACCES, ENOTDIR
 from pathlib import Path
 from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from sslm.config import Config, cleaned, differences, to_tree, to_yaml
+from sslm.config import (
+    SECTIONS,
+    Config,
+    cleaned,
+    differences,
+    in_words,
+    may_change,
+    parse_resume_with,
+    to_tree,
+    to_yaml,
+)
 from sslm.system.errors import RunFailed, UserError, without_secrets
-from sslm.system.files import write_atomically
+from sslm.system.files import append_json_lines, json_lines, write_atomically
 from sslm.system.plain_yaml import BadYaml, load
 from sslm.system.terminal import plural, say
 
@@ -32,6 +43,7 @@ class RunFolder:
         self.curves = path / "curves.png"  # loss, learning rate, throughput over tokens
         self.micro_batch_sizes = path / "micro_batch_size.json"  # what `auto` found, by kind of devices and strategy
         self.amendments = path / "amendments.jsonl"  # what the data stream could not know beforehand (a bad shard)
+        self.changes = path / "changes.jsonl"  # what a person has changed on purpose (--resume_with), and from where on
         self.anomalies = path / "anomalies.jsonl"  # one object per step out of the ordinary, with its examples' texts
         self.stacks = path / "stacks"  # heartbeats of the running ranks, and after a stall where each thread was
         self.former_stacks = path / "stacks.former"  # those of the stall before
@@ -80,7 +92,28 @@ class RunFolder:
             check_same_run(str(self.path), self.config.read_bytes(), config)
 
     def write_config(self, config: Config) -> None:
-        write_atomically(self.config, to_yaml(config))
+        """Write what the run has; another change has to be named anew."""
+        write_atomically(self.config, to_yaml(replace(config, resume_with=None)))
+
+    def record_changes(self, config: Config, step: int, position: int, origin: "RunFolder") -> None:
+        """Put on record what differs from the settings of the run, this or another, that goes on from `step`.
+
+        This comes before `write_config`: after a kill between the two the same command finds the same entry.
+        """
+        if origin.path != self.path:
+            self.changes.unlink(missing_ok=True)  # begun elsewhere, and without a checkpoint of its own so far
+        if origin.config.is_file():
+            old = settings_in(str(origin.path), origin.config.read_bytes())
+            if changed := differences(old, to_tree(config)):
+                tokens = position * config.seq_len
+                entry = {
+                    "step": step,
+                    "tokens": tokens,
+                    "changed": {name: list(values) for name, values in changed.items()},
+                }
+                if entry not in json_lines(self.changes, say):
+                    append_json_lines(self.changes, [entry])
+                say(f"Changed from step {step} on: {in_words(changed)}")
 
     def write_status(self, state: State, *, step: int, exit_code: int | None = None, reason: str = "") -> None:
         now = time.strftime("%Y-%m-%dT%H:%M:%S%z")
@@ -111,23 +144,36 @@ class RunFolder:
         return [row for line in _lines(self.metrics) if (row := _row(line))] if self.metrics.is_file() else []
 
 
+def run_of(checkpoint: Path) -> RunFolder:
+    """The run folder in which a checkpoint lies."""
+    return RunFolder(checkpoint.parent.parent)
+
+
 def check_same_run(where: str, config_yaml: bytes, config: Config) -> None:
     """Refuse to go on with the run of a folder if it was begun with other settings.
 
     Raises:
         UserError: keys differ that a resumed run may not change; it names them.
     """
-    try:
-        old = cleaned(load(config_yaml))
-    except (BadYaml, UnicodeDecodeError):
-        old = None
-    new = to_tree(config)
-    sections = [key for key, value in new.items() if isinstance(value, dict)]
-    if not isinstance(old, dict) or not all(isinstance(old.get(section, {}), dict) for section in sections):
-        raise UserError(f"{where}/config.yaml: damaged; remove it, or give another --run_dir")
-    if found := differences(old, new):
+    named, old = parse_resume_with(config.resume_with), settings_in(where, config_yaml)
+    found = {name: values for name, values in differences(old, to_tree(config)).items() if not may_change(name, named)}
+    if found:
         instead = "Give the old values to resume it, or another --run_dir to start anew"
-        raise UserError(f"{where} belongs to a run with other settings: {'; '.join(found)}. {instead}")
+        if all(may_change(name, found) for name in found):
+            instead += f", or, to change this from here on, --resume_with {','.join([*named, *found])}"
+        raise UserError(f"{where} belongs to a run with other settings: {in_words(found)}. {instead}")
+
+
+def settings_in(where: str, config_yaml: bytes) -> dict[str, Any]:
+    """Read a run's settings; UserError if they are damaged."""
+    try:
+        settings = cleaned(load(config_yaml))
+    except (BadYaml, UnicodeDecodeError):
+        settings = None
+    sections = [section for section in SECTIONS if section]
+    if not isinstance(settings, dict) or not all(isinstance(settings.get(name, {}), dict) for name in sections):
+        raise UserError(f"{where}/config.yaml: damaged; remove it, or give another --run_dir")
+    return settings
 
 
 def _lines(file: Path) -> list[str]:

@@ -1,14 +1,15 @@
 """Which checkpoint a run goes on from, and whether it may."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from transformers import PreTrainedModel
 
-from sslm.config import Config
+from sslm.config import Config, parse_resume_with
 from sslm.data.module import DataModule
-from sslm.runs.checkpoints.fetch import fetch, newest_remote
+from sslm.runs.checkpoints.fetch import fetch, newest_remote, newest_remote_state
 from sslm.runs.checkpoints.folder import (
     NewerFormat,
     damage_of,
@@ -21,10 +22,11 @@ from sslm.runs.checkpoints.folder import (
 from sslm.runs.checkpoints.tensors import check_weights
 from sslm.runs.checkpoints.transaction import set_damaged_aside
 from sslm.runs.find import find_checkpoint
-from sslm.runs.folder import RunFolder, check_same_run
+from sslm.runs.folder import RunFolder, check_same_run, run_of
 from sslm.runs.trackers import restore_wandb_id
 from sslm.system import ranks
 from sslm.system.errors import UserError
+from sslm.system.files import is_size
 from sslm.system.terminal import say
 
 
@@ -50,14 +52,14 @@ def choose_checkpoint(config: Config, run: RunFolder, data: DataModule, model: P
         checkpoint = next((one for one in own if not damage_of(one, hashed=False)), None)
     elif config.resume not in ("auto", "never"):
         checkpoint = find_checkpoint(config.resume)
-        RunFolder(checkpoint.parent.parent).check_config(config)
+        run_of(checkpoint).check_config(config)
     else:
         checkpoint = None
     if checkpoint is not None and (ranks.is_first_process() or not own):  # own ones may be set aside at this moment
-        check_data(checkpoint, data)
+        check_data(checkpoint, data, config)
         check_weights(checkpoint, model)
-        if not own and (step := step_of(checkpoint)) >= config.total_steps:
-            ends = f"this run ends at {config.total_steps}; give more --max_steps"
+        if not own and (step := step_of(checkpoint)) >= (last := total_steps(config, checkpoint)):
+            ends = f"this run ends at {last}; give more --max_steps"
             raise UserError(f"--resume {config.resume}: is at step {step} already, {ends}")
     return checkpoint
 
@@ -65,18 +67,47 @@ def choose_checkpoint(config: Config, run: RunFolder, data: DataModule, model: P
 def reaches_the_end(checkpoint: Path, config: Config) -> bool:
     """Whether nothing is left to train; no, if the first process is setting the checkpoint aside at this moment."""
     try:
-        return step_of(checkpoint) >= config.total_steps
+        return step_of(checkpoint) >= total_steps(config, checkpoint)
     except NewerFormat:
         raise
     except UserError:
         return False
 
 
-def check_data(checkpoint: Path, data: DataModule) -> None:
-    """Refuse to go on with other data: the UserError says what differs."""
+def total_steps(config: Config, checkpoint: Path | None) -> int:
+    """Steps from the very beginning to the end of a run; what came before the checkpoint may have had other batches."""
+    state = {"step": 0, "position": 0} if checkpoint is None else read_state(checkpoint)
+    return config.total_steps_from(state["step"], state["position"])
+
+
+def first_batch_size(config: Config) -> int | None:
+    """Find the batch size that a run began with, by which its text is held out; None if it has yet to begin."""
+    own, start = newest_first(RunFolder(config.run_folder).checkpoints), Path(config.resume)
+    if not own and config.resume not in ("auto", "never"):
+        own = newest_first(RunFolder(start).checkpoints) or [start]
+    for checkpoint in own:
+        with suppress(UserError):  # whoever goes on from it will say what is wrong
+            return _first_batch_size(read_state(checkpoint))
+    if not own and config.checkpoint.upload is not None:
+        return _first_batch_size(newest_remote_state(config.checkpoint.upload))
+    return None
+
+
+def _first_batch_size(state: dict[str, Any]) -> int | None:
+    step, position = state.get("step"), state.get("position")
+    size = position // step if is_size(step) and is_size(position) and step else None
+    return state.get("first_batch_size", size)
+
+
+def check_data(checkpoint: Path, data: DataModule, config: Config) -> None:
+    """Refuse to go on with other data: the UserError says what differs.
+
+    Batches may be of another size if config.yaml beside the checkpoint says so, or the command names it.
+    """
     state = read_state(checkpoint)
-    if state["position"] != state["step"] * data.batch_size:
-        made_with = state["position"] // state["step"]
+    made_with = state.get("batch_size", state["position"] // max(state["step"], 1))
+    is_known = run_of(checkpoint).config.is_file() or "batch_size" in parse_resume_with(config.resume_with)
+    if made_with != data.batch_size and not is_known:
         raise UserError(f"{checkpoint}: was made with --batch_size {made_with}, now {data.batch_size}")
     if changed := changes(state["fingerprint"], data.fingerprint()):
         what = f"{'; '.join(changed[:4])}{' …' if changed[4:] else ''}"

@@ -250,7 +250,7 @@ def test_settings_that_differ_come_after_those_that_do_not_exist(
     for flags in ([], other):
         capsys.readouterr()
         assert main([*tiny, "--run_dir", str(run), *flags, "--dry_run"]) == 0
-        assert f"leave --dry_run out to go on from {run}/checkpoints/step-000002" in " ".join(
+        assert f"leave --dry_run out to resume from {run}/checkpoints/step-000002" in " ".join(
             capsys.readouterr().out.split()
         )
     assert sorted(tmp_path.rglob("*")) == before

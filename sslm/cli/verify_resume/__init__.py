@@ -32,7 +32,7 @@ from rich.table import Table
 from sslm.cli.parse import parse, split_flags
 from sslm.cli.verify_resume.comparison import Comparison, compare
 from sslm.cli.verify_resume.trials import Trial, progress
-from sslm.config import Config, differences, to_tree
+from sslm.config import Config, differences, in_words, to_tree
 from sslm.parallel import launch
 from sslm.parallel.checks import check_processes
 from sslm.runs.checkpoints.folder import newest_first
@@ -155,7 +155,7 @@ def varied_config(variation: str, config: Config, flags: list[str]) -> Config:
     except ValueError as error:  # ours, and those of shlex
         raise UserError(f'--also "{variation}": {error}') from None
     if changes := differences(to_tree(config), to_tree(varied)):
-        raise UserError(f'--also "{variation}": a run that goes on may not change {"; ".join(changes)}')
+        raise UserError(f'--also "{variation}": a run that goes on may not change {in_words(changes)}')
     return varied
 
 

@@ -77,6 +77,8 @@ class Steps(Dataset[Batch]):
     """Data-parallel size."""
     vocabulary: Vocabulary | None = None
     """The tokenizer's tables, for recipes that need them."""
+    offset: int = field(default=0, kw_only=True)
+    """Position of step 0 if all steps were of this size: not 0 if a run has had batches of another."""
 
     @property
     def share(self) -> int:
@@ -118,7 +120,8 @@ class TrainSteps(Steps):
 
     def _read(self, step: int, num_steps: int) -> None:
         """Read the examples of some steps at once, or of the first alone if a shard is bad."""
-        self.stream.read_ahead(step * self.batch_size, (step + num_steps) * self.batch_size - 1)
+        first = step * self.batch_size + self.offset
+        self.stream.read_ahead(first, first + num_steps * self.batch_size - 1)
         try:
             self._examples, self._examples_from = self.stream.read(self._places_of(step, num_steps)), step
         except BadShard:
@@ -130,7 +133,7 @@ class TrainSteps(Steps):
         row, end = ((n - self._places_from) * self.share for n in (step, step + num_steps))
         if not 0 <= row < end <= len(self._places.positions):
             steps = step + np.arange(max(PLACES_AT_ONCE // self.share, num_steps))
-            first = steps[:, None] * self.batch_size + self.rank * self.share
+            first = steps[:, None] * self.batch_size + self.offset + self.rank * self.share
             self._places, self._places_from = self.stream.places((first + np.arange(self.share)).ravel()), step
             row, end = 0, num_steps * self.share
         return self._places.rows(slice(row, end))
@@ -182,9 +185,9 @@ class Loader:
         return range(first, (first // self.end + 1) * self.end)
 
     @property
-    def _start(self) -> tuple[int, int]:
-        """(first step, amendments): loader processes that were started with other values are replaced."""
-        return self.range.start, len(self.steps.stream.amendments)
+    def _start(self) -> tuple[int, ...]:
+        """First step and amendments, and where its batches stand: loader processes started with others are replaced."""
+        return self.range.start, len(self.steps.stream.amendments), self.steps.offset
 
     def _new_workers(self) -> "DataLoader[Batch] | None":
         if not self.num_workers:

@@ -58,11 +58,18 @@ def cache_folder(data: DataConfig) -> Path:
 
 
 def open_streams(
-    data: DataConfig, recipe: Recipe, seq_len: int, batch_size: int, seed: int = 0, tokenizer: str | None = None
+    data: DataConfig,
+    recipe: Recipe,
+    seq_len: int,
+    batch_size: int,
+    seed: int = 0,
+    tokenizer: str | None = None,
+    first_batch_size: int | None = None,
 ) -> Streams:
     """Open both streams, preparing corpora first if need be. Any number of processes may call at once.
 
-    `batch_size` counts sequences per optimizer step, over all devices; `tokenizer` is used if `data` names none.
+    `batch_size` counts sequences per optimizer step, over all devices; `first_batch_size`, if it was another at the
+    beginning, decides how much text is held out. `tokenizer` is used if `data` names none.
 
     Raises:
         UserError: bad text, a tokenizer that does not match, less text than one batch.
@@ -90,7 +97,8 @@ def open_streams(
     check_recipe(recipe, seq_len, vocabulary, vocab_size, padded=padded, documents=documents)
 
     mixture = _mixture(data, sources, names, corpora, seq_len)
-    train_parts, val_parts = _parts(names, corpora, val, least=max(batch_size // len(corpora), 1) * window_len)
+    least = max((first_batch_size or batch_size) // len(corpora), 1) * window_len
+    train_parts, val_parts = _parts(names, corpora, val, least)
 
     def stream(parts: list[Part]) -> Stream:
         opened = [_source(part, data, window_len, stride, seed, cache_dir) for part in parts]

@@ -10,20 +10,30 @@ and nothing is unpickled.
 """
 
 import contextlib
+import json
 import re
 import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from sslm.runs.checkpoints.folder import Manifest, damage_of, number_of, read_manifest
+from sslm.runs.checkpoints.folder import UNREADABLE, Manifest, damage_of, number_of, read_manifest
 from sslm.runs.checkpoints.transaction import part_of, seal, set_damaged_aside
 from sslm.system.errors import UserError, without_secrets
 from sslm.system.files import fsync, write_atomically
 from sslm.system.remote_folder import RemoteFolder
 from sslm.system.terminal import transfer_progress
 
-BESIDE = ("config.yaml", "metrics.jsonl", "amendments.jsonl", "anomalies.jsonl", "wandb_id", "micro_batch_size.json")
+BESIDE = (
+    "config.yaml",
+    "metrics.jsonl",
+    "amendments.jsonl",
+    "changes.jsonl",
+    "anomalies.jsonl",
+    "wandb_id",
+    "micro_batch_size.json",
+)
 """Files of a run that go with its checkpoints."""
 MANIFEST_BYTES = 64 << 20
 """Longest manifest that is downloaded."""
@@ -65,6 +75,15 @@ def newest_remote(url: str) -> tuple[int | None, bytes | None]:
         with contextlib.suppress(FileNotFoundError):
             config = b"".join(server.chunks("config.yaml"))
     return newest, config
+
+
+def newest_remote_state(url: str) -> dict[str, Any]:
+    """Return what state.json of the newest complete checkpoint there says; nothing if it can't be read."""
+    with contextlib.closing(RemoteFolder(url)) as server, contextlib.suppress(*UNREADABLE):
+        for name in _complete(server.files("checkpoints")):
+            state = json.loads(b"".join(server.chunks(f"checkpoints/{name}/state.json")))
+            return state if isinstance(state, dict) else {}
+    return {}
 
 
 def _complete(there: dict[str, int]) -> list[str]:

@@ -119,11 +119,13 @@ class Checkpoint(Callback):
             "sslm": sslm.__version__,
             "objective": type(pl_module).__name__,
             "step": step,
-            "position": step * data.batch_size,
+            "position": data.position(step),
             "amendments": data.amendments,
             "fingerprint": data.fingerprint(),
             "anomaly": pl_module.anomaly_detector.state(),
         }
+        if data.has_changed_size:
+            state |= {"batch_size": data.batch_size, "first_batch_size": data.first_batch_size}
         if (scaler := pl_module.engine.loss_scaler) is not None:
             state["loss_scale"] = {key: scaler.state_dict()[key] for key in ("scale", "_growth_tracker")}
         if pl_module.validated_at == step and trainer.is_global_zero:

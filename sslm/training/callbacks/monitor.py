@@ -17,6 +17,7 @@ from sslm.models.build import on_meta
 from sslm.parallel.planning import machines
 from sslm.runs import curves
 from sslm.runs.folder import RunFolder
+from sslm.system.files import json_lines
 from sslm.system.terminal import NO_BREAK, TrainingProgress, say
 from sslm.training.lightning import data_of
 from sslm.training.module import Objective, StepOutputs
@@ -80,9 +81,22 @@ class Monitor(Callback):
         if trainer.is_global_zero:
             self._close()
             self.run.drop_metrics_after(trainer.global_step)
+            self._write_changes(trainer)
             self.bar = TrainingProgress(self.total_steps, trainer.global_step)
         pl_module.batch_ended_at = time.perf_counter()
         self._start_interval(trainer)
+
+    def _write_changes(self, trainer: Trainer) -> None:
+        """Write a row for each change of settings that has none; the run may have gone back before it."""
+        known = sum("changed" in row for row in self.run.rows())
+        for change in json_lines(self.run.changes, say)[known:]:
+            now = {"step": trainer.global_step, "tokens": self._tokens(trainer)}
+            self._write(change if change["step"] <= now["step"] else change | now)
+
+    def _tokens(self, trainer: Trainer) -> int:
+        """Tokens of all steps so far."""
+        step, data = trainer.global_step, data_of(trainer)
+        return step * self.batch_tokens if data is None else data.position(step) * data.seq_len
 
     def _start_interval(self, trainer: Trainer) -> None:
         self._interval_step, self._busy, self._data_wait = trainer.global_step, 0.0, 0.0
@@ -99,7 +113,7 @@ class Monitor(Callback):
                 self._log_step(trainer, outputs, loss_sums)
             self._start_interval(trainer)
         elif trainer.is_global_zero and (remarkable := self._remarkable(trainer, outputs)):
-            step = {"step": trainer.global_step, "tokens": trainer.global_step * self.batch_tokens, "lr": outputs["lr"]}
+            step = {"step": trainer.global_step, "tokens": self._tokens(trainer), "lr": outputs["lr"]}
             self._write(step | remarkable)
 
     def _remarkable(self, trainer: Trainer, outputs: StepOutputs) -> dict[str, Any]:
@@ -108,7 +122,7 @@ class Monitor(Callback):
         if (anomaly := outputs["anomaly"]) is not None:
             row |= {"train/loss": anomaly.loss, "grad_norm": anomaly.grad_norm, "anomaly": anomaly.kind}
         if (data := data_of(trainer)) is not None:
-            end = trainer.global_step * data.batch_size
+            end = data.position(trainer.global_step)
             if skipped := data.train_stream.skipped_at(end - data.batch_size, end):
                 row["skipped_positions"] = skipped
         if not sum(outputs["totals"].scored):
@@ -121,7 +135,7 @@ class Monitor(Callback):
         speed = (trainer.global_step - self._interval_step) * self.batch_tokens / seconds
         row = {
             "step": trainer.global_step,
-            "tokens": trainer.global_step * self.batch_tokens,
+            "tokens": self._tokens(trainer),
             "train/loss": loss,
             "lr": outputs["lr"],
             "grad_norm": float(outputs["grad_norm"]),
@@ -146,7 +160,7 @@ class Monitor(Callback):
         if data is None or not data.mixes:
             return {}
         row: dict[str, float] = {}
-        seen = data.train_stream.seen(trainer.global_step * data.batch_size)
+        seen = data.train_stream.seen(data.position(trainer.global_step))
         for (name, (examples, epochs)), n, loss_sum in zip(seen.items(), scored, loss_sums, strict=True):
             if n:
                 row[f"train/loss/{name}"] = loss_sum / n
@@ -166,7 +180,7 @@ class Monitor(Callback):
         samples = [] if data is None else pl_module.samples(data)
         if trainer.is_global_zero:
             values = {k: float(v) for k, v in trainer.callback_metrics.items() if k.startswith("val/")}
-            tokens = trainer.global_step * self.batch_tokens
+            tokens = self._tokens(trainer)
             self._write({"step": trainer.global_step, "tokens": tokens, **values, "samples": samples})
             self._show(trainer.global_step, values, samples, pl_module.samples_in_words)
             if time.perf_counter() - self._drawn_at > SECONDS_BETWEEN_CURVES:

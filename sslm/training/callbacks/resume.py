@@ -43,5 +43,5 @@ def load(trainer: Trainer, pl_module: Objective, checkpoint: Path) -> None:
     if engine.loss_scaler is not None and "loss_scale" in state:
         engine.loss_scaler.load_state_dict(engine.loss_scaler.state_dict() | state["loss_scale"])
     pl_module.anomaly_detector.load(state.get("anomaly", {}))
-    trainer.datamodule.restore(state["step"], state["amendments"])
+    trainer.datamodule.restore(state["step"], state["position"], state["amendments"])
     set_step(trainer, state["step"])

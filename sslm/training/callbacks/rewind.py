@@ -59,7 +59,7 @@ class Anomalies(Callback):
             raise RunFailed(
                 f"all of the last {WINDOW} steps up to {trainer.global_step} were out of the ordinary "
                 f"({anomaly.kind}), so nothing is learned any more; look at {self.run.anomalies}, and try a lower "
-                f"--optim.lr in a new --run_dir"
+                f"--optim.lr (with --resume_with optim.lr, or in a new --run_dir)"
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Objective) -> None:
@@ -79,7 +79,7 @@ class Anomalies(Callback):
         if done >= most:
             raise RunFailed(
                 f"{what}, after going back {plural(done, 'time')} (--anomaly.max_rewinds {most}); look at "
-                f"{self.run.anomalies}, and try a lower --optim.lr in a new --run_dir"
+                f"{self.run.anomalies}, and try a lower --optim.lr (with --resume_with optim.lr)"
             )
         data.skip(first, num_steps, f"{what} (rewind {done + 1})", write=trainer.is_global_zero)
         pl_module.wait_for_all()  # rank 0 has written it down
@@ -115,7 +115,7 @@ class Anomalies(Callback):
 
 def entry(data: DataModule, step: int, anomaly: Anomaly, action: str) -> dict[str, Any]:
     """Make an anomaly's line of anomalies.jsonl; steps count from 1, and the action is a key of `OUTCOMES`."""
-    first, last = data.train_stream.unskipped(np.array([(step - 1) * data.batch_size, step * data.batch_size - 1]))
+    first, last = data.train_stream.unskipped(np.array([data.position(step - 1), data.position(step) - 1]))
     return {
         "step": step,
         "positions": [int(first), int(last) + 1],
@@ -131,7 +131,7 @@ def texts(data: DataModule, step: int) -> list[str]:
     """The beginning of each example of optimizer step `step` (from 0) in the corpus; ids if there is no tokenizer."""
     num = min(data.batch_size, MOST_TEXTS)
     try:
-        examples = data.train_stream.at(step * data.batch_size + np.arange(num))
+        examples = data.train_stream.at(data.position(step) + np.arange(num))
     except BadShard:  # gone since it was read
         return []
     lengths = [data.window_len] * num if examples.lengths is None else examples.lengths.tolist()
