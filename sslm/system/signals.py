@@ -6,8 +6,7 @@ Until training begins there is nothing to save; later all is saved first (traini
 import functools
 import signal
 import threading
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from types import FrameType
 from typing import Any, Protocol
 
@@ -16,6 +15,7 @@ STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, si
 
 
 Handler = Callable[[int, FrameType | None], Any]
+Handlers = dict[signal.Signals, Any]
 
 
 class Verb(Protocol):
@@ -35,25 +35,30 @@ def stops_on_signals(verb: Verb) -> Verb:
 
     @functools.wraps(verb)
     def wrapped(arguments: list[str] | None = None) -> int:
-        with handled(stop):
+        before = take_signals(stop)
+        try:
             return verb(arguments)
+        finally:
+            give_back(before)
 
     return wrapped
 
 
-@contextmanager
-def handled(handler: Handler, numbers: Iterable[signal.Signals] = STOP_SIGNALS) -> Iterator[None]:
-    """Let `handler` take signals, but not SIGHUP if it is ignored (nohup), and none in a thread, which may not."""
+def take_signals(handler: Handler, numbers: Iterable[signal.Signals] = STOP_SIGNALS) -> Handlers:
+    """Let `handler` take signals, but not SIGHUP if it is ignored (nohup), and none in a thread, which may not.
+
+    Returns the handlers before, for `give_back`.
+    """
     if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+        return {}
     before = {number: signal.getsignal(number) for number in numbers}
     if before.get(signal.SIGHUP) is signal.SIG_IGN:
         del before[signal.SIGHUP]
     for number in before:
         signal.signal(number, handler)
-    try:
-        yield
-    finally:
-        for number, former in before.items():
-            signal.signal(number, former)
+    return before
+
+
+def give_back(before: Handlers) -> None:
+    for number, handler in before.items():
+        signal.signal(number, handler)

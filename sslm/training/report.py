@@ -46,7 +46,7 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
     if config.optim.weight_decay:
         say(weight_decay_of(model, config.optim.weight_decay))
     step = plural(config.batch_size, "sequence", exact=True)
-    epochs = "" if data.mixes else f", {steps * config.batch_size / stream.num_windows:.2f} epochs"
+    epochs = "" if data.mixes else f", {count(steps * config.batch_size / stream.num_windows)} epochs"
     trained = plural(steps * config.batch_size * config.seq_len, "token")
     say(f"Training: {plural(steps, 'step', exact=True)} of {step}, {trained}{epochs}")
     if data.recipe.moves_words and (share := data.unspaced_share) > UNSPACED_SHARE:

@@ -40,7 +40,7 @@ from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, FAILED, USER_ERROR, exits_politely
 from sslm.system.paths import local_path
-from sslm.system.signals import handled
+from sslm.system.signals import give_back, take_signals
 from sslm.system.terminal import console, duration, keep_libraries_quiet, say
 
 OFF = dict.fromkeys(("max_tokens", "stop_after", "checkpoint.upload"), "null")
@@ -64,12 +64,13 @@ def main(arguments: list[str] | None = None) -> int:
     trials += [Trial(f"also-{i}", folder, flags, other, text) for i, (text, other) in enumerate(varied, 1)]
     keep_libraries_quiet()
     is_kept = options.keep is not None
+    before = take_signals(signal.default_int_handler, (signal.SIGTERM, signal.SIGHUP))  # what is started here ends, too
     try:
-        with handled(signal.default_int_handler, (signal.SIGTERM, signal.SIGHUP)):  # what is started here ends, too
-            carry_out(trials, steps, kills)
-            is_same = report(trials, steps)
+        carry_out(trials, steps, kills)
+        is_same = report(trials, steps)
         is_kept = is_kept or not is_same
     finally:
+        give_back(before)
         if not is_kept:
             shutil.rmtree(folder)
     if is_kept:

@@ -221,8 +221,9 @@ class Monitor(Callback):
 def _short(name: str, value: float) -> str:
     """Write a metric so that those of a validation fit on a line of 80 characters.
 
-    >>> _short("loss", 6.1783123), _short("perplexity", 509.33), _short("bits_per_byte", 0.947612)
-    ('loss\xa06.1783', 'perplexity\xa0509.3', 'bits/byte\xa00.948')
+    >>> _short("loss", 6.1783123), _short("perplexity", 509.04), _short("bits_per_byte", 0.947612)
+    ('loss\xa06.1783', 'perplexity\xa0509.0', 'bits/byte\xa00.948')
     """
-    digits = f"{value:.4f}" if name.startswith("loss") else f"{value:.4g}" if value >= 1 else f"{value:.3f}"
+    digits = f"{value:#.4g}".rstrip(".") if value >= 1 else f"{value:.3f}"
+    digits = f"{value:.4f}" if name.startswith("loss") else digits
     return f"{name.replace('_per_', '/')}{NO_BREAK}{digits}"

@@ -9,14 +9,13 @@ import os
 import signal
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from types import FrameType
 from typing import Any
 
 from lightning.pytorch import Callback, Trainer
 
 from sslm.config import parse_stop_after
-from sslm.system.signals import handled
+from sslm.system.signals import Handlers, give_back, take_signals
 from sslm.training.lightning import skip_next_validation, stop_broadcasting_sigterm
 from sslm.training.module import Objective, StepOutputs
 
@@ -46,7 +45,7 @@ class Preemption(Callback):
         self.longest_step = 0.0
         """Seconds from one step's beginning to the next one's, validation included."""
         self._step_began: float | None = None
-        self._handlers = ExitStack()
+        self._handlers_before: Handlers = {}
         self.reason = ""
         self.stopped = False
         """Whether the run ended here, before its end."""
@@ -61,12 +60,13 @@ class Preemption(Callback):
             self.reason = signal.Signals(number).name
             pl_module.stop_requested = True
 
-        self._handlers.enter_context(handled(handle))
+        self._handlers_before = take_signals(handle)
         if trainer.received_sigterm:  # while Lightning's handler was there
             handle(signal.SIGTERM, None)
 
     def teardown(self, trainer: Trainer, pl_module: Objective, stage: str) -> None:
-        self._handlers.close()
+        give_back(self._handlers_before)
+        self._handlers_before = {}
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, *_: Any) -> None:
         now = time.monotonic()
