@@ -15,7 +15,7 @@ from sslm.objectives.causal_lm import CausalLMRecipe
 from sslm.runs.checkpoints.folder import newest_first
 from sslm.runs.folder import RunFolder
 from sslm.train import main
-from tests.support.processes import run_command, train_forked
+from tests.support.processes import run_command
 from tests.support.runs import SMALL_RUN, TINY, TrainTiny, losses_of, rows_of, tensors_of, val_of, without_model
 
 
@@ -123,26 +123,6 @@ def test_export_verb_makes_a_folder_of_any_checkpoint(finished: Path, tmp_path: 
     assert export([str(finished), "--out", str(tmp_path / "newest")]) == 2
     assert export([str(tmp_path), "--out", str(tmp_path / "x")]) == 2
     assert not (tmp_path / "x").exists()
-
-
-@pytest.mark.parametrize("logger", ["csv", "tensorboard"])
-def test_loggers_get_the_rows(logger: str, train_tiny: TrainTiny, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    assert train_tiny(run, "--logger", logger, "--max_steps", "4") == 0
-    if logger == "csv":
-        written = (run / "csv/metrics.csv").read_text()
-        assert all(name in written for name in ("train/loss", "val/loss", "tokens_per_second"))
-    else:
-        assert list((run / "tensorboard").glob("events.*"))
-
-
-def test_wandb_logs_offline_without_asking(tiny: list[str], tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    env = {"HOME": str(tmp_path), "WANDB_API_KEY": ""}
-    arguments = [*tiny, "--run_dir", str(run), "--max_steps", "2", "--logger", "wandb"]
-    done = train_forked(arguments, tmp_path / "log", env=env)
-    assert done.returncode == 0, done.stdout
-    assert list((run / "wandb").glob("offline-run-*"))
 
 
 def test_same_command_again_says_that_the_run_is_done(

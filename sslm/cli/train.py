@@ -7,7 +7,7 @@ import functools
 import os
 from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from lightning.pytorch import Callback, Trainer
 from torch.distributed import DistStoreError
@@ -39,7 +39,7 @@ from sslm.runs.checkpoints.mirror import Mirror, check_upload
 from sslm.runs.export import export
 from sslm.runs.folder import RunFolder, pretrained_folder, run_of
 from sslm.runs.resume import choose_checkpoint, reaches_the_end, total_steps
-from sslm.runs.trackers import build_logger, check_logger
+from sslm.runs.trackers import build_tracker, check_logger
 from sslm.system import exits, ranks, terminal
 from sslm.system.errors import sentence_of
 from sslm.system.exits import DONE, FAILED, INTERRUPTED, STOPPED, USER_ERROR
@@ -122,8 +122,7 @@ def run(config: Config, arguments: list[str]) -> int:
         setup = with_end(setup, checkpoint)
         module = build_module(setup, checkpoint)
         callbacks = build_callbacks(setup, checkpoint)
-        trainer = build_trainer(setup, callbacks, build_logger(config.logger, folder))
-        return train(setup, module, trainer, callbacks)
+        return train(setup, module, build_trainer(setup, callbacks), callbacks)
 
 
 def rehearse(setup: Setup, arguments: list[str]) -> None:
@@ -287,8 +286,9 @@ def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
     auto = [MicroBatch(folder.micro_batch_sizes, micro_batch_key(config, budget, setup.launch))] if is_auto else []
     watchdog = [Watchdog(folder.path, config.watchdog_seconds)] if config.watchdog_seconds is not None else []
     timeouts = Timeouts(config.collective_timeout_seconds)
+    tracker = build_tracker(config, folder)
     return Callbacks(
-        Monitor(folder.path, total, batch_tokens, setup.model_config, setup.data.unigram_loss),
+        Monitor(folder.path, total, batch_tokens, setup.model_config, setup.data.unigram_loss, tracker),
         Validation(config.val_every, total),
         resume,
         checkpoint,
@@ -297,15 +297,15 @@ def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
     )
 
 
-def build_trainer(setup: Setup, callbacks: Callbacks, logger: Any = False) -> Trainer:
-    """Make Lightning's trainer, with all of its own validation, saving and printing off."""
+def build_trainer(setup: Setup, callbacks: Callbacks) -> Trainer:
+    """Make Lightning's trainer, with all of its own validation, saving, logging and printing off."""
     config, folder = setup.config, setup.folder
     return Trainer(
         **strategies.trainer_settings(config, setup.launch),
         max_steps=setup.total_steps,
         max_epochs=-1,
         callbacks=[*callbacks[:-1], *callbacks.others],
-        logger=logger,
+        logger=False,
         log_every_n_steps=config.log_every,
         default_root_dir=folder.path,
         check_val_every_n_epoch=None,

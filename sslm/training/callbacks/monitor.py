@@ -17,6 +17,7 @@ from sslm.models.build import on_meta
 from sslm.parallel.planning import machines
 from sslm.runs import curves
 from sslm.runs.folder import RunFolder
+from sslm.runs.trackers import Tracker
 from sslm.system.files import json_lines
 from sslm.system.terminal import NO_BREAK, TrainingProgress, say
 from sslm.training.lightning import data_of
@@ -34,6 +35,7 @@ class Monitor(Callback):
         batch_tokens: tokens per optimizer step, over all devices.
         model_config: the model's config, from which its FLOPs follow, or None to leave MFU out.
         unigram_loss: the loss to be beaten, which curves.png shows, or None.
+        tracker: what gets each row of metrics.jsonl too, or None.
     """
 
     def __init__(
@@ -43,10 +45,11 @@ class Monitor(Callback):
         batch_tokens: int,
         model_config: PreTrainedConfig | None = None,
         unigram_loss: float | None = None,
+        tracker: Tracker | None = None,
     ) -> None:
         self.run = RunFolder(Path(run_dir))
         self.total_steps, self.batch_tokens = total_steps, batch_tokens
-        self.model_config, self.unigram_loss = model_config, unigram_loss
+        self.model_config, self.unigram_loss, self.tracker = model_config, unigram_loss, tracker
         self.bar: TrainingProgress | None = None
         self._has_shown_samples = False
 
@@ -81,6 +84,8 @@ class Monitor(Callback):
         if trainer.is_global_zero:
             self._close()
             self.run.drop_metrics_after(trainer.global_step)
+            if self.tracker is not None:
+                self.tracker.begin(self.run.rows())
             self._write_changes(trainer)
             self.bar = TrainingProgress(self.total_steps, trainer.global_step)
         pl_module.batch_ended_at = time.perf_counter()
@@ -110,7 +115,7 @@ class Monitor(Callback):
         self._busy += time.perf_counter() - pl_module.batch_ended_at
         if is_logged:
             if trainer.is_global_zero:
-                self._log_step(trainer, outputs, loss_sums)
+                self._log_step(trainer, pl_module, outputs, loss_sums)
             self._start_interval(trainer)
         elif trainer.is_global_zero and (remarkable := self._remarkable(trainer, outputs)):
             step = {"step": trainer.global_step, "tokens": self._tokens(trainer), "lr": outputs["lr"]}
@@ -129,7 +134,7 @@ class Monitor(Callback):
             row["without_targets"] = True
         return row
 
-    def _log_step(self, trainer: Trainer, outputs: StepOutputs, loss_sums: list[float]) -> None:
+    def _log_step(self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, loss_sums: list[float]) -> None:
         loss = sum(loss_sums) / outputs["totals"].all_scored
         seconds = max(self._busy, 1e-9)  # of fetching and stepping, without validation and saving
         speed = (trainer.global_step - self._interval_step) * self.batch_tokens / seconds
@@ -147,9 +152,10 @@ class Monitor(Callback):
             **self._per_source(trainer, outputs["totals"].scored, loss_sums),
         }
         self._write(row)
-        if trainer.logger is not None:
+        if trainer.loggers:  # of another's Trainer, which the module logs its loss for: at the same step, that is
             numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("step", "train/loss")}
-            trainer.logger.log_metrics(numbers, step=trainer.global_step)
+            exact = {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
+            pl_module.log_dict(exact, rank_zero_only=True)
         if self.bar is not None:
             is_gpu = trainer.strategy.root_device.type != "cpu"  # the peak of a CPU tells its owner nothing
             self.bar.step(trainer.global_step, loss, speed, row["mfu"] if is_gpu else None)
@@ -201,9 +207,13 @@ class Monitor(Callback):
         self._close()
         if trainer.is_global_zero:
             self.draw()
+            if self.tracker is not None:
+                self.tracker.close()
 
     def on_exception(self, trainer: Trainer, pl_module: Objective, exception: BaseException) -> None:
         self._close()
+        if self.tracker is not None and trainer.is_global_zero:
+            self.tracker.close(failed=True)
 
     def _close(self) -> None:
         if self.bar is not None:
@@ -216,6 +226,8 @@ class Monitor(Callback):
     def _write(self, row: dict[str, Any]) -> None:
         with open(self.run.metrics, "a", encoding="utf-8") as stream:
             stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        if self.tracker is not None:
+            self.tracker.write(row)
 
 
 def _short(name: str, value: float) -> str:

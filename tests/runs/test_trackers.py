@@ -1,0 +1,145 @@
+"""Trackers have the rows of metrics.jsonl, each once, whatever was killed in between."""
+
+import csv
+import json
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
+from transformers import LlamaConfig
+
+from sslm import CausalLM, DataConfig, DataModule, Monitor
+from sslm.config import Config, to_tree
+from sslm.runs.checkpoints.folder import newest_first, number_of
+from sslm.runs.folder import RunFolder
+from sslm.runs.trackers import Wandb, build_tracker
+from tests.support.processes import Ranks, run_command, train_forked
+from tests.support.runs import TrainTiny, rows_of, wait_for_rows
+
+
+def rows_of_csv(file: Path) -> list[dict[str, Any]]:
+    with open(file, encoding="utf-8", newline="") as stream:
+        return [{key: value for key, value in row.items() if value} for row in csv.DictReader(stream)]
+
+
+def as_text(row: dict[str, Any]) -> dict[str, str]:
+    texts = {
+        key: json.dumps(value, ensure_ascii=False) if isinstance(value, list) else str(value)
+        for key, value in row.items()
+    }
+    return {key: text for key, text in texts.items() if text != "None"}
+
+
+def test_a_table_has_all_rows_of_a_resumed_run_each_once(train_tiny: TrainTiny, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    flags = ["--logger", "csv", "--checkpoint.every_steps", "2"]
+    assert train_tiny(run, *flags, "--stop_after", "2steps") == 75
+    with open(run / "csv/metrics.csv", "a") as stream:
+        stream.write("3,384,of a killed process\n4,5")
+    assert train_tiny(run, *flags) == 0
+    rows = rows_of(run)
+    assert len(rows) == 11
+    assert rows_of_csv(run / "csv/metrics.csv") == list(map(as_text, rows))
+
+
+def test_tensorboard_has_all_rows_of_a_resumed_run_each_once(train_tiny: TrainTiny, tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = tmp_path / "run"
+    assert train_tiny(run, "--logger", "tensorboard", "--stop_after", "2steps") == 75
+    assert train_tiny(run, "--logger", "tensorboard") == 0
+    events = EventAccumulator(str(run / "tensorboard")).Reload()
+    for name in ("train/loss", "val/loss", "tokens", "lr"):
+        wanted = [(row["step"], row[name]) for row in rows_of(run) if name in row]
+        assert [(event.step, event.value) for event in events.Scalars(name)] == [
+            (step, pytest.approx(value)) for step, value in wanted
+        ]
+
+
+def check_wandb(run: Path, last_step: int, env: dict[str, str]) -> None:
+    """Check that the one folder of W&B in a run has each step of metrics.jsonl once, and the run's settings."""
+    [file] = (run / "wandb").glob("offline-run-*/run-*.wandb")
+    printed = run_command(["-m", "wandb", "leet", "inspect", "--json", str(file)], env=env).stdout
+    records = [json.loads(line) for line in printed.splitlines()]
+    history = [record["history"]["item"] for record in records if record["type"] == "history"]
+    steps: dict[int, dict[str, Any]] = {}
+    for row in rows_of(run):
+        steps.setdefault(row["step"], {}).update((key, value) for key, value in row.items() if value is not None)
+    assert [item["_step"] for item in history] == list(steps) == list(range(last_step + 1))
+    shown = [{key: value for key, value in item.items() if not key.startswith("_")} for item in history]
+    assert shown == list(steps.values())
+    [made] = [record["run"] for record in records if record["type"] == "run"]
+    assert (made["run_id"], made["display_name"]) == ((run / "wandb_id").read_text(), "run")
+    assert made["config"]["update"]["logger"] == "wandb"
+    assert made["config"]["update"]["model"]["hidden_size"] == 32
+
+
+def test_wandb_has_each_step_once_offline_without_asking(tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    env = {"HOME": str(tmp_path), "WANDB_API_KEY": ""}
+    done = train_forked(
+        [*tiny, "--run_dir", str(run), "--max_steps", "2", "--logger", "wandb"], tmp_path / "log", env=env
+    )
+    assert done.returncode == 0, done.stdout
+    check_wandb(run, 2, env)
+
+
+@pytest.mark.slow
+def test_wandb_has_each_step_once_after_kill_9(tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    env = {"HOME": str(tmp_path), "WANDB_API_KEY": ""}
+    arguments = [*tiny, "--run_dir", str(run), "--logger", "wandb", "--optim.schedule", "constant"]
+    first = Ranks([*arguments, "--max_steps", "2000"], tmp_path / "log", env=env)
+    wait_for_rows(run, 12, first)
+    first.signal(signal.SIGKILL)
+    first.wait()
+    [before] = (run / "wandb").glob("offline-run-*")
+    end = number_of(newest_first(run / "checkpoints")[0]) + 6
+    done = train_forked([*arguments, "--max_steps", str(end)], tmp_path / "second", env=env)
+    assert done.returncode == 0, done.stdout
+    assert "from step" in done.stdout
+    assert not before.exists()
+    check_wandb(run, end, env)
+
+
+def test_a_tracker_gets_all_settings_without_secrets_and_writes_nothing_before_it_begins(tmp_path: Path) -> None:
+    config = Config(run_dir=str(tmp_path), logger="wandb", data=DataConfig(train="https://me:geheim@host/x?sig=f00d"))
+    tracker = build_tracker(config, RunFolder(tmp_path))
+    assert isinstance(tracker, Wandb)
+    assert tracker.settings["data"]["train"] == "https://host/x"
+    assert tracker.settings.keys() == to_tree(config).keys()
+    assert not list(tmp_path.iterdir())
+
+
+def test_loggers_of_anothers_trainer_have_loss_and_tokens_at_one_step(text: Path, cache: Path, tmp_path: Path) -> None:
+    config = LlamaConfig(
+        vocab_size=512, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = CausalLM(config)
+    data = DataModule(
+        DataConfig(train=str(text), document_separator="\n-----\n", tokenizer="bpe:512", cache_dir=str(cache)),
+        model.recipe,
+        seq_len=32,
+        batch_size=4,
+    )
+    logger = CSVLogger(tmp_path, name="", version="")
+    trainer = Trainer(
+        max_steps=2,
+        accelerator="cpu",
+        logger=logger,
+        callbacks=[Monitor(tmp_path / "run", 2, 4 * 32)],
+        log_every_n_steps=1,
+        limit_val_batches=0,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    trainer.fit(model, datamodule=data)
+    first, second = [row for row in rows_of_csv(tmp_path / "metrics.csv") if "train/loss" in row]
+    assert (float(first["tokens"]), float(second["tokens"])) == (128, 256)
+    rows = rows_of(tmp_path / "run")
+    assert [float(row["train/loss"]) for row in (first, second)] == [row["train/loss"] for row in rows]
+    assert {"lr", "grad_norm", "tokens_per_second"} <= first.keys()
