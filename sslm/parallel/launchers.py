@@ -5,6 +5,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable
+from signal import strsignal
 from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
@@ -63,10 +64,8 @@ class Launcher(_SubprocessScriptLauncher):
         for process in self._failed():
             time.sleep(GRACE_SECONDS)
             code = process.returncode if process.returncode in (USER_ERROR, STOPPED) else FAILED
-            by_signal = f"was ended by signal {-process.returncode}"
-            ended = by_signal if process.returncode < 0 else f"ended with exit code {process.returncode}"
-            reason = f"local rank {1 + self.procs.index(process)} {ended}"
-            print_error(f"{reason}; what it said of this stands above")
+            reason = f"local rank {1 + self.procs.index(process)} {_ended(process.returncode)}"
+            print_error(f"{reason}; any message of its own stands above")
             for other in self.procs:
                 other.kill()
             self.when_failed(code, reason)
@@ -74,6 +73,10 @@ class Launcher(_SubprocessScriptLauncher):
 
     def _failed(self) -> list["subprocess.Popen[Any]"]:
         return [process for process in self.procs if process.returncode]
+
+
+def _ended(code: int) -> str:
+    return f"was ended by signal {-code} ({strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
 
 
 def watch_children(trainer: Trainer, when_failed: Callable[[int, str], None]) -> None:

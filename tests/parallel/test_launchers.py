@@ -51,7 +51,7 @@ def test_a_child_that_fails_alone_ends_the_run_with_its_code(childs: int, at_the
     script.write_text(LONE_FAILURE.replace("CODE", str(childs)).replace("FOLDER", str(tmp_path)))
     done = run_command([str(script)], timeout=60, env={"PYTHONPATH": str(Path(__file__).parents[2])})
     assert done.returncode == at_the_shell
-    assert f"error: local rank 1 ended with exit code {childs}; what it said of this stands above" in done.stderr
+    assert f"error: local rank 1 ended with exit code {childs}; any message of its own stands above" in done.stderr
     assert (tmp_path / "reason").read_text() == f"{at_the_shell} local rank 1 ended with exit code {childs}"
 
 

@@ -41,7 +41,7 @@ from sslm.system.errors import UserError
 from sslm.system.exits import DONE, FAILED, USER_ERROR, exits_politely
 from sslm.system.paths import local_path
 from sslm.system.signals import give_back, take_signals
-from sslm.system.terminal import console, duration, keep_libraries_quiet, say
+from sslm.system.terminal import console, duration, keep_libraries_quiet, plural, say
 
 OFF = dict.fromkeys(("max_tokens", "stop_after", "checkpoint.upload"), "null")
 FIXED = OFF | {"resume": "auto", "log_every": "1", "logger": "none", "dry_run": "false", "num_nodes": "1"}
@@ -179,8 +179,8 @@ def carry_out(trials: Sequence[Trial], steps: int, kills: int) -> None:
     straight, *others = trials
     seed = straight.config.seed
     rng = random.Random(seed)
-    times = f"{len(others)} times with {kills} interruptions"
-    say(f"{steps} steps straight; then {times}, at steps drawn from --seed {seed}")
+    again = f"{plural(len(others), 'time')} again with {plural(kills, 'interruption')} each"
+    say(f"{steps} steps without interruption, then {again}, at random steps (drawn from --seed {seed})")
     with progress(steps) as show_step:
         straight.carry_out(steps, [], rng, show_step, patience=math.inf)
         if straight.code == USER_ERROR:
