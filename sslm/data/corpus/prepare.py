@@ -31,6 +31,8 @@ from sslm.system.files import fsync, one_maker, sha256_of, write_atomically
 from sslm.system.terminal import Report, Reporting, no_progress, plural, say
 
 SECONDS_BETWEEN_ENTRIES = 5.0
+SECONDS_OF_A_TICK = 2.0
+"""Longest tick of a file system's clock (FAT's)."""
 JOURNAL = "journal.json"
 MOST_REMARKS = 5
 PLAIN = TokenRules()
@@ -219,16 +221,28 @@ def _tokenise(
 
 
 def remembering_hash(cache_dir: Path) -> Callable[[Path], str]:
-    """Make a function that hashes files (SHA-256), and remembers the hash by path, size and time of change."""
+    """Make a function that hashes files (SHA-256), and remembers a hash while the file is the same to the system.
+
+    That is its path, inode, size, and times of its last change: the second of these, ctime, nobody can set back. A file
+    that changed a moment ago is not remembered, as it may change again within one tick of the file system's clock.
+    """
 
     def sha256(file: Path) -> str:
-        stat = file.stat()
-        key = hashlib.sha256(f"{file.absolute()}\0{stat.st_size}\0{stat.st_mtime_ns}".encode()).hexdigest()
+        key, changed = _state_of(file)
         memo = cache_dir / "hashes" / key
         if memo.is_file() and len(known := memo.read_text()) == 64:
             return known
-        memo.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(memo, digest := sha256_of(file))
+        started, digest = time.time(), sha256_of(file)
+        if changed < started - SECONDS_OF_A_TICK and _state_of(file)[0] == key:
+            memo.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(memo, digest)
         return digest
 
     return sha256
+
+
+def _state_of(file: Path) -> tuple[str, float]:
+    """Hash what the system tells of a file, and return when it changed [seconds since the epoch]."""
+    stat = file.stat()
+    seen = [str(file.absolute()), stat.st_ino, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns]
+    return hashlib.sha256(json.dumps(seen).encode()).hexdigest(), max(stat.st_mtime, stat.st_ctime)

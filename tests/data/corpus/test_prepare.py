@@ -30,6 +30,7 @@ from sslm.data.corpus.tokenizer import TokenRules, TrainBPE, load, train_bpe
 from sslm.data.corpus.writer import CorpusWriter
 from sslm.data.stream.vocabulary import vocabulary_of
 from sslm.system import terminal
+from sslm.system.files import sha256_of
 from tests.support.documents import no_report, source_of
 from tests.support.processes import Ranks, run_command, train_forked
 
@@ -527,6 +528,26 @@ def test_prepare_verb_makes_what_training_takes(tmp_path: Path, text: Path, caps
         train_main([*TINY, "--data.train", str(tmp_path / "c"), "--run_dir", str(tmp_path / "r"), "--max_steps", "2"])
         == 0
     )
+
+
+def test_file_replaced_under_an_old_time_stamp_is_hashed_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file, sha256 = tmp_path / "a.txt", preparation.remembering_hash(tmp_path)
+    hashed = []
+    monkeypatch.setattr(preparation, "sha256_of", lambda file: hashed.append(file) or sha256_of(file))
+    file.write_text("old text")
+    os.utime(file, (1e9, 1e9))
+    first = sha256(file)
+    assert (sha256(file), len(hashed)) == (first, 2)  # it has just changed, and may change again
+    monkeypatch.setattr(preparation, "SECONDS_OF_A_TICK", -60.0)  # as if a minute had passed
+    assert (sha256(file), sha256(file), len(hashed)) == (first, first, 3)
+    file.write_text("new text")
+    os.utime(file, (1e9, 1e9))
+    second = sha256(file)
+    assert (len(hashed), second) == (4, sha256_of(file))
+    (tmp_path / "b.txt").write_text("bad text")
+    os.utime(tmp_path / "b.txt", (1e9, 1e9))
+    os.replace(tmp_path / "b.txt", file)
+    assert sha256(file) == sha256_of(file) != second
 
 
 # ------------------------------------------------------------------------------------------------ memory
