@@ -13,16 +13,24 @@ from sslm.parallel.float8 import suits_float8
 from sslm.parallel.launch import STRATEGIES, Launch, data_parallel_size
 from sslm.parallel.tensor_parallel import check_tensor_parallel
 from sslm.system.errors import UserError
+from sslm.system.limits import allow_open_files
 from sslm.system.terminal import plural
+
+FILES, FILES_OF_MANY, FILES_OF_LOADER = 64, 64, 16
+"""Files, pipes and sockets that a process has open at most, besides two for each rank; more if it is one of many; and
+more for each loader process."""
 
 
 def check_processes(config: Config) -> None:
     """Refuse numbers of processes that can't work: what is known of them before there is a model.
 
     Raises:
-        UserError: the devices can't share the batch, or there are more loader processes than make sense.
+        UserError: the devices can't share the batch, there are more loader processes than make sense, or the system
+            lets too few files be open.
     """
-    check_batch(config, data_parallel_size(config))
+    world = data_parallel_size(config)
+    check_batch(config, world)
+    allow_open_files(FILES + (FILES_OF_MANY + 2 * world) * (world > 1) + FILES_OF_LOADER * config.data.num_workers)
     asked, cores = config.data.num_workers, os.cpu_count() or 1
     if asked > 4 * cores:
         raise UserError(

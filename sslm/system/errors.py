@@ -7,10 +7,25 @@ traceback. A full disk is told the same way: it is nobody's bug.
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from errno import EACCES, EDQUOT, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOSPC, ENOTDIR, EPERM, EROFS
+from errno import (
+    EACCES,
+    EDQUOT,
+    EEXIST,
+    EIO,
+    EISDIR,
+    EMFILE,
+    ENAMETOOLONG,
+    ENFILE,
+    ENOENT,
+    ENOSPC,
+    ENOTDIR,
+    EPERM,
+    EROFS,
+)
 
 PATH_ERRORS = {EACCES, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS}
 """What can be wrong with a path that a user typed."""
+NO_THREAD = ("can't start new thread", "unable to start thread", "pthread_create failed")
 NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory")
 
 
@@ -69,6 +84,18 @@ def sentence_of(error: BaseException) -> str | None:
     if no_room or f"(os error {ENOSPC})" in str(error):  # the latter: safetensors and tokenizers, written in Rust
         where = f" while writing {file}" if (file := getattr(error, "filename", None)) else ""
         return f"the disk is full{where}: free some room, or give another --run_dir and --data.cache_dir, and run again"
+    if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE):
+        return "too many open files: raise the limit (ulimit -n 4096, or your container's), and run again"
+    if isinstance(error, BlockingIOError | RuntimeError) and any(words in str(error) for words in NO_THREAD):
+        limits = "ulimit -u, the container's pids limit, or the job's memory"
+        return (
+            f"the system starts no more threads: raise the limit ({limits}), or lower --data.num_workers and --devices"
+        )
+    if isinstance(error, OSError) and error.errno == EIO:
+        where = f"{error.filename}: " if error.filename else ""
+        return (
+            f"{where}the disk, or the server behind it, can't read or write ({error.strerror}); check it, and run again"
+        )
     if is_out_of_memory(error):
         lower = "lower --micro_batch_size (auto finds what fits), add --activation_checkpointing full"
         share = "share the weights among more devices (--strategy fsdp)"

@@ -1,5 +1,6 @@
 """How a process ends: its exit code, and one sentence instead of a traceback if the error is the user's."""
 
+import faulthandler
 import functools
 import os
 import sys
@@ -28,6 +29,9 @@ def exits_politely(verb: Verb) -> Verb:
     @functools.wraps(verb)
     def wrapped(arguments: list[str] | None = None) -> int:
         protect_output()
+        if not faulthandler.is_enabled():  # a file that is cut off while it is mapped: a word before the end
+            with suppress(OSError, ValueError):
+                faulthandler.enable(sys.__stderr__ or 2)
         try:
             return verb(arguments)
         except KeyboardInterrupt:

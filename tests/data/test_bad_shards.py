@@ -43,6 +43,18 @@ def flags_of(corpus: Path, run: Path, *more: str) -> list[str]:
     ]
 
 
+@pytest.mark.parametrize("file", ["train-00000.bin", "train-00000.ends"])
+@pytest.mark.parametrize("best_fit", [False, True])
+def test_a_file_that_is_cut_off_while_it_is_read_is_a_bad_shard(tmp_path: Path, file: str, best_fit: bool) -> None:
+    stream = make_stream(make_corpus(tmp_path / "c", [[2000] * 4]), with_documents=True, best_fit=best_fit)
+    before = stream.at(np.arange(8)).tokens
+    os.truncate(tmp_path / "c" / file, 8)
+    with pytest.raises(BadShard, match=f"{file}: 8 bytes, not") as caught:
+        stream.at(np.arange(8))
+    assert caught.value.file == "train-00000.bin"
+    assert before.shape == (8, 9)
+
+
 @pytest.mark.parametrize(
     ("pattern", "flags"),
     [

@@ -77,6 +77,12 @@ def changed(path: Path, actual: str, expected: str) -> BadShard:
     return BadShard(path.name, f"{what}; the corpus is damaged, prepare it again")
 
 
+def resized(file: str, path: Path, actual: int | None, expected: int) -> BadShard:
+    """The error for a shard's file at a path, with other bytes than the index says; None of them if it is missing."""
+    what = "missing" if actual is None else f"{actual} bytes, not {expected}"
+    return BadShard(file, f"{path}: {what}; the corpus is damaged, prepare it again")
+
+
 class Files(Protocol):
     """The files of a corpus at a URL, with a cache on this machine (`remote`)."""
 
@@ -173,8 +179,7 @@ class Corpus:
         path = self.folder / file
         found = path.stat().st_size if path.is_file() else None
         if found != num_bytes:
-            what = "missing" if found is None else f"{found} bytes, not {num_bytes}"
-            raise BadShard(file, f"{path}: {what}; the corpus is damaged, prepare it again")
+            raise resized(file, path, found, num_bytes)
         return path
 
     def _map(self, file: File, dtype: str, length: int, offset: int = 0) -> NDArray[Any]:

@@ -6,12 +6,13 @@ ranks, workers or batches. The only state is the list of amendments.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sslm.data.corpus.shards import BadShard, Corpus
+from sslm.data.corpus.shards import BadShard, Corpus, resized
 from sslm.data.stream.amendments import Amendment, Skip
 from sslm.data.stream.mixture import Mixture
 from sslm.data.stream.order import Order
@@ -212,6 +213,8 @@ class Stream:
             BadShard: a file is missing or not what it was.
         """
         shards = self._first_shard[places.sources] + places.regions
+        for number in np.unique(shards).tolist():
+            self._shard(number, check=True)
         narrow, lengths, marks = (self._read_packed if self._is_packed else self._read_cut)(shards, places)
         if narrow.size and narrow.max() >= self.vocab_size:
             self._refuse_ids(shards, narrow)
@@ -265,17 +268,18 @@ class Stream:
             lengths[row] = filled
         return narrow, lengths, marks  # lengths even if all rows are full: every batch has the same arrays
 
-    def _shard(self, number: int) -> "_OpenShard":
-        shard = self._open.get(number)
-        if shard is None:
-            while len(self._open) >= MOST_OPEN:
-                self._open.pop(next(iter(self._open)))
-            source, region = self._regions[number]
-            try:
-                shard = _OpenShard(source.corpus, region, self.with_documents)
-            except BadShard as bad:
-                raise BadShard(bad.file, str(bad), source.name) from None
-            self._open[number] = shard
+    def _shard(self, number: int, check: bool = False) -> "_OpenShard":
+        """Return an open shard; `check` looks whether its files have been cut off since."""
+        source, region = self._regions[number]
+        try:
+            if (shard := self._open.get(number)) is None:
+                while len(self._open) >= MOST_OPEN:
+                    self._open.pop(next(iter(self._open)))
+                shard = self._open[number] = _OpenShard(source.corpus, region, self.with_documents)
+            elif check:
+                shard.check()
+        except BadShard as bad:
+            raise BadShard(bad.file, str(bad), source.name) from None
         return shard
 
     def _refuse_ids(self, shards: Ints, narrow: NDArray[Any]) -> None:
@@ -290,9 +294,19 @@ class _OpenShard:
     """A shard, memory-mapped, as plain arrays: slicing a np.memmap takes three times as long."""
 
     def __init__(self, corpus: Corpus, region: Region, with_documents: bool) -> None:
-        self.tokens = corpus.tokens(region.shard).view(np.ndarray)
-        self.ends = corpus.document_ends(region.shard).view(np.ndarray) if with_documents else np.empty(0, np.int64)
+        tokens = corpus.tokens(region.shard)
+        ends = corpus.document_ends(region.shard) if with_documents else np.empty(0, np.int64)
+        self.tokens, self.ends = tokens.view(np.ndarray), ends.view(np.ndarray)
+        self._file, self._maps = region.shard.file, [m for m in (tokens, ends) if isinstance(m, np.memmap)]
         self._rows: NDArray[Any] | None = None
+
+    def check(self) -> None:
+        """Raise BadShard if a file is shorter than what is mapped: reading past its end would end the process."""
+        for array in self._maps:
+            file_map: Any = array.base
+            expected = array.offset + array.nbytes
+            if (actual := file_map.size()) < expected:  # known even of a file that was removed
+                raise resized(self._file, Path(str(array.filename)), actual, expected)
 
     def rows(self, window_len: int) -> NDArray[Any]:
         """View the window that starts at each token: [num_tokens − window_len + 1, window_len]."""
