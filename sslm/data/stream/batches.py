@@ -4,7 +4,12 @@ Rank r takes positions step·batch_size + r·share … + share, in order. A load
 so to restore it is to say where to start.
 """
 
+import atexit
+import multiprocessing
+import os
+import signal
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, TypedDict
 
@@ -218,6 +223,15 @@ class Loader:
             if "error" in batch:
                 raise batch["error"]
             yield with_tensors(batch)
+
+
+@atexit.register
+def _wake_loaders() -> None:
+    """Let loader processes that somebody has stopped go on and end: multiprocessing would wait for them for ever."""
+    for process in multiprocessing.active_children():
+        if process.pid is not None:
+            with suppress(ProcessLookupError):
+                os.kill(process.pid, signal.SIGCONT)
 
 
 def _as_it_is(batch: Any) -> Any:

@@ -20,6 +20,7 @@ from sslm.data.stream.stream import Stream
 from sslm.data.stream.windows import split
 from sslm.objectives.causal_lm import CausalLMRecipe
 from sslm.system.errors import UserError
+from tests.support.processes import run_command
 from tests.support.streams import make_corpus, make_stream
 
 DOCUMENTS = st.lists(st.lists(st.integers(1, 40), min_size=1, max_size=12), min_size=1, max_size=4)
@@ -284,3 +285,25 @@ def test_tokens_added_after_the_corpus_own_pass_between_processes_unharmed(mixed
         loader = Loader(TrainSteps(narrow, recipe, 4, 0, vocabulary=vocabulary), 0, 1, num_workers=1)
         assert loader.workers is not None
         assert loader.workers.dataset.kind == kind  # type: ignore[attr-defined]
+
+
+STOP_LOADERS = """
+import multiprocessing, os, signal, sys
+from pathlib import Path
+from sslm.data.stream.batches import Loader, TrainSteps
+from sslm.objectives.causal_lm import CausalLMRecipe
+from tests.support.processes import run_command
+from tests.support.streams import make_corpus, make_stream
+steps = TrainSteps(make_stream(make_corpus(Path(sys.argv[1]), [[400]])), CausalLMRecipe(), batch_size=2, seed=0)
+loader = Loader(steps, first=0, end=4, num_workers=1)
+print(len(list(loader)))
+for process in multiprocessing.active_children():
+    os.kill(process.pid, signal.SIGSTOP)
+    print("stopped")
+"""
+
+
+def test_loader_process_that_somebody_stopped_holds_no_end(tmp_path: Path) -> None:
+    done = run_command(["-c", STOP_LOADERS, str(tmp_path / "c")], timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["4", "stopped"]
