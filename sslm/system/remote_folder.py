@@ -18,12 +18,12 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from pathlib import Path
-from typing import IO, Any, TypeVar
+from typing import IO, Any, NamedTuple, TypeVar
 
 from sslm.system.errors import UserError, sentence_of, without_secrets
-from sslm.system.files import fsync
+from sslm.system.files import fsync, is_size
 
 PATIENCE_SECONDS = 180.0
 FIRST_WAIT_SECONDS, LONGEST_WAIT_SECONDS = 0.25, 10.0
@@ -31,6 +31,8 @@ WARN_SECONDS = 5.0
 RANGE_BYTES = 16 << 20
 STALLED_SECONDS, PROGRESS_BYTES = 60.0, 1 << 16
 """A connection that sends fewer bytes than this in so many seconds, and not all that is asked for, is dropped."""
+LISTING_SECONDS, MOST_LISTED = 60.0, 100_000
+"""A listing that takes longer, or has more files, is given up: it is of checkpoints, of which there are few."""
 SMALL_FILE_BYTES = 1 << 30
 """Longest file that is read whole without being announced by somebody."""
 DOWNLOADS = 3
@@ -116,8 +118,14 @@ class RemoteFolder:
         def listed(filesystem: Any, path: str) -> dict[str, int]:
             filesystem.invalidate_cache()  # an earlier listing may be outdated
             root = path.removesuffix(folder).lstrip("/")
-            there = filesystem.find(path, detail=True).items()
-            return {name.lstrip("/").removeprefix(root): int(info["size"]) for name, info in there if "size" in info}
+            is_async = filesystem.async_impl
+            there = _sync(filesystem.loop, _list, filesystem, path) if is_async else filesystem.find(path, detail=True)
+            if len(there) > MOST_LISTED:
+                raise UserError(
+                    f"{self.shown_url}/{folder}: lists more than {MOST_LISTED:,} files; give another address"
+                )
+            sizes = ((name.lstrip("/").removeprefix(root), info.get("size")) for name, info in there.items())
+            return {name: size for name, size in sizes if is_size(size)}
 
         try:
             return self._patiently(folder, "listed", listed)
@@ -159,10 +167,8 @@ class RemoteFolder:
 
         def read(filesystem: Any, path: str) -> bytes:
             try:
-                if self.url.startswith("http"):
-                    from fsspec.asyn import sync  # heavy
-
-                    return bytes(sync(filesystem.loop, _read_http, filesystem, path, start, end, num_bytes))
+                if (scheme := self.url.partition("://")[0]) in BODIES:
+                    return bytes(_sync(filesystem.loop, _read, scheme, filesystem, path, start, end, num_bytes))
                 return bytes(filesystem.cat_file(path, start=start, end=end))[: end - start]
             except Exception as error:
                 if _status(error) == 416:  # the file ends before
@@ -261,22 +267,66 @@ class RemoteFolder:
         return {"auto_mkdir": True} if scheme == "file" else {}
 
 
-async def _read_http(filesystem: Any, url: str, start: int, end: int, num_bytes: int) -> bytes:
-    """Read a range, and no more, whatever a server sends: fsspec reads a body to its end, which may never come."""
-    session = await filesystem.set_session()
-    body, marked, loop = bytearray(), 0, asyncio.get_running_loop()
-    async with asyncio.timeout(STALLED_SECONDS) as limit:
-        async with session.get(filesystem.encode_url(url), headers={"Range": f"bytes={start}-{end - 1}"}) as response:
-            filesystem._raise_not_found_for_status(response, url)
-            first, most = (0, num_bytes) if response.status == 200 else (start, end - start)
-            while len(body) < most and (block := await response.content.readany()):
-                body += block
-                if len(body) - marked >= PROGRESS_BYTES:
-                    marked = len(body)
-                    limit.reschedule(loop.time() + STALLED_SECONDS)
-            if len(body) >= most:
-                response.close()  # whatever else it would send
-    return bytes(body[start - first : most])
+class _Body(NamedTuple):
+    """A body as it comes from a server."""
+
+    is_whole: bool
+    """Whether it is all of the file, and not the range that was asked for."""
+    next_block: Callable[[], Awaitable[bytes]]
+    """Returns what has come, or nothing at the end."""
+
+
+@contextlib.asynccontextmanager
+async def _http_body(filesystem: Any, url: str, start: int, end: int) -> AsyncIterator[_Body]:
+    session, headers = await filesystem.set_session(), {"Range": f"bytes={start}-{end - 1}"}
+    async with session.get(filesystem.encode_url(url), headers=headers) as response:
+        filesystem._raise_not_found_for_status(response, url)
+        yield _Body(response.status == 200, response.content.readany)
+        response.close()  # whatever else it would send
+
+
+@contextlib.asynccontextmanager
+async def _s3_body(filesystem: Any, path: str, start: int, end: int) -> AsyncIterator[_Body]:
+    bucket, key, _ = filesystem.split_path(path)
+    response = await filesystem._call_s3("get_object", Bucket=bucket, Key=key, Range=f"bytes={start}-{end - 1}")
+    body, is_whole = response["Body"], "ContentRange" not in response
+    try:
+        yield _Body(is_whole, lambda: body.read(PROGRESS_BYTES))
+    finally:
+        body.close()
+
+
+BODIES = {"http": _http_body, "https": _http_body, "s3": _s3_body}
+"""Scheme -> how to get at a body before all of it is here: fsspec reads to its end, which may never come."""
+
+
+async def _read(scheme: str, filesystem: Any, path: str, start: int, end: int, num_bytes: int) -> bytes:
+    """Read a range, and no more, whatever a server sends."""
+    read, marked, loop = bytearray(), 0, asyncio.get_running_loop()
+    async with asyncio.timeout(STALLED_SECONDS) as limit, BODIES[scheme](filesystem, path, start, end) as body:
+        first, most = (0, num_bytes) if body.is_whole else (start, end - start)
+        while len(read) <= most and (block := await body.next_block()):  # an end that is met keeps the connection
+            read += block
+            if len(read) - marked >= PROGRESS_BYTES:
+                marked = len(read)
+                limit.reschedule(loop.time() + STALLED_SECONDS)
+    return bytes(read[start - first : most])
+
+
+async def _list(filesystem: Any, path: str) -> dict[str, dict[str, Any]]:
+    """List what is under a path, unless it takes too long or has no end."""
+    is_s3 = "s3" in filesystem.protocol
+    async with asyncio.timeout(LISTING_SECONDS):
+        there: dict[str, dict[str, Any]] = await filesystem._find(
+            path, detail=True, **({"max_items": MOST_LISTED + 1} if is_s3 else {})
+        )
+    return there
+
+
+def _sync(*arguments: Any) -> Any:
+    from fsspec.asyn import sync  # heavy
+
+    return sync(*arguments)
 
 
 def _status(error: BaseException) -> int | None:

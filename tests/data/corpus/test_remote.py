@@ -212,17 +212,29 @@ def test_a_connection_over_which_nothing_comes_is_dropped(
 
 
 @pytest.mark.parametrize("fault", ["endless", "trickle", "gzip"])
+@pytest.mark.parametrize("scheme", ["http", "s3"])
 def test_a_server_that_means_harm_gets_neither_memory_nor_time(
-    fault: str, http: HttpServer, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    scheme: str, fault: str, http: HttpServer, prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(remote_folder, "STALLED_SECONDS", 0.5)
-    with opened(f"{http.url}/corpus", tmp_path) as corpus:
+    for name, value in s3_environment(http.port).items():  # reading objects is HTTP
+        monkeypatch.setenv(name, value)
+    with opened(f"{http.url}/corpus" if scheme == "http" else "s3://corpus", tmp_path) as corpus:
         http.faults = [fault]
         before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
         assert_equal(corpus, prepared)
         assert http.files()[:2] == ["train-00000.bin"] * 2, "asked again"
         assert time.monotonic() - began < 10
         assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100 << 10
+
+
+def test_a_listing_without_end_is_given_up(http: HttpServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote_folder, "LISTING_SECONDS", 0.3)
+    http.faults = ["trickle"] * 99
+    began = time.monotonic()
+    with pytest.raises(UserError, match="could not be listed"):
+        remote_folder.RemoteFolder(http.url, patience_seconds=0.5).files("corpus/index.json")
+    assert time.monotonic() - began < 10
 
 
 @pytest.mark.parametrize("seconds", [1, pytest.param(60, marks=pytest.mark.slow)])
