@@ -30,12 +30,12 @@ def check_processes(config: Config) -> None:
     """
     world = data_parallel_size(config)
     check_batch(config, world)
-    allow_open_files(FILES + (FILES_OF_MANY + 2 * world) * (world > 1) + FILES_OF_LOADER * config.data.num_workers)
     asked, cores = config.data.num_workers, os.cpu_count() or 1
     if asked > 4 * cores:
         raise UserError(
             f"--data.num_workers {asked}: this machine has {plural(cores, 'CPU core')}; give at most {4 * cores}"
         )
+    allow_open_files(FILES + (FILES_OF_MANY + 2 * world) * (world > 1) + FILES_OF_LOADER * asked)
 
 
 def check_batch(config: Config, data_parallel_size: int) -> None:
