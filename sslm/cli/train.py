@@ -43,6 +43,7 @@ from sslm.runs.trackers import build_tracker, check_logger
 from sslm.system import exits, ranks, terminal
 from sslm.system.errors import sentence_of
 from sslm.system.exits import DONE, FAILED, INTERRUPTED, STOPPED, USER_ERROR
+from sslm.system.output import leave_paused_readers
 from sslm.system.signals import Stopped
 from sslm.system.terminal import say
 from sslm.training.callbacks.checkpoint import Checkpoint
@@ -87,6 +88,7 @@ class Callbacks(NamedTuple):
 
 def run(config: Config, arguments: list[str]) -> int:
     """Train as the settings say, or show the plan (--dry_run), and return the exit code."""
+    leave_paused_readers()
     if not ranks.is_first_process():
         terminal.mute()
     folder = RunFolder(config.run_folder)

@@ -6,9 +6,10 @@ beginning (`>&-`), or take no Chinese. What can't be written is dropped; every o
 
 import io
 import os
+import select
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, TextIO
+from typing import TYPE_CHECKING, ClassVar, TextIO
 
 from sslm.system.errors import printable, without_secrets
 from sslm.system.paths import as_typed
@@ -18,6 +19,10 @@ if TYPE_CHECKING:
 
 UNENCODABLE = {"stdout": "replace", "stderr": "backslashreplace"}
 """Stream -> what Python does with characters that its encoding lacks. In a table, each stays one character wide."""
+
+
+PAUSE_SECONDS = 30.0
+"""Well below --watchdog_seconds, which would end a run that a reader holds up."""
 
 
 def protect_output() -> None:
@@ -36,14 +41,30 @@ def print_error(sentence: str) -> None:
     print(f"error: {printable(without_secrets(as_typed(sentence)))}", file=sys.stderr, flush=True)
 
 
+def leave_paused_readers() -> None:
+    """From now on wait for a reader that pauses (Ctrl-S, a pager) for `PAUSE_SECONDS`, then go on without it."""
+    _Dropping.longest_pause = PAUSE_SECONDS
+
+
 class _Dropping(io.FileIO):
     """A file that drops what can't be written."""
 
+    longest_pause: ClassVar[float | None] = None
+    """Seconds to wait for a reader, or None to wait for ever."""
+    is_paused = False
+
     def write(self, data: "ReadableBuffer", /) -> int:
         with suppress(OSError):
-            if written := super().write(data):
+            part = memoryview(data)[: select.PIPE_BUF]  # so much a pipe that is ready takes at once
+            if self._is_ready() and (written := super().write(part)):
                 return written
         return memoryview(data).nbytes  # as if written; so too if a descriptor that doesn't block takes nothing now
+
+    def _is_ready(self) -> bool:
+        if self.longest_pause is not None:
+            _, ready, _ = select.select([], [self], [], 0.0 if self.is_paused else self.longest_pause)
+            self.is_paused = not ready
+        return not self.is_paused
 
 
 def _protected(stream: TextIO, descriptor: int, unencodable: str) -> TextIO:

@@ -62,6 +62,19 @@ def test_characters_that_stdout_lacks_are_question_marks(tmp_path: Path) -> None
     assert done.stderr.endswith(b"error: \\u4e16\\u754c is not allowed\n")
 
 
+def test_a_reader_that_pauses_is_waited_for_and_then_left(tmp_path: Path) -> None:
+    in_training = "from sslm.system import output\noutput.PAUSE_SECONDS = 0.3\noutput.leave_paused_readers()\n"
+    (tmp_path / "command.py").write_text(in_training + COMMAND)
+    words = [sys.executable, "command.py", str(TURNS)]
+    variables = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+    with subprocess.Popen(
+        words, cwd=tmp_path, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.wait(timeout=60) == 2
+        assert len(process.stdout.read()) > 1000  # type: ignore[union-attr]
+    assert (tmp_path / "work").read_text().count("\n") == TURNS + 1
+
+
 def test_what_has_taken_the_place_of_stdout_is_left_alone(capsys: pytest.CaptureFixture[str]) -> None:
     from sslm.__main__ import main
 
