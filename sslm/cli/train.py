@@ -289,13 +289,14 @@ def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
     watchdog = [Watchdog(folder.path, config.watchdog_seconds)] if config.watchdog_seconds is not None else []
     timeouts = Timeouts(config.collective_timeout_seconds)
     tracker = build_tracker(config, folder)
+    monitor = Monitor(folder.path, total, batch_tokens, setup.model_config, setup.data.unigram_loss, tracker)
     return Callbacks(
-        Monitor(folder.path, total, batch_tokens, setup.model_config, setup.data.unigram_loss, tracker),
+        monitor,
         Validation(config.val_every, total),
         resume,
         checkpoint,
         Preemption(config.stop_after, ranks.STARTED_AT, lambda: checkpoint.saving_seconds),
-        (Rescue(checkpoint), timeouts, Anomalies(folder, checkpoint), *auto, *watchdog),
+        (Rescue(checkpoint, monitor.write_rows), timeouts, Anomalies(folder, checkpoint), *auto, *watchdog),
     )
 
 

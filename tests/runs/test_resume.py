@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.processes import start_command, train_forked
+from tests.support.processes import Ranks, start_command, train_forked
 from tests.support.runs import losses_of, wait_for_rows
 
 CHAOS = ["--model.attention_dropout", "0.1", "--max_steps", "40", "--val_every", "10", "--checkpoint.every_steps", "3"]
@@ -49,6 +49,21 @@ def test_a_child_whose_parent_has_ended_already_ends_at_once(tiny: list[str], tm
     process = subprocess.run([sys.executable, *command(tiny, tmp_path / "run")], env=orphan, timeout=60, check=False)
     assert process.returncode == 1
     assert not (tmp_path / "run").exists()
+
+
+def test_row_that_met_a_full_disk_comes_again(straight: Path, tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    (tmp_path / "full").symlink_to("/dev/full")
+    process = Ranks(command(tiny, run)[2:], tmp_path / "log")
+    wait_for_rows(run, 6, process)
+    os.replace(run / "metrics.jsonl", tmp_path / "rows")
+    os.replace(tmp_path / "full", run / "metrics.jsonl")
+    assert process.wait(60) == [2]
+    assert "the disk is full" in process.said()
+    assert "Saved at step" not in process.said()
+    os.replace(tmp_path / "rows", run / "metrics.jsonl")
+    assert train_forked(command(tiny, run)[2:], tmp_path / "log").returncode == 0
+    assert losses_of(run) == losses_of(straight)
 
 
 def test_signal_saves_and_stops_with_code_75(straight: Path, tiny: list[str], tmp_path: Path) -> None:

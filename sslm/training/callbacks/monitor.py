@@ -4,7 +4,9 @@ The loss is read from the device only at logged steps; in between nothing waits.
 """
 
 import json
+import os
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,7 @@ class Monitor(Callback):
         self.model_config, self.unigram_loss, self.tracker = model_config, unigram_loss, tracker
         self.bar: TrainingProgress | None = None
         self._has_shown_samples = False
+        self._unwritten: list[str] = []
 
     def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
         """Make the folder, and work out the model's FLOPs and the devices' peak, while nothing else runs."""
@@ -83,6 +86,7 @@ class Monitor(Callback):
     def _begin_at(self, trainer: Trainer, pl_module: Objective) -> None:
         if trainer.is_global_zero:
             self._close()
+            self._unwritten = []
             self.run.drop_metrics_after(trainer.global_step)
             if self.tracker is not None:
                 self.tracker.begin(self.run.rows())
@@ -223,9 +227,21 @@ class Monitor(Callback):
         curves.draw_curves(self.run.rows(), self.run.curves, str(self.run.path), self.unigram_loss)
         self._drawn_at = time.perf_counter()
 
+    def write_rows(self) -> None:
+        """Append the rows that metrics.jsonl lacks so far, or leave it as it was: the disk may be full."""
+        size = self.run.metrics.stat().st_size if self.run.metrics.is_file() else 0
+        try:
+            with open(self.run.metrics, "a", encoding="utf-8") as stream:
+                stream.writelines(self._unwritten)
+        except OSError:
+            with suppress(OSError):
+                os.truncate(self.run.metrics, size)
+            raise
+        self._unwritten = []
+
     def _write(self, row: dict[str, Any]) -> None:
-        with open(self.run.metrics, "a", encoding="utf-8") as stream:
-            stream.write(json.dumps(row, ensure_ascii=False) + "\n")
+        self._unwritten.append(json.dumps(row, ensure_ascii=False) + "\n")
+        self.write_rows()
         if self.tracker is not None:
             self.tracker.write(row)
 

@@ -1,6 +1,7 @@
 """What an error leaves: a checkpoint of all that has been trained, if the weights are sound on all ranks."""
 
 import time
+from collections.abc import Callable
 from contextlib import suppress
 
 import torch.distributed as dist
@@ -22,10 +23,14 @@ class Rescue(Callback):
     """Save what has been trained since the last checkpoint when an error ends the run.
 
     All ranks must end between two updates, and their weights must be finite.
+
+    Args:
+        checkpoint: what saves.
+        write_rows: called before, and may raise: a checkpoint whose steps' rows are not on the disk would lose them.
     """
 
-    def __init__(self, checkpoint: Checkpoint) -> None:
-        self.checkpoint = checkpoint
+    def __init__(self, checkpoint: Checkpoint, write_rows: Callable[[], None]) -> None:
+        self.checkpoint, self.write_rows = checkpoint, write_rows
 
     def on_exception(self, trainer: Trainer, pl_module: Objective, exception: BaseException) -> None:
         has_begun = self.checkpoint.saver is not None
@@ -34,6 +39,8 @@ class Rescue(Callback):
         with suppress(Exception):  # the error itself is what is to be told
             self.checkpoint.finish(RESCUE_SECONDS)
             step = self.checkpoint.step(trainer, pl_module)
+            if trainer.is_global_zero:
+                self.write_rows()
             if step > step_of(self.checkpoint.newest) and all_are_sound(pl_module):
                 self.checkpoint.save(trainer, pl_module)
                 self.checkpoint.finish()
