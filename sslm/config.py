@@ -8,17 +8,14 @@ defaults are the newcomer's run.
 """
 
 import dataclasses
-import json
 import math
 import re
-from collections.abc import Callable, Collection
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from os.path import expanduser
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from sslm.system.errors import UserError, nearest, short, without_secrets
-from sslm.system.other_names import SETTINGS
+from sslm.system.errors import UserError, without_secrets
 from sslm.system.paths import NoHome, as_typed, followed
 from sslm.system.plain_yaml import dump
 
@@ -412,41 +409,6 @@ def parse_stop_after(text: str) -> tuple[float | None, int | None]:
     raise UserError(f"--stop_after {text}: expected a time (3h50m, 90s) or steps (200steps)")
 
 
-WHY_FIXED = {
-    "model": "the weights have its shape; of the model's settings dropout alone may change",
-    "objective": "another objective is another run",
-    "data": "it decides what every batch holds",
-    "seed": "order, noise and dropout follow from it, from the first step on",
-    "seq_len": "it decides what every batch holds",
-    "optim.name": "each optimizer has states of its own",
-    "optim.average_decay": "the average is one over all steps",
-}
-"""Setting or section -> why a run that resumes may not change it, even if it is named."""
-
-
-def parse_resume_with(text: str | None) -> list[str]:
-    """`optim.lr,batch_size` -> their names; UserError if one does not exist, or may not change."""
-    names = [name.strip().removeprefix("--") for name in (text or "").split(",") if name.strip()]
-    for name in names:
-        section, _, key = name.rpartition(".")
-        if name not in FLAGS and not (section in OPEN_SECTIONS and key):
-            close = nearest(name, FLAGS, SETTINGS)
-            raise UserError(f"--resume_with {short(text)}: there is no setting {short(name)}{close}")
-        if not may_change(name, names):
-            why = WHY_FIXED.get(name) or WHY_FIXED[section]
-            raise UserError(f"--resume_with {short(text)}: {short(name)} can't change when a run resumes: {why}")
-    return names
-
-
-def may_change(name: str, named: Collection[str] = ()) -> bool:
-    """Whether a setting may differ from the run's own when it goes on, by itself or because it is named."""
-    if name in FLAGS:
-        allowed = FLAGS[name].metadata.get("may_change", False)
-        return allowed is True or (allowed == "if named" and name in named)
-    section, _, key = name.rpartition(".")
-    return section == "model" and "drop" in key and name in named
-
-
 def to_tree(config: Config) -> dict[str, Any]:
     """Config -> what a YAML file holds; `parse(["--config", FILE])` gives it back, but for secrets in URLs.
 
@@ -479,34 +441,3 @@ def cleaned(value: Any) -> Any:
 
 def to_yaml(config: Config) -> str:
     return dump(to_tree(config))
-
-
-Differences = dict[str, tuple[Any, Any]]
-"""Setting -> (what it was, what it is now)."""
-
-
-def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> Differences:
-    """Find the settings that differ, of those that may not change by themselves; `~/a` equals the whole path."""
-    found: Differences = {}
-    for key in dict.fromkeys([*old, *new]):
-        was, now, name = old.get(key), new.get(key), f"{prefix}{key}"
-        if isinstance(now, dict) and key not in old:  # a section that came after the run began
-            continue
-        if isinstance(was, dict) or isinstance(now, dict):
-            found |= differences(was or {}, now or {}, f"{name}.")
-        elif not may_change(name) and at_paths(was, expanduser, name) != at_paths(now, expanduser, name):
-            found[name] = was, now
-    return found
-
-
-def in_words(found: Differences) -> str:
-    """Say what differs: `optim.lr (was not set, now 0.001)`."""
-    return "; ".join(
-        f"{name} (was {_in_words(name, was)}, now {_in_words(name, now)})" for name, (was, now) in found.items()
-    )
-
-
-def _in_words(name: str, value: Any) -> str:
-    """Write a setting's value as it could stand in YAML; null is "not set", unless it is a choice of its own."""
-    is_default = name not in FLAGS or FLAGS[name].default is None
-    return "not set" if value is None and is_default else json.dumps(value, ensure_ascii=False, default=str)

@@ -11,8 +11,9 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_resume_with, parse_stop_after, to_tree
+from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_stop_after, to_tree
 from sslm.objectives import load_objective
+from sslm.runs.changes import parse_resume_with
 from sslm.system.errors import UserError, nearest, short
 from sslm.system.other_names import SETTINGS
 from sslm.system.paths import local_path

@@ -24,6 +24,7 @@ from sslm.models.head import UNPADDED
 from sslm.models.lstm import LstmForCausalLM  # its module makes transformers know it
 from sslm.models.masks import first_position, no_packed_rows, num_positions, probe_tokens
 from sslm.system.errors import UserError, nearest, one_line, short
+from sslm.system.other_names import SETTINGS
 
 Keys = dict[str, Any]
 """Keys of a config and their values."""
@@ -216,7 +217,10 @@ def _check_keys(config_class: type[PreTrainedConfig], settings: Keys) -> None:
     known = _keys(config_class) | set(config_class.attribute_map)
     for key in settings:
         if key not in known:
-            raise UserError(f"--model.{key}: {config_class.model_type} has no such key{nearest(key, known)}")
+            usual = {other: name.removeprefix("model.") for other, name in SETTINGS.items()}
+            known_as = {other: name for other, name in usual.items() if name in known}
+            close = nearest(key, known, known_as)
+            raise UserError(f"--model.{key}: {config_class.model_type} has no such key{close}")
 
 
 def check_fits(config: PreTrainedConfig, vocab_size: int, seq_len: int) -> None:

@@ -7,8 +7,9 @@ from typing import Any
 
 from transformers import PreTrainedModel
 
-from sslm.config import Config, parse_resume_with
+from sslm.config import Config
 from sslm.data.module import DataModule
+from sslm.runs.changes import parse_resume_with
 from sslm.runs.checkpoints.fetch import fetch, newest_remote, newest_remote_state
 from sslm.runs.checkpoints.folder import (
     NewerFormat,

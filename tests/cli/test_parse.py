@@ -15,9 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sslm.cli.parse import parse
-from sslm.config import FLAGS, SECTIONS, Config, differences, parse_stop_after, to_tree, to_yaml
+from sslm.config import FLAGS, SECTIONS, Config, parse_stop_after, to_tree, to_yaml
 from sslm.models.build import model_config, on_meta
 from sslm.objectives import OBJECTIVES, load_objective
+from sslm.runs.changes import differences
 from sslm.system import other_names
 from sslm.system.errors import UserError
 from sslm.system.plain_yaml import dump

@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sslm.cli.ckpt import main as ckpt
-from sslm.config import FLAGS, WHY_FIXED, may_change, parse_resume_with
+from sslm.config import FLAGS
+from sslm.runs.changes import WHY_FIXED, may_change, parse_resume_with
 from sslm.runs.checkpoints.folder import newest_first, read_state
 from sslm.system.errors import UserError
 from sslm.system.plain_yaml import load

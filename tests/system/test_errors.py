@@ -73,6 +73,7 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--model.model_type", "lama"], ["lama", "did you mean llama?"]),
         (["--model.model_type", "vit"], ["vit", "AutoModelForCausalLM"]),
         (["--model.hiden_size", "64"], ["--model.hiden_size", "did you mean hidden_size?"]),
+        (["--model.n_layer", "2"], ["--model.n_layer", "did you mean num_hidden_layers?"]),
         (["--model.hidden_size", "wide"], ["hidden_size", "int"]),
         (["--model.num_attention_heads", "5"], ["multiple of the number of attention heads"]),
         (["--model.max_position_embeddings", "16"], ["--seq_len 32", "16 positions"]),

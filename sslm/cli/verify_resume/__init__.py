@@ -32,9 +32,10 @@ from rich.table import Table
 from sslm.cli.parse import parse, split_flags
 from sslm.cli.verify_resume.comparison import Comparison, compare
 from sslm.cli.verify_resume.trials import Trial, progress
-from sslm.config import Config, differences, in_words, to_tree
+from sslm.config import Config, to_tree
 from sslm.parallel import launch
 from sslm.parallel.checks import check_processes
+from sslm.runs.changes import differences, in_words
 from sslm.runs.checkpoints.folder import newest_first
 from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError
