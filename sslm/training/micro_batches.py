@@ -6,6 +6,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from sslm.data.stream.batches import StepBatch
+from sslm.system.errors import UserError
 
 
 class MicroBatch(NamedTuple):
@@ -17,6 +18,16 @@ class MicroBatch(NamedTuple):
     position: int
     """Of its first example."""
     is_last: bool
+
+
+def check_batch(batch: StepBatch) -> None:
+    """Refuse a loader's batch that no data module has made into a step's.
+
+    Raises:
+        UserError: the trainer was given loaders alone.
+    """
+    if "scored" not in batch:
+        raise UserError("this batch is not a step's: give the trainer datamodule=DataModule(…), not its loaders")
 
 
 def micro_batches(batch: StepBatch, size: int | None) -> Iterator[MicroBatch]:

@@ -43,7 +43,7 @@ from sslm.training.average import Average
 from sslm.training.dropout import seed_dropout
 from sslm.training.engine import Engine, choose_engine
 from sslm.training.lightning import check_settings, data_of, scheduler_of
-from sslm.training.micro_batches import MicroBatch, micro_batches
+from sslm.training.micro_batches import MicroBatch, check_batch, micro_batches
 from sslm.training.optim import build_optimizer, learning_rate
 from sslm.training.samples import FILLED_IN, NUM_SAMPLES, WRITTEN, filled_in, written
 from sslm.training.validation import ValidationMetrics
@@ -283,6 +283,7 @@ class Objective(LightningModule):
     # -------------------------------------------------------------------------------------------- a step
 
     def training_step(self, batch: StepBatch, batch_idx: int) -> StepOutputs:
+        check_batch(batch)
         batch, totals = self._agree(batch)
         lr, weight = self._set_learning_rate(), self.data_parallel_size / totals.all_scored
         loss_sums = torch.zeros(len(totals.scored), dtype=torch.float32, device=self.device)
@@ -389,6 +390,7 @@ class Objective(LightningModule):
             self.average.take_out(self.network)
 
     def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
+        check_batch(batch)
         for micro in micro_batches(batch, self.micro_batch_size):
             predicted = self.network(**micro.tensors, predict=True)
             correct = self.correct(micro.tensors, predicted.tokens)

@@ -105,6 +105,11 @@ def test_what_does_not_go_is_one_sentence(
         fit(new_data(), model, **settings)
 
 
+def test_a_trainer_with_loaders_alone_is_told_to_take_the_data_module(new_data: NewData) -> None:
+    with pytest.raises(UserError, match="datamodule=DataModule"):
+        Trainer(**QUIET).validate(CausalLM(SMALL), new_data().val_dataloader(), verbose=False)
+
+
 def test_loaders_need_no_trainer(new_data: NewData) -> None:
     data = new_data()
     loader = data.train_dataloader()
