@@ -77,7 +77,8 @@ def _exemption(path: str, layer: nn.Module, name: str, parameter: Tensor) -> str
     expert (GPT-OSS), and A_log one for each channel (Mamba). Dimensions of one make no matrix of a vector (RWKV's time
     mixes), unless it is the weight of a layer that has a single output.
     """
-    if "Norm" in type(layer).__name__ or path.rpartition(".")[2] == "norm":
+    is_norm = "Norm" in type(layer).__name__ or path.rpartition(".")[2] == "norm"
+    if is_norm and not isinstance(layer, nn.Embedding):  # there are normed embeddings
         return "norms"
     if "bias" in name:
         return "biases"

@@ -296,6 +296,14 @@ def test_what_is_no_matrix_does_not_decay_whatever_its_shape(model_type: str) ->
     assert all(kind in told for kind in EXEMPT[model_type])
 
 
+class NormedEmbedding(nn.Embedding):
+    """As Inkling has one."""
+
+
+def test_an_embedding_decays_whatever_it_is_called() -> None:
+    assert [kind for _, kind in exemptions(nn.ModuleDict({"norm": NormedEmbedding(3, 4)}))] == [None]
+
+
 @pytest.mark.parametrize("model_type", ["gpt2", "bert", "t5"])
 def test_all_matrices_and_embeddings_decay_in_the_models_order(model_type: str) -> None:
     model = on_meta_with_two_layers(model_type)
