@@ -50,9 +50,10 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> D
     """Find the settings that differ, of those that may not change by themselves; `~/a` equals the whole path."""
     found: Differences = {}
     for key in dict.fromkeys([*old, *new]):
-        was, now, name = old.get(key), new.get(key), f"{prefix}{key}"
+        name, now = f"{prefix}{key}", new.get(key)
         if isinstance(now, dict) and key not in old:  # a section that came after the run began
             continue
+        was = old.get(key, FLAGS[name].default if name in FLAGS else None)  # of a setting that came since: its default
         if isinstance(was, dict) or isinstance(now, dict):
             found |= differences(was or {}, now or {}, f"{name}.")
         elif not may_change(name) and at_paths(was, expanduser, name) != at_paths(now, expanduser, name):

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from sslm.cli.ckpt import main as ckpt
-from sslm.config import FLAGS
-from sslm.runs.changes import WHY_FIXED, may_change, parse_resume_with
+from sslm.config import FLAGS, Config, DataConfig, to_tree
+from sslm.runs.changes import WHY_FIXED, differences, may_change, parse_resume_with
 from sslm.runs.checkpoints.folder import newest_first, read_state
 from sslm.system.errors import UserError
 from sslm.system.plain_yaml import load
@@ -140,3 +140,10 @@ def test_batches_of_another_size_go_on_at_the_same_example(
     assert "This run is done: 8 of 8 steps" in capsys.readouterr().out
     assert train_tiny(straight, "--batch_size", "5", "--max_steps", "9", "--resume_with", "batch_size,optim.lr") == 0
     assert read_state(newest_first(straight / "checkpoints")[0])["position"] == 57
+
+
+def test_setting_that_came_after_a_run_began_had_its_default() -> None:
+    old, new = to_tree(Config()), to_tree(Config(data=DataConfig(bos="never")))
+    del old["data"]["bos"], old["data"]["special_tokens"], old["anomaly"]
+    assert differences(old, to_tree(Config())) == {}
+    assert differences(old, new) == {"data.bos": ("template", "never")}
