@@ -13,7 +13,7 @@ test: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3
 
 test-slow: .venv/installed-dev
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 3 -m slow --durations 25
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 -m slow --durations 25
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .

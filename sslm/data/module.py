@@ -1,7 +1,7 @@
 """The Lightning DataModule: corpora opened, split, mixed and streamed for an objective."""
 
 import functools
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -16,11 +16,12 @@ from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.tokenizer import Tokenizer
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
 from sslm.data.stream.batches import Batch, Loader, StepBatch, TrainSteps, ValSteps, step_batch, with_tensors
-from sslm.data.stream.recipe import IGNORED, Recipe
+from sslm.data.stream.recipe import Recipe
 from sslm.data.stream.stream import Places, Stream
 from sslm.data.stream.streams import open_streams
 from sslm.data.stream.verify import Verifier
-from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, text_bytes, unspaced_share
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, unspaced_share
+from sslm.data.targets import Counts, bytes_per_target, check_targets, count_targets, nothing_in, unigram_loss
 from sslm.system.errors import UserError
 from sslm.system.files import append_json_lines, json_lines
 from sslm.system.terminal import say
@@ -95,19 +96,16 @@ class DataModule(LightningDataModule):
             self._check_targets()
 
     def _check_targets(self) -> None:
-        """Raise UserError if nothing is scored in the sequences to validate on, or in the first to train on."""
-        val, train = self._val_steps(CHECKED_ROWS), self._train_steps_of(CHECKED_ROWS, substitute=True)
-        is_remote = any(source.corpus.is_remote for source in self.train_stream.sources)
-        to_train = 0 if is_remote else -(-self._num_first_rows // CHECKED_ROWS)
-        for steps, number, which in ((val, val.num_steps, "held-out"), (train, to_train, "first training")):
-            batches = (steps[step] for step in range(number))
-            if number and not any("bad" in batch or (batch["tensors"]["labels"] >= 0).any() for batch in batches):
-                objective = type(self.recipe).__name__.removesuffix("Recipe")
-                nothing = f"{objective} finds nothing to predict in the {which} sequences"
-                why = "documents of one token, or special tokens alone; bring other text"
-                if self.recipe.moves_words:
-                    why = "its words are longer than what it may hide of a sequence; type --objective.unit token"
-                raise UserError(f"{self.config.train or 'the text'}: {nothing}: {why}")
+        """Refuse sequences to validate on, or the first to train on, without targets; remote shards stay there."""
+        val, train = self._val_steps(CHECKED_ROWS), self._first_train_steps(CHECKED_ROWS)
+        for steps, number, which in ((val, val.num_steps, "held-out"), (*train, "first training")):
+            if not any(source.corpus.is_remote for source in steps.stream.sources):
+                check_targets((steps[step] for step in range(number)), self.recipe, which)
+
+    def _first_train_steps(self, batch_size: int) -> tuple[TrainSteps, int]:
+        """The batches that are looked at before the run, and their number."""
+        rows = min(max(UNIGRAM_TOKENS // self.seq_len, 1), self.train_stream.num_windows)
+        return self._train_steps_of(batch_size, substitute=True), -(-rows // batch_size)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -170,65 +168,34 @@ class DataModule(LightningDataModule):
         rows = [row.tolist() for row in self.val_tokens[:UNIGRAM_ROWS]]
         return 0.0 if self.tokenizer is None else unspaced_share("".join(self.tokenizer.batch_decode(rows)))
 
-    @property
-    def _num_first_rows(self) -> int:
-        """Number of training sequences that are looked at before the run."""
-        return min(max(UNIGRAM_TOKENS // self.seq_len, 1), self.train_stream.num_windows)
-
     @functools.cached_property
     def unigram_loss(self) -> float:
         """Held-out loss, in nats, of a model that knows nothing but how often each target comes in training.
 
         The targets of the first training sequences are counted, or of the held-out ones if the training shards are
-        remote, and one more of each entry.
+        remote.
         """
-        train = self._train_steps_of(UNIGRAM_ROWS, substitute=True)
-        seen = held_out = self._held_out_counts
+        seen = self._held_out_counts
         if not any(source.corpus.is_remote for source in self.train_stream.sources):
-            seen = self._target_counts(train[step] for step in range(-(-self._num_first_rows // UNIGRAM_ROWS)))
-        return float(-(held_out * np.log((seen + 1) / (seen + 1).sum())).sum() / max(held_out.sum(), 1))
+            train, number = self._first_train_steps(UNIGRAM_ROWS)
+            seen = count_targets((train[step] for step in range(number)), self.vocab_size)
+        return unigram_loss(self._held_out_counts, seen)
 
     @functools.cached_property
-    def _held_out_counts(self) -> NDArray[np.int64]:
-        """[vocab_size] how often each id is a target in the sequences to validate on."""
+    def _held_out_counts(self) -> Counts:
+        """How often each id is a target in the sequences to validate on; UserError if none is."""
         val = self._val_steps(UNIGRAM_ROWS)
-        return self._target_counts(val[step] for step in range(val.num_steps))
-
-    def _target_counts(self, batches: Iterable[Batch]) -> NDArray[np.int64]:
-        counts = np.zeros(self.vocab_size, np.int64)
-        for batch in batches:
-            if "bad" not in batch:  # the run itself will tell
-                labels = batch["tensors"]["labels"]
-                counts += np.bincount(labels[labels != IGNORED], minlength=len(counts))
+        counts = count_targets((val[step] for step in range(val.num_steps)), self.vocab_size)
+        if not counts.any():
+            raise nothing_in("held-out", self.recipe)
         return counts
 
     @functools.cached_property
     def val_bytes_per_target(self) -> float | None:
-        """Bytes of text, in UTF-8, that a scored token of the held-out sequences stands for; None without a tokenizer.
-
-        A token counts the bytes that its entry stands for. Where the tokenizer loses some of the text (unknown words,
-        capitals, white space), an unknown token counts what the corpus has more on average, and all are scaled to the
-        bytes that the held-out shards had before they were tokenised.
-        """
+        """Bytes of text that a target of the held-out sequences stands for, or None without a tokenizer."""
         if self.tokenizer is None:
             return None
-        table, is_exact = text_bytes(self.tokenizer)
-        if not is_exact:
-            table = self._scaled(table, self.tokenizer.unk_token_id)
-        return float(table @ self._held_out_counts / max(self._held_out_counts.sum(), 1))
-
-    def _scaled(self, table: NDArray[np.float64], unknown: int | None) -> NDArray[np.float64]:
-        """Scale bytes per id to those of the text, as far as the corpora tell."""
-        counts, num_bytes = np.zeros(len(table)), 0
-        for source in self.val_stream.sources:
-            for shard in {region.shard for region in source.regions if region.shard.num_bytes}:
-                counts += np.bincount(source.corpus.tokens(shard), minlength=len(table))
-                num_bytes += shard.num_bytes
-        missing = num_bytes - table @ counts
-        if unknown is not None and counts[unknown] and missing > 0:
-            table[unknown] = missing / counts[unknown]
-        known = table @ counts
-        return table * (num_bytes / known) if known and num_bytes else table
+        return bytes_per_target(self._held_out_counts, self.tokenizer, self.val_stream.sources)
 
     # -------------------------------------------------------------------------------------------- state
 

@@ -5,7 +5,6 @@ patterns never merge across that point, so the pieces' tokens are the whole docu
 a space's mark before each piece.
 """
 
-import codecs
 import io
 import json
 import re
@@ -17,19 +16,16 @@ from typing import Any
 
 from sslm.data.corpus.embedded import EMBEDDED, embedded_documents, embedded_identity
 from sslm.data.corpus.files import COMPRESSIONS, JSON_LINES, find_text, format_of
+from sslm.data.corpus.utf8 import READ_BYTES, Utf8
 from sslm.system.errors import UserError, nearest, one_line
 from sslm.system.files import sha256_of
-from sslm.system.terminal import count, plural
+from sslm.system.terminal import count
 
 Piece = tuple[str, bool]
 """(text, whether the document ends with it)"""
 
 PIECE_CHARS = 1 << 18
 LINE_END = re.compile(r"\w(?=\r?\n)")
-READ_BYTES = 1 << 20
-INVALID_SHARE = 0.01
-"""A file of which a larger share is not UTF-8 is not text."""
-REPLACEMENT = "\ufffd"
 MANY_BLANK_LINES = 100
 """A file of one document with so many blank lines may hold many documents."""
 
@@ -85,79 +81,6 @@ def _compiled(expression: str | None) -> re.Pattern[str] | None:
     if pattern.match(""):
         raise UserError(f"--data.document_separator {expression}: matches the empty text, so it splits every character")
     return pattern
-
-
-# ------------------------------------------------------------------------------------------------ bytes
-
-
-class Utf8:
-    """Turns the bytes of one file into text. Bytes that are not UTF-8 become U+FFFD, and are counted.
-
-    Args:
-        where: the file's name, for the user.
-    """
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.invalid = self.total = 0
-
-    def text(self, data: bytes) -> str:
-        """Decode a whole text.
-
-        Raises:
-            UserError: more than 1 % of what was read so far is not UTF-8, and that is a mebibyte or more.
-        """
-        self.total += len(data)
-        try:
-            return data.decode()
-        except UnicodeDecodeError:
-            text = data.decode(errors="replace")
-            self._replaced(text.count(REPLACEMENT) - data.count(REPLACEMENT.encode()))
-            return text
-
-    def chunks(self, stream: Any) -> Iterator[str]:
-        """Decode a stream chunk by chunk, without a byte order mark. UserError as `text`, and for NUL bytes."""
-        decoder = codecs.getincrementaldecoder("utf-8")("replace")
-        before = b""
-        while chunk := stream.read(READ_BYTES):
-            if b"\0" in chunk:
-                raise UserError(f"{self.where}: not text (NUL bytes at {self.total + chunk.index(0)}); give UTF-8 text")
-            text = decoder.decode(chunk)
-            yield text if self.total else text.removeprefix("\ufeff")
-            self.total += len(chunk)
-            self._replaced(text.count(REPLACEMENT) - (before + chunk).count(REPLACEMENT.encode()))
-            before = chunk[-2:]
-        rest = decoder.decode(b"", final=True)
-        self._replaced(len(rest))
-        yield rest
-
-    def sound(self, text: str) -> str:
-        """Replace halves of surrogate pairs, which JSON can spell, by U+FFFD."""
-        try:
-            text.encode()
-            return text
-        except UnicodeEncodeError:
-            sound = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-            self._replaced(sound.count(REPLACEMENT) - text.count(REPLACEMENT))
-            return sound
-
-    def _replaced(self, number: int) -> None:
-        self.invalid += number
-        if number:
-            self.check(READ_BYTES)
-
-    def check(self, least_bytes: int = 0) -> None:
-        """Raise UserError if more than 1 % is not UTF-8, of `least_bytes` at least."""
-        if self.invalid > INVALID_SHARE * max(self.total, least_bytes):
-            raise UserError(
-                f"{self.where}: not UTF-8 text ({plural(self.invalid, 'place')} in the first {self.total:,} bytes); "
-                f"convert it, for example: iconv -f latin1 -t utf-8 FILE > utf8.txt"
-            )
-
-    def remark(self) -> str | None:
-        """Tell what was replaced, or None if nothing was."""
-        places = plural(self.invalid, "place")
-        return f"{self.where}: {places} not UTF-8, read as U+FFFD" if self.invalid else None
 
 
 # ------------------------------------------------------------------------------------------------ reading files
