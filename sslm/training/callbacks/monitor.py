@@ -36,7 +36,7 @@ class Monitor(Callback):
         total_steps: the run's last step.
         batch_tokens: tokens per optimizer step, over all devices.
         model_config: the model's config, from which its FLOPs follow, or None to leave MFU out.
-        unigram_loss: the loss to be beaten, which curves.png shows, or None.
+        unigram_loss: loss of a baseline that only knows token frequencies, which curves.png shows, or None.
         tracker: what gets each row of metrics.jsonl too, or None.
     """
 
