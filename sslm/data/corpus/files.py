@@ -6,6 +6,7 @@ does not matter at a name's end. What is left out is counted, so that the user c
 
 import glob
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,6 +19,10 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 """Ending of a compressed file -> pyarrow's name of how it is compressed."""
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 FORMATS = (".txt", *JSON_LINES, ".parquet")
+METADATA = re.compile(
+    r"(dataset|dataset_infos?|dataset_dict|state|index|meta(data)?|\w*config|(special_)?token\w*)\.json"
+)
+"""Names of files that tell of the others in a folder."""
 FORMATS_IN_WORDS = f"{', '.join(FORMATS)} (also with {' or '.join(COMPRESSIONS)})"
 
 
@@ -44,8 +49,8 @@ def format_of(file: Path) -> str:
 
 
 def is_text(file: Path) -> bool:
-    """Whether a file's name is of a kind that is read as text."""
-    return format_of(file) in FORMATS
+    """Whether a file's name, in a folder, is of a kind that is read as text."""
+    return format_of(file) in FORMATS and not METADATA.fullmatch(file.name.lower())
 
 
 def find_text(given: str) -> Found | None:
@@ -62,7 +67,7 @@ def find_text(given: str) -> Found | None:
             raise UserError(f"{given}: no text in this folder; expected files ending in {FORMATS_IN_WORDS}")
     elif path.is_file():
         there = [path]
-        if not is_text(path):
+        if format_of(path) not in FORMATS:
             raise UserError(f"{given}: unknown kind of file; expected one ending in {FORMATS_IN_WORDS}")
     elif glob.has_magic(given):
         there = sorted(Path(name) for name in glob.glob(str(path), recursive=True) if os.path.isfile(name))
@@ -73,7 +78,7 @@ def find_text(given: str) -> Found | None:
         raise UserError(f"{given}: there is no such file or folder{nearest(path.name, beside)}")
     else:
         return None
-    files = [file for file in there if is_text(file)]
+    files = there if path.is_file() else [file for file in there if is_text(file)]
     left_out["of another kind"] += len(there) - len(files)
     full = [file for file in files if file.stat().st_size]
     if not full:

@@ -63,6 +63,8 @@ def _find_in_folder(folder: Path, options: Options) -> Found:
     kinds: dict[str | Path, str | None] = {}
     for path in _walk(folder):
         suffix = path.suffix.lower()
+        if suffix == ".parquet" and not path.stat().st_size:  # says nothing of the others
+            continue
         if suffix == ".bin" and (path.with_suffix(".idx").is_file() or _belongs_to_others(path)):
             continue
         alike = suffix if suffix == ".parquet" else path  # the first Parquet file stands for all

@@ -123,11 +123,12 @@ def test_folder_holds_what_its_files_and_links_say(tmp_path: Path) -> None:
     (elsewhere / "d.ndjson").write_text(line.format("d.ndjson"))
     (folder / "linked").symlink_to(elsewhere)
     (elsewhere / "round").symlink_to(folder)
+    (folder / "metadata.json").write_text("[]")
     for name in ("empty.parquet", "empty.jsonl", "notes.md", ".hidden.txt", ".ipynb_checkpoints/a-checkpoint.txt"):
         (folder / name).write_text("hidden" if "." in name[0] else "more" * ("md" in name))
     source = open_source(str(folder), "text", None)
     assert joined(source.pieces()) == ["a.TXT", "b.JSONL.GZ", "c.json.gz", "d.ndjson"]
-    assert source.remarks["files"].endswith("5 files left out (2 empty, 2 hidden, 1 of another kind)")
+    assert source.remarks["files"].endswith("6 files left out (2 empty, 2 hidden, 2 of another kind)")
     assert documents(f"{folder}/*.[TJj]*") == ["a.TXT", "b.JSONL.GZ"]
 
 

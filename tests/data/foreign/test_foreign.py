@@ -403,6 +403,14 @@ def test_other_folders_are_not_taken_for_ids(tmp_path: Path) -> None:
         assert recognise(name) is None, name
 
 
+def test_an_empty_file_and_metadata_say_nothing_of_a_folder_of_ids(tmp_path: Path) -> None:
+    (tmp_path / "a.parquet").touch()
+    pq.write_table(pa.table({"input_ids": [[1, 2]]}), tmp_path / "b.parquet")
+    for name in ("metadata.json", "tokenizer.json"):
+        (tmp_path / name).write_text("{}")
+    assert recognise(tmp_path) == "parquet"
+
+
 # ------------------------------------------------------------------------------------------------ the cache
 
 
