@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sslm.config import DataConfig
 from sslm.data.stream.batches import Loader, TrainSteps
-from sslm.data.stream.recipe import Arrays, Examples, Recipe
+from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
 from sslm.data.stream.streams import open_streams
 
 from . import SEED, Share
@@ -24,8 +26,11 @@ class NextToken(Recipe):
         return seq_len
 
     def make_batch(self, examples: Examples, vocabulary: None, seed: int) -> Arrays:
-        batch = {"input_ids": examples.tokens[:, :-1], "labels": examples.tokens[:, 1:]}
-        return batch if examples.documents is None else batch | {"segment_ids": examples.documents[:, :-1]}
+        inputs, labels, documents = examples.tokens[:, :-1], examples.tokens[:, 1:], examples.documents
+        if documents is None:
+            return {"input_ids": inputs, "labels": labels}
+        labels = np.where(documents[:, 1:] == documents[:, :-1], labels, IGNORED)
+        return {"input_ids": inputs, "labels": labels, "segment_ids": documents[:, :-1]}
 
 
 def prepare(text: Path, tokenizer: Path, out: Path, seq_len: int) -> None:

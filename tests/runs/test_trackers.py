@@ -100,7 +100,7 @@ def test_wandb_has_each_step_once_after_kill_9(tiny: list[str], tmp_path: Path) 
     end = number_of(newest_first(run / "checkpoints")[0]) + 6
     done = train_forked([*arguments, "--max_steps", str(end)], tmp_path / "second", env=env)
     assert done.returncode == 0, done.stdout
-    assert "from step" in done.stdout
+    assert "resuming at step" in done.stdout
     assert not before.exists()
     check_wandb(run, end, env)
 

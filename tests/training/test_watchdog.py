@@ -253,7 +253,8 @@ def assert_told(out: str, rank: int, tmp_path: Path) -> None:
     """That this rank was paused."""
     said = said_of_stall(out)
     assert re.search(
-        rf"rank {rank} \(.*\) stopped first, last seen in step \d+, .*: the process itself is paused, gone, or in .*; "
+        rf"rank {rank} \(.*\) stopped first, last seen in step \d+, .*: the process itself is paused, has ended, or "
+        r"runs .*; "
         r"the stacks of 1 of 2",
         said,
     )
