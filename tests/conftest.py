@@ -103,13 +103,19 @@ def train_tiny(tiny: list[str]) -> TrainTiny:
 
 @pytest.fixture
 def one_compiler() -> Iterator[None]:
-    """torch.compile in this process, without a pool of compilers that outlives the test.
+    """torch.compile in this process, without a pool of compilers that outlives the test; nothing may run uncompiled.
 
     pytest's monkeypatch, undone, would leave torch's config without the entry.
     """
+    import torch._dynamo
     import torch._inductor.config as inductor
 
-    with inductor.patch(compile_threads=1):
+    torch._dynamo.reset()
+    limit = torch._dynamo.config.recompile_limit  # compiling a model's blocks raises it
+    with (
+        inductor.patch(compile_threads=1),
+        torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=limit),
+    ):
         yield
 
 

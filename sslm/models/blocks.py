@@ -9,7 +9,11 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 def blocks(model: nn.Module) -> list[nn.Module]:
     """List a model's blocks in order; each is compiled, recomputed and sharded as a unit."""
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    return [module for module in model.modules() if is_block(module)]
+
+
+def is_block(thing: object) -> bool:
+    return isinstance(thing, GradientCheckpointingLayer)
 
 
 @contextmanager

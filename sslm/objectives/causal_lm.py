@@ -90,7 +90,7 @@ class CausalLM(Objective):
         spread = [data.val_tokens[i * len(data.val_tokens) // NUM_SAMPLES] for i in range(NUM_SAMPLES)]
         length = min(PROMPT_TOKENS, data.seq_len // 2, *map(len, spread))
         prompts = torch.from_numpy(np.stack([row[:length] for row in spread])).to(self.device)
-        with evaluating(self.network):
+        with evaluating(self.network), self.trainer.precision_plugin.val_step_context():
             tokens = sample(self.network, prompts, data.seq_len, SAMPLE_TOKENS, self.seed).tolist()
         decode = data.tokenizer.decode
         return [on_one_line(f"{decode(row[:length])} >> {decode(row[length:])}") for row in tokens]

@@ -7,6 +7,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from sslm.models.blocks import blocks
+from sslm.parallel import compilation
 from sslm.parallel.float8 import use_float8
 from sslm.parallel.recompute import KEEP_ALL, Recompute, parse_recompute, recompute
 from sslm.parallel.tensor_parallel import share_matrices
@@ -51,8 +52,7 @@ def parallelize(
             use_float8(block)
     recompute(model, recomputation)
     if compile_blocks:
-        for block in blocks(model):
-            block.compile()
+        compilation.compile_blocks(blocks(model))
     if mesh is not None and (shards := data_mesh(mesh, replicas)) is not None:
         gathered = torch.bfloat16 if computes_in_bf16 else None
         policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -442,8 +442,11 @@ class Objective(LightningModule):
         """Lines with predictions for a few held-out sequences (see `samples`); all ranks call it together."""
         if data.tokenizer is None:
             return []
-        rows = {name: tensor.to(self.device) for name, tensor in data.val_rows(NUM_SAMPLES).items()}
-        with evaluating(self.network):
-            predicted = self.network(**rows, predict=True).tokens.tolist()
+        size = self.micro_batch_size or data.batch_size // self.data_parallel_size
+        held_out = data.val_rows(-(-NUM_SAMPLES // size) * size)  # in validation's shape, which blocks are compiled for
+        parts = zip(*(tensor.to(self.device).split(size) for tensor in held_out.values()), strict=True)
+        with evaluating(self.network), self.trainer.precision_plugin.val_step_context():
+            predicted = [self.network(**dict(zip(held_out, part, strict=True)), predict=True).tokens for part in parts]
         show = written if self.network.model.config.is_encoder_decoder else filled_in
-        return show(rows["input_ids"].tolist(), rows["labels"].tolist(), predicted, data.tokenizer)
+        ids, labels = (held_out[name][:NUM_SAMPLES].tolist() for name in ("input_ids", "labels"))
+        return show(ids, labels, torch.cat(predicted)[:NUM_SAMPLES].tolist(), data.tokenizer)
