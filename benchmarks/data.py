@@ -18,6 +18,8 @@ import sys
 import tempfile
 import time
 from collections import Counter
+from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -259,12 +261,6 @@ def compare(seen: list[list[str]], old: list[list[str]], new: list[list[str]]) -
 def environment() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "?")
-    versions = {}
-    for package in VERSIONS:
-        try:
-            versions[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     return {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -273,8 +269,17 @@ def environment() -> dict[str, Any]:
         "cores": len(os.sched_getaffinity(0)),
         "memory_bytes": memory,
         "kernel": platform.release(),
-        "versions": versions,
+        "versions": versions(VERSIONS),
     }
+
+
+def versions(packages: Iterable[str]) -> dict[str, str]:
+    """Those of the packages that are installed."""
+    found = {}
+    for package in packages:
+        with suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
 
 
 def importable(names: list[str]) -> list[str]:
