@@ -3,8 +3,8 @@
 Each storage that autograd saves counts once: views cost nothing, and weights are not activations. Attention decides at
 length: fused kernels keep their inputs, their output and one number per row, eager ones the whole matrix. On CPUs torch
 itself chooses the kernel; for GPUs, where a CPU can't ask it, `_FusedAttention` keeps what FlashAttention (Dao 2023,
-arXiv:2307.08691) and the memory-efficient kernel keep. Copies of weights in 16 bits that autocast makes count too:
-autograd keeps them until it has used them.
+arXiv:2307.08691) and the memory-efficient kernel keep, and autocast is CUDA's (`cuda_autocast`). Copies of weights that
+autocast makes in 16 bits count too: autograd keeps them until it has used them.
 
 Not counted: what a kernel needs while it runs, and what compiling saves (see `memory`).
 """
@@ -12,7 +12,7 @@ Not counted: what a kernel needs while it runs, and what compiling saves (see `m
 import copy
 import inspect
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -28,6 +28,7 @@ from transformers import PreTrainedModel
 from sslm.models.blocks import blocks
 from sslm.models.head import LanguageModel
 from sslm.models.masks import no_packed_rows
+from sslm.parallel.planning.cuda_autocast import cuda_autocast
 from sslm.parallel.recompute import ATTENTION, MATMULS
 from sslm.parallel.tensor_parallel import planned
 
@@ -104,11 +105,16 @@ def measure(
             rows = {name: torch.empty(size, *shape, dtype=torch.long) for name, shape in shapes.items()}
             record = _Record(network)
             kernels: Any = _OfGpus(record) if on_gpu else nullcontext()
-            cast = torch.autocast("cpu", autocast, enabled=autocast is not None, cache_enabled=False)
-            with record.watching(), no_packed_rows(), cast, kernels:
+            with record.watching(), no_packed_rows(), _autocast(autocast, on_gpu), kernels:
                 network(**rows)
         runs.append(record)
     return Activations(runs[0].kept(), runs[1].kept(), runs[0].has_head)
+
+
+def _autocast(dtype: torch.dtype | None, on_gpu: bool) -> AbstractContextManager[None]:
+    if dtype is None:
+        return nullcontext()
+    return cuda_autocast(dtype) if on_gpu else torch.autocast("cpu", dtype, cache_enabled=False)
 
 
 def by_formula(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], *, bytes_per_number: int) -> Activations:
@@ -260,12 +266,13 @@ class _OfGpus(TorchFunctionMode):
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
             output = _fused_attention(*args, **kwargs)
-            self.record.note_product(output)
+            if not (args[4:] or [kwargs.get("dropout_p", 0.0)])[0]:  # with dropout it is computed again
+                self.record.note_product(output)
             return output
+        if function is torch.lstm:
+            return _FusedLstm.over(*args)
         if function is F.dropout and (args[1:] or [kwargs.get("p", 0.5)])[0] and kwargs.get("training", True):
             return torch.native_dropout(args[0], 0.5, True)[0]  # keeps one byte per number
-        if function is F.layer_norm and torch.is_autocast_enabled("cpu"):
-            return function(args[0].float(), *args[1:], **kwargs)  # as autocast does there
         return function(*args, **kwargs)
 
 
@@ -287,4 +294,23 @@ class _FusedAttention(torch.autograd.Function):
         output = query.new_empty(batch, length, heads, value.shape[-1]).transpose(1, 2)  # as the kernels lay it
         of_rows = query.new_empty(batch, heads, length, dtype=torch.float32)
         ctx.save_for_backward(query, key, value, output, of_rows, mask)
+        return output
+
+
+class _FusedLstm(torch.autograd.Function):
+    """Keep what cuDNN keeps beside its buffer: the sequence that comes in, the one that goes out, and the weights."""
+
+    @staticmethod
+    def over(inputs: Tensor, _: Any, weights: list[Tensor], *how: Any) -> tuple[Tensor, Tensor, Tensor]:
+        """Stand in for `torch.lstm` with one layer in one direction."""
+        if torch.is_autocast_enabled("cpu"):
+            dtype = torch.get_autocast_dtype("cpu")
+            inputs, weights = inputs.to(dtype), [weight.to(dtype) for weight in weights]
+        output: Tensor = _FusedLstm.apply(inputs, *weights)  # type: ignore[no-untyped-call]
+        return output, output, output
+
+    @staticmethod
+    def forward(ctx: Any, inputs: Tensor, *weights: Tensor) -> Tensor:
+        output = inputs.new_empty(*inputs.shape[:-1], weights[1].shape[1])
+        ctx.save_for_backward(inputs, output, *weights)
         return output

@@ -157,25 +157,26 @@ def batch_memory(
 
     Args:
         recomputation: selective keeps the outputs of matmuls and attention, full a block's input alone; a budget lies
-            between full and none. One block's activations are computed again at a time.
+            between full and none. One block's activations are computed again at a time, when the logits are gone.
         compiled: whether blocks are compiled.
         scored_share: fraction of the places that the head works on, if it gets the scored places alone.
         logits: numbers in the logits of a sequence's scored places. Besides what the head keeps, two gradients of these
             exist at once, in fp32.
     """
     kept = activations.of(micro_batch_size)
+    head = kept.head * (scored_share if activations.has_head else 1.0) + 8 * logits * micro_batch_size
+    again = max(kept.largest - head, 0)
     checkpointed = kept.outside + kept.inputs + kept.repeated
     everything = kept.outside + kept.inputs + kept.inside
     selected = checkpointed + kept.products
     chosen = recomputation.budget * (min(selected, everything) - checkpointed)
     amount = {
         "none": selected if compiled else everything,
-        "selective": selected + kept.largest,
-        "full": checkpointed + kept.largest,
-        "budget": checkpointed + chosen + (1 - recomputation.budget) * kept.largest,
+        "selective": selected + again,
+        "full": checkpointed + again,
+        "budget": checkpointed + chosen + (1 - recomputation.budget) * again,
     }[recomputation.kind]
-    head = kept.head * (scored_share if activations.has_head else 1.0)
-    return Memory(activations=min(amount, everything), logits=head + 8 * logits * micro_batch_size)
+    return Memory(activations=min(amount, everything), logits=head)
 
 
 def largest_micro_batch(rows: int, available: float, total: Callable[[int], float]) -> int | None:
