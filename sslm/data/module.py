@@ -24,6 +24,7 @@ from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, uns
 from sslm.data.targets import Counts, bytes_per_target, check_targets, count_targets, nothing_in, unigram_loss
 from sslm.system.errors import UserError
 from sslm.system.files import append_json_lines, json_lines
+from sslm.system.ranks import is_first_of_node
 from sslm.system.terminal import say
 
 UNIGRAM_TOKENS, UNIGRAM_ROWS = 1 << 19, 64
@@ -342,7 +343,7 @@ class DataModule(LightningDataModule):
     def _step_batch(self, batch: Batch, step: int) -> StepBatch:
         trainer = self.trainer
         assert trainer is not None
-        if self._verifier is None and trainer.local_rank == 0:
+        if self._verifier is None and is_first_of_node(trainer.local_rank):
             self._verifier = Verifier([*self.val_stream.sources, *self.train_stream.sources])
         if self._verifier is not None:
             batch = self._with_what_is_bad(batch, self._verifier, is_last=step + 1 == self.num_steps)

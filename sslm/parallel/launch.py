@@ -147,9 +147,17 @@ def devices(config: Config) -> Devices:
         if asked and asked > most:
             raise UserError(f"--devices {asked}: this machine has {plural(cores, 'CPU core')}; give at most {most}")
         return Devices("cpu", asked or 1, num_nodes)
-    if asked and asked > gpus:
+    if asked and asked > gpus and not have_own_gpus(asked):
+        if under_srun():
+            tasks_here = f"srun started {plural(asked, 'task')} on each node, and this one sees {plural(gpus, 'GPU')}"
+            raise UserError(f"{tasks_here}; give srun --gpus-per-task=1, or --ntasks-per-node={gpus}")
         raise UserError(f"--devices {asked}: this machine has {plural(gpus, 'GPU')}; give at most {gpus}")
     return Devices("gpu", asked or gpus, num_nodes)
+
+
+def have_own_gpus(tasks: int) -> bool:
+    """Whether srun gave each task of a node GPUs that it alone sees, as with --gpus-per-task: its first one counts."""
+    return under_srun() and torch.cuda.device_count() < tasks <= int(os.environ.get("SLURM_GPUS_ON_NODE", 0))
 
 
 def _started_by_torchrun(asked: int | None) -> tuple[int, int]:

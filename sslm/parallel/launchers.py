@@ -22,10 +22,19 @@ GRACE_SECONDS = 5.0
 
 
 class Slurm(SLURMEnvironment):
-    """Ranks and rendezvous by SLURM; see docs/lessons.md, "A requeued SLURM job meets its former self"."""
+    """Ranks and rendezvous by SLURM; see docs/lessons.md, "A requeued SLURM job meets its former self".
 
-    def __init__(self) -> None:
+    Args:
+        own_gpus: whether each task sees GPUs of its own alone, so that the numbers of all tasks' devices are 0.
+    """
+
+    def __init__(self, own_gpus: bool = False) -> None:
         super().__init__(auto_requeue=False)
+        self.own_gpus = own_gpus
+
+    def local_rank(self) -> int:
+        """The number of this task's device among those that it sees."""
+        return 0 if self.own_gpus else super().local_rank()
 
     @staticmethod
     def _validate_srun_variables() -> None:

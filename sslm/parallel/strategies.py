@@ -12,7 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Sin
 from torch import Tensor
 
 from sslm.config import Config
-from sslm.parallel.launch import Launch
+from sslm.parallel.launch import Launch, have_own_gpus
 from sslm.parallel.launchers import Slurm
 from sslm.system.ranks import under_srun, under_torchrun
 
@@ -48,6 +48,11 @@ def strategy_and_precision(config: Config, launch: Launch) -> tuple[Strategy, Pr
 class Replicated(DDPStrategy):
     """DDP that sums gradients in fp32, whatever the weights are in."""
 
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Ranks that share a batch: all processes; Lightning counts the GPUs that each sees, which may be one."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
     def configure_ddp(self) -> None:
         super().configure_ddp()
         model: Any = self.model
@@ -67,17 +72,18 @@ def mean_in_fp32(state: Any, bucket: dist.GradBucket) -> torch.futures.Future[Te
 def trainer_settings(config: Config, launch: Launch) -> dict[str, Any]:
     """Return the Trainer's accelerator, devices, num_nodes, strategy and plugins (precision, cluster)."""
     strategy, precision = strategy_and_precision(config, launch)
+    own_gpus = launch.accelerator == "gpu" and have_own_gpus(launch.devices)
     return {
         "accelerator": launch.accelerator,
-        "devices": launch.devices,
+        "devices": 1 if own_gpus else launch.devices,
         "num_nodes": launch.num_nodes,
         "strategy": strategy,
-        "plugins": [precision, *_cluster()],
+        "plugins": [precision, *_cluster(own_gpus)],
     }
 
 
-def _cluster() -> list[Any]:
+def _cluster(own_gpus: bool) -> list[Any]:
     """Return the plugin that says which rank this is; none if Lightning sees it by itself."""
     if under_torchrun() or "SLURM_NTASKS" not in os.environ:
         return []
-    return [Slurm() if under_srun() else LightningEnvironment()]
+    return [Slurm(own_gpus) if under_srun() else LightningEnvironment()]

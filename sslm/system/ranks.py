@@ -26,6 +26,11 @@ def is_child() -> bool:
     return os.environ.get("LOCAL_RANK", "0") != "0" and not under_torchrun() and not under_srun()
 
 
+def is_first_of_node(local_rank: int) -> bool:
+    """Whether this is the first of its node's processes: all of srun's tasks may have local rank 0 (see `Slurm`)."""
+    return (os.environ["SLURM_LOCALID"] == "0") if under_srun() else local_rank == 0
+
+
 def under_torchrun() -> bool:
     return "TORCHELASTIC_RUN_ID" in os.environ
 

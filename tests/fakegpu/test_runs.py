@@ -28,3 +28,14 @@ def test_losses_in_fp32_are_those_of_the_cpu(
     assert done.code == 0, done.said
     assert losses_of(done.run) == pytest.approx(cpu, abs=2e-5)
     assert json.loads(dtypes.read_text()).keys() == {"float32"}
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed_2"])
+def test_sruns_tasks_may_see_one_gpu_each(
+    strategy: str, gpus: FakeGpus, cpu: list[float], tiny: list[str], tmp_path: Path
+) -> None:
+    flags = ["--accelerator", "gpu", "--strategy", strategy, "--precision", "32"]
+    done = gpus.train(tmp_path / "run", [*tiny, *flags], world=2, verb=("train_as_task",))
+    assert done.code == 0, done.said
+    assert "Launch: 2 GPUs, " in done.said
+    assert losses_of(done.run) == pytest.approx(cpu, abs=2e-5)

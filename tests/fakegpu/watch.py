@@ -1,6 +1,7 @@
 """What runs in the forked processes: `sslm train`, with an eye on what the host and the device do."""
 
 import json
+import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,17 @@ MATMULS = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"}
 
 
 def train(arguments: list[str]) -> int:
+    return main(arguments)
+
+
+def train_as_task(arguments: list[str]) -> int:
+    """Train as a task of srun --gpus-per-task=1, which sees one GPU."""
+    rank, world = os.environ["RANK"], os.environ["WORLD_SIZE"]
+    for name in ("TORCHELASTIC_RUN_ID", "RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        del os.environ[name]
+    task = {"PROCID": rank, "LOCALID": rank, "NODEID": "0", "NTASKS": world, "NNODES": "1", "GPUS_ON_NODE": world}
+    job = {"JOB_ID": "7", "JOB_NAME": "sslm", "STEP_ID": "0", "NODELIST": "node1"}
+    os.environ |= {f"SLURM_{name}": value for name, value in (task | job).items()} | {"FAKE_GPUS": "1"}
     return main(arguments)
 
 

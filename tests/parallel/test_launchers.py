@@ -7,12 +7,14 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 
 from sslm.cli.parse import parse
-from sslm.parallel.launch import data_parallel_size
+from sslm.parallel.launch import Launch, data_parallel_size, devices
 from sslm.parallel.launchers import Slurm
+from sslm.parallel.strategies import trainer_settings
 from sslm.system.errors import UserError
-from sslm.system.ranks import is_first_process
+from sslm.system.ranks import is_first_of_node, is_first_process
 from tests.support.processes import free_port, kill_group, run_command, start_command, train_forked
 from tests.support.runs import ranks_of, wait_for_step
 
@@ -123,6 +125,30 @@ def test_sruns_tasks_are_the_ranks(srun: pytest.MonkeyPatch) -> None:
         data_parallel_size(parse(["--accelerator", "cpu", "--devices", "2"]))
     with pytest.raises(UserError, match=r"--num_nodes 3: srun started 4 tasks on each of 2 nodes"):
         data_parallel_size(parse(["--accelerator", "cpu", "--num_nodes", "3"]))
+
+
+def test_tasks_that_see_one_gpu_each_are_ranks_on_device_0(srun: pytest.MonkeyPatch) -> None:
+    srun.setattr(torch.cuda, "device_count", lambda: 1)
+    srun.setenv("SLURM_GPUS_ON_NODE", "4")  # as under srun --gpus-per-task=1
+    config = parse(["--accelerator", "gpu"])
+    assert devices(config) == ("gpu", 4, 2)
+    launch = Launch("gpu", 4, 2, "ddp", "32")
+    settings = trainer_settings(config, launch)
+    cluster = settings["plugins"][-1]
+    assert (settings["devices"], settings["num_nodes"]) == (1, 2)
+    assert (cluster.world_size(), cluster.global_rank(), cluster.local_rank(), cluster.node_rank()) == (8, 7, 0, 1)
+    assert not is_first_of_node(cluster.local_rank())
+    srun.setattr(torch.cuda, "device_count", lambda: 4)
+    assert trainer_settings(config, launch)["devices"] == 4
+    assert trainer_settings(config, launch)["plugins"][-1].local_rank() == 3
+
+
+def test_tasks_that_would_share_a_gpu_are_refused(srun: pytest.MonkeyPatch) -> None:
+    srun.setattr(torch.cuda, "device_count", lambda: 1)
+    srun.setenv("SLURM_GPUS_ON_NODE", "1")
+    give = r"give srun --gpus-per-task=1, or --ntasks-per-node=1"
+    with pytest.raises(UserError, match=rf"srun started 4 tasks on each node, and this one sees 1 GPU; {give}"):
+        devices(parse(["--accelerator", "gpu"]))
 
 
 def test_the_shell_of_a_batch_script_is_no_task(srun: pytest.MonkeyPatch) -> None:

@@ -115,7 +115,8 @@ def here(accelerator: str, devices: int, num_nodes: int = 1) -> Machine:
     """
     if accelerator == "cpu":
         return cpu(devices, num_nodes)
-    properties = [torch.cuda.get_device_properties(number) for number in range(devices)]
+    visible = range(min(devices, torch.cuda.device_count()))  # of srun's tasks, each may see its own GPU alone
+    properties = [torch.cuda.get_device_properties(number) for number in visible]
     name, gpu = properties[0].name, listed(properties[0].name)
     peak, price = (gpu.peak, gpu.price) if gpu else (None, None)
     memory = min(device.total_memory for device in properties)
