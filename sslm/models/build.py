@@ -22,7 +22,7 @@ from transformers.models.auto.modeling_auto import (
 from sslm.models.blocks import evaluating
 from sslm.models.head import UNPADDED
 from sslm.models.lstm import LstmForCausalLM  # its module makes transformers know it
-from sslm.models.masks import first_position, no_packed_rows, num_positions, probe_tokens
+from sslm.models.masks import first_position, num_positions, probe_tokens, unread_masks
 from sslm.system.errors import UserError, nearest, one_line, short
 from sslm.system.other_names import SETTINGS
 
@@ -299,7 +299,7 @@ def check_runs(model: PreTrainedModel, auto_class: str) -> None:
         try:
             ids = torch.zeros(1, 4, dtype=torch.long, device=device)
             both = {"decoder_input_ids": ids} if candidate.config.is_encoder_decoder else {}
-            with no_packed_rows():
+            with unread_masks(candidate):
                 candidate.train()(input_ids=ids, **both, use_cache=False)
         except Exception as error:
             return _brief(error)

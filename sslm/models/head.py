@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.models.blocks import evaluating
-from sslm.models.masks import document_logits, probe_tokens
+from sslm.models.masks import document_logits, probe_tokens, unread_masks
 
 IGNORED = nn.CrossEntropyLoss().ignore_index
 """Label of a place that is not scored: torch's -100."""
@@ -115,10 +115,11 @@ class LanguageModel(nn.Module):
         """[batch, places, model's vocab_size]."""
         self._places, self._is_first_lookup = places if self._gathers_in_head else None, True
         try:
-            if segment_ids is None:
-                logits: Tensor = self.model(**inputs, use_cache=False).logits
-            else:
-                logits = document_logits(self.model, segment_ids, decoder_segment_ids, **inputs)
+            with unread_masks(self.model):
+                if segment_ids is None:
+                    logits: Tensor = self.model(**inputs, use_cache=False).logits
+                else:
+                    logits = document_logits(self.model, segment_ids, decoder_segment_ids, **inputs)
         finally:
             self._places = None
         return logits if places is None or self._gathers_in_head else gathered(logits, places)

@@ -95,13 +95,55 @@ def attention_within(segment_ids: Tensor) -> Iterator[None]:
     def same_document(batch: Tensor, head: Tensor, query: Tensor, key: Tensor) -> Tensor:
         return segment_ids[batch, query] == segment_ids[batch, key]
 
-    for name in IMPLEMENTATIONS:
-        ALL_MASK_ATTENTION_FUNCTIONS[name] = partial(within, ALL_MASK_ATTENTION_FUNCTIONS[name])
+    with _masks_made_by(within), _packed_as(segment_ids):
+        yield
+
+
+@contextmanager
+def unread_masks(model: PreTrainedModel) -> Iterator[None]:
+    """Let a model run without a look at what masks and positions contain, for which the host would wait.
+
+    Rows packed with documents are told by `segment_ids`, so none are searched for; a mask of padding is applied even
+    if nothing is padding; and what a decoder reads of itself has no padding: its targets alone are scored.
+    """
+    has_decoder = model.config.is_encoder_decoder
+
+    def unread(make_mask: Callable[..., Tensor], *, attention_mask: Tensor | None = None, **how: Any) -> Tensor:
+        if has_decoder and how.get("allow_is_causal_skip"):  # ones that the decoder has made
+            attention_mask = None
+        if attention_mask is not None:
+            how |= {"allow_is_causal_skip": False, "allow_is_bidirectional_skip": False}
+        return make_mask(attention_mask=attention_mask, **how)
+
+    with _masks_made_by(unread), _packed_as(None):
+        yield
+
+
+@contextmanager
+def _packed_as(segment_ids: Tensor | None) -> Iterator[None]:
+    """Tell transformers which rows are packed, and how: chunks of attention begin anew with each document.
+
+    See docs/lessons.md, "The search for packed rows looks at contents".
+    """
+    found = masking_utils.find_packed_sequence_indices
+    masking_utils.find_packed_sequence_indices = lambda *_, **__: segment_ids
     try:
         yield
     finally:
-        for name in IMPLEMENTATIONS:
-            del ALL_MASK_ATTENTION_FUNCTIONS[name]
+        masking_utils.find_packed_sequence_indices = found
+
+
+@contextmanager
+def _masks_made_by(make: Callable[..., Tensor]) -> Iterator[None]:
+    """Let `make` make all masks meanwhile; its first argument is what makes them otherwise."""
+    before = {name: ALL_MASK_ATTENTION_FUNCTIONS[name] for name in IMPLEMENTATIONS}
+    for name, make_mask in before.items():
+        ALL_MASK_ATTENTION_FUNCTIONS[name] = partial(make, make_mask)
+    try:
+        yield
+    finally:
+        for name, make_mask in before.items():
+            ALL_MASK_ATTENTION_FUNCTIONS[name] = make_mask
 
 
 def cross_mask(model: PreTrainedModel, decoder_segment_ids: Tensor, segment_ids: Tensor) -> Tensor:
@@ -239,14 +281,3 @@ def probe_tokens(model: PreTrainedModel, shift: int = 0) -> Tensor:
     allowed = torch.tensor([n for n in range(config.vocab_size) if n != getattr(config, "pad_token_id", None)])
     chosen = torch.arange(min(PROBE_TOKENS, most)) * 7 + shift + 5
     return allowed[chosen % len(allowed)][None].to(model.device)
-
-
-@contextmanager
-def no_packed_rows() -> Iterator[None]:
-    """Let a model run on the meta device. See docs/lessons.md, "The search for packed rows needs contents"."""
-    found = masking_utils.find_packed_sequence_indices
-    masking_utils.find_packed_sequence_indices = lambda *_, **__: None
-    try:
-        yield
-    finally:
-        masking_utils.find_packed_sequence_indices = found

@@ -144,16 +144,21 @@ class DeepSpeedCasting(DeepSpeedPrecision):
         in_bf16 = torch.autocast(launch.device_type, torch.bfloat16, cache_enabled=False)
         self.autocast = in_bf16 if launch.autocasts_to_bf16 else None
 
-    def convert_module(self, module: nn.Module) -> nn.Module:
-        return module
+    def convert_module(self, module: Any) -> nn.Module:
+        """Let the network autocast by itself.
+
+        See docs/lessons.md, "DeepSpeed switches off autocast that stands around it".
+        """
+        if self.autocast is not None:
+            module.network.forward = self.autocast(module.network.forward)
+        return module  # type: ignore[no-any-return]
 
     def convert_input(self, data: Any) -> Any:
         return data
 
     @contextlib.contextmanager
     def forward_context(self) -> Iterator[None]:
-        with self.autocast or contextlib.nullcontext():
-            yield
+        yield
 
 
 class DeepSpeed(DeepSpeedStrategy):
@@ -223,13 +228,13 @@ class DeepSpeedEngine:
         self.optimizer, self.states = optimizer, DeepSpeedStates(network, zero, strategy.root_device)
         self.loss_scaler = DeepSpeedLossScale(zero.loss_scaler) if zero.loss_scaler.dynamic else None
 
-    def step(self, is_anomalous: Callable[[Tensor], bool]) -> Tensor:
+    def step(self, number: int, judge: Callable[[Tensor], Tensor | None]) -> Tensor:
         self.is_updating = True
         self.optimizer.step()
         self.is_updating = False
         self.optimizer.zero_grad()
         norm = torch.as_tensor(self.engine.get_global_grad_norm())
-        is_anomalous(norm)
+        judge(norm)
         return norm
 
     def before_update(self) -> None:

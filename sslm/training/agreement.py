@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
+from lightning.pytorch import Trainer
 from torch import Tensor
 
 from sslm.data.module import DataModule
@@ -74,21 +75,21 @@ def agree_on_bad_shards(
     return amendments
 
 
-def agree_on_loss(
-    loss: Tensor, grad_norm: Tensor, is_leader: bool, group: dist.ProcessGroup | None
-) -> tuple[float, float]:
-    """The global batch's mean loss, and the first rank's gradient norm; the host waits for the device.
+def agree_on_outcome(loss: Tensor, grad_norm: Tensor, is_leader: bool, trainer: Trainer) -> Tensor:
+    """The global batch's mean loss and the first rank's gradient norm, [2] in fp64, on the device; the host goes on.
 
     Args:
         loss: this share's part of the mean.
+        grad_norm: of the whole model.
         is_leader: as in `agree`.
+        trainer: all of its ranks call this together.
     """
-    mine = torch.stack([loss if is_leader else torch.zeros_like(loss), grad_norm.to(loss)]).cpu()
-    if group is None:
-        return float(mine[0]), float(mine[1])
-    everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(everyone, mine, group=group)
-    return sum(float(part) for part, _ in everyone), float(everyone[0][1])
+    nothing = torch.zeros_like(loss)
+    is_first = trainer.is_global_zero
+    both = torch.stack([loss if is_leader else nothing, grad_norm.to(loss) if is_first else nothing])
+    if trainer.world_size > 1:
+        dist.all_reduce(both)
+    return both
 
 
 def _as_int64(word: int) -> int:

@@ -23,9 +23,14 @@ class Average:
         self._set_aside: list[Tensor] = []
 
     @torch.no_grad()
-    def update(self) -> None:
+    def update(self, withheld: Tensor | None = None) -> None:
+        """Move towards the weights; not at all if `withheld`, a scalar on the device, is 1."""
         averages = [local_part(tensor) for tensor in self.tensors.values()]
-        torch._foreach_lerp_(averages, [weight.float() for weight in self._weights], 1 - self.decay)
+        changes = torch._foreach_sub([weight.float() for weight in self._weights], averages)
+        torch._foreach_mul_(changes, 1 - self.decay)
+        if withheld is not None:
+            torch._foreach_mul_(changes, 1 - withheld)
+        torch._foreach_add_(averages, changes)
 
     @torch.no_grad()
     def put_in(self, network: nn.Module) -> None:

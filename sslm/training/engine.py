@@ -14,8 +14,9 @@ from sslm.models.head import LanguageModel
 from sslm.parallel.deepspeed import DeepSpeed
 from sslm.runs.checkpoints.states import States
 from sslm.runs.checkpoints.tensors import Tensors
+from sslm.system.errors import UserError
 from sslm.training.average import Average
-from sslm.training.optim import clip_gradient, make_moments
+from sslm.training.optim import AdamW, clipping_scale, gradient_norm
 
 
 class LossScaler(Protocol):
@@ -34,6 +35,10 @@ class RunStates(Protocol):
     def load(self, checkpoint: Path) -> None: ...
 
 
+Judge = Callable[[Tensor], Tensor | None]
+"""Gradient norm -> 1 if the step is anomalous, else 0, a scalar on the device; or None if nobody looks."""
+
+
 class Engine(Protocol):
     """What takes an optimizer step, once all gradients are there."""
 
@@ -42,12 +47,13 @@ class Engine(Protocol):
     is_updating: bool
     """Whether weights and optimizer states are between two steps' values."""
 
-    def step(self, is_anomalous: Callable[[Tensor], bool]) -> Tensor:
+    def step(self, number: int, judge: Judge) -> Tensor:
         """Clip the gradient, update the weights, and forget the gradient; all ranks call it together.
 
         Args:
-            is_anomalous: asked once, with the gradient norm before clipping. If it says yes, the update is left out, if
-                `can_withhold`.
+            number: the step's, counted from 0.
+            judge: asked once, with the gradient norm before clipping. Where it says 1, the update is left out, if
+                `can_withhold`; the host need not know.
 
         Returns:
             The gradient norm before clipping, a scalar.
@@ -78,27 +84,34 @@ class PlainEngine:
         average: Average | None,
     ) -> None:
         self.network, self.optimizer, self.loss_scaler = network, optimizer, scaler
-        self.max_norm = clip_norm or float("inf")
+        self.clip_norm, self.average = clip_norm, average
         averages = None if average is None else average.tensors
-        make_moments(optimizer.optimizer)
-        self.states = States(network, optimizer.optimizer, averages)
+        if not isinstance(optimizer.optimizer, AdamW):
+            what = f"configure_optimizers gave {type(optimizer.optimizer).__name__}"
+            raise UserError(f"{what}; give an optimizer made by build_optimizer, of sslm.training.optim")
+        self.update = optimizer.optimizer
+        self.update.make_states()
+        self.states = States(network, self.update, averages)
         self.is_updating = False
 
-    def step(self, is_anomalous: Callable[[Tensor], bool]) -> Tensor:
-        self.is_anomalous = is_anomalous
+    def step(self, number: int, judge: Judge) -> Tensor:
+        self.update.step_number, self.judge = number, judge
         self.is_updating = True
         self.optimizer.step()
         self.is_updating = False
         self.optimizer.zero_grad()
+        if self.average is not None:
+            self.average.update(self.update.withheld)
         return self.grad_norm
 
     def before_update(self) -> None:
-        optimizer = self.optimizer.optimizer
-        if self.loss_scaler is not None and getattr(optimizer, "_step_supports_amp_scaling", False):
-            self.loss_scaler.unscale_(optimizer)  # Lightning leaves it to fused optimizers, which do it after clipping
-        self.grad_norm = clip_gradient(self.network.parameters(), self.max_norm)
-        if self.is_anomalous(self.grad_norm):
-            optimizer.zero_grad()  # a weight without gradient stays as it is, and so do its moments and count of steps
+        if self.loss_scaler is not None:
+            self.loss_scaler.unscale_(
+                self.update
+            )  # Lightning leaves it to fused optimizers, which do it after clipping
+        self.grad_norm = gradient_norm(self.network.parameters())
+        self.update.grad_scale = None if self.clip_norm is None else clipping_scale(self.grad_norm, self.clip_norm)
+        self.update.withheld = self.judge(self.grad_norm)
 
 
 def choose_engine(

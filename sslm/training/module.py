@@ -4,7 +4,6 @@
 mean over all scored tokens of the global batch. Dropout follows from (seed, position): no random state is saved.
 """
 
-import math
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
@@ -37,8 +36,9 @@ from sslm.system.errors import UserError
 from sslm.system.terminal import say
 from sslm.training import saved
 from sslm.training.adversarial import adversarial_losses
-from sslm.training.agreement import StepTotals, agree, agree_on_bad_shards, agree_on_loss
-from sslm.training.anomalies import Anomaly, AnomalyDetector
+from sslm.training.agreement import StepTotals, agree, agree_on_bad_shards, agree_on_outcome
+from sslm.training.anomalies import LAG, Anomaly, AnomalyDetector
+from sslm.training.arrival import Arrival
 from sslm.training.average import Average
 from sslm.training.dropout import seed_dropout
 from sslm.training.engine import Engine, choose_engine
@@ -61,7 +61,10 @@ class StepOutputs(TypedDict):
     lr: float
     grad_norm: Tensor
     """Before clipping, a scalar."""
-    anomaly: Anomaly | None
+    anomalies: list[Anomaly]
+    """Those that became known with this step: its own may be told up to two steps later."""
+    num_known: int
+    """Steps from the run's beginning whose anomalies are known."""
     totals: StepTotals
 
 
@@ -129,6 +132,8 @@ class Objective(LightningModule):
         self.network: LanguageModel = None  # type: ignore[assignment]  # built in configure_model
         self.stop_requested = self.save_requested = self.save_failed = False
         """A rank's request to stop, to save, or to end because saving failed; all learn of it with the next step."""
+        self.settles = False
+        """Whether all of the next step must be known when it ends, as for a validation or a checkpoint."""
         self.validated_at: int | None = None
         self.batch_ended_at = 0.0
         """When the last batch and all that was done after it (validation, saving) ended, by time.perf_counter."""
@@ -290,29 +295,40 @@ class Objective(LightningModule):
         for micro in micro_batches(batch, self.micro_batch_size):
             loss_sums.index_add_(0, micro.sources, self._losses(micro, weight).float())
         mean_loss, loss = loss_sums.double().sum() / totals.all_scored, loss_sums.sum() * weight
-        grad_norm = self.engine.step(partial(self._is_anomalous, self.global_step, mean_loss))
+        grad_norm = self.engine.step(self.global_step, partial(self._judge, self.global_step, mean_loss))
         if (scheduler := scheduler_of(self.trainer)) is not None:
             scheduler.step()
-        if self.average is not None and self.anomaly_detector.last is None:
-            self.average.update()
-        if self.global_step % self.trainer.log_every_n_steps == 0:
+        is_logged = self.global_step % self.trainer.log_every_n_steps == 0
+        anomalies, num_known = self._learn(is_logged or totals.stop or totals.save)
+        if is_logged:
             if self.trainer.world_size > 1:
                 dist.all_reduce(loss_sums)
                 loss_sums /= self.trainer.world_size // self.data_parallel_size
             self.log("train/loss", loss_sums.sum() / totals.all_scored, rank_zero_only=True)
-        anomaly = self.anomaly_detector.last
-        return StepOutputs(loss=loss, loss_sums=loss_sums, lr=lr, grad_norm=grad_norm, anomaly=anomaly, totals=totals)
+        return StepOutputs(
+            loss=loss,
+            loss_sums=loss_sums,
+            lr=lr,
+            grad_norm=grad_norm,
+            anomalies=anomalies,
+            num_known=num_known,
+            totals=totals,
+        )
 
     def _set_learning_rate(self) -> float:
         """Set the schedule's rate, and return it; if the trainer has a scheduler of its own, return that one's."""
         groups = self.trainer.optimizers[0].param_groups
         if scheduler_of(self.trainer) is not None:
             return float(groups[0]["lr"])
-        total = self.total_steps or (self.trainer.max_steps if self.data is None else self.data.num_steps)
-        lr = learning_rate(self.global_step, total, self.optim)
+        lr = learning_rate(self.global_step, self._num_steps, self.optim)
         for group in groups:
             group["lr"] = lr
         return lr
+
+    @property
+    def _num_steps(self) -> int:
+        """Optimizer steps in the whole run."""
+        return self.total_steps or (self.trainer.max_steps if self.data is None else self.data.num_steps)
 
     def _agree(self, batch: StepBatch) -> tuple[StepBatch, StepTotals]:
         """Add up what all ranks have; and the batch, made again if a rank met a bad shard."""
@@ -362,17 +378,34 @@ class Objective(LightningModule):
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
         self.engine.before_update()
 
-    def _is_anomalous(self, step: int, mean_loss: Tensor, grad_norm: Tensor) -> bool:
-        """Judge a step by this share's part of the mean loss; all ranks agree. The host waits for the device here."""
-        detector = self.anomaly_detector
+    def _judge(self, step: int, mean_loss: Tensor, grad_norm: Tensor) -> Tensor | None:
+        """Say on the device whether a step's update is withheld, 1 or 0; None if nobody is to look.
+
+        Args:
+            step: counted from 0.
+            mean_loss: this share's part.
+            grad_norm: of the whole model.
+        """
+        detector, engine = self.anomaly_detector, self.engine
         if not detector.is_on:
-            return False
-        loss, norm = agree_on_loss(mean_loss, grad_norm, self._is_group_leader, self.side_group)
-        if self.data is not None and self.data.begins_stage(step):
-            detector.detector.forget()
-        overflowed = self.engine.loss_scaler is not None and not math.isfinite(norm) and math.isfinite(loss)
-        detector.observe(loss, norm, self.engine.can_withhold, is_scale_at_fault=overflowed)
-        return detector.last is not None
+            return None
+        detector.can_withhold, detector.scales_loss = engine.can_withhold, engine.loss_scaler is not None
+        detector.learn(before=step - LAG + 1)
+        outcome = agree_on_outcome(mean_loss, grad_norm, self._is_group_leader, self.trainer)
+        begins_stage = self.data is not None and self.data.begins_stage(step)
+        limits = detector.judge(step, Arrival(outcome), begins_stage)
+        loss, norm = outcome.abs().unbind()
+        is_usual = (loss <= limits.loss) & (norm <= limits.grad_norm)  # what is not a number is not
+        return 1.0 - is_usual.float()
+
+    def _learn(self, of_all: bool) -> tuple[list[Anomaly], int]:
+        """Take the news of anomalies, and the number of steps whose outcome is known; the last step's is always."""
+        detector, step = self.anomaly_detector, self.global_step
+        if of_all or self.settles or step >= self._num_steps:
+            detector.learn(before=step)
+        self.settles = False
+        anomalies, detector.news = detector.news, []
+        return anomalies, step - detector.num_unknown
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batch_ended_at = time.perf_counter()

@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
-from torch.optim.adamw import adamw
 
 from sslm.config import OptimConfig
 from sslm.models.weights import local_part
@@ -86,49 +85,37 @@ def _exemption(path: str, layer: nn.Module, name: str, parameter: Tensor) -> str
     return name if len(size) < 2 or name in STATE_SPACE else None
 
 
-def build_optimizer(module: nn.Module, optim: OptimConfig, seed: int = 0) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101), fused on GPUs; weights in bf16 are rounded stochastically.
-
-    The module's weights are where they will be trained; the seed is that of the rounding.
-    """
+def build_optimizer(module: nn.Module, optim: OptimConfig, seed: int = 0) -> "AdamW":
+    """AdamW for a module whose weights are where they will be trained; the seed is that of the rounding."""
     assert optim.lr is not None
     groups, betas = parameter_groups(module, optim.weight_decay), (optim.beta1, optim.beta2)
-    if any(p.dtype == torch.bfloat16 for p in module.parameters()):
-        return RoundingAdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, seed=seed)
-    on_gpu = any(p.device.type == "cuda" for p in module.parameters())
-    return torch.optim.AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, fused=on_gpu)
+    return AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, seed=seed)
 
 
-@torch.no_grad()
-def make_moments(optimizer: torch.optim.Optimizer) -> None:
-    """Make AdamW's states of all weights before the first step, as its first step would.
+class AdamW(torch.optim.AdamW):
+    """AdamW (Loshchilov & Hutter 2019, arXiv:1711.05101) by torch's fused kernel, on CPUs too.
 
-    A weight that has had no gradient yet (of a dropped layer, or an expert nobody chose) has them too: all checkpoints
-    have the same tensors.
-    """
-    for group in optimizer.param_groups:
-        for parameter in group["params"]:
-            if not (state := optimizer.state[parameter]):
-                state["step"] = torch.zeros((), device=parameter.device if group["fused"] else "cpu")
-                for name in MOMENTS:
-                    state[name] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    The kernel itself clips, and leaves an update out that the device has found anomalous: the host need not know.
 
-
-# ------------------------------------------------------------------------------------------------ weights in bf16
-
-
-class RoundingAdamW(torch.optim.AdamW):
-    """AdamW for weights in bf16: moments and arithmetic in fp32, and the new weight rounded stochastically.
-
-    Rounded to nearest, a bf16 weight w keeps no change below |w| / 512, and late in training most are. Rounded to one
-    of its two neighbours, with chances that make the mean exact, it keeps all of them on average (Zamirai et al. 2020,
-    arXiv:2010.06192). What is drawn is a function of (seed, step, parameter, part of a sharded parameter): there is
-    nothing to save, and replicas of a weight stay alike.
+    Moments are in fp32 at least. Weights in bf16 are updated in fp32 and rounded stochastically: rounded to nearest, a
+    bf16 weight w keeps no change below |w| / 512, and late in training most are. Rounded to one of its two neighbours,
+    with chances that make the mean exact, it keeps all of them on average (Zamirai et al. 2020, arXiv:2010.06192). What
+    is drawn is a function of (seed, step, parameter, part of a sharded parameter): there is nothing to save, and
+    replicas of a weight stay alike.
 
     Args:
         groups: as for `torch.optim.AdamW`; tensors may be plain or DTensors, of bf16 or of a wider type.
         seed: of the rounding.
     """
+
+    step_number = 0
+    """Number of the next step in the run, from 0, which the rounding follows."""
+    grad_scale: Tensor | None = None
+    """What gradients are divided by in the next step, a scalar in fp32; None if they stay."""
+    withheld: Tensor | None = None
+    """1 if the next step changes nothing, else 0, a scalar in fp32; None is 0."""
+    found_inf: Tensor | None = None
+    """The same, as torch's GradScaler tells it for the length of a step."""
 
     def __init__(
         self,
@@ -139,17 +126,22 @@ class RoundingAdamW(torch.optim.AdamW):
         eps: float = 1e-8,
         seed: int = 0,
     ) -> None:
-        super().__init__(groups, lr=lr, betas=betas, eps=eps)
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=True)
         self.seed = seed
-        for parameter in (parameter for group in self.param_groups for parameter in group["params"]):
-            wide = torch.promote_types(parameter.dtype, torch.float32)
-            self.state[parameter] = {
-                "step": torch.tensor(0.0),  # on the CPU: it is read there, and that must not wait for a GPU
-                **{
-                    name: torch.zeros_like(parameter, dtype=wide, memory_format=torch.contiguous_format)
-                    for name in MOMENTS
-                },
-            }
+
+    @torch.no_grad()
+    def make_states(self) -> None:
+        """Make the states that weights lack, as the first step would.
+
+        A weight that has had no gradient yet (of a dropped layer, or an expert nobody chose) has them too: all
+        checkpoints have the same tensors.
+        """
+        for parameter in self._parameters():
+            if not (state := self.state[parameter]):
+                wide = torch.promote_types(parameter.dtype, torch.float32)
+                state["step"] = torch.zeros((), device=parameter.device)
+                for name in MOMENTS:
+                    state[name] = torch.zeros_like(parameter, dtype=wide, memory_format=torch.preserve_format)
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -157,38 +149,81 @@ class RoundingAdamW(torch.optim.AdamW):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        everything = [(parameter, group) for group in self.param_groups for parameter in group["params"]]
-        for index, (parameter, group) in enumerate(everything):
-            if parameter.grad is not None:
-                self._update(parameter, group, index)
+        self.make_states()
+        numbers = {parameter: number for number, parameter in enumerate(self._parameters())}
+        for group in self.param_groups:
+            members = [parameter for parameter in group["params"] if parameter.grad is not None]
+            if members:
+                self._count(members)
+                narrow = [parameter for parameter in members if parameter.dtype == torch.bfloat16]
+                self._update([parameter for parameter in members if parameter.dtype != torch.bfloat16], group)
+                for parameter in narrow:
+                    self._update_and_round(parameter, group, numbers[parameter])
+        self.step_number += 1
         return loss
 
-    def _update(self, parameter: Tensor, group: dict[str, Any], index: int) -> None:
-        state, wide = self.state[parameter], torch.promote_types(parameter.dtype, torch.float32)
-        done = int(state["step"])
-        digest = hashlib.blake2b(f"{self.seed} {done} {index} {_part(parameter)}".encode(), digest_size=8).digest()
+    def _parameters(self) -> Iterator[Tensor]:
+        return (parameter for group in self.param_groups for parameter in group["params"])
+
+    @property
+    def _left_out(self) -> Tensor | None:
+        """1 if nothing is to change, else 0."""
+        if self.withheld is None or self.found_inf is None:
+            return self.found_inf if self.withheld is None else self.withheld
+        return torch.maximum(self.withheld, self.found_inf)
+
+    def _count(self, members: list[Tensor]) -> None:
+        steps = [self.state[parameter]["step"] for parameter in members]
+        torch._foreach_add_(steps, 1)
+        if (left_out := self._left_out) is not None:
+            torch._foreach_sub_(steps, [left_out] * len(steps))
+
+    def _update(self, members: list[Tensor], group: dict[str, Any]) -> None:
+        gradients = [local_part(_placed_like(parameter, parameter.grad)) for parameter in members]
+        states = [self.state[parameter] for parameter in members]
+        moments = [[local_part(state[name]) for state in states] for name in MOMENTS]
+        steps = [state["step"] for state in states]
+        self._call_kernel([local_part(parameter) for parameter in members], gradients, moments, steps, group)
+
+    def _update_and_round(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
+        state = self.state[parameter]
+        key = f"{self.seed} {self.step_number} {number} {_part(parameter)}"
+        digest = hashlib.blake2b(key.encode(), digest_size=8).digest()
         generator = torch.Generator(parameter.device).manual_seed(int.from_bytes(digest, "little"))
-        tensors = (parameter, _placed_like(parameter, parameter.grad), state["exp_avg"], state["exp_avg_sq"])
+        tensors = (parameter, _placed_like(parameter, parameter.grad), *(state[name] for name in MOMENTS))
         for weight, gradient, mean, square in zip(*map(_pieces, tensors), strict=True):
-            updated = weight.to(wide).contiguous()
-            adamw(
-                [updated],
-                [gradient.to(wide).contiguous()],
-                [mean],
-                [square],
-                [],
-                [torch.full((), done, dtype=torch.float32, device=weight.device)],
-                fused=True,
-                amsgrad=False,
-                beta1=group["betas"][0],
-                beta2=group["betas"][1],
-                lr=group["lr"],
-                weight_decay=group["weight_decay"],
-                eps=group["eps"],
-                maximize=False,
-            )
-            weight.copy_(rounded_to_bf16(updated, generator) if weight.dtype == torch.bfloat16 else updated)
-        state["step"] += 1
+            updated = weight.float().contiguous()
+            self._call_kernel([updated], [gradient.float().contiguous()], [[mean], [square]], [state["step"]], group)
+            weight.copy_(rounded_to_bf16(updated, generator))
+
+    def _call_kernel(
+        self,
+        weights: list[Tensor],
+        gradients: list[Tensor],
+        moments: list[list[Tensor]],
+        steps: list[Tensor],
+        group: dict[str, Any],
+    ) -> None:
+        """Update tensors of this device in place."""
+        if not weights:
+            return
+        torch._fused_adamw_(
+            weights,
+            gradients,
+            moments[0],
+            moments[1],
+            [],
+            steps,
+            amsgrad=False,
+            lr=group["lr"],
+            beta1=group["betas"][0],
+            beta2=group["betas"][1],
+            weight_decay=group["weight_decay"],
+            eps=group["eps"],
+            maximize=False,
+            grad_scale=self.grad_scale,
+            found_inf=self._left_out,
+        )
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """As torch's, which would round the moments to the weights' type."""
@@ -196,8 +231,7 @@ class RoundingAdamW(torch.optim.AdamW):
         steps = {key: {k: v for k, v in state.items() if k not in MOMENTS} for key, state in states.items()}
         super().load_state_dict({**state_dict, "state": steps})
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
-        for parameter, key in zip(parameters, keys, strict=True):
+        for parameter, key in zip(self._parameters(), keys, strict=True):
             wide = torch.promote_types(parameter.dtype, torch.float32)
             for name in MOMENTS if key in states else ():
                 self.state[parameter][name] = states[key][name].to(device=parameter.device, dtype=wide)
@@ -226,15 +260,14 @@ def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
 
 
 @torch.no_grad()
-def clip_gradient(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
-    """Scale gradients in place so that their global norm is at most `max_norm`; all ranks call it together.
+def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+    """Global norm of the gradients, of the whole model; all ranks call it together.
 
     Args:
         parameters: plain tensors or DTensors of any meshes; what is plain or replicated is the same on all ranks.
-        max_norm: infinity: measure only.
 
     Returns:
-        The norm before that, of the whole model, a scalar of at least fp32; nothing waits for the device.
+        A scalar of at least fp32; nothing waits for the device.
     """
     gradients = [p.grad for p in parameters if p.grad is not None]
     if not gradients:
@@ -251,10 +284,16 @@ def clip_gradient(parameters: Iterable[Tensor], max_norm: float) -> Tensor:
             assert mesh is not None
             dist.all_reduce(squares, group=mesh.get_group(dim))
         total += squares
-    norm = total.sqrt()
-    if math.isfinite(max_norm):
-        torch._foreach_mul_([local_part(g) for g in gradients], (max_norm / (norm + 1e-6)).clamp(max=1.0))
-    return norm
+    return total.sqrt()
+
+
+def clipping_scale(norm: Tensor, max_norm: float) -> Tensor:
+    """What gradients of this norm are divided by, so that it is at most `max_norm`; a scalar of at least 1.
+
+    >>> clipping_scale(torch.tensor(3.0), 1.5).item(), clipping_scale(torch.tensor(1.0), 1.5).item()
+    (2.0, 1.0)
+    """
+    return (norm.float() / max_norm).clamp(min=1.0)
 
 
 def _sharded_dims(tensor: Tensor) -> tuple[int, ...]:

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch import nn
 
 from sslm.cli.parse import parse
 from sslm.parallel.deepspeed import settings
@@ -155,6 +156,28 @@ def test_every_precision_gives_nearly_the_losses_of_fp32(
     assert losses_of(tmp_path / "run") != losses_of(single)
     scales = json.loads((tmp_path / "run/checkpoints/step-000008/state.json").read_text()).get("loss_scale")
     assert (scales == {"scale": 65536.0, "_growth_tracker": 8}) == (precision == "16-mixed")
+
+
+def answer_for_the_cpu(dtypes: Path) -> None:
+    """Let torch say of the CPU whether it autocasts, as it does of GPUs; and note what blocks' layers give."""
+    really = torch.is_autocast_enabled
+    torch.is_autocast_enabled = lambda device_type="cpu": really(device_type)
+
+    def note(module: nn.Module, inputs: object, output: object) -> None:
+        if isinstance(module, nn.Linear) and isinstance(output, torch.Tensor) and torch.is_grad_enabled():
+            with open(dtypes, "a") as file:
+                file.write(f"{output.dtype}\n")
+
+    nn.modules.module.register_module_forward_hook(note)
+
+
+def test_deepspeed_leaves_autocast_on(tiny: list[str], tmp_path: Path) -> None:
+    """On GPUs its engine finds what stands around it, and switches it off."""
+    flags = ["--strategy", "deepspeed_1", "--devices", "1", "--precision", "bf16-mixed", "--max_steps", "1"]
+    before = functools.partial(answer_for_the_cpu, tmp_path / "dtypes")
+    done = train_forked([*tiny, *flags, "--run_dir", str(tmp_path / "run")], tmp_path / "log", before=before)
+    assert done.returncode == 0, done.stdout
+    assert set((tmp_path / "dtypes").read_text().split()) == {"torch.bfloat16"}
 
 
 CHAINS = [

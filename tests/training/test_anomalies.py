@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from sslm.cli.prepare import main as prepare
-from sslm.config import DataConfig
+from sslm.config import AnomalyConfig, DataConfig
 from sslm.data.corpus.shards import Corpus
 from sslm.data.module import DataModule
 from sslm.data.stream.amendments import Amendment, Skip
@@ -32,7 +32,7 @@ from sslm.data.stream.batches import TrainSteps, step_batch, with_tensors
 from sslm.objectives.causal_lm import CausalLMRecipe
 from sslm.runs.checkpoints.folder import newest_first
 from sslm.train import main
-from sslm.training.anomalies import FEWEST, SpikeDetector
+from sslm.training.anomalies import FEWEST, LAG, Anomaly, AnomalyDetector
 from tests.support.processes import Ranks, train_forked
 from tests.support.runs import SMALL_RUN, TINY, TrainTiny, losses_of, rows_of, tensors_of, val_of, wait_for_rows
 from tests.support.streams import make_corpus, make_stream
@@ -44,11 +44,23 @@ STRANGE = 511
 # ------------------------------------------------------------------------------------------------ the detector
 
 
-def trained(detector: SpikeDetector, steps: int = 60, seed: int = 0) -> SpikeDetector:
-    chance = random.Random(seed)
-    for _ in range(steps):
-        assert detector.judge(chance.gauss(3.0, 0.1), math.exp(chance.gauss(0.0, 0.2))) is None
+def detector_of(spike_z: float | None = 12.0, steps: int = 60) -> AnomalyDetector:
+    """One that has seen so many good steps."""
+    detector, chance = AnomalyDetector(AnomalyConfig(spike_z=spike_z)), random.Random(0)
+    for step in range(steps):
+        assert take(detector, step, chance.gauss(3.0, 0.1), math.exp(chance.gauss(0.0, 0.2))) is None
     return detector
+
+
+def take(
+    detector: AnomalyDetector, step: int, loss: float, norm: float, begins_stage: bool = False, learns_all: bool = True
+) -> Anomaly | None:
+    """Take a step as a run does, and say what is then found, of this step or of the one LAG before it."""
+    detector.learn(before=step - LAG + 1)
+    detector.judge(step, lambda: (loss, norm), begins_stage)
+    if learns_all:
+        detector.learn(before=step + 1)
+    return detector.last
 
 
 def test_what_is_far_above_the_last_steps_is_an_anomaly_and_what_is_below_is_not() -> None:
@@ -61,25 +73,81 @@ def test_what_is_far_above_the_last_steps_is_an_anomaly_and_what_is_below_is_not
         (0.1, 1e-9, None),
         (3.0, 0.0, None),
     ):
-        anomaly = trained(SpikeDetector(12.0)).judge(loss, norm)
+        anomaly = take(detector_of(), 60, loss, norm)
         assert (anomaly is None) if kind is None else (anomaly is not None and anomaly.kind.startswith(kind))
 
 
+def test_limits_are_where_the_host_finds_anomalies() -> None:
+    """The device compares with the same two numbers."""
+    limits = detector_of().judge(60, lambda: (0.0, 0.0))
+    for beyond in (False, True):
+        at_edge = [math.nextafter(limit, math.inf) if beyond else limit for limit in limits]
+        for loss, norm in ((at_edge[0], 1.0), (3.0, at_edge[1])):
+            assert (take(detector_of(), 60, loss, norm) is not None) == beyond
+
+
 def test_few_steps_are_no_ground_for_a_spike() -> None:
-    detector = trained(SpikeDetector(12.0), steps=FEWEST - 1)
-    assert detector.judge(99.0, 1.0) is None
-    assert trained(SpikeDetector(12.0), steps=FEWEST).judge(99.0, 1.0) is not None
-    assert trained(SpikeDetector(None)).judge(99.0, 1.0) is None
-    assert SpikeDetector(None).judge(float("nan"), 1.0) is not None
+    steps = FEWEST + LAG - 1  # the last that are known when a step is judged are LAG before it
+    assert take(detector_of(steps=steps - 1), steps - 1, 99.0, 1.0) is None
+    assert take(detector_of(steps=steps), steps, 99.0, 1.0) is not None
+    assert take(detector_of(None), 60, 99.0, 1.0) is None
+    assert take(AnomalyDetector(AnomalyConfig(spike_z=None)), 0, float("nan"), 1.0) is not None
 
 
 def test_anomalies_are_not_remembered_and_the_state_passes_through_json() -> None:
-    detector, other = trained(SpikeDetector(12.0)), SpikeDetector(12.0)
+    detector, other = detector_of(), AnomalyDetector(AnomalyConfig())
     before = detector.state()
-    assert detector.judge(99.0, 1.0) is not None
+    assert take(detector, 60, 99.0, 1.0) is not None
     assert detector.state() == before
     other.load(json.loads(json.dumps(before)))
-    assert [other.judge(3.7 + n / 10, 1.0) for n in range(20)] == [detector.judge(3.7 + n / 10, 1.0) for n in range(20)]
+    for one in (detector, other):  # the step comes again
+        one.news.clear()
+        for n in range(60, 80):
+            take(one, n + (one is detector), 3.7 + (n - 60) / 10, 1.0)
+    assert [kind for _, kind, *_ in detector.news] == [kind for _, kind, *_ in other.news] != []
+
+
+@given(
+    st.lists(st.sampled_from([(3.0, 1.0), (3.1, 1.1), (9.0, 1.0), (math.nan, 1.0)]), min_size=8, max_size=60),
+    st.lists(st.booleans(), min_size=60, max_size=60),
+    st.sets(st.integers(0, 100), max_size=3),
+)
+def test_what_is_found_does_not_depend_on_when_the_host_learns_of_it(
+    outcomes: list[tuple[float, float]], learns: list[bool], stages: set[int]
+) -> None:
+    """Nor on checkpoints in between, after which a streak's steps come again."""
+    known = [(3.0 + step % 3 / 10, 1.0) for step in range(45)]
+    straight, other = (AnomalyDetector(AnomalyConfig(action="skip")) for _ in range(2))
+    found: dict[int, str] = {}
+    for step, (loss, norm) in enumerate(known + outcomes):
+        take(straight, step, loss, norm, step in stages, learns_all=False)
+    straight.learn(before=len(known + outcomes))
+    step = 0
+    while step < len(known + outcomes):
+        stops = step >= len(known) and learns[step - len(known)]
+        take(other, step, *(known + outcomes)[step], begins_stage=step in stages, learns_all=stops)
+        step += 1
+        if stops:
+            learns[step - 1 - len(known)] = False
+            found |= {one.step: one.kind for one in other.news}
+            state, step = json.loads(json.dumps(other.state())), step - other.streak
+            other = AnomalyDetector(AnomalyConfig(action="skip"))
+            other.load(state)
+    other.learn(before=step)
+    found |= {one.step: one.kind for one in other.news}
+    assert found == {one.step: one.kind for one in straight.news}
+    assert other.state() == straight.state()
+
+
+def test_steps_of_another_mixture_are_no_measure() -> None:
+    assert take(detector_of(), 60, 9.0, 1.0, begins_stage=True) is None
+    detector = detector_of()
+    take(detector, 60, 9.0, 1.0, begins_stage=True, learns_all=False)
+    for step in range(61, 61 + FEWEST + LAG - 1):
+        assert take(detector, step, 9.0 + step % 3 / 10, 1.0, learns_all=False) is None
+    assert take(detector, 61 + FEWEST + LAG, 12.0, 1.0) is not None
+    assert detector.last is not None
+    assert detector.last.kind.startswith("loss spike")
 
 
 # ------------------------------------------------------------------------------------------------ the stream

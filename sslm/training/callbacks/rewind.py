@@ -46,20 +46,18 @@ class Anomalies(Callback):
         self.run, self.checkpoint = run, checkpoint
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: Objective, outputs: StepOutputs, *_: Any) -> None:
-        anomaly, detector = outputs["anomaly"], pl_module.anomaly_detector
-        if anomaly is None:
-            return
-        action = "rewind" if detector.must_rewind else "skip" if detector.streak else "none"
-        say(f"Step {trainer.global_step}: {anomaly.kind}; {OUTCOMES[action]}")
-        if trainer.is_global_zero:
-            self.run.record_anomaly(entry(trainer.datamodule, trainer.global_step, anomaly, action))
+        detector = pl_module.anomaly_detector
+        for anomaly in outputs["anomalies"]:
+            say(f"Step {anomaly.step}: {anomaly.kind}; {OUTCOMES[anomaly.action]}")
+            if trainer.is_global_zero:
+                self.run.record_anomaly(entry(trainer.datamodule, anomaly))
         if detector.must_rewind:  # Lightning's next epoch begins where the run goes back to
             end_epoch_here(trainer)
-        elif detector.streak >= WINDOW:
+        elif detector.streak >= WINDOW and detector.last is not None:
             raise RunFailed(
-                f"all of the last {WINDOW} steps up to {trainer.global_step} were out of the ordinary "
-                f"({anomaly.kind}), so nothing is learned any more; look at {self.run.anomalies}, and try a lower "
-                f"--optim.lr (with --resume_with optim.lr, or in a new --run_dir)"
+                f"all of the last {WINDOW} steps up to {detector.last.step} were out of the ordinary "
+                f"({detector.last.kind}), so nothing is learned any more; look at {self.run.anomalies}, and try a "
+                f"lower --optim.lr (with --resume_with optim.lr, or in a new --run_dir)"
             )
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Objective) -> None:
@@ -69,10 +67,11 @@ class Anomalies(Callback):
 
     def _rewind(self, trainer: Trainer, pl_module: Objective) -> None:
         """Amend the data to leave the last steps' examples out, and load the newest checkpoint before them."""
-        data, detector, last = trainer.datamodule, pl_module.anomaly_detector, trainer.global_step
+        data, detector = trainer.datamodule, pl_module.anomaly_detector
         num_steps, most = detector.streak, detector.settings.max_rewinds
-        first = last - num_steps
         assert detector.last is not None
+        last = detector.last.step  # up to two more have been taken since
+        first = last - num_steps
         which = f"steps {first + 1} to {last}" if num_steps > 1 else f"step {last}"
         what = f"{which}: {detector.last.kind}"
         done = sum(isinstance(amendment, Skip) for amendment in data.train_stream.amendments)
@@ -113,8 +112,9 @@ class Anomalies(Callback):
         return True
 
 
-def entry(data: DataModule, step: int, anomaly: Anomaly, action: str) -> dict[str, Any]:
-    """Make an anomaly's line of anomalies.jsonl; steps count from 1, and the action is a key of `OUTCOMES`."""
+def entry(data: DataModule, anomaly: Anomaly) -> dict[str, Any]:
+    """Make an anomaly's line of anomalies.jsonl."""
+    step = anomaly.step
     first, last = data.train_stream.unskipped(np.array([data.position(step - 1), data.position(step) - 1]))
     return {
         "step": step,
@@ -122,7 +122,7 @@ def entry(data: DataModule, step: int, anomaly: Anomaly, action: str) -> dict[st
         "loss": anomaly.loss if math.isfinite(anomaly.loss) else None,
         "grad_norm": anomaly.grad_norm if math.isfinite(anomaly.grad_norm) else None,
         "kind": anomaly.kind,
-        "action": action,
+        "action": anomaly.action,
         "texts": texts(data, step - 1),
     }
 

@@ -18,8 +18,14 @@ class Validation(Callback):
         if trainer.global_step == 0:
             validate(trainer)
 
+    def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, *_: Any) -> None:
+        pl_module.settles |= self._is_due(trainer.global_step + 1)
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Objective, *_: Any) -> None:
         if pl_module.anomaly_detector.must_rewind:
             return
-        if trainer.global_step % self.every == 0 or trainer.global_step >= self.total_steps:
+        if self._is_due(trainer.global_step):
             validate(trainer)
+
+    def _is_due(self, step: int) -> bool:
+        return step % self.every == 0 or step >= self.total_steps
