@@ -127,13 +127,16 @@ class AnomalyDetector:
         return self.settings.action != "off"
 
     def judge(self, step: int, numbers: Numbers, begins_stage: bool = False) -> Limits:
-        """Say how a step is judged; call it once for each, when the outcomes of all before its last LAG are known.
+        """Say how a step is judged; called once for each, in order.
+
+        What it is judged by is what was known LAG steps before, so that step is observed first if it was not yet.
 
         Args:
             step: counted from 0.
             numbers: the step's outcome, which is asked for later.
             begins_stage: whether the mixture's weights change in this step: earlier ones are no measure of it.
         """
+        self.learn(before=step - LAG + 1)
         if begins_stage:
             self._upcoming = deque([None] * len(self._upcoming))
         usual = self._upcoming.popleft()

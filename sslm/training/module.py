@@ -37,7 +37,7 @@ from sslm.system.terminal import say
 from sslm.training import saved
 from sslm.training.adversarial import adversarial_losses
 from sslm.training.agreement import StepTotals, agree, agree_on_bad_shards, agree_on_outcome
-from sslm.training.anomalies import LAG, Anomaly, AnomalyDetector
+from sslm.training.anomalies import Anomaly, AnomalyDetector
 from sslm.training.arrival import Arrival
 from sslm.training.average import Average
 from sslm.training.dropout import seed_dropout
@@ -390,7 +390,6 @@ class Objective(LightningModule):
         if not detector.is_on:
             return None
         detector.can_withhold, detector.scales_loss = engine.can_withhold, engine.loss_scaler is not None
-        detector.learn(before=step - LAG + 1)
         outcome = agree_on_outcome(mean_loss, grad_norm, self._is_group_leader, self.trainer)
         begins_stage = self.data is not None and self.data.begins_stage(step)
         limits = detector.judge(step, Arrival(outcome), begins_stage)

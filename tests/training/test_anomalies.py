@@ -56,7 +56,6 @@ def take(
     detector: AnomalyDetector, step: int, loss: float, norm: float, begins_stage: bool = False, learns_all: bool = True
 ) -> Anomaly | None:
     """Take a step as a run does, and say what is then found, of this step or of the one LAG before it."""
-    detector.learn(before=step - LAG + 1)
     detector.judge(step, lambda: (loss, norm), begins_stage)
     if learns_all:
         detector.learn(before=step + 1)
