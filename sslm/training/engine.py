@@ -98,17 +98,15 @@ class PlainEngine:
         self.update.step_number, self.judge = number, judge
         self.is_updating = True
         self.optimizer.step()
-        self.is_updating = False
-        self.optimizer.zero_grad()
         if self.average is not None:
             self.average.update(self.update.withheld)
+        self.is_updating = False
+        self.optimizer.zero_grad()
         return self.grad_norm
 
     def before_update(self) -> None:
-        if self.loss_scaler is not None:
-            self.loss_scaler.unscale_(
-                self.update
-            )  # Lightning leaves it to fused optimizers, which do it after clipping
+        if self.loss_scaler is not None:  # Lightning leaves it to fused optimizers, which unscale after clipping
+            self.loss_scaler.unscale_(self.update)
         self.grad_norm = gradient_norm(self.network.parameters())
         self.update.grad_scale = None if self.clip_norm is None else clipping_scale(self.grad_norm, self.clip_norm)
         self.update.withheld = self.judge(self.grad_norm)
