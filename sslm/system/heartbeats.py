@@ -16,8 +16,8 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-WAITING = ("torch/distributed/", "torch/_ops.py", "torch/autograd/graph.py")
-"""Where the innermost Python frame is while a collective is waited for, in a backward pass too."""
+WAITING = ("torch/distributed/", "torch/_ops.py", "torch/autograd/graph.py", "torch/cuda/")
+"""Where the innermost Python frame is while a collective is waited for, in a backward pass and on a device too."""
 
 
 @dataclass

@@ -150,7 +150,8 @@ def test_a_run_that_is_done_leaves_no_heartbeats_and_keeps_those_of_a_former_sta
     beats = this_process.beats
     assert train_tiny(tmp_path / "run") == 0
     validation = 1 + 3 + 1  # it begins, each batch ends, it ends
-    assert this_process.beats >= beats + 1 + 8 * 2 + 3 * validation  # and a few of saving
+    step = 1 + 2 + 1 + 1  # it begins, the backward pass begins and ends, the update begins, it ends
+    assert this_process.beats >= beats + 1 + 8 * step + 3 * validation  # and a few of saving
     assert (this_process.step, this_process.what) == (9, "loading the batch")
     assert not stacks.exists()
     assert heartbeats.stacks_file(former, 0).read_text() == "Thread 0x1"
@@ -190,6 +191,12 @@ def hang_in_the_file_system(part: Path, trainer: Trainer) -> None:
     os.mkfifo(part)  # whoever writes it waits for a reader
     while True:
         time.sleep(0.1)
+
+
+def hang_within_the_step(trainer: Trainer) -> None:
+    """As on GPUs: rank 1 stops after its backward pass, rank 0 goes on until it reads something of the device."""
+    here = {0: "on_before_optimizer_step", 1: "on_after_backward"}[trainer.global_rank]
+    setattr(trainer.lightning_module, here, lambda *_: hang(trainer.global_rank, Path("/nowhere"), trainer))
 
 
 def take_long(trainer: Trainer) -> None:
@@ -247,6 +254,13 @@ def test_a_rank_that_hangs_in_python_is_named_and_all_stacks_are_there(
     assert "in all_reduce" in stacks[1 - rank]
     status = json.loads((tmp_path / "run/status.json").read_text())
     assert (status["state"], status["exit_code"], status["step"], status["reason"]) == ("failed", 1, 3, said)
+
+
+@pytest.mark.slow
+def test_a_rank_that_has_not_come_as_far_within_a_step_is_named(tiny: list[str], tmp_path: Path) -> None:
+    codes, out = run(tiny, tmp_path, *TWO, strange=hang_within_the_step)
+    assert codes == [1, 1], out
+    assert re.search(r"rank 1 \(process .* stopped first, in step 4, taking the step \(at test_w", said_of_stall(out))
 
 
 def assert_told(out: str, rank: int, tmp_path: Path) -> None:

@@ -4,6 +4,10 @@ One thread of each rank writes its heartbeat, and ends a stalled run; another wa
 run's file system. After a stall each rank writes the stacks of all its threads, the lowest rank that is alive reports,
 and all end with exit code 1.
 
+A GPU's collectives run after the host has asked for them: ranks that wait for another stand at the first place where
+the host reads something, as any rank may. So each notes how far it is within a step, and the one that has not come as
+far as the others is it.
+
 The threads count their looks: a pause is never a stall. faulthandler.dump_traceback_later counts by the clock, and
 ended one in three processes that had been paused for longer than its limit.
 """
@@ -22,6 +26,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor
+from torch.optim import Optimizer
 
 from sslm.runs.folder import RunFolder
 from sslm.system import heartbeats
@@ -65,6 +71,15 @@ class Watchdog(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         this_process.turn("taking the step")
+
+    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
+        this_process.turn("in the backward pass")
+
+    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        this_process.turn("taking the step")
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
+        this_process.turn("updating the weights")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         this_process.begin(trainer.global_step + 1, "loading the batch")
