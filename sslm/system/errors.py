@@ -26,7 +26,11 @@ from errno import (
 PATH_ERRORS = {EACCES, EEXIST, EISDIR, ENAMETOOLONG, ENOENT, ENOTDIR, EPERM, EROFS}
 """What can be wrong with a path that a user typed."""
 NO_THREAD = ("can't start new thread", "unable to start thread", "pthread_create failed")
-NO_MEMORY = ("can't allocate memory", "CUDA error: out of memory")
+NO_MEMORY = re.compile(
+    r"can't allocate memory|CUDA error: out of memory|CU(BLAS|DNN|SOLVER|SPARSE)_STATUS_ALLOC_FAILED"
+    r"|Cuda failure (2 )?'out of memory'"
+)
+"""How torch's allocator on the host, CUDA, its libraries and NCCL say that memory is used up."""
 
 
 class UserError(ValueError):
@@ -108,4 +112,4 @@ def sentence_of(error: BaseException) -> str | None:
 def is_out_of_memory(error: BaseException) -> bool:
     """Whether the host or a device ran out of memory."""
     is_one = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
-    return is_one or any(words in str(error) for words in NO_MEMORY)
+    return is_one or NO_MEMORY.search(str(error)) is not None

@@ -166,7 +166,7 @@ class Objective(LightningModule):
         # fresh weights come last, to where they belong
         model = source if isinstance(source, PreTrainedModel) else on_meta(source, self.auto_class)
         model.train()
-        self.network = LanguageModel(
+        network = LanguageModel(
             model,
             data.max_scored if data is not None else None,
             label_smoothing=self.robust.label_smoothing,
@@ -176,9 +176,10 @@ class Objective(LightningModule):
         )
         del probe  # it is as large as embeddings and head
         if self._parallelize is not None:
-            self._parallelize(self.network, model, self.device_mesh)
+            self._parallelize(network, model, self.device_mesh)
         if not isinstance(source, PreTrainedModel):
-            materialise(self.network, model, self.auto_class, self.seed, self.trainer.strategy.root_device)
+            materialise(network, model, self.auto_class, self.seed, self.trainer.strategy.root_device)
+        self.network = network  # when it has weights: Lightning's teardown would move it, and hide an error met before
         self._is_configured = True
 
     def checked_model(self, keeps_documents: bool) -> PreTrainedModel:

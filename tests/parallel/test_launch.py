@@ -2,15 +2,18 @@
 
 import json
 from pathlib import Path
-from typing import get_args
+from types import SimpleNamespace
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from sslm.config import Strategy
+from sslm.models.head import LanguageModel
 from sslm.parallel.launch import STRATEGIES
 from sslm.system.errors import sentence_of
 from sslm.train import main
+from sslm.training.callbacks.micro_batch import MicroBatch
 from tests.support.processes import train_forked
 from tests.support.runs import TrainTiny, losses_of, without_model
 
@@ -174,6 +177,33 @@ def test_a_size_that_did_not_fit_after_all_is_halved_for_the_next_time(
     assert train_tiny(tmp_path / "run", "--micro_batch_size", "auto") == 0
 
 
+def test_a_size_that_did_not_fit_on_any_rank_is_halved_whichever_rank_writes_first(tmp_path: Path) -> None:
+    file, module = tmp_path / "sizes.json", SimpleNamespace(micro_batch_size=8)
+    trainers: list[Any] = [SimpleNamespace(is_global_zero=rank == 0) for rank in (0, 1)]
+    ranks = [MicroBatch(file, "key") for _ in trainers]
+    ranks[1].on_exception(trainers[1], module, MemoryError())  # type: ignore[arg-type]
+    assert not file.exists()  # weights did not fit: smaller batches would not help
+    for rank, trainer in zip(ranks, trainers, strict=True):
+        rank.on_train_start(trainer, module)  # type: ignore[arg-type]
+    ranks[1].on_exception(trainers[1], module, MemoryError())  # type: ignore[arg-type]
+    ranks[0].on_train_batch_end(trainers[0], module)  # type: ignore[arg-type]
+    assert json.loads(file.read_text()) == {"key": 4}
+
+
+def test_memory_that_runs_out_while_weights_are_made_is_told_as_such(
+    train_tiny: TrainTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def too_much(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(LanguageModel, "to_empty", too_much)
+    assert train_tiny(tmp_path / "run", "--micro_batch_size", "auto") == 2
+    said = capsys.readouterr().err.splitlines()
+    assert said[-1].startswith("error: out of memory: lower --micro_batch_size")
+    assert not (tmp_path / "run/micro_batch_size.json").exists()
+    assert json.loads((tmp_path / "run/status.json").read_text())["reason"].startswith("OutOfMemoryError: CUDA out of")
+
+
 @pytest.mark.slow
 def test_ranks_that_find_different_micro_batches_take_the_smallest(tiny: list[str], tmp_path: Path) -> None:
     flags = ["--strategy", "ddp", "--devices", "2", "--batch_size", "8", "--micro_batch_size", "auto"]
@@ -187,7 +217,13 @@ def test_out_of_memory_says_what_to_change() -> None:
         "[enforce fail at alloc_cpu.cpp:124] err == 0. "
         "DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"
     )
-    for error in (MemoryError(), RuntimeError(allocation)):
+    blas = "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"
+    nccl = (
+        "NCCL error in: /pytorch/torch/csrc/distributed/c10d/NCCLUtils.cpp:93, unhandled cuda error (run with "
+        "NCCL_DEBUG=INFO for details), NCCL version 2.28.9\nLast error:\nCuda failure 2 'out of memory'"
+    )
+    said = (allocation, blas, nccl, "CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported")
+    for error in (MemoryError(), torch.OutOfMemoryError("CUDA out of memory."), *map(RuntimeError, said)):
         assert "lower --micro_batch_size" in str(sentence_of(error))
     assert sentence_of(RuntimeError("something else")) is None
 

@@ -264,26 +264,36 @@ class _OfGpus(TorchFunctionMode):
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if function is F.scaled_dot_product_attention:
-            output = _fused_attention(*args, **kwargs)
-            if not (args[4:] or [kwargs.get("dropout_p", 0.0)])[0]:  # with dropout it is computed again
-                self.record.note_product(output)
-            return output
+            return self._attention(*args, **kwargs)
         if function is torch.lstm:
             return _FusedLstm.over(*args)
         if function is F.dropout and (args[1:] or [kwargs.get("p", 0.5)])[0] and kwargs.get("training", True):
             return torch.native_dropout(args[0], 0.5, True)[0]  # keeps one byte per number
         return function(*args, **kwargs)
 
-
-def _fused_attention(
-    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, *_: Any, **how: Any
-) -> Tensor:
-    if torch.is_autocast_enabled("cpu"):
-        query, key, value = (t.to(torch.get_autocast_dtype("cpu")) for t in (query, key, value))
-    if attn_mask is not None:
-        attn_mask = attn_mask.to(query.dtype)  # the kernel adds it
-    output: Tensor = _FusedAttention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
-    return output
+    def _attention(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attn_mask: Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> Tensor:
+        if torch.is_autocast_enabled("cpu"):
+            query, key, value = (t.to(torch.get_autocast_dtype("cpu")) for t in (query, key, value))
+        if enable_gqa and query.dtype == torch.float32 and query.shape[1] != key.shape[1]:  # no fused kernel has that
+            how = {"scale": scale, "enable_gqa": True}
+            unfused: Any = torch.ops.aten._scaled_dot_product_attention_math
+            return unfused(query, key, value, attn_mask, dropout_p, is_causal, **how)[0]  # type: ignore[no-any-return]
+        if attn_mask is not None:
+            attn_mask = attn_mask.to(query.dtype)  # the kernel adds it
+        output: Tensor = _FusedAttention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+        if not dropout_p:  # with dropout it is computed again
+            self.record.note_product(output)
+        return output
 
 
 class _FusedAttention(torch.autograd.Function):

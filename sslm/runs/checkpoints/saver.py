@@ -8,10 +8,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import torch
 import torch.distributed as dist
-from torch import Tensor
 
+from sslm.runs.checkpoints.buffer import Buffer
 from sslm.runs.checkpoints.folder import FORMAT, Manifest, Written, name_of
 from sslm.runs.checkpoints.replicas import check_replicas
 from sslm.runs.checkpoints.tensors import Piece, Tensors, holders_of, pieces_of, write_shard
@@ -46,7 +45,7 @@ class Saver:
         """What `wait` would raise, or None."""
         self._holders: dict[str, list[int]] | None = None
         self._mine: set[str] = set()
-        self._buffers: dict[str, Tensor] = {}
+        self._buffer: Buffer | None = None
         if self.rank == 0:
             sweep(folder)
 
@@ -95,15 +94,11 @@ class Saver:
             raise failure
 
     def _copied(self, pieces: list[Piece]) -> list[Piece]:
-        """Copy pieces to the host's memory, into buffers that are used again each time."""
-        for piece in pieces:
-            if piece.place not in self._buffers:
-                values = piece.values
-                self._buffers[piece.place] = torch.empty(values.shape, dtype=values.dtype, pin_memory=values.is_cuda)
-            self._buffers[piece.place].copy_(piece.values, non_blocking=True)
-        if any(piece.values.is_cuda for piece in pieces):
-            torch.cuda.current_stream().synchronize()
-        return [piece._replace(values=self._buffers[piece.place]) for piece in pieces]
+        """Copy pieces to the host's memory."""
+        if self._buffer is None or not self._buffer.holds(pieces):
+            self._buffer = None  # the former one goes first
+            self._buffer = Buffer(pieces)
+        return self._buffer.copied(pieces)
 
     def _run(self, pieces: list[Piece], state: dict[str, Any], files: dict[str, bytes], began: float) -> None:
         try:

@@ -23,7 +23,8 @@ class MicroBatch(Callback):
     """
 
     def __init__(self, file: Path, micro_batch_key: str) -> None:
-        self.file, self.micro_batch_key, self.is_written = file, micro_batch_key, False
+        self.file, self.micro_batch_key = file, micro_batch_key
+        self.has_begun = self.is_known = False
 
     def on_fit_start(self, trainer: Trainer, pl_module: Objective) -> None:
         assert pl_module.micro_batch_size is not None
@@ -32,18 +33,24 @@ class MicroBatch(Callback):
             dist.all_reduce(size, op=dist.ReduceOp.MIN, group=pl_module.side_group)
         pl_module.micro_batch_size = int(size)
 
+    def on_train_start(self, trainer: Trainer, pl_module: Objective) -> None:
+        self.has_begun = True
+
     def on_train_batch_end(self, trainer: Trainer, pl_module: Objective, *_: Any) -> None:
-        if not self.is_written:
-            self._remember(trainer, pl_module.micro_batch_size)
+        is_new = not self.is_known and trainer.is_global_zero
+        if is_new and self.micro_batch_key not in remembered_sizes(self.file):  # it may be too large for another rank
+            self._remember(pl_module.micro_batch_size)
+        self.is_known = True
 
     def on_exception(self, trainer: Trainer, pl_module: Objective, exception: BaseException) -> None:
-        """Remember the next smaller size if this one did not fit after all: the same command then goes on with it."""
-        size = pl_module.micro_batch_size
-        if is_out_of_memory(exception) and size is not None and size > 1:
-            self._remember(trainer, max(n for n in range(1, size) if size % n == 0))
+        """Remember the next smaller size if this one did not fit after all: the same command then goes on with it.
 
-    def _remember(self, trainer: Trainer, size: int | None) -> None:
-        self.is_written = True
-        if trainer.is_global_zero:
-            sizes = remembered_sizes(self.file) | {self.micro_batch_key: size}
-            write_atomically(self.file, json.dumps(sizes, indent=1) + "\n")
+        Any rank does: the others learn nothing of it any more. Those that run out of memory at once write the same.
+        """
+        size = pl_module.micro_batch_size
+        if self.has_begun and is_out_of_memory(exception) and size is not None and size > 1:
+            self._remember(max(n for n in range(1, size) if size % n == 0))
+
+    def _remember(self, size: int | None) -> None:
+        sizes = remembered_sizes(self.file) | {self.micro_batch_key: size}
+        write_atomically(self.file, json.dumps(sizes, indent=1) + "\n")

@@ -16,12 +16,13 @@ from sslm.config import CheckpointConfig
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
 from sslm.parallel.parallelize import parallelize
+from sslm.runs.checkpoints.buffer import ALIGNMENT, Buffer
 from sslm.runs.checkpoints.folder import damage_of, name_of, newest_first
 from sslm.runs.checkpoints.replicas import checksum
 from sslm.runs.checkpoints.retention import expired
 from sslm.runs.checkpoints.saver import Saver
 from sslm.runs.checkpoints.states import States
-from sslm.runs.checkpoints.tensors import read_tensors
+from sslm.runs.checkpoints.tensors import pieces_of, read_tensors
 from sslm.system.errors import RunFailed
 from sslm.system.terminal import keep_libraries_quiet
 from tests.support.processes import run_ranks
@@ -139,6 +140,26 @@ def test_what_is_saved_is_of_the_moment_at_which_it_was_asked_for(tmp_path: Path
         assert read["weight"].tolist() == (torch.arange(1000.0) + step - 1).tolist()
         assert read["step"] == 3
     assert saver.longest_seconds is not None
+
+
+def test_copies_lie_in_one_block_that_is_as_large_as_they_are_and_is_used_again() -> None:
+    tensors = {
+        "weight": torch.arange(48.0).view(6, 8).T,
+        "bias": torch.ones(3, dtype=torch.bfloat16),
+        "step": torch.tensor(7),
+        "nothing": torch.empty(0, 4),
+    }
+    pieces = pieces_of(tensors)
+    buffer = Buffer(pieces)
+    for _ in range(2):
+        copies = buffer.copied(pieces)
+        assert all(torch.equal(copy.values, piece.values) for copy, piece in zip(copies, pieces, strict=True))
+        [block] = {copy.values.untyped_storage().data_ptr() for copy in copies}
+        assert block == buffer.block.data_ptr()
+        tensors["weight"] += 1
+    assert buffer.block.nbytes <= sum(piece.values.nbytes for piece in pieces) + len(pieces) * ALIGNMENT
+    assert buffer.holds(pieces)
+    assert not buffer.holds(pieces[1:])
 
 
 def test_each_piece_is_written_by_one_of_those_that_hold_it_and_all_write_about_as_much(tmp_path: Path) -> None:
