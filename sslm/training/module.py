@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Literal, Self, TypedDict
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import Callback
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import FSDPModule
@@ -22,11 +22,9 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.config import AnomalyConfig, OptimConfig, RobustConfig
-from sslm.data.module import DataModule, data_parallel
 from sslm.data.stream.batches import StepBatch
 from sslm.data.stream.order import key64
-from sslm.data.stream.recipe import IGNORED, Recipe
-from sslm.models.blocks import evaluating
+from sslm.data.stream.recipe import Recipe
 from sslm.models.build import check_fits, on_meta
 from sslm.models.head import LanguageModel
 from sslm.models.masks import check_documents
@@ -42,11 +40,10 @@ from sslm.training.arrival import Arrival
 from sslm.training.average import Average
 from sslm.training.dropout import seed_dropout
 from sslm.training.engine import Engine, choose_engine
-from sslm.training.lightning import check_settings, data_of, scheduler_of
+from sslm.training.evaluated import Evaluated
+from sslm.training.lightning import check_settings, scheduler_of
 from sslm.training.micro_batches import MicroBatch, check_batch, micro_batches
 from sslm.training.optim import build_optimizer, learning_rate
-from sslm.training.samples import FILLED_IN, NUM_SAMPLES, WRITTEN, filled_in, written
-from sslm.training.validation import ValidationMetrics
 
 Parallelize = Callable[[LanguageModel, PreTrainedModel, DeviceMesh | None], None]
 
@@ -68,7 +65,7 @@ class StepOutputs(TypedDict):
     totals: StepTotals
 
 
-class Objective(LightningModule):
+class Objective(Evaluated):
     """A language model in training; works in any Lightning `Trainer`, fed by `DataModule`.
 
     Args:
@@ -91,8 +88,6 @@ class Objective(LightningModule):
     default_lr: ClassVar[float]
     """Peak learning rate of a run that names none."""
     recipe_class: ClassVar[type[Recipe]]
-    metric_names: ClassVar[tuple[str, ...]] = ("accuracy",)
-    """Names of the shares that `correct` tells."""
 
     @classmethod
     def for_model_type(cls, model_type: str) -> "type[Objective]":
@@ -118,7 +113,7 @@ class Objective(LightningModule):
         parallelize: Parallelize | None = None,
         reduce_gradients: Literal["step", "micro_batch"] = "step",
     ) -> None:
-        super().__init__()
+        super().__init__(micro_batch_size)
         self.automatic_optimization = False
         self.recipe = recipe or self.recipe_class()
         self.optim = optim or OptimConfig()
@@ -127,14 +122,11 @@ class Objective(LightningModule):
         self.robust = robust or RobustConfig()
         self.anomaly_detector = AnomalyDetector(anomaly or AnomalyConfig(action="off"))
         self.total_steps = total_steps
-        self.micro_batch_size = micro_batch_size
         self.seed = seed
-        self.network: LanguageModel = None  # type: ignore[assignment]  # built in configure_model
         self.stop_requested = self.save_requested = self.save_failed = False
         """A rank's request to stop, to save, or to end because saving failed; all learn of it with the next step."""
         self.settles = False
         """Whether all of the next step must be known when it ends, as for a validation or a checkpoint."""
-        self.validated_at: int | None = None
         self.batch_ended_at = 0.0
         """When the last batch and all that was done after it (validation, saving) ended, by time.perf_counter."""
         self.side_group: dist.ProcessGroup | None = None
@@ -213,11 +205,6 @@ class Objective(LightningModule):
         self.optim = replace(self.optim, lr=lr)
 
     @property
-    def data(self) -> DataModule | None:
-        """The trainer's data module, or None if it was given loaders."""
-        return data_of(self.trainer)
-
-    @property
     def engine(self) -> Engine:
         """What takes optimizer steps and holds the run's tensors, once the strategy is set up."""
         optimizer: Any = self.optimizers()
@@ -232,11 +219,6 @@ class Objective(LightningModule):
         if self._average is None and self.optim.average_decay is not None:
             self._average = Average(weights_of(self.network), self.optim.average_decay)
         return self._average
-
-    @property
-    def data_parallel_size(self) -> int:
-        """Number of shares of the global batch; a tensor-parallel group of devices has one together."""
-        return data_parallel(self.trainer)[1]
 
     @property
     def _is_group_leader(self) -> bool:
@@ -409,77 +391,3 @@ class Objective(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.batch_ended_at = time.perf_counter()
-
-    # -------------------------------------------------------------------------------------------- validation
-
-    def on_validation_start(self) -> None:
-        sources = [] if self.data is None else [source.name for source in self.data.val_stream.sources]
-        self._metrics = ValidationMetrics(sources, self.metric_names, self.device)
-        if self.average is not None:
-            self.average.put_in(self.network)
-
-    def on_validation_end(self) -> None:
-        if self.average is not None:
-            self.average.take_out(self.network)
-
-    def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
-        check_batch(batch)
-        for micro in micro_batches(batch, self.micro_batch_size):
-            predicted = self.network(**micro.tensors, predict=True)
-            correct = self.correct(micro.tensors, predicted.tokens)
-            self._metrics.update(predicted.row_losses, micro.tensors["labels"], micro.sources, correct)
-
-    def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
-        """Which predictions are right, and where they count: name of a metric -> (right, looked at), booleans.
-
-        Args:
-            batch: tensors as the network takes them.
-            predicted: [batch, target_len] the likeliest token at each scored place, -100 elsewhere.
-        """
-        labels = batch["labels"]
-        return {"accuracy": (predicted == labels, labels != IGNORED)}
-
-    def loss_metrics(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
-        """The held-out loss [nats/token] in other units, by name."""
-        return {"perplexity": loss.exp()}
-
-    def on_validation_epoch_end(self) -> None:
-        self.validated_at = self.trainer.global_step
-        self._log_metrics("val")
-
-    def _log_metrics(self, stage: str) -> None:
-        metrics = self._metrics.compute()
-        loss = metrics.pop("loss")
-        metrics = {"loss": loss, **self.loss_metrics(loss, self.data), **metrics}
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in metrics.items()}, rank_zero_only=True)
-
-    def on_test_start(self) -> None:
-        self.on_validation_start()
-
-    def test_step(self, batch: StepBatch, batch_idx: int) -> None:
-        self.validation_step(batch, batch_idx)
-
-    def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
-
-    def on_test_end(self) -> None:
-        self.on_validation_end()
-
-    @property
-    def samples_in_words(self) -> str:
-        """How to read `samples`."""
-        return WRITTEN if self.network.model.config.is_encoder_decoder else FILLED_IN
-
-    @torch.no_grad()
-    def samples(self, data: Any) -> list[str]:
-        """Lines with predictions for a few held-out sequences (see `samples`); all ranks call it together."""
-        if data.tokenizer is None:
-            return []
-        size = self.micro_batch_size or data.batch_size // self.data_parallel_size
-        held_out = data.val_rows(-(-NUM_SAMPLES // size) * size)  # in validation's shape, which blocks are compiled for
-        parts = zip(*(tensor.to(self.device).split(size) for tensor in held_out.values()), strict=True)
-        with evaluating(self.network), self.trainer.precision_plugin.val_step_context():
-            predicted = [self.network(**dict(zip(held_out, part, strict=True)), predict=True).tokens for part in parts]
-        show = written if self.network.model.config.is_encoder_decoder else filled_in
-        ids, labels = (held_out[name][:NUM_SAMPLES].tolist() for name in ("input_ids", "labels"))
-        return show(ids, labels, torch.cat(predicted)[:NUM_SAMPLES].tolist(), data.tokenizer)
