@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule
 from numpy.typing import NDArray
 from torch import Tensor
@@ -15,7 +16,7 @@ from sslm.config import DataConfig
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.tokenizer import Tokenizer
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
-from sslm.data.stream.batches import Batch, Loader, StepBatch, TrainSteps, ValSteps, step_batch, with_tensors
+from sslm.data.stream.batches import Batch, Loader, StepBatch, TrainSteps, ValSteps, pinned, step_batch, with_tensors
 from sslm.data.stream.recipe import Recipe
 from sslm.data.stream.stream import Places, Stream
 from sslm.data.stream.streams import open_streams
@@ -334,6 +335,18 @@ class DataModule(LightningDataModule):
         if batch["amendments"] < len(self.train_stream.amendments):  # a loader process made it before
             return self.train_batch(step)
         return self._step_batch(batch, step)
+
+    def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
+        """Send a batch, to a GPU from pinned memory: from other memory it waits until the GPU has done its work."""
+        if device.type == "cuda":
+            batch = pinned(batch)
+        moved: StepBatch = super().transfer_batch_to_device(batch, device, dataloader_idx)
+        return moved
+
+    def make_ahead(self, step: int) -> None:
+        """Make the batch of optimizer step `step` while a GPU is still at work, if no loader process does."""
+        if self._train_steps is not None and self.config.num_workers == 0 and step < self.num_steps:
+            self._train_steps.make_ahead(step)
 
     def train_batch(self, step: int) -> StepBatch:
         """Make this rank's share of optimizer step `step` in this process."""

@@ -282,6 +282,8 @@ class Objective(Evaluated):
         if (scheduler := scheduler_of(self.trainer)) is not None:
             scheduler.step()
         is_logged = self.global_step % self.trainer.log_every_n_steps == 0
+        if self.data is not None and self.device.type == "cuda":
+            self.data.make_ahead(self.global_step)  # before the host waits
         anomalies, num_known = self._learn(is_logged or totals.stop or totals.save)
         if is_logged:
             if self.trainer.world_size > 1:

@@ -102,8 +102,11 @@ class TrainSteps(Steps):
         self._places, self._places_from = Places(*[np.empty(0, np.int64)] * 5), 0
         self._examples: Examples | None = None
         self._examples_from = 0
+        self._ahead: dict[int, Batch] = {}
 
     def __getitem__(self, step: int) -> Batch:
+        if step in self._ahead:
+            return self._ahead.pop(step)
         row = (step - self._examples_from) * self.share
         if self._examples is None or not 0 <= row < len(self._examples.positions):
             try:
@@ -122,6 +125,12 @@ class TrainSteps(Steps):
             "sources": examples.sources,
             "amendments": len(self.stream.amendments),
         }
+
+    def make_ahead(self, step: int) -> None:
+        """Make a step's batch now, to be taken when its turn comes; an error is left for then."""
+        self._ahead.clear()
+        with suppress(UserError):
+            self._ahead[step] = self[step]
 
     def _read(self, step: int, num_steps: int) -> None:
         """Read the examples of some steps at once, or of the first alone if a shard is bad."""
@@ -146,6 +155,7 @@ class TrainSteps(Steps):
     def forget(self) -> None:
         """Drop what was looked up and read: the stream was amended."""
         self._places, self._examples = self._places.rows(slice(0)), None
+        self._ahead.clear()
 
 
 @dataclass(eq=False)
@@ -277,6 +287,21 @@ def step_batch(batch: Batch, num_sources: int, with_digest: bool = False) -> Ste
         "scored": scored.tolist(),
         "digest": digest(arrays, batch["positions"]) if with_digest else 0,
     }
+
+
+def pinned(batch: StepBatch) -> StepBatch:
+    """Copy a batch's tensors into pinned memory, from which they are sent while this process goes on.
+
+    The copies are contiguous: a view, as of a window's inputs, would be sent from a copy that is not pinned.
+    """
+    copies: StepBatch = {**batch, "tensors": {name: _pinned(tensor) for name, tensor in batch["tensors"].items()}}
+    if "sources" in batch:
+        copies["sources"] = _pinned(batch["sources"])
+    return copies
+
+
+def _pinned(tensor: Tensor) -> Tensor:
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
 
 
 def digest(arrays: Arrays, positions: NDArray[np.int64]) -> int:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslm.config import DataConfig
-from sslm.data.corpus.shards import Corpus, Shard
+from sslm.data.corpus.shards import BadShard, Corpus, Shard
 from sslm.data.module import DataModule
 from sslm.data.stream import batches, packing
 from sslm.data.stream.amendments import Amendment
@@ -205,6 +205,31 @@ def test_loader_processes_give_the_same_batches(text: Path, cache: Path) -> None
 
     assert digests(0) == digests(2)
     assert len(digests(0)) == 4
+
+
+def test_a_batch_made_ahead_is_the_one_that_comes_and_goes_when_the_stream_is_amended(mixed: Stream) -> None:
+    def digest(steps: TrainSteps, step: int) -> int:
+        return step_batch(with_tensors(steps[step]), 2, with_digest=True)["digest"]
+
+    ahead, plain = (TrainSteps(mixed, CausalLMRecipe(), 4, 0) for _ in range(2))
+    for step in (0, 1, 2, 7, 3):
+        ahead.make_ahead(step)
+        made = ahead._ahead[step]
+        assert ahead[step] is made
+        assert digest(ahead, step) == digest(plain, step)
+    ahead.make_ahead(4)
+    ahead.forget()
+    assert not ahead._ahead
+
+
+def test_an_error_met_ahead_of_a_step_is_raised_in_its_turn(tmp_path: Path) -> None:
+    corpus = make_corpus(tmp_path / "corpus", [[400], [400]])
+    steps = TrainSteps(make_stream(corpus), CausalLMRecipe(), batch_size=2, seed=0)
+    for file in (tmp_path / "corpus").iterdir():
+        file.unlink()
+    steps.make_ahead(0)
+    with pytest.raises(BadShard):
+        steps[0]
 
 
 def test_loader_processes_read_packed_mixtures_alike(mixed: Stream) -> None:
