@@ -1,19 +1,23 @@
 """What runs in the forked processes: `sslm train`, with an eye on what the host and the device do."""
 
+import ctypes
 import json
 import os
+import sys
+import traceback
 from collections import Counter
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
-from transformers.modeling_layers import GradientCheckpointingLayer
+from deepspeed.runtime.fp16.loss_scaler import INITIAL_LOSS_SCALE
+from deepspeed.runtime.precision_config import DeepSpeedFP16Config
 
+from benchmarks.watch import Matmuls, Peak, Plan, Steps, trainer_callback
+from sslm.parallel import materialise
 from sslm.train import main
-
-MATMULS = {"mm", "addmm", "bmm", "baddbmm", "_scaled_mm"}
+from sslm.training.callbacks.validation import Validation
 
 
 def train(arguments: list[str]) -> int:
@@ -36,32 +40,72 @@ def train_with_dtypes(out: str, arguments: list[str]) -> int:
     seen = Matmuls()
     with seen:
         code = main(arguments)
-    Path(out).write_text(json.dumps(seen.dtypes))
+    write(out, seen.dtypes)
     return code
 
 
-class Matmuls(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the dtypes of matmuls inside blocks that are in training."""
+def train_with_waits(out: str, arguments: list[str]) -> int:
+    """Train, and write down where the host waited for the device in steps that are watched (`Steps`).
 
-    def __init__(self) -> None:
-        super().__init__()
-        self.dtypes: Counter[str] = Counter()
-        self.depth = 0
-        nn.modules.module.register_module_forward_pre_hook(self._enter)
-        nn.modules.module.register_module_forward_hook(self._leave, always_call=True)
+    Copies from memory that is not pinned are written down only if they go from the device: towards it they are staged,
+    which waits for nothing.
 
-    def _enter(self, module: nn.Module, _: Any) -> None:
-        self.depth += is_training_block(module)
+    The file has {"event < frame < frame": count}; a frame is "file.py:line".
+    """
+    waits: Counter[str] = Counter()
+    steps = Steps()
 
-    def _leave(self, module: nn.Module, *_: Any) -> None:
-        self.depth -= is_training_block(module)
+    @ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_size_t)
+    def note(event: bytes, size: int) -> None:
+        if steps.are_watched and event != b"h2d_pageable":
+            waits[" < ".join([event.decode(), *frames()])] += 1
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if self.depth and function._schema.name.removeprefix("aten::") in MATMULS:
-            [dtype] = {value.dtype for value in args[-2:] if isinstance(value, torch.Tensor)} or {args[1].dtype}
-            self.dtypes[str(dtype).removeprefix("torch.")] += 1
-        return function(*args, **(kwargs or {}))
+    ctypes.CDLL(None).fakecuda_set_hook(note)
+    with trainer_callback(steps):
+        code = main(arguments)
+    ctypes.CDLL(None).fakecuda_set_hook(None)
+    write(out, waits)
+    return code
 
 
-def is_training_block(module: nn.Module) -> bool:
-    return isinstance(module, GradientCheckpointingLayer) and module.training
+def frames(most: int = 4) -> list[str]:
+    """Where this thread is: the innermost frames of packages, from inside to outside, and two of sslm's."""
+    found = []
+    for frame, line in traceback.walk_stack(sys._getframe(1)):
+        file = frame.f_code.co_filename
+        if "site-packages/" in file or "/sslm/" in file:
+            short = file.partition("site-packages/")[2] or "sslm/" + file.rpartition("/sslm/")[2]
+            found.append(f"{short}:{line}")
+    ours = [place for place in found if place.startswith("sslm/")][:2]
+    return [*found[:most], *(place for place in ours if place not in found[:most])]
+
+
+def train_with_peak(out: str, arguments: list[str]) -> int:
+    """Train two steps of a model whose weights are left as they are, and end.
+
+    Writes down the bytes that were planned for a device, by part, and the allocator's peak in the second step.
+    """
+    materialise.fill = lambda target, whole: None
+    materialise.in_turn = lambda model, seed: iter(())
+    Validation.on_train_start = lambda *_: None  # which looks at what the kernels left undone
+    plan = Plan()
+
+    def leave(peak: int) -> None:
+        write(out, {"planned": plan.parts, "peak": peak})
+        os._exit(0)  # nothing of that size is saved
+
+    with plan.noting(), trainer_callback(Peak(leave)):
+        return main(arguments)
+
+
+def train_with_loss_scale(scale: float, arguments: list[str]) -> int:
+    """Train with another first loss scale, of torch and of DeepSpeed, than they have by default."""
+    torch.amp.GradScaler.__init__ = partialmethod(torch.amp.GradScaler.__init__, init_scale=scale)
+    DeepSpeedFP16Config.initial_dynamic_scale = lambda self: scale
+    arguments_of = DeepSpeedFP16Config.dynamic_loss_scale_args
+    DeepSpeedFP16Config.dynamic_loss_scale_args = lambda self: (arguments_of(self) or {}) | {INITIAL_LOSS_SCALE: scale}
+    return main(arguments)
+
+
+def write(out: str, content: Any) -> None:
+    Path(f"{out}.{os.environ.get('RANK', '0')}").write_text(json.dumps(content))
