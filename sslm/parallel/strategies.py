@@ -9,7 +9,8 @@ import torch.distributed as dist
 from lightning.fabric.plugins.environments.lightning import LightningEnvironment
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy, Strategy
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from sslm.config import Config
 from sslm.parallel.launch import Launch, have_own_gpus
@@ -52,6 +53,10 @@ class Replicated(DDPStrategy):
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """Ranks that share a batch: all processes; Lightning counts the GPUs that each sees, which may be one."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+    def _setup_model(self, model: nn.Module) -> DistributedDataParallel:
+        """Wrap the model on the stream that it trains on; see docs/lessons.md, "DDP is built on another stream"."""
+        return DistributedDataParallel(model, device_ids=self.determine_ddp_device_ids(), **self._ddp_kwargs)
 
     def configure_ddp(self) -> None:
         super().configure_ddp()

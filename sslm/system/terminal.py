@@ -75,6 +75,9 @@ def keep_libraries_quiet() -> None:
         ".*smaller than the logging interval.*",
         ".*`broadcast_buffers` is deprecated.*",  # its successor is missing in torch 2.11
         ".*isinstance\\(treespec, LeafSpec\\).*",  # Lightning's own
+        ".*barrier\\(\\): using the device under current context.*",  # DeepSpeed's, of a process that is alone
+        # an LSTM's weights are where optimizers and sharding have them; for cuDNN they are put together at each call
+        ".*RNN module weights are not part of single contiguous chunk of memory.*",
     ):
         warnings.filterwarnings("ignore", message)
 

@@ -196,3 +196,30 @@ def test_sruns_tasks_may_see_one_gpu_each(
     assert done.code == 0, done.said
     assert "Launch: 2 GPUs, " in done.said
     assert losses_of(done.run) == pytest.approx(losses_of(on_cpu("llama")), abs=TOLERANCES["32"])
+
+
+LSTM = [
+    "--model.model_type",
+    "sslm_lstm",
+    "--model.hidden_size",
+    "32",
+    "--precision",
+    "bf16-true",
+    "--anomaly.action",
+    "off",
+]
+
+
+@pytest.mark.parametrize(("strategy", "world"), [("ddp", 2), ("deepspeed_1", 1)])
+def test_libraries_warn_of_nothing(strategy: str, world: int, gpus: FakeGpus, tiny: list[str], tmp_path: Path) -> None:
+    flags = ["--accelerator", "gpu", "--devices", str(world), "--strategy", strategy, "--max_steps", "3"]
+    done = gpus.train(tmp_path / "run", [*tiny, *flags], world=world)
+    assert done.code == 0, done.said
+    assert "UserWarning" not in done.said
+
+
+def test_cudnns_lstm_warns_of_nothing(hollow_gpus: FakeGpus, tiny: list[str], tmp_path: Path) -> None:
+    flags = ["--accelerator", "gpu", "--devices", "1", "--max_steps", "3", "--data.val_sequences", "4"]
+    done = hollow_gpus.train(tmp_path / "run", [*without_model(tiny), *LSTM, *flags])
+    assert "Launch: 1 GPU" in done.said
+    assert "Warning" not in done.said
