@@ -56,6 +56,7 @@ from sslm.training.callbacks.rewind import Anomalies
 from sslm.training.callbacks.timeouts import Timeouts
 from sslm.training.callbacks.validation import Validation
 from sslm.training.callbacks.watchdog import Watchdog
+from sslm.training.lightning import NoProfiler, use_step_loop
 from sslm.training.module import Objective
 from sslm.training.report import describe, describe_launch, summarise
 
@@ -303,7 +304,7 @@ def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
 def build_trainer(setup: Setup, callbacks: Callbacks) -> Trainer:
     """Make Lightning's trainer, with all of its own validation, saving, logging and printing off."""
     config, folder = setup.config, setup.folder
-    return Trainer(
+    trainer = Trainer(
         **strategies.trainer_settings(config, setup.launch),
         max_steps=setup.total_steps,
         max_epochs=-1,
@@ -319,4 +320,7 @@ def build_trainer(setup: Setup, callbacks: Callbacks) -> Trainer:
         enable_model_summary=False,
         use_distributed_sampler=False,
         inference_mode=False,
+        profiler=NoProfiler(),
     )
+    use_step_loop(trainer)
+    return trainer

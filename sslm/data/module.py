@@ -338,6 +338,8 @@ class DataModule(LightningDataModule):
 
     def transfer_batch_to_device(self, batch: StepBatch, device: torch.device, dataloader_idx: int) -> StepBatch:
         """Send a batch, to a GPU from pinned memory: from other memory it waits until the GPU has done its work."""
+        if device.type == "cpu":  # it is there: Lightning would search all that it holds
+            return batch
         if device.type == "cuda":
             batch = pinned(batch)
         moved: StepBatch = super().transfer_batch_to_device(batch, device, dataloader_idx)

@@ -1,6 +1,11 @@
 """Every reach into Lightning's private or loop state, as verbs."""
 
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
 from lightning.pytorch import Trainer
+from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
+from lightning.pytorch.profilers import PassThroughProfiler
 from torch.optim.lr_scheduler import LRScheduler
 
 from sslm.data.module import DataModule
@@ -32,6 +37,62 @@ def check_settings(trainer: Trainer) -> None:
     if norm := trainer.gradient_clip_val:
         instead = f"leave it out, and give the objective optim=OptimConfig(clip_norm={norm}), of sslm.config"
         raise UserError(f"Trainer(gradient_clip_val={norm}): {instead}")
+
+
+class NoProfiler(PassThroughProfiler):
+    """Profiles nothing, at no cost: Lightning's own makes a context of its own for each hook of each callback."""
+
+    nothing = nullcontext()
+
+    def profile(self, action_name: str) -> AbstractContextManager[None]:
+        return self.nothing
+
+
+class StepLoop(_TrainingEpochLoop):
+    """Lightning's loop over an epoch's batches, for an objective with its data module.
+
+    Counters and hooks are as in Lightning's, in its order. Left out is what sslm has no use for: schedulers, loggers,
+    Lightning's own validation, and questions asked anew for each batch (does `training_step` take a number?).
+
+    See docs/lessons.md, 'Lightning asks many questions about every batch'.
+    """
+
+    def on_run_start(self, data_fetcher: Any) -> None:
+        super().on_run_start(data_fetcher)
+        self.manual_optimization.on_run_start()  # counts optimizer steps from here on
+
+    @property
+    def global_step(self) -> int:
+        return self.manual_optimization.optim_step_progress.total.completed
+
+    def advance(self, data_fetcher: Any) -> None:
+        trainer: Any = self.trainer
+        module, progress = trainer.lightning_module, self.batch_progress
+        number = progress.current.ready
+        batch, *_ = next(data_fetcher)
+        progress.is_last_batch = data_fetcher.done
+        share = trainer.datamodule.on_before_batch_transfer(batch, 0)
+        share = trainer.datamodule.transfer_batch_to_device(share, trainer.strategy.root_device, 0)
+        progress.increment_ready()
+        for callback in trainer.callbacks:
+            callback.on_train_batch_start(trainer, module, share, number)
+        progress.increment_started()
+        module._current_fx_name = "training_step"  # what `log` asks for
+        outputs = trainer.strategy.training_step(share, number)
+        progress.increment_processed()
+        for callback in trainer.callbacks:
+            callback.on_train_batch_end(trainer, module, outputs, share, number)
+        module.on_train_batch_end(outputs, share, number)
+        progress.increment_completed()
+
+    def on_advance_end(self, data_fetcher: Any) -> None:
+        self._batches_that_stepped += 1
+
+
+def use_step_loop(trainer: Trainer) -> None:
+    """Let the trainer drive its batches by `StepLoop`; it is to have no loggers and no schedulers."""
+    loop = trainer.fit_loop.epoch_loop
+    trainer.fit_loop.epoch_loop = StepLoop(trainer, loop.min_steps, loop.max_steps)
 
 
 def set_step(trainer: Trainer, step: int) -> None:

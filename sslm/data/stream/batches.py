@@ -278,15 +278,22 @@ def step_batch(batch: Batch, num_sources: int, with_digest: bool = False) -> Ste
     if "bad" in batch:
         return {"tensors": {}, "bad": batch["bad"], "scored": [0] * num_sources, "digest": 0}
     arrays = {name: tensor.numpy() for name, tensor in batch["tensors"].items()}
-    per_row = np.count_nonzero(arrays["labels"].reshape(len(batch["positions"]), -1) >= 0, axis=1)
-    scored = np.bincount(batch["sources"], per_row, num_sources).astype(np.int64)
     return {
         "tensors": batch["tensors"],
         "sources": torch.from_numpy(batch["sources"]),
         "first_position": int(batch["positions"][0]),
-        "scored": scored.tolist(),
+        "scored": _scored(arrays["labels"], batch["sources"], num_sources),
         "digest": digest(arrays, batch["positions"]) if with_digest else 0,
     }
+
+
+def _scored(labels: NDArray[np.int64], sources: NDArray[np.int64], num_sources: int) -> list[int]:
+    """Count the targets of each source."""
+    is_target = labels >= 0
+    if num_sources == 1:
+        return [int(np.count_nonzero(is_target))]
+    per_row = is_target.reshape(len(labels), -1).sum(axis=1)
+    return [int(n) for n in np.bincount(sources, per_row, num_sources)]
 
 
 def pinned(batch: StepBatch) -> StepBatch:

@@ -137,8 +137,11 @@ class Stream:
 
     def begins_stage(self, first: int, end: int) -> bool:
         """Whether the weights change at one of the run's positions first … end − 1."""
+        _, *later = self.mixture.stages
+        if not later:
+            return False
         before, last = self.unskipped(np.array([first - 1, end - 1])).tolist()
-        return any(before < stage.position <= last for stage in self.mixture.stages[1:])
+        return any(before < stage.position <= last for stage in later)
 
     def amend(self, amendment: Amendment | Skip) -> None:
         """Apply an amendment from its position on; UserError if the source has no sound shard left."""
