@@ -10,7 +10,8 @@ from tests.support.runs import without_model
 
 pytestmark = pytest.mark.slow
 
-BATCH = "--batch_size 8 --micro_batch_size 8 --max_steps 50 --val_every 1000 --checkpoint.every_steps 1000"
+BATCH = "--batch_size 16 --micro_batch_size 8 --max_steps 50 --val_every 1000 --checkpoint.every_steps 1000"
+"""With two micro-batches: in the second there are gradients beside all activations, which is what is planned for."""
 FAMILIES = {
     "gpt2": "--model.model_type gpt2 --model.vocab_size 50304 --seq_len 1024",
     "llama": "--model.model_type llama --model.hidden_size 1024 --model.intermediate_size 2816 "

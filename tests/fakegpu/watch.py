@@ -47,9 +47,6 @@ def train_with_dtypes(out: str, arguments: list[str]) -> int:
 def train_with_waits(out: str, arguments: list[str]) -> int:
     """Train, and write down where the host waited for the device in steps that are watched (`Steps`).
 
-    Copies from memory that is not pinned are written down only if they go from the device: towards it they are staged,
-    which waits for nothing.
-
     The file has {"event < frame < frame": count}; a frame is "file.py:line".
     """
     waits: Counter[str] = Counter()
@@ -57,7 +54,7 @@ def train_with_waits(out: str, arguments: list[str]) -> int:
 
     @ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_size_t)
     def note(event: bytes, size: int) -> None:
-        if steps.are_watched and event != b"h2d_pageable":
+        if steps.are_watched:
             waits[" < ".join([event.decode(), *frames()])] += 1
 
     ctypes.CDLL(None).fakecuda_set_hook(note)
