@@ -6,7 +6,9 @@ itself chooses the kernel; for GPUs, where a CPU can't ask it, `_FusedAttention`
 arXiv:2307.08691) and the memory-efficient kernel keep, and autocast is CUDA's (`cuda_autocast`). Copies of weights that
 autocast makes in 16 bits count too: autograd keeps them until it has used them.
 
-Not counted: what a kernel needs while it runs, and what compiling saves (see `memory`).
+A compiled block keeps what goes into and comes out of matmuls and attention, sums (of the residual stream), and which
+numbers dropout dropped, each in its narrowest type: torch's partitioner computes the rest again between the matmuls, or
+would have to write it for them. Not counted: what a kernel needs while it runs.
 """
 
 import copy
@@ -31,6 +33,7 @@ from sslm.parallel.planning.cuda_autocast import cuda_autocast
 from sslm.parallel.recompute import ATTENTION, MATMULS
 from sslm.parallel.tensor_parallel import planned
 
+COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.clone.default}
 LSTM_RESERVE = 64
 """Bytes per unit and token that a fused LSTM keeps in a buffer (16 numbers: gates, states and their inputs)."""
 
@@ -50,6 +53,8 @@ class Kept(NamedTuple):
     """In the block that keeps most."""
     products: float
     """Outputs of matmuls and of attention in blocks."""
+    compiled: float
+    """In blocks, if these are compiled: the compiler computes what is cheap again."""
     head: float
     """In head and loss, if every place is scored."""
 
@@ -131,7 +136,9 @@ def by_formula(model: PreTrainedModel, shapes: Mapping[str, tuple[int, ...]], *,
     of_block = float(bytes_per_number * tokens * (13 * width + 4 * feed_forward))
     products = float(bytes_per_number * tokens * (5 * width + 3 * feed_forward))
     head = 8.0 * shapes["labels"][0] * config.vocab_size
-    one = Kept(2 * stream, layers * stream, 0.0, layers * of_block, of_block, layers * products, head)
+    one = Kept(
+        2 * stream, layers * stream, 0.0, layers * of_block, of_block, layers * products, layers * of_block, head
+    )
     return Activations(one, Kept(*(2 * part for part in one)), has_head=True)
 
 
@@ -169,6 +176,10 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.saved: dict[int, tuple[int, Place]] = {}
         self.inputs: dict[int, int] = {}
         self.products: dict[int, int] = {}
+        self.anchors: dict[int, int] = {}
+        """What a compiled block keeps if it is needed: storage that it was copied from, or its own -> bytes."""
+        self._origins: dict[int, int] = {}
+        """Storage of a copy -> that of what it is a copy of."""
         self.has_head = False
         self._block: int | None = None
         self._num_bodies = 0
@@ -215,11 +226,23 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if (key := _key(tensor)) not in self._weights and key not in self.saved:
             self.saved[key] = tensor.untyped_storage().nbytes(), (self._block, self._num_bodies)
             self._storages.append(tensor.untyped_storage())
+            if tensor.dtype == torch.bool:
+                self.note_anchors(tensor)
         return tensor
 
     def note_product(self, output: Any) -> None:
         if self._block is not None:
             self._note(self.products, output)
+
+    def note_anchors(self, values: Any) -> None:
+        noted: dict[int, int] = {}
+        self._note(noted, values)
+        for key, size in noted.items():
+            origin = self._origin(key)
+            self.anchors[origin] = min(size, self.anchors.get(origin, size))
+
+    def _origin(self, key: int) -> int:
+        return self._origins.get(key, key)
 
     def _note(self, where: dict[int, int], values: Any) -> None:
         for tensor in tree_leaves(values):
@@ -231,15 +254,24 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
         output = function(*args, **(kwargs or {}))
         if function in MATMULS or function in ATTENTION:
             self.note_product(output)
+            self.note_anchors((args, output))
+        elif function in COPIES:
+            self._storages += [args[0].untyped_storage(), output.untyped_storage()]
+            self._origins[_key(output)] = self._origin(_key(args[0]))
+        elif function is torch.ops.aten.add.Tensor and all(isinstance(term, Tensor) for term in args[:2]):
+            self.note_anchors(output)
         return output
 
     def kept(self) -> Kept:
         outside, head, inside = 0.0, 0.0, [0.0] * max(len(self.blocks), 1)
+        compiled: dict[int, int] = {}
         for key, (size, (block, num_bodies)) in self.saved.items():
             if key in self.inputs:
                 continue
             if block is not None:
                 inside[block] += size
+                if (origin := self._origin(key)) in self.anchors and origin not in self.inputs:
+                    compiled[origin] = min(size, self.anchors[origin])
             elif 0 < num_bodies == self._num_bodies:
                 head += size
             else:
@@ -247,7 +279,7 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
         inputs = sum(size for key, size in self.inputs.items() if key in self.saved)
         repeated = sum(self.inputs.values()) - inputs
         products = sum(size for key, size in self.products.items() if key not in self.inputs)
-        return Kept(outside, inputs, repeated, sum(inside), max(inside), products, head)
+        return Kept(outside, inputs, repeated, sum(inside), max(inside), products, sum(compiled.values()), head)
 
 
 def _key(tensor: Tensor) -> int:
@@ -291,6 +323,7 @@ class _OfGpus(TorchFunctionMode):
         if attn_mask is not None:
             attn_mask = attn_mask.to(query.dtype)  # the kernel adds it
         output: Tensor = _FusedAttention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
+        self.record.note_anchors((query, key, value, attn_mask, output))
         if not dropout_p:  # with dropout it is computed again
             self.record.note_product(output)
         return output

@@ -2,8 +2,7 @@
 
 Weights, gradients and optimizer states are counted exactly, from shapes. Activations come from a forward pass without
 contents (`activation_memory`), logits from its head. All parts are summed as if they were there at once, as they are in
-the backward pass of every micro-batch but a step's first. With --compile, blocks keep about as much as with
-`selective`, because the compiler runs cheap operations again; so that is what is counted then.
+the backward pass of every micro-batch but a step's first.
 
 Not counted: the CUDA context and NCCL's buffers (about 1.5 GB of a GPU), the allocator's fragments, and what kernels
 need while they run. `ROOM` leaves memory for these.
@@ -171,7 +170,7 @@ def batch_memory(
     selected = checkpointed + kept.products
     chosen = recomputation.budget * (min(selected, everything) - checkpointed)
     amount = {
-        "none": selected if compiled else everything,
+        "none": checkpointed + kept.compiled if compiled else everything,
         "selective": selected + again,
         "full": checkpointed + again,
         "budget": checkpointed + chosen + (1 - recomputation.budget) * again,

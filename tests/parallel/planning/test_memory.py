@@ -116,14 +116,16 @@ def test_activations_without_contents_are_those_of_a_real_forward_pass(family: s
 
 
 def test_a_fused_kernel_keeps_no_matrix_of_attention_and_an_eager_one_does() -> None:
-    def kept(implementation: str, length: int) -> float:
-        model = on_meta(LLAMA, CAUSAL)
+    def kept(implementation: str, length: int, groups: int = 1) -> float:
+        model = on_meta(LlamaConfig(**BLOCKS, vocab_size=VOCABULARY, num_key_value_heads=4 // groups), CAUSAL)
         model.set_attn_implementation(implementation)
         shapes = {"input_ids": (length,), "labels": (length,)}
         return everything(measure(model, shapes, on_gpu=True).one)
 
     assert kept("sdpa", 1024) == pytest.approx(4 * kept("sdpa", 256), rel=0.01)
-    assert kept("eager", 1024) - kept("sdpa", 1024) > 2 * 4 * 1024 * 1024 * 4  # layers, heads, its two sides, fp32
+    matrices = 0.95 * 2 * 4 * 1024 * 1024 * 4  # layers, heads, its two sides, fp32
+    assert kept("eager", 1024) - kept("sdpa", 1024) > matrices
+    assert kept("sdpa", 1024, groups=2) - kept("sdpa", 1024) > matrices  # in fp32 no fused kernel groups queries
 
 
 def test_on_gpus_attention_with_dropout_and_learned_biases_is_fused_too() -> None:
@@ -150,7 +152,7 @@ def test_recomputation_keeps_less_the_more_is_recomputed() -> None:
     assert amounts == sorted(amounts)
     assert amounts[0] < amounts[-1] / 4
     assert memories[0].total >= activations.of(4).largest + activations.of(4).inputs
-    assert batch_memory(activations, 4, Recompute(), True, 1.0, 0).activations <= amounts[2]
+    assert amounts[2] < batch_memory(activations, 4, Recompute(), True, 1.0, 0).activations < amounts[3]
 
 
 def test_a_block_is_computed_again_when_the_logits_are_gone() -> None:
@@ -161,21 +163,26 @@ def test_a_block_is_computed_again_when_the_logits_are_gone() -> None:
 
 
 @pytest.mark.parametrize(
-    ("family", "shapes", "micro_batch_size", "gibibytes"),
+    ("family", "shapes", "micro_batch_size", "gibibytes", "compiled"),
     [
-        ((GPT2Config(vocab_size=50304), CAUSAL), {"input_ids": (1024,), "labels": (1024,)}, 8, 12.87),
-        ((T5_BASE, SEQ2SEQ), {"input_ids": (512,), "labels": (114,)}, 32, 30.03),
+        ((GPT2Config(vocab_size=50304), CAUSAL), {"input_ids": (1024,), "labels": (1024,)}, 8, 12.87, 9.36),
+        ((T5_BASE, SEQ2SEQ), {"input_ids": (512,), "labels": (114,)}, 32, 30.03, 15.89),
     ],
     ids=["gpt2", "t5"],
 )
 def test_mixed_precision_on_gpus_takes_what_torchs_allocator_gave(
-    family: tuple[PreTrainedConfig, str], shapes: Any, micro_batch_size: int, gibibytes: float
+    family: tuple[PreTrainedConfig, str], shapes: Any, micro_batch_size: int, gibibytes: float, compiled: float
 ) -> None:
-    """The allocator's peaks are of the CUDA build, in the second step of a run of two micro-batches a step."""
-    config = Config(batch_size=2 * micro_batch_size, precision="bf16-mixed")
-    on_h100 = Budget(config, on_meta(*family), shapes, None, named("h100"))
-    planned = on_h100.memory(on_h100.launch("single"), micro_batch_size).total
-    assert planned / 2**30 == pytest.approx(gibibytes, rel=0.03)
+    """The allocator's peaks are of the CUDA build, in the second step of a run of two micro-batches a step.
+
+    Those of compiled blocks are with torch's partitioner, without the compiler behind it.
+    """
+    model = on_meta(*family)
+    for compile_blocks, peak in ((False, gibibytes), (True, compiled)):
+        config = Config(batch_size=2 * micro_batch_size, precision="bf16-mixed", compile=compile_blocks)
+        on_h100 = Budget(config, model, shapes, None, named("h100"))
+        planned = on_h100.memory(on_h100.launch("single"), micro_batch_size).total
+        assert planned / 2**30 == pytest.approx(peak, rel=0.03)
 
 
 def test_logits_are_counted_at_scored_places_with_their_gradients() -> None:
