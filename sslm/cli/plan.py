@@ -21,6 +21,7 @@ from sslm.cli.parse import parse, split_flags
 from sslm.config import Config
 from sslm.data.module import DataModule
 from sslm.models.flops import matmul_parameters, of_experts, share_of_experts
+from sslm.models.masks import masks_in_words
 from sslm.objectives.choose import build_on_meta, choose_model, choose_objective, open_data
 from sslm.parallel.launch import Launch
 from sslm.parallel.planning.budget import Budget, Proposal, plan_launch
@@ -145,6 +146,8 @@ class Plan:
             ("Text", f"{source}{plural(sum(corpus.num_tokens for corpus in corpora), 'token')}; {vocabulary}"),
             ("Run", f"{plural(steps, 'step', exact=True)} of {batch}: {plural(steps * tokens, 'token')}{epochs}"),
         ]
+        if config.data.document_mask:
+            rows += [("Document masks", escape(masks_in_words(model, self.launch.device_type)))]
         for reading in read:
             rows += [("", escape(str(reading)))] if data.mixes else []
             rows += [(WARNING, escape(reading.warning))] if reading.warning else []

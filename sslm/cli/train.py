@@ -111,7 +111,7 @@ def run(config: Config, arguments: list[str]) -> int:
             rehearse(setup, arguments)
         return DONE
     describe(config, data, weightless)
-    describe_launch(config, launch)
+    describe_launch(config, launch, weightless)
 
     # a job that is requeued after it lost a node may meet itself: its old first process, which has not noticed yet
     patience = config.start_timeout_seconds if os.environ.get("SLURM_RESTART_COUNT") else 0.0

@@ -10,6 +10,7 @@ in one piece; -1 is padding, which sees padding only: no softmax is ever over no
 document where an architecture takes `position_ids`; where it doesn't (BART's kin) they run on.
 """
 
+import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,8 +25,18 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 from sslm.models.blocks import evaluating
 from sslm.system.errors import UserError, one_line
 
-IMPLEMENTATIONS = ("sdpa", "eager")
+EXPLICIT = ("sdpa", "eager")
 """Attention that takes an explicit mask; transformers chooses eager where an architecture's attention is not SDPA's."""
+
+FLEX = "flex_attention"
+"""Attention that takes the blocks of a mask in which there is something (Dong et al. 2024, arXiv:2412.05496)."""
+
+TAKES_BLOCKS_ON_GPUS = False
+"""Whether masks are blocks on GPUs, for models that take them. Off: on CPUs they give the logits of explicit masks, but
+the kernels that Triton makes of them, the backward pass above all, have not been run on a GPU."""
+
+DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "attn_dropout")
+"""Names that configs have for the dropout of attention's weights."""
 
 EXPLICIT_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "indexed_attention"})
 """Of `config.layer_types`, those whose mask the table makes. What others do (convolutions, states, keys compressed over
@@ -40,6 +51,45 @@ POSITIONS_AFTER_PADDING = {
 PROBE_TOKENS = 32
 
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+def choose_masks(model: PreTrainedModel, device_type: str) -> None:
+    """Let a model's attention take the masks of documents as is best on a device."""
+    if "segment_ids" not in _parameters(model) and explicit_because(model, device_type) is None:
+        model.set_attn_implementation(FLEX)
+
+
+def masks_in_words(model: PreTrainedModel, device_type: str) -> str:
+    """What `choose_masks` chooses, and why."""
+    if "segment_ids" in _parameters(model):
+        return "none, states begin anew with each document"
+    why = explicit_because(model, device_type)
+    return "blocks, for FlexAttention" if why is None else f"explicit ({why})"
+
+
+def explicit_because(model: PreTrainedModel, device_type: str) -> str | None:
+    """Say why a model takes explicit masks on a device; None if it takes FlexAttention's blocks."""
+    if device_type != "cuda":
+        return "FlexAttention trains on GPUs only"
+    if not TAKES_BLOCKS_ON_GPUS:
+        return "FlexAttention has not been tried on a GPU"
+    if not can_take_blocks(model):
+        return f"{model.config.model_type}'s attention has more than a mask, or no FlexAttention"
+    if any(getattr(model.config, name, 0) for name in DROPOUTS):
+        return "FlexAttention has no dropout"
+    if importlib.util.find_spec("triton") is None:
+        return "FlexAttention needs Triton"
+    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
+        return "FlexAttention needs a GPU from Ampere on"
+    return None
+
+
+def can_take_blocks(model: PreTrainedModel) -> bool:
+    """Whether an architecture has FlexAttention, without a learned bias (T5) or sinks (gpt-oss) beside the mask."""
+    learned = hasattr(model.config, "relative_attention_num_buckets") or any(
+        name.endswith(".sinks") for name, _ in model.named_parameters()
+    )
+    return bool(model._supports_flex_attn) and not learned
 
 
 def document_logits(
@@ -136,7 +186,7 @@ def _packed_as(segment_ids: Tensor | None) -> Iterator[None]:
 @contextmanager
 def _masks_made_by(make: Callable[..., Tensor]) -> Iterator[None]:
     """Let `make` make all masks meanwhile; its first argument is what makes them otherwise."""
-    before = {name: ALL_MASK_ATTENTION_FUNCTIONS[name] for name in IMPLEMENTATIONS}
+    before = {name: ALL_MASK_ATTENTION_FUNCTIONS[name] for name in (*EXPLICIT, FLEX)}
     for name, make_mask in before.items():
         ALL_MASK_ATTENTION_FUNCTIONS[name] = partial(make, make_mask)
     try:
@@ -229,7 +279,7 @@ def _unmasked(model: PreTrainedModel) -> str:
     config = model.config
     if "segment_ids" in _parameters(model):
         return ""
-    if config._attn_implementation not in IMPLEMENTATIONS:
+    if config._attn_implementation not in EXPLICIT:
         return f"{config._attn_implementation} attention takes no explicit mask"
     if others := set(getattr(config, "layer_types", None) or []) - EXPLICIT_LAYERS:
         return f"it has layers of type {', '.join(sorted(others))}"

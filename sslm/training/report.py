@@ -8,6 +8,7 @@ from transformers import PreTrainedModel
 from sslm.config import Config, SourceConfig
 from sslm.data.module import DataModule
 from sslm.data.stream.packing import Packed
+from sslm.models.masks import masks_in_words
 from sslm.parallel.checks import without_effect
 from sslm.parallel.launch import Launch
 from sslm.runs.export import auto_class_of, own_code
@@ -70,11 +71,13 @@ def weight_decay_of(model: PreTrainedModel, rate: float) -> str:
     return f"Weight decay {rate:g}: {count(decayed)} parameters decay{left_out}"
 
 
-def describe_launch(config: Config, launch: Launch) -> None:
+def describe_launch(config: Config, launch: Launch, model: PreTrainedModel) -> None:
     """Say on what and how it will be trained, and what was asked for that has no effect under this strategy."""
     devices = plural(launch.devices, "GPU" if launch.accelerator == "gpu" else "CPU process")
     nodes = f"{launch.num_nodes} nodes with {devices} each" if launch.num_nodes > 1 else devices
     say(f"Launch: {nodes}, {launch.strategy_in_words}, precision {launch.precision_in_words}")
+    if config.data.document_mask:
+        say(f"Document masks: {masks_in_words(model, launch.device_type)}")
     if idle := without_effect(config, launch.strategy):
         say(f"Warning: --strategy {launch.strategy} makes no use of {', '.join(idle)}")
 

@@ -132,6 +132,11 @@ def test_an_encoder_decoder_and_an_encoder_have_a_speed_and_an_lstm_has_none(pla
     assert "activations" in lstm
 
 
+def test_how_documents_masks_reach_attention_is_told(plan: Planned) -> None:
+    told = " ".join(plan("--plan_for", "h100", "--data.document_mask", "true").split())
+    assert "Document masks explicit (FlexAttention has not been tried on a GPU)" in told
+
+
 def test_without_a_name_the_plan_is_for_this_machine(plan: Planned) -> None:
     told = plan(*SMALL, "--accelerator", "cpu", "--devices", "2")
     assert "Plan for 2 CPU processes" in told

@@ -8,12 +8,21 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention.flex_attention import create_mask
 from transformers import AutoConfig, PreTrainedModel, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from sslm.models import masks
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
-from sslm.models.masks import check_documents, positions_within
+from sslm.models.masks import (
+    FLEX,
+    attention_within,
+    can_take_blocks,
+    check_documents,
+    explicit_because,
+    positions_within,
+)
 from sslm.parallel.parallelize import parallelize
 from sslm.parallel.recompute import Recompute
 from sslm.system.errors import UserError
@@ -348,6 +357,65 @@ def test_positions_restart_with_each_document() -> None:
     expected = [[*range(5), *range(8), *range(4)], [*range(9), *range(3), *range(5)]]
     assert positions_within(SEGMENTS).tolist() == expected
     assert positions_within(torch.zeros(1, 4, dtype=torch.int32)).tolist() == [[0, 1, 2, 3]]
+
+
+KINDS = {
+    "causal": masking_utils.causal_mask_function,
+    "both ways": masking_utils.bidirectional_mask_function,
+    "window": masking_utils.sliding_window_causal_mask_function(70),
+}
+
+
+OLD_NAMES = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # transformers' and torch's own, on torch 2.13
+
+
+@OLD_NAMES
+@pytest.mark.parametrize("kind", KINDS)
+def test_blocks_are_those_of_the_explicit_mask(kind: str) -> None:
+    length, block = 300, 128
+    documents = (torch.arange(length) // torch.tensor([[90], [130]])).int()
+    how = {"batch_size": 2, "q_length": length, "kv_length": length, "mask_function": KINDS[kind], "device": "cpu"}
+    with attention_within(documents), torch.compiler.set_stance("force_eager"):
+        explicit = ALL_MASK_ATTENTION_FUNCTIONS["sdpa"](**how)
+        blocks = ALL_MASK_ATTENTION_FUNCTIONS[FLEX](**how)
+    assert torch.equal(create_mask(blocks.mask_mod, 2, 1, length, length, "cpu"), explicit)
+    whole = torch.zeros(2, 1, 3 * block, 3 * block)
+    whole[..., :length, :length] = explicit
+    occupied = whole.view(2, 1, 3, block, 3, block).sum((3, 5)) > 0
+    assert torch.equal(blocks.to_dense() > 0, occupied)
+    assert not occupied.all()
+
+
+@OLD_NAMES
+@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile")
+@pytest.mark.parametrize("family", [f for f in FAMILIES if f.model_type != "sslm_lstm"], ids=str)
+def test_blocks_give_the_logits_of_the_explicit_mask(family: Family) -> None:
+    model = build(AutoConfig.for_model(family.model_type, **family.settings), family.auto, 0).eval()
+    if not can_take_blocks(model):
+        assert family.model_type in ("gpt2", "bloom", "gpt_oss", "mpnet", "t5")
+        return
+    network = LanguageModel(model)
+    with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+        explicit = network(**inputs(family), **segments(family))
+        model.set_attn_implementation(FLEX)
+        assert torch.allclose(network(**inputs(family), **segments(family)), explicit, atol=1e-5)
+
+
+def test_masks_are_explicit_where_blocks_would_not_work_or_have_not_been_tried(monkeypatch: pytest.MonkeyPatch) -> None:
+    llama, gpt2, bert = (small(family) for family in (DECODERS[0], DECODERS[1], ENCODERS[0]))
+    assert explicit_because(llama, "cuda") == "FlexAttention has not been tried on a GPU"
+    monkeypatch.setattr(masks, "TAKES_BLOCKS_ON_GPUS", True)
+    assert explicit_because(llama, "cpu") == "FlexAttention trains on GPUs only"
+    assert explicit_because(gpt2, "cuda") == "gpt2's attention has more than a mask, or no FlexAttention"
+    assert explicit_because(bert, "cuda") == "FlexAttention has no dropout"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
+    assert explicit_because(llama, "cuda") == "FlexAttention needs Triton"
+    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
+    assert masks.masks_in_words(llama, "cuda") == "blocks, for FlexAttention"
+    model = build(AutoConfig.for_model("llama", **GROUPED), DECODERS[0].auto, 0)
+    masks.choose_masks(model, "cuda")
+    assert model.config._attn_implementation == FLEX
+    assert "_attn_implementation" not in model.config.to_diff_dict()
 
 
 @pytest.mark.parametrize("family", [DECODERS[0], *ENCODER_DECODERS], ids=str)
