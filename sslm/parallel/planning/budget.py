@@ -151,7 +151,8 @@ class Budget:
             try:
                 MEASURED[key] = measure(self.model, self.shapes, **how)
             except Exception:  # each architecture has its own way to look at its tensors' contents
-                MEASURED[key] = by_formula(self.model, self.shapes, bytes_per_number=dtype.itemsize)
+                casts = autocast is not None and weights != autocast
+                MEASURED[key] = by_formula(self.model, self.shapes, bytes_per_number=dtype.itemsize, casts=casts)
         return MEASURED[key]
 
     # ------------------------------------------------------------------------------------------------ what fits
