@@ -226,6 +226,8 @@ API int ncclCommSplit(void *c, int color, int key, void **o, void *cf) {
     *o = opened(z);
     return 0;
 }
+// Arguments as NCCL names them: sendbuff, recvbuff (d: where to), count (n), datatype, op, root, comm, stream. Nothing is
+// queued in the stream: what a collective returns is done.
 static int alone(void *d, const void *s, size_t n, int t) {
     if (s != d) copy_bytes(d, s, n * size_of(t));
     return 0;
