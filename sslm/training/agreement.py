@@ -51,11 +51,13 @@ def agree(
     """
     counts, bad = int(is_leader), bool(batch.get("bad"))
     scored, digest = [counts * int(n) for n in batch["scored"]], counts * _as_int64(batch["digest"])
-    mine = torch.tensor([*scored, digest, bad, stop, save, save_failed], dtype=torch.int64)
+    totals: list[int] = [*scored, digest, bad, stop, save, save_failed]
     if group is not None:
-        dist.all_reduce(mine, group=group)
-    *scored, digest, bad, stop, save, save_failed = mine.tolist()
-    return StepTotals(scored, digest % (1 << 64), bad > 0, stop > 0, save > 0, save_failed > 0)
+        everyone = torch.tensor(totals, dtype=torch.int64)
+        dist.all_reduce(everyone, group=group)
+        totals = everyone.tolist()
+    *scored, digest, any_bad, stops, saves, failures = totals
+    return StepTotals(scored, digest % (1 << 64), any_bad > 0, stops > 0, saves > 0, failures > 0)
 
 
 def agree_on_bad_shards(
