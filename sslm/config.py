@@ -22,7 +22,7 @@ from sslm.system.plain_yaml import dump
 Strategy = Literal[
     "auto", "single", "ddp", "fsdp", "hsdp", "tp", "fsdp_tp", "deepspeed_1", "deepspeed_2", "deepspeed_3"
 ]
-Precision = Literal["auto", "32", "bf16-mixed", "bf16-true", "16-mixed", "fp8"]
+Precision = Literal["auto", "32", "32-tf32", "bf16-mixed", "bf16-true", "16-mixed", "fp8"]
 
 
 class Range(NamedTuple):
@@ -306,8 +306,9 @@ class Config(Section):
     tensor_parallel_size: int | None = setting(None, POSITIVE, may_change=True)
     """Number of devices that share each weight matrix; default: all (tp), or those of a node (fsdp_tp)."""
     precision: Precision = setting("auto", may_change=True)
-    """32: fp32; bf16-mixed; bf16-true: weights in bf16, rounded stochastically; 16-mixed: with loss scaling; fp8: the
-    matmuls of the blocks, the rest as bf16-mixed; auto: bf16-mixed on GPUs that have it (else 16-mixed), 32 on CPUs."""
+    """32: fp32; 32-tf32: fp32, with matmuls in TF32 on GPUs; bf16-mixed; bf16-true: weights in bf16, rounded
+    stochastically; 16-mixed: with loss scaling; fp8: the matmuls of the blocks, the rest as bf16-mixed; auto:
+    bf16-mixed on GPUs that have it (else 16-mixed), 32 on CPUs."""
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", may_change=True)
     """Kind of device: auto (a GPU if there is one), cpu, or gpu."""
     devices: int | None = setting(None, POSITIVE, may_change=True)

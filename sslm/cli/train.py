@@ -34,6 +34,7 @@ from sslm.parallel.launchers import watch_children
 from sslm.parallel.parallelize import parallelize
 from sslm.parallel.planning.budget import Budget, plan_launch
 from sslm.parallel.planning.micro_batch import choose_micro_batch_size, micro_batch_key
+from sslm.parallel.tf32 import fp32_products
 from sslm.runs.checkpoints.folder import read_state, step_of
 from sslm.runs.checkpoints.mirror import Mirror, check_upload
 from sslm.runs.export import export
@@ -164,7 +165,8 @@ def train(setup: Setup, module: Objective, trainer: Trainer, callbacks: Callback
         folder.write_status("running", step=first)
         say(f"Run folder: {folder.path}" + (f"; resuming at step {first}" if first else ""), to_copy=True)
     try:
-        trainer.fit(module, datamodule=setup.data)
+        with fp32_products(setup.launch):
+            trainer.fit(module, datamodule=setup.data)
         if trainer.is_global_zero:
             conclude(setup, callbacks)
         module.wait_for_all()

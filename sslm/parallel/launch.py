@@ -92,7 +92,13 @@ class Launch:
 
     @property
     def precision_in_words(self) -> str:
-        return "fp32" if self.precision == "32" else self.precision
+        if self.precision != "32":
+            return self.precision
+        return "fp32" if self.accelerator == "cpu" else "fp32 (32-tf32: matrices in TF32, less exact and faster)"
+
+    @property
+    def computes_in_fp32(self) -> bool:
+        return self.precision in ("32", "32-tf32")
 
     @property
     def autocasts_to_bf16(self) -> bool:

@@ -10,10 +10,12 @@ import torch
 
 from sslm.config import Strategy
 from sslm.models.head import LanguageModel
-from sslm.parallel.launch import STRATEGIES
+from sslm.parallel.launch import STRATEGIES, Launch
+from sslm.parallel.tf32 import fp32_products
 from sslm.system.errors import sentence_of
 from sslm.train import main
 from sslm.training.callbacks.micro_batch import MicroBatch
+from sslm.training.optim import AdamW
 from tests.support.processes import train_forked
 from tests.support.runs import TrainTiny, losses_of, without_model
 
@@ -63,6 +65,7 @@ REFUSED = [
         "--start_timeout_seconds 1000000000000000.0: expected a number above 0 and at most 1e9",
     ),
     (["--precision", "fp8"], "--precision fp8: needs a GPU that multiplies in 8 bits"),
+    (["--precision", "32-tf32"], "--precision 32-tf32: needs a GPU from Ampere on (A100, RTX 30 and later), not CPU"),
     (
         ["--activation_checkpointing", "budget:2"],
         "--activation_checkpointing budget:2: expected none, selective, full, or budget:SHARE",
@@ -171,7 +174,7 @@ def test_a_size_that_did_not_fit_after_all_is_halved_for_the_next_time(
         raise MemoryError
 
     with monkeypatch.context() as patched:
-        patched.setattr(torch.optim.AdamW, "step", too_much)
+        patched.setattr(AdamW, "step", too_much)
         assert train_tiny(tmp_path / "run", "--micro_batch_size", "auto") == 2
     assert list(json.loads((tmp_path / "run/micro_batch_size.json").read_text()).values()) == [2]
     assert train_tiny(tmp_path / "run", "--micro_batch_size", "auto") == 0
@@ -230,3 +233,17 @@ def test_out_of_memory_says_what_to_change() -> None:
 
 def test_every_strategy_that_can_be_asked_for_has_its_row() -> None:
     assert {"auto", *STRATEGIES} == set(get_args(Strategy))
+
+
+@pytest.mark.parametrize(("precision", "expected"), [("32", "highest"), ("32-tf32", "high"), ("bf16-mixed", "medium")])
+def test_fp32_matrices_are_multiplied_as_the_precision_says_while_it_trains(precision: str, expected: str) -> None:
+    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    torch.set_float32_matmul_precision("medium")  # as a user may have it
+    try:
+        with fp32_products(Launch("gpu", 1, 1, "single", precision)):
+            assert torch.get_float32_matmul_precision() == expected
+            assert torch.backends.cudnn.allow_tf32 == (precision != "32")
+        assert torch.get_float32_matmul_precision() == "medium"
+        assert torch.backends.cudnn.allow_tf32 == before[1]
+    finally:
+        torch.set_float32_matmul_precision(before[0])

@@ -114,6 +114,11 @@ class Budget:
                 f"--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not "
                 f"{self.machine.device}; give --precision bf16-mixed"
             )
+        if launch.precision == "32-tf32" and self.machine.precision != "bf16-mixed":  # Ampere brought both
+            raise UserError(
+                f"--precision 32-tf32: needs a GPU from Ampere on (A100, RTX 30 and later), not {self.machine.device}; "
+                "give --precision 32"
+            )
         check_batch(self.config, launch.data_parallel_size)
 
     # ------------------------------------------------------------------------------------------------ memory
@@ -140,7 +145,8 @@ class Budget:
 
     def activations(self, launch: Launch) -> Activations:
         """Measure activations, once in a process for all launches whose forward passes are alike."""
-        dtype = {"32": torch.float32, "16-mixed": torch.float16}.get(launch.precision, torch.bfloat16)
+        fp16_or_bf16 = torch.float16 if launch.precision == "16-mixed" else torch.bfloat16
+        dtype = torch.float32 if launch.computes_in_fp32 else fp16_or_bf16
         weights = dtype if gathers_16_bits(launch) else torch.float32
         autocast = None if holds_16_bits(launch) or dtype == torch.float32 else dtype
         how: dict[str, Any] = {"weights": weights, "autocast": autocast}
