@@ -252,8 +252,9 @@ class GoodSteps:
 
 def middle_and_spread(values: "deque[float]") -> tuple[float, float]:
     """Median, and standard deviation as the median absolute deviation tells it."""
-    middle = median(values)
-    return middle, MAD_TO_SIGMA * median(abs(value - middle) for value in values)
+    ordered = sorted(values)
+    middle = median(ordered)
+    return middle, MAD_TO_SIGMA * median([abs(value - middle) for value in ordered])
 
 
 def _log(grad_norm: float) -> float:

@@ -12,7 +12,6 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Replicate
 
 from sslm.config import OptimConfig
-from sslm.models.weights import local_part
 from sslm.runs.checkpoints.states import MOMENTS
 
 PIECE = 1 << 24
@@ -150,15 +149,17 @@ class AdamW(torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         self.make_states()
-        numbers = {parameter: number for number, parameter in enumerate(self._parameters())}
+        number = 0
         for group in self.param_groups:
-            members = [parameter for parameter in group["params"] if parameter.grad is not None]
-            if members:
-                self._count(members)
-                narrow = [parameter for parameter in members if parameter.dtype == torch.bfloat16]
-                self._update([parameter for parameter in members if parameter.dtype != torch.bfloat16], group)
-                for parameter in narrow:
-                    self._update_and_round(parameter, group, numbers[parameter])
+            members = {number + i: p for i, p in enumerate(group["params"]) if p.grad is not None}
+            number += len(group["params"])
+            if not members:
+                continue
+            self._count(list(members.values()))
+            self._update([p for p in members.values() if p.dtype != torch.bfloat16], group)
+            for its_number, parameter in members.items():
+                if parameter.dtype == torch.bfloat16:
+                    self._update_and_round(parameter, group, its_number)
         self.step_number += 1
         return loss
 
@@ -179,11 +180,11 @@ class AdamW(torch.optim.AdamW):
             torch._foreach_sub_(steps, [left_out] * len(steps))
 
     def _update(self, members: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [local_part(_placed_like(parameter, parameter.grad)) for parameter in members]
+        gradients = [_here(_placed_like(parameter, parameter.grad)) for parameter in members]
         states = [self.state[parameter] for parameter in members]
-        moments = [[local_part(state[name]) for state in states] for name in MOMENTS]
+        moments = [[_here(state[name]) for state in states] for name in MOMENTS]
         steps = [state["step"] for state in states]
-        self._call_kernel([local_part(parameter) for parameter in members], gradients, moments, steps, group)
+        self._call_kernel([_here(parameter) for parameter in members], gradients, moments, steps, group)
 
     def _update_and_round(self, parameter: Tensor, group: dict[str, Any], number: int) -> None:
         state = self.state[parameter]
@@ -250,7 +251,7 @@ def rounded_to_bf16(values: Tensor, generator: torch.Generator) -> Tensor:
 
 def _pieces(tensor: Tensor) -> tuple[Tensor, ...]:
     """This device's part of a tensor, cut along its first dimension; views."""
-    here = local_part(tensor)
+    here = _here(tensor)
     here = here if here.ndim else here[None]
     pieces: tuple[Tensor, ...] = torch.split(here, max(PIECE * len(here) // max(here.numel(), 1), 1))
     return pieces
@@ -276,7 +277,7 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
     shared: dict[tuple[DeviceMesh | None, tuple[int, ...]], list[Tensor]] = {}
     for gradient in map(_summed, gradients):
         mesh = gradient.device_mesh if isinstance(gradient, DTensor) else None
-        shared.setdefault((mesh, _sharded_dims(gradient)), []).append(local_part(gradient))
+        shared.setdefault((mesh, _sharded_dims(gradient)), []).append(_here(gradient))
     total = torch.zeros((), dtype=wide, device=gradients[0].device)
     for (mesh, dims), tensors in shared.items():
         squares = torch.stack(torch._foreach_norm(tensors, 2, dtype=wide)).square().sum()
@@ -294,6 +295,11 @@ def clipping_scale(norm: Tensor, max_norm: float) -> Tensor:
     (2.0, 1.0)
     """
     return (norm.float() / max_norm).clamp(min=1.0)
+
+
+def _here(tensor: Tensor) -> Tensor:
+    """This device's part of a tensor; without gradients there is nothing to detach it from."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
 
 
 def _sharded_dims(tensor: Tensor) -> tuple[int, ...]:

@@ -6,11 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
 
+from sslm.cli.parse import parse
+from sslm.data.stream import batches
 from sslm.objectives import OBJECTIVES
+from sslm.objectives.choose import choose_objective, open_data
 from sslm.train import main
 from tests.support import exact_gradients
 from tests.support.exact_gradients import gradients
@@ -184,6 +188,24 @@ def test_gradients_of_two_ranks_are_those_of_the_whole_batch(
     done = train_forked(arguments, tmp_path / "log", 2, verb=exact_gradients.main)
     assert done.returncode == 0, done.stdout
     assert differ(torch.load(tmp_path / "gradients"), gradients(objective, str(text), str(cache), None)) < 1e-9
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_batches_made_together_are_those_made_one_by_one(
+    case: Case, text: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    flags = ["--data.train", str(text), "--data.cache_dir", str(cache), "--data.tokenizer", "bpe:512"]
+    config = parse([*flags, "--objective", case.objective, *case.flags.split(), "--seq_len", "32"])
+    data = open_data(config, choose_objective(config)[1])
+    together, alone = (data._train_steps_of(8, rank=1, world=2, substitute=False) for _ in range(2))
+    for step in (0, 1, 2, 70, 71, 1, 200):
+        monkeypatch.setattr(batches, "TOKENS_AT_ONCE", 1 << 16)
+        made = together[step]
+        monkeypatch.setattr(batches, "TOKENS_AT_ONCE", 1)
+        expected = alone[step]
+        assert made["positions"].tolist() == expected["positions"].tolist() == list(range(8 * step + 4, 8 * step + 8))
+        for name, array in expected["tensors"].items():
+            assert np.array_equal(made["tensors"][name], array), (step, name)
 
 
 def test_a_model_goes_on_with_the_corpus_it_was_made_on_and_gets_the_tokens_it_lacks(

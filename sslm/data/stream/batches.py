@@ -28,8 +28,8 @@ from sslm.system.errors import UserError
 
 GLIBC_LARGEST_THRESHOLD = (32 << 20) - (1 << 16)
 """Size of a block that is to be freed once. See docs/lessons.md, "glibc gives large arrays back at once"."""
-PLACES_AT_ONCE, ROWS_AT_ONCE = 4096, 256
-"""Positions to look up, and rows to read, together: many cost little more than one."""
+PLACES_AT_ONCE, ROWS_AT_ONCE, TOKENS_AT_ONCE = 4096, 256, 1 << 16
+"""Positions to look up, rows to read, and tokens to make batches of, together: many cost little more than one."""
 
 
 class Batch(TypedDict, total=False):
@@ -102,6 +102,8 @@ class TrainSteps(Steps):
         self._places, self._places_from = Places(*[np.empty(0, np.int64)] * 5), 0
         self._examples: Examples | None = None
         self._examples_from = 0
+        self._made: Arrays = {}
+        self._made_steps = range(0)
         self._ahead: dict[int, Batch] = {}
 
     def __getitem__(self, step: int) -> Batch:
@@ -118,11 +120,13 @@ class TrainSteps(Steps):
                 return {"tensors": {}, "bad": damage, "amendments": len(self.stream.amendments)}
             row = 0
         assert self._examples is not None
-        examples = self._examples.rows(slice(row, row + self.share))
+        if step not in self._made_steps:
+            self._make(step, self._examples, row)
+        made, here = self._made_steps.index(step) * self.share, slice(row, row + self.share)
         return {
-            "tensors": self.recipe.make_batch(examples, self.vocabulary, self.seed),
-            "positions": examples.positions,
-            "sources": examples.sources,
+            "tensors": {name: array[made : made + self.share] for name, array in self._made.items()},
+            "positions": self._examples.positions[here],
+            "sources": self._examples.sources[here],
             "amendments": len(self.stream.amendments),
         }
 
@@ -138,10 +142,21 @@ class TrainSteps(Steps):
         self.stream.read_ahead(first, first + num_steps * self.batch_size - 1)
         try:
             self._examples, self._examples_from = self.stream.read(self._places_of(step, num_steps)), step
+            self._made_steps = range(0)
         except BadShard:
             if num_steps == 1:
                 raise
             self._read(step, 1)
+
+    def _make(self, step: int, examples: Examples, row: int) -> None:
+        """Make the batches of this step, whose examples begin at `row`, and of some after it if they are small."""
+        rows, length = examples.tokens.shape
+        steps = max(min(rows - row, TOKENS_AT_ONCE // length) // self.share, 1)
+        some = examples.rows(slice(row, row + steps * self.share))
+        self._made, self._made_steps = (
+            self.recipe.make_batch(some, self.vocabulary, self.seed),
+            range(step, step + steps),
+        )
 
     def _places_of(self, step: int, num_steps: int) -> Places:
         row, end = ((n - self._places_from) * self.share for n in (step, step + num_steps))
@@ -155,6 +170,7 @@ class TrainSteps(Steps):
     def forget(self) -> None:
         """Drop what was looked up and read: the stream was amended."""
         self._places, self._examples = self._places.rows(slice(0)), None
+        self._made_steps = range(0)
         self._ahead.clear()
 
 
