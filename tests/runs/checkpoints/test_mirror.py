@@ -9,6 +9,7 @@ import shutil
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -315,12 +316,15 @@ def test_a_kill_in_mid_upload_to_s3_leaves_the_former_one_the_newest(
 def test_kills_at_random_moments_never_cost_an_uploaded_checkpoint(s3: S3Server, run: Path, tmp_path: Path) -> None:
     """Of uploading, overwriting and pruning: what is fetched afterwards is whole and not older than what was there."""
     url, rng, newest = "s3://bucket/run", random.Random(0), 0
+    seconds = 30.0  # that an upload takes: the first is left in peace
     for step in range(100, 4100, 100):
         save(run, step, num_files=20)
         for old in newest_first(run / "checkpoints")[2:]:
             remove_checkpoint(old)
         with uploading(url, run, step) as process:
-            process.join(rng.uniform(0, 1.5))
+            began = time.monotonic()
+            process.join(seconds if step == 100 else rng.uniform(0, 1.5 * seconds))
+            seconds = time.monotonic() - began if step == 100 else seconds
             process.kill()
         fresh = tmp_path / f"fresh-{step}"
         fetched = fetch(url, fresh, silence)
