@@ -206,10 +206,6 @@ def say(what: str) -> None:
 # ----------------------------------------------------------------------------------------------- printing
 
 
-def markdown(results: dict[str, Any]) -> str:
-    return "\n\n".join(table(case, turns) for case, turns in results["cases"].items())
-
-
 def table(case: str, turns: dict[str, dict[str, list[float]]]) -> str:
     """Milliseconds a step; beside each clock, how much more than the bare loop's, and how many times as much."""
     clocks = ("cpu", "wall")
@@ -254,6 +250,8 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     for case in options.only:
         names = [name for name in contestants if CASES[case].processes == 1 or name in UNDER_DDP]
         cases[case] = measured(case, names, work / case, corpus, options.rounds)
+        print(table(case, cases[case]), flush=True)  # whatever comes of the next ones
+        print()
     here = environment()
     return {
         "command": " ".join(["python benchmarks/step.py", *sys.argv[1:]]),
@@ -296,7 +294,6 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out:
         options.out.parent.mkdir(parents=True, exist_ok=True)
         options.out.write_text(json.dumps(results, indent=1) + "\n")
-    print(markdown(results))
     return 0
 
 
