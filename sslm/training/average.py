@@ -26,11 +26,11 @@ class Average:
     def update(self, withheld: Tensor | None = None) -> None:
         """Move towards the weights; not at all if `withheld`, a scalar on the device, is 1."""
         averages = [local_part(tensor) for tensor in self.tensors.values()]
-        changes = torch._foreach_sub([weight.float() for weight in self._weights], averages)
-        torch._foreach_mul_(changes, 1 - self.decay)
-        if withheld is not None:
-            torch._foreach_mul_(changes, 1 - withheld)
-        torch._foreach_add_(averages, changes)
+        weights = [weight.float() for weight in self._weights]
+        if withheld is None:
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        else:  # in place, too: a difference would be as large as the weights
+            torch._foreach_lerp_(averages, weights, [(1 - self.decay) * (1 - withheld)] * len(averages))
 
     @torch.no_grad()
     def put_in(self, network: nn.Module) -> None:
