@@ -157,13 +157,13 @@ def _start_ids(config_class: type[PreTrainedConfig], special_ids: Ids) -> Ids:
     return {"decoder_start_token_id": start, "forced_eos_token_id": special_ids.get("eos_token_id")}
 
 
-def read_config(pretrained: str) -> PreTrainedConfig:
-    """Read the config of a checkpoint, a folder or a name on the hub; UserError if it can't be read."""
+def read_config(pretrained: str, flag: str = "--model.pretrained ") -> PreTrainedConfig:
+    """Read the config of a checkpoint, a folder or a name on the hub; UserError, naming the flag, if it can't be read."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
     except Exception as error:  # missing files, no network, broken JSON: all are about what was given
         raise UserError(
-            f"--model.pretrained {pretrained}: no model could be loaded from it; expected a run folder, a folder "
+            f"{flag}{pretrained}: no model could be loaded from it; expected a run folder, a folder "
             f"with config.json and weights, or a hub name ({_brief(error)})"
         ) from None
     return config
@@ -276,6 +276,11 @@ def class_named(name: str) -> type[PreTrainedModel]:
         raise UserError(f"{short(name)}: transformers {transformers.__version__} has no such language model")
     found: type[PreTrainedModel] = getattr(transformers, name)
     return found
+
+
+def auto_class_named(name: str) -> str:
+    """transformers' auto class of a model's class: `T5ForConditionalGeneration` -> `AutoModelForSeq2SeqLM`."""
+    return next((auto for auto, names in ARCHITECTURES.items() if name in names.values()), "AutoModelForCausalLM")
 
 
 def on_meta(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:

@@ -6,21 +6,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
-
-from sslm.models.build import ARCHITECTURES, class_named, set_vocab_size
-from sslm.models.head import UNPADDED
-from sslm.models.weights import tied_names
+from sslm.models.build import auto_class_named
 from sslm.runs.checkpoints.folder import read_state
-from sslm.runs.checkpoints.shards import index
-from sslm.runs.checkpoints.tensors import read_weights
 from sslm.runs.folder import RunFolder
+from sslm.runs.trained import checkpoint_model
 from sslm.system.plain_yaml import load
-
-WEIGHTS, AVERAGES = "model.model.", "average.model."
-"""Prefixes of names in a checkpoint."""
 
 
 def export(checkpoint: Path, out: Path, last: bool = False) -> None:
@@ -29,7 +19,7 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
     Args:
         last: the last weights, also where there is an average of them (`--optim.average_decay`).
     """
-    model, weights = _without_padding(checkpoint, last)
+    model, weights = checkpoint_model(checkpoint, last)
     state, run = read_state(checkpoint), RunFolder(checkpoint.parent.parent)
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -48,32 +38,10 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
         raise
 
 
-def _without_padding(checkpoint: Path, last: bool) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    """Return a checkpoint's model, on the meta device, and its weights, with the tokenizer's entries alone."""
-    config = AutoConfig.from_pretrained(checkpoint / "model", trust_remote_code=False)
-    model = _on_meta(config)
-    tied = tied_names(model)
-    shapes = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    is_averaged = any(name.startswith(AVERAGES) for name in index(checkpoint))
-    weights = read_weights(checkpoint, shapes, AVERAGES if is_averaged and not last else WEIGHTS)
-    if (unpadded := config.__dict__.pop(UNPADDED, None)) is None:
-        return model, weights
-    set_vocab_size(config, unpadded)
-    model = _on_meta(config)
-    shapes = {name: tensor for name, tensor in model.state_dict().items() if name in weights}
-    tokens = {name: tuple(map(slice, tensor.shape)) for name, tensor in shapes.items()}  # what comes after is padding
-    return model, {name: weights[name][places].contiguous() for name, places in tokens.items()}
-
-
-def _on_meta(config: Any) -> PreTrainedModel:
-    with torch.device("meta"):
-        return class_named((config.architectures or ["no architecture"])[0])(config)
-
-
 def auto_class_of(folder: Path) -> str:
     """transformers' Auto class that loads an exported folder."""
     (name,) = json.loads((folder / "config.json").read_text())["architectures"]
-    return next((auto for auto, names in ARCHITECTURES.items() if name in names.values()), "AutoModelForCausalLM")
+    return auto_class_named(name)
 
 
 def own_code(folder: Path) -> str:

@@ -110,21 +110,21 @@ def _first(pieces: Iterable[Piece], chars: int) -> Iterator[str]:
             return
 
 
-def load(name: str | os.PathLike[str]) -> Tokenizer:
-    """Load a tokenizer from a folder, a tokenizer.json, or the hub; UserError if there is none."""
+def load(name: str | os.PathLike[str], flag: str = "--data.tokenizer ") -> Tokenizer:
+    """Load a tokenizer from a folder, a tokenizer.json, or the hub; UserError, naming the flag, if there is none."""
     from transformers import AutoTokenizer  # heavy
 
     name = str(name)
     path = Path(name)
     if not path.exists() and name.startswith((".", "/")):
-        raise UserError(f"--data.tokenizer {name}: there is no such folder")
+        raise UserError(f"{flag}{name}: there is no such folder")
     try:
         tokenizer: Tokenizer = (
             _load_file(name) if path.is_file() else AutoTokenizer.from_pretrained(name, trust_remote_code=False)
         )
     except Exception as error:  # missing files, no network, broken JSON: all are about the name
         what = "no tokenizer could be loaded from it; expected a folder, a hub name or bpe:SIZE"
-        raise UserError(f"--data.tokenizer {name}: {what} ({one_line(error)})") from None
+        raise UserError(f"{flag}{name}: {what} ({one_line(error)})") from None
     end_of_document(tokenizer)
     return tokenizer
 

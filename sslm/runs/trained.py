@@ -1,0 +1,142 @@
+"""A trained model, wherever it lies: in a run, a checkpoint, or any Hugging Face folder."""
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+import transformers
+from torch import Tensor
+from transformers import AutoConfig, PreTrainedModel
+
+from sslm.data.corpus import tokenizer as tokenizers
+from sslm.data.corpus.tokenizer import Tokenizer
+from sslm.models.build import auto_class_named, auto_class_of, class_named, read_config, set_vocab_size
+from sslm.models.head import UNPADDED
+from sslm.models.masks import num_positions
+from sslm.models.weights import tied_names
+from sslm.runs.checkpoints.folder import read_state
+from sslm.runs.checkpoints.shards import index
+from sslm.runs.checkpoints.tensors import read_weights
+from sslm.runs.find import find_checkpoint, is_checkpoint
+from sslm.runs.folder import RunFolder, run_of, settings_in
+from sslm.system.errors import UserError, one_line
+from sslm.system.files import is_size
+
+WEIGHTS, AVERAGES = "model.model.", "average.model."
+"""Prefixes of names in a checkpoint."""
+USUAL = {"AutoModelForCausalLM": "causal_lm", "AutoModelForMaskedLM": "masked_lm"}
+"""Auto class -> the objective that a model of unknown origin was probably trained with."""
+
+
+class Trained(NamedTuple):
+    """A trained model and what is known of it."""
+
+    name: str
+    """As it was typed."""
+    model: PreTrainedModel
+    """On the CPU, in evaluation mode, its weights in the dtype that they were saved in."""
+    tokenizer: Tokenizer
+    auto_class: str
+    """transformers' auto class of it: AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM."""
+    objective: str
+    """What it was trained to do (causal_lm …): as the run says, or else what its architecture suggests."""
+    seq_len: int | None
+    """Tokens of the longest sequence that it was trained on, or else that it takes; None if nothing tells."""
+    settings: dict[str, Any]
+    """Those of the run, as its config.yaml has them; empty if it is no run's."""
+    step: int | None
+    """Optimizer steps of the run; None if it is no run's."""
+
+
+def open_trained(path: str, last: bool = False) -> Trained:
+    """Open a run folder (its newest checkpoint, else its export), a checkpoint, a Hugging Face folder, or a hub name.
+
+    Args:
+        path: as typed.
+        last: whether to take a run's last weights even if it averages them.
+
+    Raises:
+        UserError: nothing there, it is damaged, or its tokenizer is missing.
+    """
+    run = RunFolder(Path(path))
+    if is_checkpoint(run.path) or any(run.checkpoints.glob("step-*")):
+        return _of_checkpoint(path, find_checkpoint(path), last)
+    if (run.export / "config.json").is_file():
+        return _of_folder(path, str(run.export), _settings(run))
+    return _of_folder(path, path, {})
+
+
+def _of_checkpoint(name: str, checkpoint: Path, last: bool) -> Trained:
+    model, weights = checkpoint_model(checkpoint, last)
+    model = type(model).from_pretrained(None, config=model.config, state_dict=weights)
+    tokenizer = tokenizers.load(checkpoint / "model", "")
+    return _known(name, model, tokenizer, _settings(run_of(checkpoint)), read_state(checkpoint)["step"])
+
+
+def _of_folder(name: str, folder: str, settings: dict[str, Any]) -> Trained:
+    config = read_config(folder, "")
+    architecture = next(iter(getattr(config, "architectures", None) or []), None)
+    kind: Any = class_named(architecture) if architecture else getattr(transformers, auto_class_of(config.model_type))
+    try:
+        model, info = kind.from_pretrained(folder, trust_remote_code=False, dtype="auto", output_loading_info=True)
+    except Exception as error:  # missing or damaged files, shapes: all are about the folder
+        raise UserError(f"{name}: no model could be loaded from it ({one_line(error)})") from None
+    if missing := sorted(info["missing_keys"]):
+        raise UserError(f"{name}: has no weights for {', '.join(missing[:3])}{' …' if missing[3:] else ''}")
+    return _known(name, model, tokenizers.load(folder, ""), settings, None)
+
+
+def _known(
+    name: str, model: PreTrainedModel, tokenizer: Tokenizer, settings: dict[str, Any], step: int | None
+) -> Trained:
+    auto_class = auto_class_named(type(model).__name__)
+    written = settings.get("objective", {}).get("name")
+    seq_len = settings.get("seq_len")
+    return Trained(
+        name,
+        model.eval(),
+        tokenizer,
+        auto_class,
+        written if isinstance(written, str) else _usual(auto_class, tokenizer),
+        seq_len if is_size(seq_len) else num_positions(model.config),
+        settings,
+        step,
+    )
+
+
+def _usual(auto_class: str, tokenizer: Tokenizer) -> str:
+    """Name what a model is usually trained to do; an encoder–decoder with sentinels corrupts spans, others denoise."""
+    if auto_class in USUAL:
+        return USUAL[auto_class]
+    return "span_corruption" if "<extra_id_0>" in tokenizer.get_vocab() else "denoising"
+
+
+def _settings(run: RunFolder) -> dict[str, Any]:
+    return settings_in(str(run.path), run.config.read_bytes()) if run.config.is_file() else {}
+
+
+def checkpoint_model(checkpoint: Path, last: bool = False) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """Return a checkpoint's model, on the meta device, and its weights, with the tokenizer's entries alone.
+
+    Args:
+        checkpoint: its folder.
+        last: whether to take the last weights even if there is an average of them.
+    """
+    config = AutoConfig.from_pretrained(checkpoint / "model", trust_remote_code=False)
+    model = _on_meta(config)
+    tied = tied_names(model)
+    shapes = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    is_averaged = any(name.startswith(AVERAGES) for name in index(checkpoint))
+    weights = read_weights(checkpoint, shapes, AVERAGES if is_averaged and not last else WEIGHTS)
+    if (unpadded := config.__dict__.pop(UNPADDED, None)) is None:
+        return model, weights
+    set_vocab_size(config, unpadded)
+    model = _on_meta(config)
+    shapes = {name: tensor for name, tensor in model.state_dict().items() if name in weights}
+    tokens = {name: tuple(map(slice, tensor.shape)) for name, tensor in shapes.items()}  # what comes after is padding
+    return model, {name: weights[name][places].contiguous() for name, places in tokens.items()}
+
+
+def _on_meta(config: Any) -> PreTrainedModel:
+    with torch.device("meta"):
+        return class_named((config.architectures or ["no architecture"])[0])(config)
