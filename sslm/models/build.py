@@ -158,7 +158,7 @@ def _start_ids(config_class: type[PreTrainedConfig], special_ids: Ids) -> Ids:
 
 
 def read_config(pretrained: str, flag: str = "--model.pretrained ") -> PreTrainedConfig:
-    """Read the config of a checkpoint, a folder or a name on the hub; UserError, naming the flag, if it can't be read."""
+    """Read the config of a checkpoint, a folder or a hub name; UserError, naming the flag, if it can't be read."""
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
     except Exception as error:  # missing files, no network, broken JSON: all are about what was given
