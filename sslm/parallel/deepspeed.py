@@ -224,9 +224,13 @@ class DeepSpeedEngine:
 
     def __init__(self, strategy: DeepSpeed, network: LanguageModel, optimizer: LightningOptimizer) -> None:
         zero: Any = strategy.optimizers[0]
+        self.strategy = strategy
         self.engine: Any = strategy.model
         self.optimizer, self.states = optimizer, DeepSpeedStates(network, zero, strategy.root_device)
         self.loss_scaler = DeepSpeedLossScale(zero.loss_scaler) if zero.loss_scaler.dynamic else None
+
+    def backward(self, loss: Tensor) -> None:
+        self.strategy.backward(loss, None)
 
     def step(self, number: int, judge: Callable[[Tensor], Tensor | None]) -> Tensor:
         self.is_updating = True

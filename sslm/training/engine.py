@@ -4,7 +4,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision
@@ -16,6 +15,7 @@ from sslm.runs.checkpoints.states import States
 from sslm.runs.checkpoints.tensors import Tensors
 from sslm.system.errors import UserError
 from sslm.training.average import Average
+from sslm.training.lightning import can_skip_inner_hooks, count_step
 from sslm.training.optim import AdamW, clipping_scale, gradient_norm
 
 
@@ -47,6 +47,9 @@ class Engine(Protocol):
     is_updating: bool
     """Whether weights and optimizer states are between two steps' values."""
 
+    def backward(self, loss: Tensor) -> None:
+        """Run one of a step's backward passes."""
+
     def step(self, number: int, judge: Judge) -> Tensor:
         """Clip the gradient, update the weights, and forget the gradient; all ranks call it together.
 
@@ -60,7 +63,7 @@ class Engine(Protocol):
         """
 
     def before_update(self) -> None:
-        """Called by Lightning's hook inside `step`, when the loss scaler has been dealt with."""
+        """Called within `step`, by Lightning's hook or at its place."""
 
     @property
     def loss_scaler(self) -> LossScaler | None:
@@ -77,13 +80,17 @@ class PlainEngine:
 
     def __init__(
         self,
+        trainer: Trainer,
         network: LanguageModel,
         optimizer: LightningOptimizer,
-        scaler: torch.amp.GradScaler | None,
         clip_norm: float | None,
         average: Average | None,
     ) -> None:
-        self.network, self.optimizer, self.loss_scaler = network, optimizer, scaler
+        self.trainer, self.optimizer = trainer, optimizer
+        precision = trainer.precision_plugin
+        self.loss_scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
+        self.skips_hooks = self.loss_scaler is None and can_skip_inner_hooks(trainer)
+        """Whether nobody hears Lightning's hooks around a backward pass and an update, and nothing is scaled."""
         self.clip_norm, self.average = clip_norm, average
         averages = None if average is None else average.tensors
         if not isinstance(optimizer.optimizer, AdamW):
@@ -94,10 +101,22 @@ class PlainEngine:
         self.states = States(network, self.update, averages)
         self.is_updating = False
 
+    def backward(self, loss: Tensor) -> None:
+        if self.skips_hooks:
+            self.trainer.strategy.pre_backward(loss)
+            loss.backward()  # type: ignore[no-untyped-call]
+        else:
+            self.trainer.lightning_module.manual_backward(loss)
+
     def step(self, number: int, judge: Judge) -> Tensor:
         self.update.step_number, self.judge = number, judge
         self.is_updating = True
-        self.optimizer.step()
+        if self.skips_hooks:
+            self.before_update()
+            self.update.step()
+            count_step(self.trainer)
+        else:
+            self.optimizer.step()
         if self.average is not None:
             self.average.update(self.update.withheld)
         self.is_updating = False
@@ -107,7 +126,7 @@ class PlainEngine:
     def before_update(self) -> None:
         if self.loss_scaler is not None:  # Lightning leaves it to fused optimizers, which unscale after clipping
             self.loss_scaler.unscale_(self.update)
-        self.grad_norm = gradient_norm(self.network.parameters())
+        self.grad_norm = gradient_norm(self.update.parameters())
         self.update.grad_scale = None if self.clip_norm is None else clipping_scale(self.grad_norm, self.clip_norm)
         self.update.withheld = self.judge(self.grad_norm)
 
@@ -120,8 +139,6 @@ def choose_engine(
     average: Average | None,
 ) -> Engine:
     """The engine that belongs to the trainer's strategy, once that is set up."""
-    strategy, precision = trainer.strategy, trainer.precision_plugin
-    if isinstance(strategy, DeepSpeed):
-        return strategy.engine(network, optimizer)
-    scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
-    return PlainEngine(network, optimizer, scaler, clip_norm, average)
+    if isinstance(trainer.strategy, DeepSpeed):
+        return trainer.strategy.engine(network, optimizer)
+    return PlainEngine(trainer, network, optimizer, clip_norm, average)

@@ -6,6 +6,7 @@ from typing import Any
 from lightning.pytorch import Trainer
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim.lr_scheduler import LRScheduler
 
 from sslm.data.module import DataModule
@@ -93,6 +94,23 @@ def use_step_loop(trainer: Trainer) -> None:
     """Let the trainer drive its batches by `StepLoop`; it is to have no loggers and no schedulers."""
     loop = trainer.fit_loop.epoch_loop
     trainer.fit_loop.epoch_loop = StepLoop(trainer, loop.min_steps, loop.max_steps)
+
+
+INNER_HOOKS = ("on_before_backward", "on_after_backward", "on_before_optimizer_step")
+"""A callback's hooks within a step."""
+
+
+def can_skip_inner_hooks(trainer: Trainer) -> bool:
+    """Whether `StepLoop` drives the batches, and no callback has a hook within a step."""
+    heard = (is_overridden(hook, callback) for hook in INNER_HOOKS for callback in trainer.callbacks)
+    return isinstance(trainer.fit_loop.epoch_loop, StepLoop) and not any(heard)
+
+
+def count_step(trainer: Trainer) -> None:
+    """Count an optimizer step that was taken without Lightning's wrapper of the optimizer."""
+    progress = trainer.fit_loop.epoch_loop.manual_optimization.optim_step_progress
+    progress.increment_ready()
+    progress.increment_completed()
 
 
 def set_step(trainer: Trainer, step: int) -> None:

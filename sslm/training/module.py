@@ -31,6 +31,7 @@ from sslm.models.masks import check_documents
 from sslm.models.weights import weights_of
 from sslm.parallel.materialise import materialise, shallow_model
 from sslm.system.errors import UserError
+from sslm.system.heartbeats import this_process
 from sslm.system.terminal import say
 from sslm.training import saved
 from sslm.training.adversarial import adversarial_losses
@@ -278,6 +279,7 @@ class Objective(Evaluated):
         for micro in micro_batches(batch, self.micro_batch_size):
             loss_sums.index_add_(0, micro.sources, self._losses(micro, weight).float())
         mean_loss, loss = loss_sums.double().sum() / totals.all_scored, loss_sums.sum() * weight
+        this_process.turn("updating the weights")
         grad_norm = self.engine.step(self.global_step, partial(self._judge, self.global_step, mean_loss))
         if (scheduler := scheduler_of(self.trainer)) is not None:
             scheduler.step()
@@ -335,10 +337,13 @@ class Objective(Evaluated):
 
     def _losses(self, micro: MicroBatch, weight: float) -> Tensor:
         """[rows] each row's loss, after the backward passes."""
+        engine = self.engine
 
         def backward(loss: Tensor, is_last_pass: bool) -> None:
             with self._synchronised(micro.is_last and is_last_pass):
-                self.manual_backward(loss * weight)
+                this_process.turn("in the backward pass")
+                engine.backward(loss * weight)
+                this_process.turn("taking the step")
 
         seed = key64(self.seed, "dropout", micro.position)
         if self.robust.adversarial is not None:

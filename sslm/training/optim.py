@@ -135,7 +135,7 @@ class AdamW(torch.optim.AdamW):
         A weight that has had no gradient yet (of a dropped layer, or an expert nobody chose) has them too: all
         checkpoints have the same tensors.
         """
-        for parameter in self._parameters():
+        for parameter in self.parameters():
             if not (state := self.state[parameter]):
                 wide = torch.promote_types(parameter.dtype, torch.float32)
                 state["step"] = torch.zeros((), device=parameter.device)
@@ -163,7 +163,8 @@ class AdamW(torch.optim.AdamW):
         self.step_number += 1
         return loss
 
-    def _parameters(self) -> Iterator[Tensor]:
+    def parameters(self) -> Iterator[Tensor]:
+        """All that are trained, in the groups' order."""
         return (parameter for group in self.param_groups for parameter in group["params"])
 
     @property
@@ -232,7 +233,7 @@ class AdamW(torch.optim.AdamW):
         steps = {key: {k: v for k, v in state.items() if k not in MOMENTS} for key, state in states.items()}
         super().load_state_dict({**state_dict, "state": steps})
         keys = [key for group in state_dict["param_groups"] for key in group["params"]]
-        for parameter, key in zip(self._parameters(), keys, strict=True):
+        for parameter, key in zip(self.parameters(), keys, strict=True):
             wide = torch.promote_types(parameter.dtype, torch.float32)
             for name in MOMENTS if key in states else ():
                 self.state[parameter][name] = states[key][name].to(device=parameter.device, dtype=wide)

@@ -194,9 +194,9 @@ def hang_in_the_file_system(part: Path, trainer: Trainer) -> None:
 
 
 def hang_within_the_step(trainer: Trainer) -> None:
-    """As on GPUs: rank 1 stops after its backward pass, rank 0 goes on until it reads something of the device."""
-    here = {0: "on_before_optimizer_step", 1: "on_after_backward"}[trainer.global_rank]
-    setattr(trainer.lightning_module, here, lambda *_: hang(trainer.global_rank, Path("/nowhere"), trainer))
+    """As on GPUs: rank 1 stops in its backward pass, rank 0 goes on until it reads something of the device."""
+    here = {0: "before_update", 1: "backward"}[trainer.global_rank]
+    setattr(trainer.lightning_module.engine, here, lambda *_: hang(trainer.global_rank, Path("/nowhere"), trainer))
 
 
 def take_long(trainer: Trainer) -> None:
@@ -260,7 +260,7 @@ def test_a_rank_that_hangs_in_python_is_named_and_all_stacks_are_there(
 def test_a_rank_that_has_not_come_as_far_within_a_step_is_named(tiny: list[str], tmp_path: Path) -> None:
     codes, out = run(tiny, tmp_path, *TWO, strange=hang_within_the_step)
     assert codes == [1, 1], out
-    assert re.search(r"rank 1 \(process .* stopped first, in step 4, taking the step \(at test_w", said_of_stall(out))
+    assert re.search(r"rank 1 \(process .* stopped first, in step 4, in the backward pass \(at test_w", said_of_stall(out))
 
 
 def assert_told(out: str, rank: int, tmp_path: Path) -> None:

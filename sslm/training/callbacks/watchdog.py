@@ -26,8 +26,6 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from torch import Tensor
-from torch.optim import Optimizer
 
 from sslm.runs.folder import RunFolder
 from sslm.system import heartbeats
@@ -71,15 +69,6 @@ class Watchdog(Callback):
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         this_process.turn("taking the step")
-
-    def on_before_backward(self, trainer: Trainer, pl_module: LightningModule, loss: Tensor) -> None:
-        this_process.turn("in the backward pass")
-
-    def on_after_backward(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        this_process.turn("taking the step")
-
-    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Optimizer) -> None:
-        this_process.turn("updating the weights")
 
     def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, *_: Any) -> None:
         this_process.begin(trainer.global_step + 1, "loading the batch")
