@@ -260,7 +260,9 @@ def test_a_rank_that_hangs_in_python_is_named_and_all_stacks_are_there(
 def test_a_rank_that_has_not_come_as_far_within_a_step_is_named(tiny: list[str], tmp_path: Path) -> None:
     codes, out = run(tiny, tmp_path, *TWO, strange=hang_within_the_step)
     assert codes == [1, 1], out
-    assert re.search(r"rank 1 \(process .* stopped first, in step 4, in the backward pass \(at test_w", said_of_stall(out))
+    assert re.search(
+        r"rank 1 \(process .* stopped first, in step 4, in the backward pass \(at test_w", said_of_stall(out)
+    )
 
 
 def assert_told(out: str, rank: int, tmp_path: Path) -> None:
