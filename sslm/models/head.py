@@ -5,7 +5,7 @@ bias), but always treats each place for itself. So none of it is written again h
 hidden states alone are let through to the model's own head (`first_of_head` finds where it begins).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,24 +14,13 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.models.blocks import evaluating
 from sslm.models.masks import document_logits, probe_tokens, unread_masks
-
-IGNORED = nn.CrossEntropyLoss().ignore_index
-"""Label of a place that is not scored: torch's -100."""
+from sslm.models.network import IGNORED, Network, Predicted
 
 UNPADDED = "unpadded_vocab_size"
 """Key of a config whose vocabulary was rounded up: entries of the tokenizer. The rest is never predicted."""
 
 
-class Predicted(NamedTuple):
-    """Losses and predictions of a validation step."""
-
-    row_losses: Tensor
-    """[batch] summed loss of each row."""
-    tokens: Tensor
-    """[batch, target_len] the likeliest token at each scored place, -100 elsewhere."""
-
-
-class LanguageModel(nn.Module):
+class LanguageModel(Network):
     """A transformers model that returns each row's summed loss, so that means are taken once, over all devices' tokens.
 
     Args:
@@ -53,16 +42,8 @@ class LanguageModel(nn.Module):
         embedding_noise: float = 0.0,
         probe: PreTrainedModel | None = None,
     ) -> None:
-        super().__init__()
-        self.model = model
-        self.label_smoothing, self.z_loss, self.embedding_noise = label_smoothing, z_loss, embedding_noise
-        self.perturbation: Tensor | None = None
-        """[batch, seq_len, width] added to the input's embeddings (the encoder's if there are two inputs)."""
-        self._is_first_lookup = False
-        reader = model.get_encoder() if model.config.is_encoder_decoder else model
-        embedding: Any = reader.get_input_embeddings()
-        embedding.register_forward_hook(self._perturbed)
-        self._embedding = [embedding]  # in a list: it is the model's
+        super().__init__(model, embedding_noise)
+        self.label_smoothing, self.z_loss = label_smoothing, z_loss
         self.max_scored = max_scored
         self.vocab_size: int = getattr(model.config, UNPADDED, None) or model.config.vocab_size
         self._places: Tensor | None = None
@@ -113,7 +94,8 @@ class LanguageModel(nn.Module):
         self, places: Tensor | None, segment_ids: Tensor | None, decoder_segment_ids: Tensor | None, **inputs: Tensor
     ) -> Tensor:
         """[batch, places, model's vocab_size]."""
-        self._places, self._is_first_lookup = places if self._gathers_in_head else None, True
+        self._places = places if self._gathers_in_head else None
+        self.begin_pass()
         try:
             with unread_masks(self.model):
                 if segment_ids is None:
@@ -132,21 +114,6 @@ class LanguageModel(nn.Module):
         if self.training and self.z_loss:
             losses = losses + self.z_loss * logits.logsumexp(-1).square() * (targets != IGNORED)
         return losses
-
-    def no_perturbation(self, ids: Tensor) -> Tensor:
-        """[batch, seq_len, width] zeros, in fp32 at least, to become `perturbation`."""
-        weight = self._embedding[0].weight
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        return torch.zeros(*ids.shape, weight.shape[-1], dtype=dtype, device=ids.device)
-
-    def _perturbed(self, embedding: nn.Module, arguments: tuple[Any, ...], embedded: Tensor) -> Tensor:
-        if not (self.training and self._is_first_lookup):
-            return embedded
-        self._is_first_lookup = False
-        if self.embedding_noise:
-            limit = self.embedding_noise / (embedded.shape[-2] * embedded.shape[-1]) ** 0.5
-            embedded = embedded + torch.empty_like(embedded).uniform_(-limit, limit)
-        return embedded if self.perturbation is None else embedded + self.perturbation.to(embedded.dtype)
 
     def _let_scored_through(self, module: nn.Module, arguments: tuple[Any, ...]) -> tuple[Any, ...]:
         if self._places is None:
@@ -221,7 +188,7 @@ def first_of_head(model: PreTrainedModel) -> str | None:
 
 @torch.no_grad()
 def sample(
-    network: LanguageModel, prompts: Tensor, seq_len: int, num_new: int, seed: int, temperature: float = 0.8
+    network: Network, prompts: Tensor, seq_len: int, num_new: int, seed: int, temperature: float = 0.8
 ) -> Tensor:
     """Continue [n, k] prompts with a causal model in evaluation mode: [n, k + num_new], or [n, seq_len] if less.
 

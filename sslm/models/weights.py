@@ -6,13 +6,13 @@ from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
-from sslm.models.head import LanguageModel
+from sslm.models.network import Network
 
 OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
 """Name weights as in the model before it was wrapped, sharded and compiled."""
 
 
-def weights_of(network: LanguageModel) -> dict[str, Any]:
+def weights_of(network: Network) -> dict[str, Any]:
     """Map names to weights and saved buffers, plain or DTensor, which share memory with the network's."""
     tied = {f"model.{name}" for name in tied_names(network.model)}
     return {n: tensor for n, tensor in get_model_state_dict(network, options=OPTIONS).items() if n not in tied}

@@ -25,7 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy, DeepSpeedStrategy
 from torch import Tensor, nn
 
 from sslm.config import Config
-from sslm.models.head import LanguageModel
+from sslm.models.network import Network
 from sslm.parallel.launch import Launch
 from sslm.runs.checkpoints.states import MOMENTS
 from sslm.runs.checkpoints.tensors import Tensors, read_tensors
@@ -211,7 +211,7 @@ class DeepSpeed(DeepSpeedStrategy):
         self.optimizers[0].clear_backward_seen_flag()  # type: ignore[attr-defined]
         return super().backward(*arguments, **named)
 
-    def engine(self, network: LanguageModel, optimizer: LightningOptimizer) -> "DeepSpeedEngine":
+    def engine(self, network: Network, optimizer: LightningOptimizer) -> "DeepSpeedEngine":
         """What takes this strategy's steps, once it is set up."""
         return DeepSpeedEngine(self, network, optimizer)
 
@@ -222,7 +222,7 @@ class DeepSpeedEngine:
     can_withhold = False
     is_updating = False
 
-    def __init__(self, strategy: DeepSpeed, network: LanguageModel, optimizer: LightningOptimizer) -> None:
+    def __init__(self, strategy: DeepSpeed, network: Network, optimizer: LightningOptimizer) -> None:
         zero: Any = strategy.optimizers[0]
         self.strategy = strategy
         self.engine: Any = strategy.model
@@ -263,7 +263,7 @@ class DeepSpeedLossScale:
 class DeepSpeedStates:
     """Weights and optimizer states in the form in which other strategies have them: whole fp32 tensors by name."""
 
-    def __init__(self, network: LanguageModel, zero: Any, device: torch.device) -> None:
+    def __init__(self, network: Network, zero: Any, device: torch.device) -> None:
         self.network, self.zero, self.device = network, zero, device
 
     def tensors(self) -> Tensors:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from sslm.config import RobustConfig
-from sslm.models.head import LanguageModel
+from sslm.models.network import Network
 from sslm.training.dropout import seed_dropout
 
 Backward = Callable[[Tensor, bool], None]
@@ -23,7 +23,7 @@ Backward = Callable[[Tensor, bool], None]
 
 
 def adversarial_losses(
-    network: LanguageModel, micro: dict[str, Tensor], how: RobustConfig, seed: int, backward: Backward
+    network: Network, micro: dict[str, Tensor], how: RobustConfig, seed: int, backward: Backward
 ) -> Tensor:
     """Take the gradients of a micro-batch's adversarial loss.
 

@@ -9,7 +9,7 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.plugins.precision import MixedPrecision
 from torch import Tensor
 
-from sslm.models.head import LanguageModel
+from sslm.models.network import Network
 from sslm.parallel.deepspeed import DeepSpeed
 from sslm.runs.checkpoints.states import States
 from sslm.runs.checkpoints.tensors import Tensors
@@ -81,7 +81,7 @@ class PlainEngine:
     def __init__(
         self,
         trainer: Trainer,
-        network: LanguageModel,
+        network: Network,
         optimizer: LightningOptimizer,
         clip_norm: float | None,
         average: Average | None,
@@ -132,11 +132,7 @@ class PlainEngine:
 
 
 def choose_engine(
-    trainer: Trainer,
-    network: LanguageModel,
-    optimizer: LightningOptimizer,
-    clip_norm: float | None,
-    average: Average | None,
+    trainer: Trainer, network: Network, optimizer: LightningOptimizer, clip_norm: float | None, average: Average | None
 ) -> Engine:
     """The engine that belongs to the trainer's strategy, once that is set up."""
     if isinstance(trainer.strategy, DeepSpeed):

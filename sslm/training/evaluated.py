@@ -10,7 +10,7 @@ from sslm.data.module import DataModule, data_parallel
 from sslm.data.stream.batches import StepBatch
 from sslm.data.stream.recipe import IGNORED
 from sslm.models.blocks import evaluating
-from sslm.models.head import LanguageModel
+from sslm.models.network import Network
 from sslm.training.average import Average
 from sslm.training.lightning import data_of
 from sslm.training.micro_batches import check_batch, micro_batches
@@ -31,7 +31,7 @@ class Evaluated(LightningModule):
     def __init__(self, micro_batch_size: int | None) -> None:
         super().__init__()
         self.micro_batch_size = micro_batch_size
-        self.network: LanguageModel = None  # type: ignore[assignment]  # built in configure_model
+        self.network: Network = None  # type: ignore[assignment]  # built in configure_model
         self.validated_at: int | None = None
         """The step of the last validation."""
 

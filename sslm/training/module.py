@@ -26,8 +26,9 @@ from sslm.data.stream.batches import StepBatch
 from sslm.data.stream.order import key64
 from sslm.data.stream.recipe import Recipe
 from sslm.models.build import check_fits, on_meta
-from sslm.models.head import LanguageModel
 from sslm.models.masks import check_documents
+from sslm.models.network import Network
+from sslm.models.task import network_for
 from sslm.models.weights import weights_of
 from sslm.parallel.materialise import materialise, shallow_model
 from sslm.system.errors import UserError
@@ -46,7 +47,7 @@ from sslm.training.lightning import check_settings, scheduler_of
 from sslm.training.micro_batches import MicroBatch, check_batch, micro_batches
 from sslm.training.optim import build_optimizer, learning_rate
 
-Parallelize = Callable[[LanguageModel, PreTrainedModel, DeviceMesh | None], None]
+Parallelize = Callable[[Network, PreTrainedModel, DeviceMesh | None], None]
 
 
 class StepOutputs(TypedDict):
@@ -159,7 +160,7 @@ class Objective(Evaluated):
         # fresh weights come last, to where they belong
         model = source if isinstance(source, PreTrainedModel) else on_meta(source, self.auto_class)
         model.train()
-        network = LanguageModel(
+        network = network_for(
             model,
             data.max_scored if data is not None else None,
             label_smoothing=self.robust.label_smoothing,
@@ -266,7 +267,7 @@ class Objective(Evaluated):
             raise UserError(f"{checkpoint_path}: of {found.objective}; type {found.objective}.load_from_checkpoint")
         model = saved.model_of(found, objective.auto_class, strict)
         module = objective(model, objective.recipe_class(**found.recipe), **(found.settings | settings))
-        module.network = LanguageModel(model)  # until a trainer configures it
+        module.network = network_for(model)  # until a trainer configures it
         return module  # type: ignore[return-value]
 
     # -------------------------------------------------------------------------------------------- a step

@@ -28,7 +28,8 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedModel
 
 from sslm.models.blocks import blocks
-from sslm.models.head import LanguageModel
+from sslm.models.network import Network
+from sslm.models.task import network_for
 from sslm.parallel.planning.cuda_autocast import cuda_autocast
 from sslm.parallel.recompute import ATTENTION, MATMULS
 from sslm.parallel.tensor_parallel import planned
@@ -82,7 +83,7 @@ def measure(
     tensor_parallel: int = 1,
     **loss: Any,
 ) -> Activations:
-    """Measure the activations of a training step of `LanguageModel`.
+    """Measure the activations of a training step.
 
     Args:
         model: may be on the meta device; it is not changed.
@@ -91,7 +92,7 @@ def measure(
         weights: dtype of the weights that the forward pass sees.
         autocast: dtype of matmuls, or None without autocast.
         tensor_parallel: devices that share each matrix of the architecture's plan.
-        loss: settings of `LanguageModel`, such as z_loss.
+        loss: settings of the loss, such as z_loss.
 
     Raises:
         Exception: of any kind, if the architecture looks at its tensors' contents (mixtures of experts do).
@@ -105,7 +106,7 @@ def measure(
         bare = copy.deepcopy(model)
         with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
             _empty(bare, weights, tensor_parallel)
-            network = LanguageModel(bare.train(), **loss)
+            network = network_for(bare.train(), **loss)
             rows = {name: torch.empty(size, *shape, dtype=torch.long) for name, shape in shapes.items()}
             record = _Record(network)
             kernels: Any = _OfGpus(record) if on_gpu else nullcontext()
@@ -178,7 +179,7 @@ Place = tuple[int | None, int]
 class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Record what a forward pass saves, the inputs of blocks, and the outputs of matmuls and attention in blocks."""
 
-    def __init__(self, network: LanguageModel) -> None:
+    def __init__(self, network: Network) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.network, self.blocks = network, blocks(network)
         self.saved: dict[int, tuple[int, Place]] = {}

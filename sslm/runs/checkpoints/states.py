@@ -6,7 +6,7 @@ from torch import Tensor
 from torch.distributed.checkpoint import state_dict
 from torch.optim import Optimizer
 
-from sslm.models.head import LanguageModel
+from sslm.models.network import Network
 from sslm.models.weights import OPTIONS, weights_of
 from sslm.runs.checkpoints.tensors import Tensors, read_tensors
 
@@ -18,7 +18,7 @@ class States:
         averages: name -> average of a weight (`training/average.py`), where there are any.
     """
 
-    def __init__(self, network: LanguageModel, optimizer: Optimizer, averages: Tensors | None = None) -> None:
+    def __init__(self, network: Network, optimizer: Optimizer, averages: Tensors | None = None) -> None:
         self.network, self.optimizer, self.averages = network, optimizer, averages or {}
 
     def tensors(self) -> Tensors:
@@ -40,11 +40,11 @@ class States:
         return {f"average.{name}": tensor for name, tensor in self.averages.items()}
 
 
-def _model_tensors(network: LanguageModel) -> Tensors:
+def _model_tensors(network: Network) -> Tensors:
     return {f"model.{name}": weight for name, weight in weights_of(network).items()}
 
 
-def _optimizer_tensors(network: LanguageModel, optimizer: Optimizer) -> Tensors:
+def _optimizer_tensors(network: Network, optimizer: Optimizer) -> Tensors:
     states = state_dict.get_optimizer_state_dict(network, optimizer, options=OPTIONS)
     return {f"optim.{name}": value for name, value in states.items() if _is_tensor(value)}
 

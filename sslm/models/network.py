@@ -1,0 +1,71 @@
+"""What is trained: a transformers model and its loss as one module, which gives each row's loss."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+IGNORED = nn.CrossEntropyLoss().ignore_index
+"""Label of a place that is not scored: torch's -100."""
+
+
+class Predicted(NamedTuple):
+    """Losses and predictions of a validation step."""
+
+    row_losses: Tensor
+    """[batch] summed loss of each row."""
+    tokens: Tensor
+    """Like the labels: what the model takes for the likeliest, IGNORED where nothing is scored."""
+
+
+class Network(nn.Module):
+    """A transformers model whose input's embeddings can be perturbed, by noise or on purpose.
+
+    Args:
+        model: any model of transformers.
+        embedding_noise: NEFTune's α: noise on the input, uniform within ± α / √(tokens · width), while training.
+    """
+
+    def __init__(self, model: PreTrainedModel, embedding_noise: float = 0.0) -> None:
+        super().__init__()
+        self.model, self.embedding_noise = model, embedding_noise
+        self.perturbation: Tensor | None = None
+        """[batch, seq_len, width] added to the input's embeddings (the encoder's if there are two inputs)."""
+        self._is_first_lookup = False
+        reader = model.get_encoder() if model.config.is_encoder_decoder else model
+        embedding: Any = reader.get_input_embeddings()
+        embedding.register_forward_hook(self._perturbed)
+        self._embedding = [embedding]  # in a list: it is the model's
+
+    def forward(self, labels: Tensor | None = None, *, predict: bool = False, **inputs: Tensor) -> Any:
+        """Sum each row's loss.
+
+        Args:
+            labels: [batch, …] targets; None to get the model's logits.
+            predict: whether to return `Predicted`.
+            inputs: the model's own inputs (`input_ids` [batch, seq_len], …).
+
+        Returns:
+            [batch] nats in fp32, or `Predicted`, or logits.
+        """
+        raise NotImplementedError
+
+    def begin_pass(self) -> None:
+        """Perturb the next look-up of embeddings, which is the input's."""
+        self._is_first_lookup = True
+
+    def no_perturbation(self, ids: Tensor) -> Tensor:
+        """[batch, seq_len, width] zeros, in fp32 at least, to become `perturbation`."""
+        weight = self._embedding[0].weight
+        dtype = torch.promote_types(weight.dtype, torch.float32)
+        return torch.zeros(*ids.shape, weight.shape[-1], dtype=dtype, device=ids.device)
+
+    def _perturbed(self, embedding: nn.Module, arguments: tuple[Any, ...], embedded: Tensor) -> Tensor:
+        if not (self.training and self._is_first_lookup):
+            return embedded
+        self._is_first_lookup = False
+        if self.embedding_noise:
+            limit = self.embedding_noise / (embedded.shape[-2] * embedded.shape[-1]) ** 0.5
+            embedded = embedded + torch.empty_like(embedded).uniform_(-limit, limit)
+        return embedded if self.perturbation is None else embedded + self.perturbation.to(embedded.dtype)

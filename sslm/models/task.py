@@ -1,0 +1,92 @@
+"""Models that are taught a task: transformers' classes for classifying, tagging and regression, with each row's loss.
+
+What a model is taught stands in its own config, by transformers' names: `problem_type`, `num_labels`.
+"""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from sslm.models.head import LanguageModel
+from sslm.models.masks import unread_masks
+from sslm.models.network import IGNORED, Network, Predicted
+
+CLASSES, SEVERAL, NUMBER = "single_label_classification", "multi_label_classification", "regression"
+"""Values of a config's `problem_type`: one class each, several labels at once, a number."""
+
+
+class TaskModel(Network):
+    """A model with a task's head, which gives each row's summed loss.
+
+    Args:
+        model: of one of transformers' classes for sequence or token classification.
+        label_smoothing: share of each target's probability that is spread over the classes, while training.
+        embedding_noise: as in `Network`.
+        class_weights: [classes] weight of each class in the loss, None if all count 1.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        *,
+        label_smoothing: float = 0.0,
+        embedding_noise: float = 0.0,
+        class_weights: Tensor | None = None,
+    ) -> None:
+        super().__init__(model, embedding_noise)
+        self.label_smoothing, self.class_weights = label_smoothing, class_weights
+
+    def forward(self, labels: Tensor | None = None, *, predict: bool = False, **inputs: Tensor) -> Any:
+        self.begin_pass()
+        with unread_masks(self.model):
+            logits: Tensor = self.model(**inputs).logits
+        if labels is None:
+            return logits
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+        losses = self._losses(logits, labels).flatten(1).sum(dim=1)
+        return Predicted(losses, self._predictions(logits, labels)) if predict else losses
+
+    def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """[batch, …] loss of each label, 0 if it is not scored."""
+        kind = self.model.config.problem_type
+        if kind == NUMBER:
+            return torch.where(labels.isnan(), 0.0, logits - labels.nan_to_num()).square()
+        if kind == SEVERAL:
+            wanted = labels.clamp(min=0).to(logits.dtype)
+            losses = F.binary_cross_entropy_with_logits(logits, wanted, self.class_weights, reduction="none")
+            return losses * (labels != IGNORED)
+        smoothing = self.label_smoothing if self.training else 0.0
+        flat = logits.flatten(0, -2), labels.flatten()
+        losses = F.cross_entropy(*flat, self.class_weights, reduction="none", label_smoothing=smoothing)
+        return losses.view_as(labels)
+
+    def _predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Like the labels: the likeliest class, whether each label is likelier than not, or the number."""
+        kind = self.model.config.problem_type
+        if kind == NUMBER:
+            return logits
+        likeliest = (logits > 0).long() if kind == SEVERAL else logits.argmax(-1)
+        return torch.where(labels == IGNORED, IGNORED, likeliest)
+
+
+def network_for(
+    model: PreTrainedModel,
+    max_scored: int | None = None,
+    *,
+    probe: PreTrainedModel | None = None,
+    label_smoothing: float = 0.0,
+    z_loss: float = 0.0,
+    embedding_noise: float = 0.0,
+    class_weights: Tensor | None = None,
+) -> Network:
+    """Make what is trained of a model: a `TaskModel` if it has a task's head, else a `LanguageModel`."""
+    if type(model).__name__.endswith(("ForSequenceClassification", "ForTokenClassification")):
+        return TaskModel(
+            model, label_smoothing=label_smoothing, embedding_noise=embedding_noise, class_weights=class_weights
+        )
+    return LanguageModel(
+        model, max_scored, label_smoothing=label_smoothing, z_loss=z_loss, embedding_noise=embedding_noise, probe=probe
+    )
