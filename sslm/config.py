@@ -141,7 +141,18 @@ class DataConfig(Section):
     document_mask: bool = False
     """Keep attention (or an LSTM's state) inside each document, where a sequence holds several."""
     text_field: str = "text"
-    """Field that holds the text, in .jsonl, .parquet and datasets."""
+    """Field that holds the text, in .jsonl, .parquet and datasets; of labelled data, also in .csv and .tsv."""
+    pair_field: str | None = None
+    """Labelled data: field of a second text, to be read together with the first; default: there is none."""
+    label_field: str | None = None
+    """Labelled data: field of what is to be predicted (of CoNLL's columns a number or name); default: label."""
+    label_separator: str | None = None
+    """Labelled data: what stands between several labels of a row (--objective.multi_label true); default: a row has
+    them in a list."""
+    source_field: str = "source"
+    """Labelled data: field of the text to turn into another (text_to_text)."""
+    target_field: str = "target"
+    """Labelled data: field of the text to write (text_to_text)."""
     document_separator: str | None = None
     """Regular expression that separates the documents of a .txt; default: a file is one document."""
     end_id: int | None = None

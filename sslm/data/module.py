@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sslm.config import DataConfig
 from sslm.data.corpus import tokenizer as tokenizers
+from sslm.data.corpus.labelled import Tally, combined
 from sslm.data.corpus.tokenizer import Tokenizer
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
 from sslm.data.stream.batches import Batch, Loader, StepBatch, TrainSteps, ValSteps, pinned, step_batch, with_tensors
@@ -138,6 +139,18 @@ class DataModule(LightningDataModule):
         if self.tokenizer is not None:
             return tokenizers.num_ids(self.tokenizer)
         return max(source.corpus.vocab_size for source in (*self.train_stream.sources, *self.val_stream.sources))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """Names of the labels of labelled data, by number; none if what is predicted is a number or a text."""
+        return () if self.vocabulary is None else self.vocabulary.labels
+
+    @property
+    def label_counts(self) -> tuple[Tally, Tally]:
+        """What is counted of the labelled rows to train on, and of those held out."""
+        train = [source.corpus.labelled for source in self.train_stream.sources]
+        val = [source.corpus.labelled for source in self.val_stream.sources]
+        return combined(filter(None, train), "train"), combined(filter(None, val), "val")
 
     @property
     def mixes(self) -> bool:

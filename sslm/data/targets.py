@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from sslm.data.corpus.tokenizer import Tokenizer
 from sslm.data.stream.batches import Batch
-from sslm.data.stream.recipe import IGNORED, Recipe
+from sslm.data.stream.recipe import IGNORED, Recipe, is_target
 from sslm.data.stream.stream import StreamSource
 from sslm.data.stream.vocabulary import text_bytes
 from sslm.system.errors import UserError
@@ -22,7 +22,7 @@ def check_targets(batches: Iterable[Batch], recipe: Recipe, which: str) -> None:
     Raises:
         UserError: there is none; `which` is what the sentence calls these sequences.
     """
-    if not any("bad" in batch or (batch["tensors"]["labels"] >= 0).any() for batch in batches):
+    if not any("bad" in batch or is_target(batch["tensors"]["labels"]).any() for batch in batches):
         raise nothing_in(which, recipe)
 
 

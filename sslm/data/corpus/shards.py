@@ -17,6 +17,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from sslm.data.corpus.labelled import Labelled, parse_labelled, to_tree
 from sslm.system.errors import UserError, short
 from sslm.system.files import is_plain_name, is_sha256, is_size, one_maker, sha256_of, write_atomically
 from sslm.system.terminal import plural
@@ -113,6 +114,8 @@ class Corpus:
     """Files of the tokenizer's folder, or none if nobody vouches for them."""
     files: Files | None = None
     """Where the shards are downloaded from, or None if they lie in `folder`."""
+    labelled: Labelled | None = None
+    """What its records are, if it holds labelled examples instead of text."""
 
     @functools.cached_property
     def sha256(self) -> str:
@@ -246,7 +249,11 @@ def parse_index(content: bytes, where: str, is_cached: bool = False) -> dict[str
             raise UserError(f"{where}: {newer}; upgrade, or prepare it again")
         shards = tuple(Shard(**shard) for shard in index["shards"])
         files = tuple((name, file["bytes"], file["sha256"]) for name, file in index.get("tokenizer_files", {}).items())
-        fields = {key: index[key] for key in (*INDEXED, "source")} | {"shards": shards, "tokenizer_files": files}
+        fields = {key: index[key] for key in (*INDEXED, "source")} | {
+            "shards": shards,
+            "tokenizer_files": files,
+            "labelled": parse_labelled(index.get("labelled")),
+        }
         if wrong := next(_unsound(fields, is_cached), ""):
             raise ValueError(wrong)
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
@@ -329,6 +336,7 @@ def write_index(corpus: Corpus) -> None:
         **{key: getattr(corpus, key) for key in INDEXED},
         "shards": [asdict(shard) for shard in corpus.shards],
         "source": corpus.source,
+        **({} if corpus.labelled is None else {"labelled": to_tree(corpus.labelled)}),
     }
     write_atomically(corpus.folder / "index.json", json.dumps(index, indent=1) + "\n")
 

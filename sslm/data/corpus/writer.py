@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
+from sslm.data.corpus.labelled import Labelled
 from sslm.data.corpus.shards import Corpus, Shard, Split, ends_file, write_index
 
 SHARD_TOKENS = 1 << 27
@@ -78,13 +79,29 @@ class CorpusWriter:
             self._open[shard.split] = shard
             shard.resume(**{name: known[name] for name in COUNTS})
 
-    def finish(self, tokenizer: str, tokenizer_sha256: str, source: list[dict[str, Any]]) -> int:
+    def add_whole(self, split: Split, ids: NDArray[Any], ends: NDArray[np.int64], num_bytes: int) -> None:
+        """Append documents none of which goes on in another shard: one that has no room for all of them is closed."""
+        shard = self._open.get(split)
+        if shard is not None and shard.num_tokens + len(ids) > self.shard_tokens:
+            self.finished.append(self._open.pop(split).close())
+        self.add(split, ids, ends, num_bytes)
+
+    def finish(
+        self, tokenizer: str, tokenizer_sha256: str, source: list[dict[str, Any]], labelled: Labelled | None = None
+    ) -> int:
         """Close the shards and write the index, which makes the folder a corpus; return its number of tokens."""
         self.finished += [shard.close() for shard in self._open.values()]
         self._open.clear()
         shards = sorted(self.finished, key=lambda shard: shard.split)  # within a split they are in order
         corpus = Corpus(
-            self.folder, self.dtype.name, self.vocab_size, tokenizer, tokenizer_sha256, tuple(shards), source
+            self.folder,
+            self.dtype.name,
+            self.vocab_size,
+            tokenizer,
+            tokenizer_sha256,
+            tuple(shards),
+            source,
+            labelled=labelled,
         )
         write_index(corpus)
         return corpus.num_tokens

@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sslm.data.corpus.shards import BadShard
 from sslm.data.stream.order import key64, mix64
-from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
+from sslm.data.stream.recipe import Arrays, Examples, Recipe, is_target, unscored
 from sslm.data.stream.stream import Places, Stream
 from sslm.data.stream.vocabulary import Vocabulary
 from sslm.system.errors import UserError
@@ -190,7 +190,7 @@ class ValSteps(Steps):
         last = len(self.places.positions) - 1
         examples = self.stream.read(self.places.rows(np.minimum(rows, last))).rows(slice(None))
         arrays = self.recipe.make_batch(examples, self.vocabulary, key64(self.seed, "val"))
-        arrays["labels"] = np.where((rows <= last)[:, None], arrays["labels"], IGNORED)
+        arrays["labels"] = unscored(arrays["labels"], rows > last)
         return {"tensors": arrays, "positions": rows, "sources": examples.sources}
 
 
@@ -303,12 +303,12 @@ def step_batch(batch: Batch, num_sources: int, with_digest: bool = False) -> Ste
     }
 
 
-def _scored(labels: NDArray[np.int64], sources: NDArray[np.int64], num_sources: int) -> list[int]:
+def _scored(labels: NDArray[Any], sources: NDArray[np.int64], num_sources: int) -> list[int]:
     """Count the targets of each source."""
-    is_target = labels >= 0
+    scored = is_target(labels)
     if num_sources == 1:
-        return [int(np.count_nonzero(is_target))]
-    per_row = is_target.reshape(len(labels), -1).sum(axis=1)
+        return [int(np.count_nonzero(scored))]
+    per_row = scored.reshape(len(labels), -1).sum(axis=1)
     return [int(n) for n in np.bincount(sources, per_row, num_sources)]
 
 
@@ -331,7 +331,10 @@ def digest(arrays: Arrays, positions: NDArray[np.int64]) -> int:
     """Hash rows keyed by position, and sum them mod 2^64: ranks' digests add up to the whole batch's."""
     rows = mix64(positions.astype(np.uint64))
     for name in sorted(arrays):
-        array = arrays[name].reshape(len(positions), -1).astype(np.uint64)
+        array = arrays[name].reshape(len(positions), -1)
+        if array.dtype.kind == "f":  # by its bits
+            array = array.view(f"u{array.itemsize}")
+        array = array.astype(np.uint64)
         columns = mix64(np.arange(array.shape[1], dtype=np.uint64) + np.uint64(key64(name))) | np.uint64(1)
         rows = mix64(rows + (array * columns).sum(1, dtype=np.uint64))
     return int(rows.sum(dtype=np.uint64))

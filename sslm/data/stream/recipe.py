@@ -6,14 +6,32 @@ from typing import Any, ClassVar, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sslm.data.labelled.task import Task
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
 
 IGNORED = -100
-"""Label of a place that is not scored."""
+"""Label of a place that is not scored; where labels are fractional numbers it is NaN."""
 
 Arrays = dict[str, NDArray[Any]]
 Bools = NDArray[np.bool_]
 Ints = NDArray[np.int64]
+
+
+def is_target(labels: NDArray[Any]) -> Bools:
+    """Whether each of some labels is scored: not IGNORED, or not NaN where they are fractional numbers.
+
+    >>> is_target(np.array([3, -100])).tolist(), is_target(np.array([-2.5, np.nan])).tolist()
+    ([True, False], [True, False])
+    """
+    scored: Bools = ~np.isnan(labels) if labels.dtype.kind == "f" else labels >= 0
+    return scored
+
+
+def unscored(labels: NDArray[Any], rows: Bools) -> NDArray[Any]:
+    """Copy [n, …] labels, with some rows that are not scored."""
+    labels = labels.copy()
+    labels[rows] = np.nan if labels.dtype.kind == "f" else IGNORED
+    return labels
 
 
 class Examples(NamedTuple):
@@ -59,6 +77,10 @@ class Recipe:
         """List the special tokens that the objective needs, or None if it needs no tokenizer and no vocabulary."""
         return None
 
+    def task(self, seq_len: int) -> Task | None:
+        """Tell how labelled rows become the examples, or None if these are windows of text."""
+        return None
+
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         """Count the corpus tokens of one example."""
         raise NotImplementedError
@@ -79,9 +101,9 @@ class Recipe:
         """Make [n] examples into the model's inputs and `labels`, each [n, …].
 
         A row depends on nothing but the seed and its own tokens, position and epoch. `labels` are the targets of the
-        outputs, or IGNORED; those of an encoder-decoder are its decoder's inputs, shifted. If the examples have
-        `documents`, attention is to stay inside a document: the batch has `segment_ids` of the input's length, −1 for
-        padding (and `decoder_segment_ids` of the labels'). If they have none, and an encoder's rows have padding, the
-        batch has an `attention_mask`: 1 for a token, 0 for padding.
+        outputs, or IGNORED; those of an encoder-decoder are its decoder's inputs, shifted. Which labels are targets,
+        `is_target` tells. If the examples have `documents`, attention is to stay inside a document: the batch has
+        `segment_ids` of the input's length, −1 for padding (and `decoder_segment_ids` of the labels'). If they have
+        none, and an encoder's rows have padding, the batch has an `attention_mask`: 1 for a token, 0 for padding.
         """
         raise NotImplementedError

@@ -18,11 +18,13 @@ from sslm.data.stream.mixture import Mixture
 from sslm.data.stream.order import Order
 from sslm.data.stream.packing import Packed
 from sslm.data.stream.recipe import Examples
-from sslm.data.stream.windows import Cut, Region
+from sslm.data.stream.windows import Cut, Region, Whole
 from sslm.system.errors import UserError
 
 MOST_OPEN = 200
 """Largest number of shards that are mapped at once: each map holds a file descriptor."""
+
+WINDOWS_IN_WORDS = {Cut: "cut", Packed: "best_fit", Whole: "whole"}
 
 Ints = NDArray[np.int64]
 Read = tuple[NDArray[Any], Ints | None, NDArray[np.bool_] | None]
@@ -36,7 +38,7 @@ class StreamSource:
     name: str
     corpus: Corpus
     regions: Sequence[Region]
-    windows: Cut | Packed
+    windows: Cut | Packed | Whole
     order: Order
 
     @property
@@ -49,8 +51,9 @@ class StreamSource:
             "tokenizer": self.corpus.tokenizer_sha256,
             "shards": {r.shard.file: [r.shard.sha256[:24], r.start, r.end] for r in self.regions},
             "block_shards": self.order.block_shards,
-            "packing": "best_fit" if isinstance(self.windows, Packed) else "cut",
+            "packing": WINDOWS_IN_WORDS[type(self.windows)],
             "num_windows": self.num_windows,
+            **({} if self.corpus.labelled is None else {"labels": list(self.corpus.labelled.names)}),
         }
 
 
@@ -83,7 +86,7 @@ class Stream:
         self.sources, self.mixture, self.window_len = tuple(sources), mixture, window_len
         self.vocab_size, self.with_documents = vocab_size, with_documents
         self.amendments: list[Amendment | Skip] = []
-        self._is_packed = isinstance(self.sources[0].windows, Packed)
+        self._windows = type(self.sources[0].windows)
         self._is_remote = any(source.corpus.is_remote for source in self.sources)
         self._stride = self.sources[0].windows.stride
         self._dtype = np.result_type(*(source.corpus.dtype for source in self.sources))
@@ -218,7 +221,8 @@ class Stream:
         shards = self._first_shard[places.sources] + places.regions
         for number in np.unique(shards).tolist():
             self._shard(number, check=True)
-        narrow, lengths, marks = (self._read_packed if self._is_packed else self._read_cut)(shards, places)
+        read = {Cut: self._read_cut, Packed: self._read_packed, Whole: self._read_whole}[self._windows]
+        narrow, lengths, marks = read(shards, places)
         if narrow.size and narrow.max() >= self.vocab_size:
             self._refuse_ids(shards, narrow)
         documents = None if marks is None else np.cumsum(marks, axis=1, dtype=np.int32)
@@ -271,6 +275,25 @@ class Stream:
             lengths[row] = filled
         return narrow, lengths, marks  # lengths even if all rows are full: every batch has the same arrays
 
+    def _read_whole(self, shards: Ints, places: Places) -> Read:
+        """Read rows of a document each, shard by shard."""
+        narrow = np.zeros((len(shards), self.window_len), self._dtype)
+        lengths = np.zeros(len(shards), np.int64)
+        within = np.arange(self.window_len)
+        for number in np.unique(shards).tolist():
+            shard, rows = self._shard(number), np.flatnonzero(shards == number)
+            windows = places.windows[rows]
+            ends = shard.ends[windows]
+            starts = np.where(windows > 0, shard.ends[np.maximum(windows, 1) - 1], 0)
+            lengths[rows] = ends - starts
+            if (longest := int(lengths[rows].max())) > self.window_len:
+                source, region = self._regions[number]
+                why = f"a record of {longest} numbers, where {self.window_len} are the most"
+                raise BadShard(region.shard.file, f"{source.corpus.folder}: {why}; remove this folder", source.name)
+            here = starts[:, None] + within
+            narrow[rows] = np.where(here < ends[:, None], shard.tokens[np.minimum(here, ends[:, None] - 1)], 0)
+        return narrow, lengths, None
+
     def _shard(self, number: int, check: bool = False) -> "_OpenShard":
         """Return an open shard; `check` looks whether its files have been cut off since."""
         source, region = self._regions[number]
@@ -278,7 +301,8 @@ class Stream:
             if (shard := self._open.get(number)) is None:
                 while len(self._open) >= MOST_OPEN:
                     self._open.pop(next(iter(self._open)))
-                shard = self._open[number] = _OpenShard(source.corpus, region, self.with_documents)
+                reads_ends = self.with_documents or self._windows is Whole
+                shard = self._open[number] = _OpenShard(source.corpus, region, reads_ends)
             elif check:
                 shard.check()
         except BadShard as bad:
@@ -296,9 +320,9 @@ class Stream:
 class _OpenShard:
     """A shard, memory-mapped, as plain arrays: slicing a np.memmap takes three times as long."""
 
-    def __init__(self, corpus: Corpus, region: Region, with_documents: bool) -> None:
+    def __init__(self, corpus: Corpus, region: Region, reads_ends: bool) -> None:
         tokens = corpus.tokens(region.shard)
-        ends = corpus.document_ends(region.shard) if with_documents else np.empty(0, np.int64)
+        ends = corpus.document_ends(region.shard) if reads_ends else np.empty(0, np.int64)
         self.tokens, self.ends = tokens.view(np.ndarray), ends.view(np.ndarray)
         self._file, self._maps = region.shard.file, [m for m in (tokens, ends) if isinstance(m, np.memmap)]
         self._rows: NDArray[Any] | None = None

@@ -7,6 +7,7 @@ This needs no Lightning, and no transformers if the corpora are prepared. A trai
         batch["tensors"]["input_ids"], batch["tensors"]["labels"]
 """
 
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,6 +18,7 @@ from sslm.data.corpora import open_corpora
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.shards import Corpus
 from sslm.data.corpus.tokenizer import parse_tokenizer
+from sslm.data.labelled.prepare import open_labelled
 from sslm.data.stream import windows
 from sslm.data.stream.check import check_recipe
 from sslm.data.stream.mixture import Mixture, Stage, parse_weights, source_names
@@ -25,7 +27,7 @@ from sslm.data.stream.packing import Packed, pack
 from sslm.data.stream.recipe import Recipe
 from sslm.data.stream.stream import Stream, StreamSource
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, vocabulary_of
-from sslm.data.stream.windows import Cut, Region
+from sslm.data.stream.windows import Cut, Region, Whole
 from sslm.system.errors import UserError, nearest
 from sslm.system.terminal import plural
 
@@ -87,14 +89,20 @@ def open_streams(
     asked = parse_tokenizer(name) if name else None
     if isinstance(asked, str) and special_tokens is not None:
         extended(tokenizers.load(asked), special_tokens)  # one that can't be is refused before any text is prepared
-    validation = [] if data.val is None else [SourceConfig(data.val)]
-    corpora, tokenizer = open_corpora([*sources, *validation], asked, data, cache_dir)
-    val = corpora.pop() if validation else None
-    vocabulary = _vocabulary(special_tokens, tokenizer)
+    labels: tuple[str, ...] = ()
+    if task := recipe.task(seq_len):
+        paths = [source.path for source in sources]
+        corpora, val, tokenizer, labels = open_labelled(paths, data.val, task, asked, data, cache_dir)
+    else:
+        validation = [] if data.val is None else [SourceConfig(data.val)]
+        corpora, tokenizer = open_corpora([*sources, *validation], asked, data, cache_dir)
+        val = corpora.pop() if validation else None
+    vocabulary = _vocabulary(special_tokens, tokenizer, labels)
     window_len, stride = recipe.window_len(seq_len, vocabulary), recipe.stride(seq_len, vocabulary)
-    vocab_size = max(corpus.vocab_size for corpus in corpora)
-    padded, documents = data.packing == "best_fit", data.document_mask
-    check_recipe(recipe, seq_len, vocabulary, vocab_size, padded=padded, documents=documents)
+    if not task:
+        vocab_size = max(corpus.vocab_size for corpus in corpora)
+        padded, documents = data.packing == "best_fit", data.document_mask
+        check_recipe(recipe, seq_len, vocabulary, vocab_size, padded=padded, documents=documents)
 
     mixture = _mixture(data, sources, names, corpora, seq_len)
     least = max((first_batch_size or batch_size) // len(corpora), 1) * window_len
@@ -117,7 +125,7 @@ def _parts(names: list[str], corpora: list[Corpus], val: Corpus | None, least: i
         return train, [Part("", val, windows.whole(val))]
     train, held_out = [], []
     for name, corpus in zip(names, corpora, strict=True):
-        regions, rest = windows.split(corpus, least)
+        regions, rest = windows.by_split(corpus) if corpus.labelled else windows.split(corpus, least)
         train.append(Part(name, corpus, regions))
         held_out.append(Part(name, corpus, rest))
     return train, held_out
@@ -131,20 +139,24 @@ def _source(part: Part, data: DataConfig, window_len: int, stride: int, seed: in
             f"{name or data.train}: does not say where its documents end, as --data.document_mask and --data.packing "
             f"best_fit need; give the id that ends them: --data.end_id N"
         )
-    cut: Cut | Packed = Cut(regions, window_len, stride)
-    if data.packing == "best_fit":
+    cut: Cut | Packed | Whole = Cut(regions, window_len, stride)
+    if corpus.labelled:
+        cut = Whole(regions, window_len)
+    elif data.packing == "best_fit":
         cut = pack(corpus, regions, window_len, stride, cache_dir)
     block = data.block_shards or (REMOTE_BLOCK_SHARDS if corpus.is_remote else None)
     return StreamSource(name, corpus, regions, cut, Order(cut.num_windows, (seed, "order", name), block))
 
 
-def _vocabulary(special_tokens: SpecialTokens | None, tokenizer: str | None) -> Vocabulary | None:
+def _vocabulary(
+    special_tokens: SpecialTokens | None, tokenizer: str | None, labels: tuple[str, ...]
+) -> Vocabulary | None:
     if special_tokens is None:
         return None
     if tokenizer is None:
         why = "the corpus is ids without a tokenizer, and this objective needs one for its special tokens"
         raise UserError(f"{why}; give --data.tokenizer")
-    return vocabulary_of(extended(tokenizers.load(tokenizer), special_tokens))
+    return replace(vocabulary_of(extended(tokenizers.load(tokenizer), special_tokens)), labels=labels)
 
 
 def _mixture(
@@ -166,6 +178,9 @@ def _mixture(
 
 def _check_enough(data: DataConfig, streams: Streams, seq_len: int, batch_size: int) -> None:
     train = streams.train
+    if train.sources[0].corpus.labelled:
+        _check_enough_rows(data, train, batch_size)
+        return
     least = 1 if len(train.sources) > 1 else batch_size
     for number, source in enumerate(train.sources):
         asked = any(stage.weights[number] for stage in train.mixture.stages)
@@ -182,4 +197,13 @@ def _check_enough(data: DataConfig, streams: Streams, seq_len: int, batch_size: 
         raise UserError(
             f"{data.val or 'the held-out part of the text'}: too short to validate on: it has less than one sequence "
             f"of {seq_len} tokens; give more text, or lower --seq_len"
+        )
+
+
+def _check_enough_rows(data: DataConfig, train: Stream, batch_size: int) -> None:
+    if train.num_windows < batch_size:
+        has = f"has {plural(train.num_windows, 'labelled example', exact=True)} to train on"
+        raise UserError(
+            f"{data.train or 'the data'}: {has}, and one step takes {batch_size} (--batch_size {batch_size}); give "
+            f"more rows, or lower --batch_size"
         )

@@ -63,6 +63,8 @@ class Vocabulary:
     """Kind of a token's first character, or 0 if `begins_word` alone tells words apart."""
     last_kind: NDArray[np.uint8]
     ends_sentence: NDArray[np.bool_]
+    labels: tuple[str, ...] = ()
+    """Names of the labels of labelled data, by their numbers."""
 
     @property
     def size(self) -> int:

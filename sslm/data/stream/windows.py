@@ -49,6 +49,13 @@ def split(corpus: Corpus, batch_tokens: int) -> tuple[list[Region], list[Region]
     return training, held_out
 
 
+def by_split(corpus: Corpus) -> tuple[list[Region], list[Region]]:
+    """List what preparation set aside to train on, and what it held out."""
+    regions = whole(corpus)
+    train, held_out = ([region for region in regions if region.shard.split == split] for split in ("train", "val"))
+    return train, held_out
+
+
 class Cut:
     """Windows that start every `stride` tokens of a region; its rest, too short for a window, is not read."""
 
@@ -58,3 +65,12 @@ class Cut:
         read = sum((n - 1) * stride + window_len for n in self.num_windows if n)
         self.num_unread = sum(map(len, regions)) - read
         """Tokens in no window."""
+
+
+class Whole:
+    """Windows that hold one whole document each; none may be longer than a window."""
+
+    def __init__(self, regions: list[Region], window_len: int) -> None:
+        self.window_len = self.stride = window_len
+        self.num_windows = tuple(region.shard.num_documents for region in regions)
+        self.num_unread = 0

@@ -1,0 +1,329 @@
+"""Labelled rows become corpora in the cache, once: what is in them follows from files, fields, task and tokenizer.
+
+A table is read twice: for the names of its labels and to choose what is held out, then to tokenise. Nothing is kept of
+it but a number or two a row.
+"""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslm.config import DataConfig
+from sslm.data.corpus import tokenizer as tokenizers
+from sslm.data.corpus.labelled import Labelled, Tally
+from sslm.data.corpus.prepare import remembering_hash
+from sslm.data.corpus.shards import Corpus, Split, cached_corpus
+from sslm.data.corpus.tokenizer import Tokenizer, TokenizerChoice, TokenRules, TrainBPE, train_bpe
+from sslm.data.corpus.writer import CorpusWriter
+from sslm.data.labelled.encoder import Encoder
+from sslm.data.labelled.tables import Table, open_table
+from sslm.data.labelled.task import Example, Missing, Task, packed
+from sslm.system.errors import UserError, nearest, short
+from sslm.system.files import fsync, made_whole
+from sslm.system.terminal import plural, preparation_progress, say
+
+FORMAT = 1
+EXAMPLES_AT_ONCE = 512
+HELD_OUT_EVERY = 10
+"""One row in so many is held out if no file is named to validate on."""
+MOST_SHOWN = 12
+DEFAULT_TOKENIZER = TrainBPE(2048)
+NUMBERED = 1 << 32
+"""What a corpus of records holds are numbers below this, not ids of a vocabulary."""
+
+
+class LabelledCorpora(NamedTuple):
+    """The corpora of a run on labelled data."""
+
+    train: list[Corpus]
+    val: Corpus | None
+    """A corpus of its own to validate on, or None if the others hold some rows out."""
+    tokenizer: str
+    """Folder or name of their tokenizer."""
+    names: tuple[str, ...]
+    """Names of the labels, by number."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """A table as a task reads it."""
+
+    table: Table
+    columns: dict[str, str]
+    task: Task
+    data: DataConfig
+    is_complete: bool = False
+    """Whether rows without a label are kept, to be predicted."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Why rows were left out in the last reading -> how many."""
+
+    @property
+    def record(self) -> list[object]:
+        """What decides the examples."""
+        return [self.table.record, self.columns, self.is_complete]
+
+    def examples(self) -> Iterator[Example]:
+        """Read the examples; UserError if a row can't be read."""
+        self.left_out.clear()
+        for number, row in enumerate(self.table.rows(self.columns)):
+            try:
+                yield self.task.example(number, row, self.data, self.is_complete)
+            except Missing as missing:
+                self.left_out[str(missing)] += 1
+
+    @property
+    def class_names(self) -> list[str] | None:
+        """Names of the classes as a dataset numbers them, or None if none does."""
+        return self.table.class_names.get(self.columns.get("label", ""))
+
+
+def open_labelled(
+    train: Sequence[str | None],
+    val: str | None,
+    task: Task,
+    asked: TokenizerChoice | None,
+    data: DataConfig,
+    cache_dir: Path,
+) -> LabelledCorpora:
+    """Open the corpora of some labelled data, made first if need be. Any number of processes may call at once.
+
+    Args:
+        train: what to train on, in the forms of data.train.
+        val: what to validate on, or None to hold rows of the others out.
+        task: what is made of the rows.
+        asked: the tokenizer, or None to train one.
+        data: fields, and how texts are read.
+        cache_dir: where corpora are kept.
+
+    Raises:
+        UserError: a field is not there, a row can't be read, there is nothing to learn or to validate on.
+    """
+    hash_file = remembering_hash(cache_dir)
+    tables = [_rows(path, task, data, hash_file) for path in train]
+    known = tokenizers.loaded(asked or DEFAULT_TOKENIZER)
+    maker = _Maker(task, TokenRules(data.special_tokens, data.bos), cache_dir, tables)
+    first = maker.open(tables[0], known, held_out="none" if val is not None else "some")
+    assert first.labelled is not None
+    known = tokenizers.load(first.tokenizer_folder)
+    held_out: HeldOut = "some" if val is None else "none"
+    corpora = [first, *(maker.open(rows, known, held_out, first.labelled.names) for rows in tables[1:])]
+    val_corpus = None
+    if val is not None:
+        rows = _rows(val, task, data, hash_file, is_held_out=True)
+        val_corpus = maker.open(rows, known, "all", first.labelled.names)
+    name = asked if isinstance(asked, str) and Path(asked).exists() else str(first.tokenizer_folder)
+    return LabelledCorpora(corpora, val_corpus, name, first.labelled.names)
+
+
+def open_to_predict(
+    path: str, task: Task, tokenizer: str, names: Sequence[str], data: DataConfig, cache_dir: Path
+) -> Corpus:
+    """Open rows whose labels may be unknown, all held out; the model's labels are `names`."""
+    columns = [column._replace(is_needed=column.role not in ("label", "target")) for column in task.columns(data)]
+    table = open_table(path, data, remembering_hash(cache_dir), is_held_out=True)
+    rows = Rows(table, table.choose(columns), task, data, is_complete=True)
+    maker = _Maker(task, TokenRules(data.special_tokens, data.bos), cache_dir, [rows])
+    return maker.open(rows, tokenizers.load(tokenizer), "all", tuple(names))
+
+
+def _rows(
+    path: str | None, task: Task, data: DataConfig, hash_file: Callable[[Path], str], is_held_out: bool = False
+) -> Rows:
+    if path is None:
+        raise UserError(f"{task.name} learns from labelled rows: give a file of them, --data.train FILE.tsv")
+    table = open_table(path, data, hash_file, is_held_out)
+    return Rows(table, table.choose(task.columns(data)), task, data)
+
+
+HeldOut = str
+"""Which rows are held out: none, some, or all."""
+
+
+@dataclass(frozen=True)
+class _Survey:
+    """What was found in the first reading of a table."""
+
+    names: dict[str, int]
+    """Label -> a number, in the order in which they were met."""
+    strata: NDArray[np.int64]
+    """[examples] each example's first label."""
+    groups: NDArray[np.int64]
+    """[examples] number of each example's group."""
+
+
+@dataclass(frozen=True)
+class _Maker:
+    """Makes the corpora of a run, whose labels are those of all that it trains on."""
+
+    task: Task
+    rules: TokenRules
+    cache_dir: Path
+    train: list[Rows]
+    surveys: dict[int, _Survey] = field(default_factory=dict)
+    """What was found already, by the rows' id."""
+
+    def open(
+        self, rows: Rows, tokenizer: TrainBPE | Tokenizer, held_out: HeldOut, names: tuple[str, ...] | None = None
+    ) -> Corpus:
+        """Open the corpus of a table, or make it; `names` are those of all labels, None to find them."""
+        who = str(tokenizer) if isinstance(tokenizer, TrainBPE) else tokenizers.identity(tokenizer)
+        records = [rows.record, *(known.record for known in self.train)]
+        how = [FORMAT, records, self.task.identity(), held_out, who, self.rules, rows.data.label_separator]
+        identity = hashlib.sha256(json.dumps([*how, names], sort_keys=True).encode()).hexdigest()
+        folder = self.cache_dir / "corpora" / f"labelled-{identity[:20]}"
+
+        def make() -> None:
+            with made_whole(folder) as part:
+                self._make(part, rows, tokenizer, held_out, self._names() if names is None else names)
+
+        return cached_corpus(folder, make)
+
+    def _survey(self, rows: Rows) -> _Survey:
+        if (known := self.surveys.get(id(rows))) is not None:
+            return known
+        names: dict[str, int] = {}
+        strata, groups = [], []
+        for example in rows.examples():
+            numbers = [names.setdefault(name, len(names)) for name in example.labels]
+            strata.append(numbers[0] if numbers else -1)
+            groups.append(example.row if example.group is None else example.group)
+        if not strata:
+            raise UserError(nothing_in(rows))
+        found = _Survey(names, np.array(strata, np.int64), np.array(groups, np.int64))
+        return self.surveys.setdefault(id(rows), found)
+
+    def _names(self) -> tuple[str, ...]:
+        """Names of all labels, in order: as datasets number them, or else numbers by size and words by the alphabet."""
+        if not self.task.has_names:
+            return ()
+        given = [rows.class_names for rows in self.train]
+        if given[0] is not None and all(names == given[0] for names in given):
+            return tuple(given[0])
+        found = {name for rows in self.train for name in self._survey(rows).names}
+        names = sorted(found, key=lambda name: (name not in self.task.first_names, by_size(name)))
+        if len(names) < self.task.least_names:
+            only = f"every row has the label {short(names[0])!r}" if names else "no row has a label"
+            where = f"{self.train[0].table.name}: {only}, so there is nothing to learn"
+            raise UserError(f"{where}; choose another field with --data.label_field")
+        return tuple(names)
+
+    def _make(
+        self, part: Path, rows: Rows, tokenizer: TrainBPE | Tokenizer, held_out: HeldOut, names: tuple[str, ...]
+    ) -> None:
+        survey = self._survey(rows)
+        is_val = np.full(len(survey.groups), held_out == "all")
+        if held_out == "some":
+            is_val = chosen(survey.strata, survey.groups)
+            if is_val.all() or not is_val.any():
+                few = plural(len(is_val), "row")
+                raise UserError(f"{rows.table.name}: {few} can't be parted to train and validate on; give --data.val")
+        name = str(tokenizer if isinstance(tokenizer, TrainBPE) else tokenizer.name_or_path)
+        if isinstance(tokenizer, TrainBPE):
+            texts = (text for example in rows.examples() for text in texts_of(example))
+            tokenizer = train_bpe(((text, True) for text in texts), tokenizer.size)
+        tokenizer.save_pretrained(part / "tokenizer")
+        for path in (part / "tokenizer").iterdir():
+            fsync(path)
+        tokenizer = tokenizers.load(part / "tokenizer")  # what is used later is used now
+        with CorpusWriter(part, NUMBERED) as writer:
+            labelled = _write(writer, rows, Encoder(tokenizer, self.rules), is_val, names)
+            writer.finish(name, tokenizers.identity(tokenizer), rows.table.record, labelled)
+        _tell(rows, labelled)
+
+
+def _write(
+    writer: CorpusWriter, rows: Rows, encoder: Encoder, is_val: NDArray[np.bool_], names: tuple[str, ...]
+) -> Labelled:
+    """Tokenise all rows into records."""
+    task, numbers = rows.task, {name: number for number, name in enumerate(names)}
+    tallies: dict[Split, Tally] = {"train": Tally(), "val": Tally()}
+    done = num_tokens = num_cut = 0
+    with preparation_progress(f"Preparing {rows.table.name}") as report:
+        stream = rows.examples()
+        while examples := list(islice(stream, EXAMPLES_AT_ONCE)):
+            check_names(examples, numbers)
+            here = is_val[done : done + len(examples)].tolist()
+            made = list(task.records(examples, encoder, numbers))
+            num_cut += sum(was_cut for _, was_cut in made)
+            for split in tallies:
+                some = [i for i, is_held_out in enumerate(here) if is_held_out == (split == "val")]
+                if some:
+                    ids, ends = packed([record for i in some for record in made[i][0]])
+                    num_bytes = sum(len(text.encode()) for i in some for text in texts_of(examples[i]))
+                    writer.add_whole(split, ids, ends, num_bytes)
+                    tallies[split] = tallies[split].plus(task.tally([examples[i] for i in some], numbers))
+                    num_tokens += len(ids)
+            done += len(examples)
+            report(done, num_tokens, done / len(is_val))
+    return Labelled(
+        task.name, task.fields, names, tallies["train"], tallies["val"], dict(sorted(rows.left_out.items())), num_cut
+    )
+
+
+def _tell(rows: Rows, labelled: Labelled) -> None:
+    """Say what was left out or cut."""
+    name = rows.table.name
+    for why, number in labelled.left_out.items():
+        say(f"{name}: {plural(number, 'row', exact=True)} {why} left out")
+    if labelled.num_cut:
+        total = labelled.train.rows + labelled.val.rows
+        say(
+            f"{name}: {labelled.num_cut:,} of {plural(total, 'row', exact=True)} are longer than --seq_len "
+            f"{rows.task.seq_len}, and were {rows.task.cut_in_words}"
+        )
+
+
+def check_names(examples: Iterable[Example], numbers: dict[str, int]) -> None:
+    """Raise UserError if an example has a label that is not among those of the training data."""
+    for example in examples:
+        for name in example.labels:
+            if name not in numbers:
+                known = ", ".join(map(short, list(numbers)[:MOST_SHOWN])) + (
+                    f" … ({len(numbers):,} in all)" if len(numbers) > MOST_SHOWN else ""
+                )
+                raise UserError(
+                    f"{example.where}: the label {short(name)!r} is not among those of the training data"
+                    f"{nearest(name, numbers)}: {known}"
+                )
+
+
+def nothing_in(rows: Rows) -> str:
+    """Say that a table has no examples, and why."""
+    why = ", ".join(f"{plural(number, 'row', exact=True)} {why}" for why, number in sorted(rows.left_out.items()))
+    return f"{rows.table.name}: there are no labelled rows in it" + (f" ({why})" if why else "")
+
+
+def texts_of(example: Example) -> list[str]:
+    """List the texts of an example."""
+    text = " ".join(example.text) if isinstance(example.text, list) else example.text
+    return [text] if example.pair is None else [text, example.pair]
+
+
+def by_size(name: str) -> tuple[bool, float, str]:
+    """Sort labels: whole numbers by their size, then words."""
+    is_number = name.lstrip("-").isdecimal() and name.isascii()
+    return not is_number, float(name) if is_number else 0.0, name
+
+
+def chosen(strata: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Choose the examples to hold out, the same whoever asks: one group in ten of each stratum, at least one in all.
+
+    Groups are sorted by stratum, inside a stratum as if at random, and every tenth is taken.
+
+    >>> chosen(np.repeat([0, 1], [10, 90]), np.arange(100))[:10].sum()
+    np.int64(1)
+    """
+    numbers, first, of_each = np.unique(groups, return_index=True, return_inverse=True)
+    keys = np.array([int.from_bytes(hashlib.blake2b(str(n).encode(), digest_size=8).digest()) for n in numbers])
+    order = np.lexsort((keys, strata[first]))
+    is_chosen = np.zeros(len(numbers), np.bool_)
+    is_chosen[order[min(HELD_OUT_EVERY, len(order)) // 2 :: HELD_OUT_EVERY]] = True
+    return is_chosen[of_each]
