@@ -23,7 +23,7 @@ Cells = Iterator[tuple[int, list[str]]]
 """(line, cells) of each row; a row may go over several lines, of which this is the first."""
 
 
-def fields(file: Path, names: Sequence[str | None]) -> list[str]:
+def fields(file: Path, named: Sequence[str]) -> list[str]:
     """Name the fields there are."""
     return _header(file, _delimiter(file), csv.QUOTE_MINIMAL)
 

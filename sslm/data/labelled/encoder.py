@@ -1,13 +1,17 @@
 """A tokenizer as labelled rows need it: texts and pairs framed by its own template, and cut to fit."""
 
+import copy
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
-from sslm.data.corpus.tokenizer import Tokenizer, TokenRules, end_of_document
+from sslm.data.corpus.tokenizer import Tokenizer, TokenRules, end_of_document, wrapping
 from sslm.system.errors import UserError
 
 LEAST_ROOM = 4
 """Tokens of text that a sequence has to have room for, beside the tokenizer's own."""
+
+Strategy = Literal["longest_first", "only_second"]
+"""What is cut of a pair that is too long, by its names in tokenizers."""
 
 
 class Encoded(NamedTuple):
@@ -30,22 +34,22 @@ class Encoder:
     def __init__(self, tokenizer: Tokenizer, rules: TokenRules) -> None:
         self.tokenizer = tokenizer
         self.end = end_of_document(tokenizer)
+        self.before, self.after = wrapping(tokenizer)
         self.has_types = "token_type_ids" in tokenizer.model_input_names
-        self.is_fast = bool(getattr(tokenizer, "is_fast", False))
-        self._how = {
-            "split_special_tokens": rules.special_tokens == "plain",
-            "return_token_type_ids": self.has_types,
-            "return_attention_mask": False,
-            "verbose": False,
-        }
+        self._plain = rules.special_tokens == "plain"
+        self._backend: Any = copy.deepcopy(getattr(tokenizer, "backend_tokenizer", None))
+        """None if the tokenizer is written in Python. A copy: whoever calls a tokenizer sets it."""
+        if self._backend is not None:
+            self._backend.no_padding()
+            self._backend.encode_special_tokens = self._plain
 
     def check_room(self, seq_len: int, is_pair: bool) -> None:
         """Raise UserError if seq_len tokens leave no room for a text beside the tokenizer's own."""
         own = self.tokenizer.num_special_tokens_to_add(is_pair)
         if seq_len < own + LEAST_ROOM:
             raise UserError(
-                f"--seq_len {seq_len}: the tokenizer adds {own} tokens of its own, and {LEAST_ROOM} of the text are "
-                f"the least; type --seq_len 128"
+                f"--seq_len {seq_len}: the tokenizer adds {own} tokens of its own, and there has to be room for "
+                f"{LEAST_ROOM} of the text; type --seq_len 128"
             )
 
     def framed(self, texts: Sequence[str], pairs: Sequence[str] | None, most: int) -> list[Encoded]:
@@ -53,16 +57,56 @@ class Encoder:
 
         What would have no token at all has the end-of-text token.
         """
-        cut: dict[str, Any] = {"truncation": "longest_first", "max_length": most}
-        found = self.tokenizer(list(texts), None if pairs is None else list(pairs), **cut, **self._how)
-        types = found["token_type_ids"] if self.has_types else [[]] * len(texts)
-        framed = []
-        for i, ids in enumerate(found["input_ids"]):
-            was_cut = bool(found.encodings[i].overflowing) if self.is_fast else len(ids) == most
-            framed.append(Encoded(ids or [self.end], types[i] or [0] * self.has_types, was_cut))
-        return framed
+        if self._backend is None:
+            return self._framed_in_python(texts, pairs, most)
+        return [self.encoded(found) for found in self.encodings(texts, pairs, most)]
+
+    def encoded(self, found: Any) -> Encoded:
+        """Take what a model reads from a text's encoding, as `encodings` gives it."""
+        types = found.type_ids if self.has_types else []
+        return Encoded(found.ids or [self.end], types or [0] * self.has_types, bool(found.overflowing))
+
+    def encodings(
+        self,
+        texts: Sequence[str],
+        pairs: Sequence[str] | None,
+        most: int,
+        strategy: Strategy = "longest_first",
+        overlap: int = 0,
+    ) -> list[Any]:
+        """Frame as `framed` does, and tell where each token stands in the text (`offsets`, `sequence_ids`).
+
+        What was cut off is in `overflowing`, in windows that have `overlap` tokens in common.
+
+        Raises:
+            UserError: the tokenizer is one that doesn't tell.
+        """
+        if self._backend is None:
+            raise UserError(
+                f"{self.tokenizer.name_or_path}: is written in Python, and doesn't tell where its tokens "
+                f"stand in the text; give one with a tokenizer.json"
+            )
+        side = getattr(self.tokenizer, "truncation_side", "right")
+        self._backend.enable_truncation(most, stride=overlap, strategy=strategy, direction=side)
+        given = list(texts) if pairs is None else list(zip(texts, pairs, strict=True))
+        found: list[Any] = self._backend.encode_batch(given)
+        return found
 
     def plain(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise texts without the template."""
-        ids: list[list[int]] = self.tokenizer(list(texts), add_special_tokens=False, **self._how)["input_ids"]
-        return ids
+        if self._backend is None:
+            how = {"add_special_tokens": False, "split_special_tokens": self._plain, "verbose": False}
+            ids: list[list[int]] = self.tokenizer(list(texts), **how)["input_ids"]
+            return ids
+        self._backend.no_truncation()
+        return [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+
+    def _framed_in_python(self, texts: Sequence[str], pairs: Sequence[str] | None, most: int) -> list[Encoded]:
+        how = {"split_special_tokens": self._plain, "return_token_type_ids": self.has_types, "verbose": False}
+        given = (list(texts), None if pairs is None else list(pairs))
+        found = self.tokenizer(*given, truncation="longest_first", max_length=most, **how)
+        types = found["token_type_ids"] if self.has_types else [[]] * len(texts)
+        return [
+            Encoded(ids or [self.end], kinds or [0] * self.has_types, len(ids) == most)
+            for ids, kinds in zip(found["input_ids"], types, strict=True)
+        ]

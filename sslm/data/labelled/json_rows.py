@@ -13,7 +13,7 @@ ENDINGS = (".jsonl", ".ndjson", ".json")
 SQUAD = ("question", "context", "answers", "id")
 
 
-def fields(file: Path, names: Sequence[str | None]) -> list[str]:
+def fields(file: Path, named: Sequence[str]) -> list[str]:
     """Name the fields of the first row."""
     _, row = next(_rows(file), ("", {}))
     return list(row)

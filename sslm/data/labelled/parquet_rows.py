@@ -10,7 +10,7 @@ ENDINGS = (".parquet",)
 ROWS_AT_ONCE = 1024
 
 
-def fields(file: Path, names: Sequence[str | None]) -> list[str]:
+def fields(file: Path, named: Sequence[str]) -> list[str]:
     """Name the columns."""
     return list(_opened(file).schema_arrow.names)
 

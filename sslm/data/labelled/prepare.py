@@ -192,7 +192,7 @@ class _Maker:
         names: dict[str, int] = {}
         strata, groups = [], []
         for example in rows.examples():
-            numbers = [names.setdefault(name, len(names)) for name in example.labels]
+            numbers = [names.setdefault(name, len(names)) for name in example.labels if name]
             strata.append(numbers[0] if numbers else -1)
             groups.append(example.row if example.group is None else example.group)
         if not strata:
@@ -244,6 +244,7 @@ def _write(
 ) -> Labelled:
     """Tokenise all rows into records."""
     task, numbers = rows.task, {name: number for number, name in enumerate(names)}
+    encoder.check_room(task.seq_len, is_pair="pair" in rows.columns)
     tallies: dict[Split, Tally] = {"train": Tally(), "val": Tally()}
     done = num_tokens = num_cut = 0
     with preparation_progress(f"Preparing {rows.table.name}") as report:
@@ -285,7 +286,7 @@ def check_names(examples: Iterable[Example], numbers: dict[str, int]) -> None:
     """Raise UserError if an example has a label that is not among those of the training data."""
     for example in examples:
         for name in example.labels:
-            if name not in numbers:
+            if name and name not in numbers:
                 known = ", ".join(map(short, list(numbers)[:MOST_SHOWN])) + (
                     f" … ({len(numbers):,} in all)" if len(numbers) > MOST_SHOWN else ""
                 )

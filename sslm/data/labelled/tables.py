@@ -8,7 +8,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from sslm.config import FLAGS, DataConfig
+from sslm.config import DataConfig
 from sslm.data.corpus.files import COMPRESSIONS, format_of, walk
 from sslm.data.labelled import delimited, hub, json_rows, parquet_rows, word_lines
 from sslm.data.labelled.task import Column
@@ -94,14 +94,14 @@ def open_table(given: str, data: DataConfig, hash_file: Callable[[Path], str], i
     reader = READERS[format_of(files[0])]
     if other := next((file for file in files if READERS[format_of(file)] is not reader), None):
         raise UserError(f"{given}: {files[0].name} and {other.name} are of different kinds; give one kind at a time")
-    names = [getattr(data, flag.removeprefix("data.")) for flag in FLAGS if flag.endswith("_field")]
+    named = [data.label_field, data.text_field if data.text_field != DataConfig.text_field else None]
 
     def read(fields: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         for file in files:
             yield from reader.rows(file, tuple(fields))
 
     record = [{"file": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)} for file in files]
-    return Table(given, record, tuple(reader.fields(files[0], names)), read)
+    return Table(given, record, tuple(reader.fields(files[0], [name for name in named if name])), read)
 
 
 def find(given: str) -> list[Path] | None:

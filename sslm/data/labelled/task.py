@@ -48,7 +48,7 @@ class Example(NamedTuple):
     """Text, or a list of words."""
     pair: str | None = None
     labels: tuple[str, ...] = ()
-    """Names of its labels: one a word if words are tagged."""
+    """Names of its labels: one a word if words are tagged, an empty one for a word that is not."""
     target: Any = None
     """What is to be predicted, if it is no name; None if nobody knows."""
     group: int | None = None
@@ -119,7 +119,7 @@ class Task:
         """Count labels."""
         counts = [0] * len(numbers)
         for example in examples:
-            for name in example.labels:
+            for name in filter(None, example.labels):
                 counts[numbers[name]] += 1
         return Tally(rows=len(examples), counts=tuple(counts))
 

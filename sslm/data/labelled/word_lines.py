@@ -24,14 +24,14 @@ Line = tuple[int, list[str]]
 """(number, columns)"""
 
 
-def fields(file: Path, names: Sequence[str | None]) -> list[str]:
+def fields(file: Path, named: Sequence[str]) -> list[str]:
     """Name the columns: by number, and by name if there are any."""
     sentence = next(_sentences(file, skip=0), [])
     width = len(sentence[0][1]) if sentence else 0
-    named = _names(file)
-    if named is None and any(name in sentence[0][1] for name in names if name and not NUMBER.fullmatch(name)):
-        named = sentence[0][1]
-    return [*(named or ()), *map(str, range(width)), *(str(n) for n in range(-width, 0))]
+    names = _names(file)
+    if names is None and any(name in sentence[0][1] for name in named if not NUMBER.fullmatch(name)):
+        names = sentence[0][1]
+    return [*(names or ()), *map(str, range(width)), *(str(n) for n in range(-width, 0))]
 
 
 def rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
