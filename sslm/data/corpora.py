@@ -50,7 +50,11 @@ def _open_any(path: str | None, tokenizer: TokenizerChoice | None, data: DataCon
         limit = None if data.cache_gb is None else int(data.cache_gb * 1e9)
         return remote.open_remote_corpus(path, cache_dir, limit)
     if is_corpus(path):
-        return open_corpus(path, check_sizes=data.on_bad_shard == "fail")
+        corpus = open_corpus(path, check_sizes=data.on_bad_shard == "fail")
+        if corpus.labelled is not None:
+            what = f"a corpus of labelled examples ({corpus.labelled.task}), not of text"
+            raise UserError(f"{path}: is {what}; give text, or the objective that it was made for")
+        return corpus
     if foreign.recognise(path, data.text_field):
         end_id = data.end_id
         if end_id is None and isinstance(tokenizer, str):

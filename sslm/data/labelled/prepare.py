@@ -20,7 +20,7 @@ from sslm.config import DataConfig
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.labelled import Labelled, Tally
 from sslm.data.corpus.prepare import remembering_hash
-from sslm.data.corpus.shards import Corpus, Split, cached_corpus
+from sslm.data.corpus.shards import Corpus, Split, cached_corpus, is_corpus
 from sslm.data.corpus.tokenizer import Tokenizer, TokenizerChoice, TokenRules, TrainBPE, train_bpe
 from sslm.data.corpus.writer import CorpusWriter
 from sslm.data.labelled.encoder import Encoder
@@ -106,6 +106,8 @@ def open_labelled(
     Raises:
         UserError: a field is not there, a row can't be read, there is nothing to learn or to validate on.
     """
+    if data.packing != "concat":
+        raise UserError(f"--data.packing {data.packing}: of labelled rows each is a sequence; leave the flag out")
     hash_file = remembering_hash(cache_dir)
     tables = [_rows(path, task, data, hash_file) for path in train]
     known = tokenizers.loaded(asked or DEFAULT_TOKENIZER)
@@ -139,6 +141,8 @@ def _rows(
 ) -> Rows:
     if path is None:
         raise UserError(f"{task.name} learns from labelled rows: give a file of them, --data.train FILE.tsv")
+    if is_corpus(path):
+        raise UserError(f"{path}: is a prepared corpus; {task.name} learns from files of labelled rows")
     table = open_table(path, data, hash_file, is_held_out)
     return Rows(table, table.choose(task.columns(data)), task, data)
 
