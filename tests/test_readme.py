@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sslm.cli import VERBS, ckpt
+from sslm.cli.generate.flags import parsed as generate_flags
 from sslm.cli.parse import parse
 from sslm.objectives import OBJECTIVES
 from sslm.train import main
@@ -41,6 +42,8 @@ def test_make_commands_are_targets() -> None:
 def test_verbs_exist(command: str) -> None:
     verb, *flags = shlex.split(command)[1:]
     assert verb in VERBS
+    if verb == "generate":
+        generate_flags(flags)
     if verb == "ckpt":
         with pytest.raises(SystemExit, match="0"):
             ckpt.main([flags[0], "--help"])

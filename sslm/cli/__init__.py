@@ -7,6 +7,7 @@ VERBS = {
     "prepare": "tokenise text into a corpus that `--data.train` takes",
     "plan": "tell beforehand what a run takes: memory, time, money, disk, on this machine or another",
     "verify-resume": "kill a run at random steps, resume it, and compare it with one that was not",
+    "generate": "let a trained model write: go on with prompts, or fill in what is missing in them",
     "export": "make a plain Hugging Face folder of a run's checkpoint",
     "ckpt": "list, verify, compare, reshard or remove checkpoints",
 }

@@ -135,13 +135,23 @@ def gathered(values: Tensor, places: Tensor) -> Tensor:
     return values.gather(1, places[..., None].expand(-1, -1, values.shape[-1]))
 
 
+def _decoder(config: PreTrainedConfig) -> PreTrainedConfig:
+    return getattr(config, "decoder", config)  # T5Gemma has one config for each half
+
+
+def decoder_start(config: PreTrainedConfig) -> int:
+    """Return the token that the decoder of a model with an encoder begins with: its family's."""
+    decoder = _decoder(config)
+    pads = config.pad_token_id, getattr(decoder, "pad_token_id", None), 0
+    starts = getattr(config, "decoder_start_token_id", None), getattr(decoder, "bos_token_id", None), *pads
+    return next(n for n in starts if n is not None)
+
+
 def decoder_inputs(labels: Tensor, config: PreTrainedConfig, segment_ids: Tensor | None = None) -> Tensor:
     """[batch, target_len] labels one place later; each row and each document begins with the family's start token."""
-    decoder = getattr(config, "decoder", config)  # T5Gemma has one config for each half
-    pads = config.pad_token_id, getattr(decoder, "pad_token_id", None), 0
+    pads = config.pad_token_id, getattr(_decoder(config), "pad_token_id", None), 0
     pad = next(n for n in pads if n is not None)
-    starts = getattr(config, "decoder_start_token_id", None), getattr(decoder, "bos_token_id", None), pad
-    start = next(n for n in starts if n is not None)
+    start = decoder_start(config)
     shifted = torch.cat([torch.full_like(labels[:, :1], start), labels[:, :-1]], dim=1)
     if segment_ids is not None:
         begins = segment_ids != torch.cat([segment_ids[:, :1], segment_ids[:, :-1]], dim=1)

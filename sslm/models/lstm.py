@@ -4,6 +4,7 @@ Importing this file registers the model with transformers' Auto classes as `sslm
 the file, and loads where sslm is not installed: so nothing of sslm is imported here.
 """
 
+from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -11,7 +12,15 @@ import torch
 import torch.nn.functional as F
 from huggingface_hub.dataclasses import strict
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, initialization
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    GenerationMixin,
+    PreTrainedConfig,
+    PreTrainedModel,
+    initialization,
+)
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import CausalLMOutput
 
@@ -61,7 +70,18 @@ class LstmConfig(PreTrainedConfig):
             )
 
 
-class LstmForCausalLM(PreTrainedModel):
+State = list[tuple[Tensor, Tensor]]
+"""Of each layer, what it has written last and what it keeps, both [1, batch, hidden_size]."""
+
+
+@dataclass
+class LstmOutput(CausalLMOutput):
+    """What a model that is asked for it leaves beside logits."""
+
+    state: State | None = None
+
+
+class LstmForCausalLM(PreTrainedModel, GenerationMixin):
     """Predicts each token from the state that those before it have left; a row begins with a state of zeros."""
 
     config_class = LstmConfig
@@ -78,20 +98,74 @@ class LstmForCausalLM(PreTrainedModel):
         self.post_init()  # type: ignore[no-untyped-call]
 
     def forward(
-        self, input_ids: Tensor, labels: Tensor | None = None, segment_ids: Tensor | None = None, **kwargs: Any
-    ) -> CausalLMOutput:
+        self,
+        input_ids: Tensor,
+        labels: Tensor | None = None,
+        segment_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        state: State | None = None,
+        use_cache: bool = False,
+        logits_to_keep: int = 0,
+        **kwargs: Any,
+    ) -> LstmOutput:
         """Logits [batch, seq_len, vocab_size], and the mean loss if there are labels.
 
         `labels` are the tokens again, each to be predicted from those before it. `segment_ids` [batch, seq_len] tell
-        each token's document in its row; each document begins with a state of zeros.
+        each token's document in its row; each document begins with a state of zeros. `attention_mask`, [batch,
+        seq_len], is 0 at the padding before a row. `state` is what earlier tokens have left; with `use_cache` it
+        is returned. Only the last `logits_to_keep` logits are made, or all if it is 0.
         """
-        documents = None if segment_ids is None else Documents.of(segment_ids)
-        hidden = self.dropout(self.embed_tokens(input_ids))
-        for layer in self.layers:
-            hidden = self.dropout(layer(hidden, documents))
-        logits = self.lm_head(hidden)
+        if use_cache or state is not None or attention_mask is not None:
+            hidden, state = self._carried(self.embed_tokens(input_ids), attention_mask, state)
+        else:
+            documents = None if segment_ids is None else Documents.of(segment_ids)
+            hidden = self.dropout(self.embed_tokens(input_ids))
+            for layer in self.layers:
+                hidden = self.dropout(layer(hidden, documents))
+        logits = self.lm_head(hidden[:, -logits_to_keep:])
         loss = None if labels is None else self.loss_function(logits, labels, self.config.vocab_size)
-        return CausalLMOutput(loss=loss, logits=logits)
+        return LstmOutput(loss=loss, logits=logits, state=state if use_cache else None)
+
+    def _carried(self, hidden: Tensor, attention_mask: Tensor | None, state: State | None) -> tuple[Tensor, State]:
+        """[batch, seq_len, hidden_size] behind a state, and the state after it; padding before a row leaves none."""
+        padding = torch.zeros_like(hidden[:, 0, 0], dtype=torch.long)
+        if state is None and attention_mask is not None:
+            padding = attention_mask.long().argmax(1)
+        place = torch.arange(hidden.shape[1], device=hidden.device)
+        lengths = (len(place) - padding).cpu()
+        hidden = _rolled(hidden, place + padding[:, None])
+        left: State = []
+        layer: Any
+        for n, layer in enumerate(self.layers):
+            packed: Any = pack_padded_sequence(self.dropout(hidden), lengths, batch_first=True, enforce_sorted=False)
+            packed, after = nn.LSTM.forward(layer, packed, None if state is None else state[n])
+            hidden = pad_packed_sequence(packed, batch_first=True, total_length=len(place))[0]
+            left.append(after)
+        return _rolled(self.dropout(hidden), place - padding[:, None]), left
+
+    @classmethod
+    def _supports_default_dynamic_cache(cls) -> bool:
+        """Whether transformers' cache of keys and values is ours."""
+        return False
+
+    def prepare_inputs_for_generation(
+        self, input_ids: Tensor, state: State | None = None, attention_mask: Tensor | None = None, **kwargs: Any
+    ) -> dict[str, Any]:
+        """Choose what `generate` runs next: the prompt, or the last token behind a state."""
+        inputs = {"use_cache": kwargs.get("use_cache", True), "logits_to_keep": kwargs.get("logits_to_keep", 0)}
+        if state is not None:
+            return {"input_ids": input_ids[:, -1:], "state": state, **inputs}
+        return {"input_ids": input_ids, "attention_mask": attention_mask, **inputs}
+
+    def _update_model_kwargs_for_generation(  # type: ignore[override]
+        self, outputs: Any, model_kwargs: Any, **kwargs: Any
+    ) -> dict[str, Any]:
+        more: dict[str, Any] = super()._update_model_kwargs_for_generation(outputs, model_kwargs, **kwargs)
+        return more | ({} if outputs.state is None else {"state": outputs.state})
+
+    @staticmethod
+    def _reorder_cache(state: State, beams: Tensor) -> State:
+        return [(hidden.index_select(1, beams), cell.index_select(1, beams)) for hidden, cell in state]
 
     def _init_weights(self, module: nn.Module) -> None:
         """Draw weights as torch does, but with forget gates open at first (Jozefowicz et al. 2015)."""
@@ -105,6 +179,11 @@ class LstmForCausalLM(PreTrainedModel):
                     gates = torch.zeros(4, module.hidden_size)  # input, forget, cell, output
                     gates[1] = float(name.startswith("bias_ih"))
                     initialization.copy_(parameter, gates.flatten())
+
+
+def _rolled(hidden: Tensor, places: Tensor) -> Tensor:
+    """[batch, seq_len, size] with each row's places [batch, seq_len] in another order; they go round."""
+    return hidden.gather(1, (places % hidden.shape[1])[..., None].expand_as(hidden))
 
 
 class LstmLayer(GradientCheckpointingLayer, nn.LSTM):

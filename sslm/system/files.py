@@ -90,14 +90,18 @@ def json_lines(file: Path, tell: Callable[[str], None]) -> list[dict[str, Any]]:
     return found
 
 
-def append_json_lines(file: Path, entries: Iterable[dict[str, Any]]) -> None:
-    """Append lines, on the disk when this returns, in place of a last line that was torn."""
+def append_json_lines(file: Path, entries: Iterable[dict[str, Any]], ascii_only: bool = True) -> None:
+    """Append lines, on the disk when this returns, in place of a last line that was torn.
+
+    Args:
+        ascii_only: whether to escape other characters, or to write them in UTF-8, for people to read.
+    """
     content = file.read_bytes() if file.is_file() else b""
     whole = content.rfind(b"\n") + 1
     with open(file, "r+b" if file.is_file() else "wb") as stream:
         stream.truncate(whole)
         stream.seek(whole)
-        stream.writelines(json.dumps(entry).encode() + b"\n" for entry in entries)
+        stream.writelines(json.dumps(entry, ensure_ascii=ascii_only).encode() + b"\n" for entry in entries)
         stream.flush()
         os.fsync(stream.fileno())
 

@@ -46,6 +46,13 @@ def leave_paused_readers() -> None:
     _Dropping.longest_pause = PAUSE_SECONDS
 
 
+def has_reader() -> bool:
+    """Whether somebody may still read stdout: of a pipe whose reader has left (`| head`) nobody does."""
+    poll = select.poll()
+    poll.register(1, 0)
+    return not any(event & select.POLLERR for _, event in poll.poll(0))
+
+
 class _Dropping(io.FileIO):
     """A file that drops what can't be written."""
 

@@ -7,6 +7,7 @@ import functools
 import logging
 import os
 import re
+import sys
 import textwrap
 import threading
 import time
@@ -54,6 +55,12 @@ def _broken(line: str) -> str:
     indent = line[: len(line) - len(line.lstrip())] + "  "
     width = console().width
     return textwrap.fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+def warn(text: str) -> None:
+    """Print a sentence to stderr, beside what goes to stdout."""
+    if not _muted:
+        print(f"Warning: {printable(without_secrets(text))}", file=sys.stderr, flush=True)
 
 
 def is_watched() -> bool:

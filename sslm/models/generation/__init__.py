@@ -1,0 +1,1 @@
+"""What a trained model writes: text that goes on, and text for what is missing."""
