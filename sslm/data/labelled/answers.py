@@ -54,16 +54,20 @@ class Answers(Task):
     def records(
         self, examples: Sequence[Example], encoder: Encoder, numbers: dict[str, int]
     ) -> Iterator[tuple[list[Record], bool]]:
-        questions = [example.pair or "" for example in examples]
-        tokens = encoder.plain(questions)
         room = self.seq_len - encoder.tokenizer.num_special_tokens_to_add(True)
-        for example, question, ids in zip(examples, questions, tokens, strict=True):
+        questions = [example.pair or "" for example in examples]
+        with_overlap: dict[int, list[int]] = {}
+        for i, ids in enumerate(encoder.plain(questions)):
             if len(ids) > room // 2:  # half of the window is the context's
-                question = _beginning(encoder, question, room // 2)
+                questions[i] = _beginning(encoder, questions[i], room // 2)
             in_context = room - min(len(ids), room // 2)
-            overlap = min(self.overlap, in_context // 2)
-            [found] = encoder.encodings([question], [example.text], self.seq_len, "only_second", overlap)
-            windows = [found, *found.overflowing]
+            with_overlap.setdefault(min(self.overlap, in_context // 2), []).append(i)
+        found: dict[int, Any] = {}
+        for overlap, some in with_overlap.items():
+            texts = [questions[i] for i in some], [examples[i].text for i in some]
+            found |= zip(some, encoder.encodings(*texts, self.seq_len, "only_second", overlap), strict=True)
+        for i, example in enumerate(examples):
+            windows = [found[i], *found[i].overflowing]
             yield [self._record(example, window, encoder) for window in windows], len(windows) > 1
 
     def _record(self, example: Example, window: Any, encoder: Encoder) -> Record:

@@ -66,7 +66,6 @@ def _quoting(file: Path, delimiter: str) -> int:
 def _fault(file: Path, delimiter: str, quoting: int) -> str | None:
     """Say in what the first row that is not as wide as the header differs from it."""
     width = 0
-    line = 1
     try:
         for line, row in _cells(file, delimiter, quoting):
             width = width or len(row)
@@ -76,8 +75,8 @@ def _fault(file: Path, delimiter: str, quoting: int) -> str | None:
                 return (
                     f"{file}, line {line}: has {has} (divided by {named}); quote texts that hold any, or ends of lines"
                 )
-    except csv.Error as error:
-        return f"{file}, line {line} or after it: not a table ({error})"
+    except UserError as error:
+        return str(error)
     return None
 
 
@@ -90,5 +89,7 @@ def _cells(file: Path, delimiter: str, quoting: int) -> Cells:
             row = next(reader)
         except StopIteration:
             return
+        except csv.Error as error:
+            raise UserError(f"{file}, line {first}: not a row of a table ({error})") from None
         if row:
             yield first, row

@@ -35,6 +35,8 @@ EXAMPLES_AT_ONCE = 512
 HELD_OUT_EVERY = 10
 """One row in so many is held out if no file is named to validate on."""
 MOST_SHOWN = 12
+MANY_ROWS = 20
+"""Of more rows than these, labels that most have for themselves are worth a word."""
 DEFAULT_TOKENIZER = TrainBPE(2048)
 NUMBERED = 1 << 32
 """What a corpus of records holds are numbers below this, not ids of a vocabulary."""
@@ -125,15 +127,27 @@ def open_labelled(
     return LabelledCorpora(corpora, val_corpus, name, first.labelled.names)
 
 
-def open_to_predict(
+def open_rows(
     path: str, task: Task, tokenizer: str, names: Sequence[str], data: DataConfig, cache_dir: Path
-) -> Corpus:
-    """Open rows whose labels may be unknown, all held out; the model's labels are `names`."""
+) -> tuple[Corpus, Rows]:
+    """Open rows whose labels may be unknown, all held out, and the table that they stand in.
+
+    Args:
+        path: the rows, in the forms of data.val.
+        task: what is made of them.
+        tokenizer: folder or name of the model's tokenizer.
+        names: names of the model's labels, by number.
+        data: fields, and how texts are read.
+        cache_dir: where corpora are kept.
+
+    Raises:
+        UserError: a field is not there, a row can't be read, or has a label that the model doesn't know.
+    """
     columns = [column._replace(is_needed=column.role not in ("label", "target")) for column in task.columns(data)]
     table = open_table(path, data, remembering_hash(cache_dir), is_held_out=True)
     rows = Rows(table, table.choose(columns), task, data, is_complete=True)
     maker = _Maker(task, TokenRules(data.special_tokens, data.bos), cache_dir, [rows])
-    return maker.open(rows, tokenizers.load(tokenizer), "all", tuple(names))
+    return maker.open(rows, tokenizers.load(tokenizer), "all", tuple(names)), rows
 
 
 def _rows(
@@ -239,6 +253,8 @@ class _Maker:
         tokenizer = tokenizers.load(part / "tokenizer")  # what is used later is used now
         with CorpusWriter(part, NUMBERED) as writer:
             labelled = _write(writer, rows, Encoder(tokenizer, self.rules), is_val, names)
+            if held_out != "all":
+                check_varies(rows, labelled)
             writer.finish(name, tokenizers.identity(tokenizer), rows.table.record, labelled)
         _tell(rows, labelled)
 
@@ -276,13 +292,29 @@ def _write(
 def _tell(rows: Rows, labelled: Labelled) -> None:
     """Say what was left out or cut."""
     name = rows.table.name
+    total = labelled.train.rows + labelled.val.rows
+    if len(labelled.names) * 2 > total > MANY_ROWS:
+        field = rows.columns["label"]
+        say(
+            f"Warning: {name} has {len(labelled.names):,} labels in {plural(total, 'row', exact=True)}; is {field!r} "
+            f"the right field (--data.label_field)?"
+        )
     for why, number in labelled.left_out.items():
         say(f"{name}: {plural(number, 'row', exact=True)} {why} left out")
     if labelled.num_cut:
-        total = labelled.train.rows + labelled.val.rows
         say(
             f"{name}: {labelled.num_cut:,} of {plural(total, 'row', exact=True)} are longer than --seq_len "
             f"{rows.task.seq_len}, and were {rows.task.cut_in_words}"
+        )
+
+
+def check_varies(rows: Rows, labelled: Labelled) -> None:
+    """Raise UserError if all numbers to predict are the same."""
+    tally = labelled.train.plus(labelled.val)
+    if tally.targets > 1 and tally.squares * tally.targets <= tally.total**2 * (1 + 1e-14):
+        only = f"every row has the number {tally.total / tally.targets:g}"
+        raise UserError(
+            f"{rows.table.name}: {only}, so there is nothing to learn; choose another field with --data.label_field"
         )
 
 

@@ -1,5 +1,6 @@
 """Values of a row, as files hold them: texts, names of labels, numbers, lists; refused if they are something else."""
 
+import ast
 import json
 import math
 import re
@@ -55,24 +56,21 @@ class Row(NamedTuple):
         return tuple(dict.fromkeys(name for value in values if (name := label_of(value)) is not None))
 
     def items(self, role: str, split: Callable[[str], list[str]]) -> list[Any]:
-        """Read a list; a text is one too, in JSON, or if that it is not, as `split` divides it."""
+        """Read a list; a text is one too, if it is written as one, or else as `split` divides it."""
         value = self.values.get(role)
         if value is None:
             return []
         if not isinstance(value, str):
             return value if isinstance(value, list) else [value]
-        found = None
-        if value.lstrip().startswith("["):
-            with suppress(ValueError, RecursionError):
-                found = json.loads(value)
-        return found if isinstance(found, list) else split(value)
+        found = list_in(value) if value.lstrip().startswith("[") else None
+        return split(value) if found is None else found
 
     def words(self, role: str) -> list[str]:
         """Read a list of words, or a text that white space divides."""
         words = self.items(role, str.split)
-        if wrong := next((word for word in words if not isinstance(word, str | int | float)), None):
+        if wrong := next((word for word in words if isinstance(word, list | dict)), None):
             raise UserError(f"{self.place(role)} holds a list of {kind_of(wrong)}, not of words")
-        return [sound(word) if isinstance(word, str) else str(word) for word in words]
+        return [sound(word) if isinstance(word, str) else "" if word is None else str(word) for word in words]
 
     def number(self, role: str) -> float | None:
         """Read a number, or None if there is none."""
@@ -103,6 +101,19 @@ def label_of(value: Any) -> str | None:
         return text.lower()
     whole = WHOLE.fullmatch(text)
     return (whole[1] if whole else text) or None
+
+
+def list_in(text: str) -> list[Any] | None:
+    """Read a list that is written in JSON, or as Python prints it; None if the text is something else.
+
+    >>> list_in('["a", "b"]'), list_in("['a', 'b']"), list_in("[sic]")
+    (['a', 'b'], ['a', 'b'], None)
+    """
+    for read in (json.loads, ast.literal_eval):  # neither runs anything
+        with suppress(ValueError, SyntaxError, RecursionError, MemoryError):
+            found = read(text.strip())
+            return found if isinstance(found, list) else None
+    return None
 
 
 def sound(text: str) -> str:

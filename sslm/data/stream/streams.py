@@ -7,6 +7,7 @@ This needs no Lightning, and no transformers if the corpora are prepared. A trai
         batch["tensors"]["input_ids"], batch["tensors"]["labels"]
 """
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
@@ -18,7 +19,7 @@ from sslm.data.corpora import open_corpora
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.shards import Corpus
 from sslm.data.corpus.tokenizer import parse_tokenizer
-from sslm.data.labelled.prepare import open_labelled
+from sslm.data.labelled.prepare import Rows, open_labelled, open_rows
 from sslm.data.stream import windows
 from sslm.data.stream.check import check_recipe
 from sslm.data.stream.mixture import Mixture, Stage, parse_weights, source_names
@@ -116,6 +117,35 @@ def open_streams(
     streams = Streams(stream(train_parts), stream(val_parts), tokenizer, vocabulary)
     _check_enough(data, streams, seq_len, batch_size)
     return streams
+
+
+class ToPredict(NamedTuple):
+    """Rows whose labels may be unknown, as a model reads them."""
+
+    stream: Stream
+    """All of the rows, in the order of the file (`places_of`); a question may take several windows."""
+    vocabulary: Vocabulary
+    rows: Rows
+    """The table, to read texts again: record field `row` is a row's number there."""
+
+
+def open_to_predict(
+    path: str, data: DataConfig, recipe: Recipe, seq_len: int, tokenizer: str, labels: Sequence[str]
+) -> ToPredict:
+    """Open rows to predict the labels of, by a model with this tokenizer and these names of labels.
+
+    Raises:
+        UserError: they can't be read, or have labels that the model doesn't know.
+    """
+    task = recipe.task(seq_len)
+    assert task is not None
+    corpus, rows = open_rows(path, task, tokenizer, labels, data, cache_folder(data))
+    vocabulary = _vocabulary(recipe.special_tokens(seq_len), tokenizer, tuple(labels))
+    assert vocabulary is not None
+    window_len = recipe.window_len(seq_len, vocabulary)
+    source = _source(Part("", corpus, windows.whole(corpus)), data, window_len, window_len, 0, cache_folder(data))
+    stream = Stream([source], Mixture((Stage(0, (1,)),)), window_len, corpus.vocab_size, False)
+    return ToPredict(stream, vocabulary, rows)
 
 
 def _parts(names: list[str], corpora: list[Corpus], val: Corpus | None, least: int) -> tuple[list[Part], list[Part]]:

@@ -13,7 +13,7 @@ from sslm.data.corpus.labelled import Labelled
 from sslm.data.labelled.answers import Answers
 from sslm.data.labelled.classes import Classes
 from sslm.data.labelled.numbers import Numbers
-from sslm.data.labelled.prepare import open_labelled, open_to_predict
+from sslm.data.labelled.prepare import open_labelled, open_rows
 from sslm.data.labelled.tables import open_table
 from sslm.data.labelled.tags import Tags
 from sslm.data.labelled.task import Example, Task
@@ -221,6 +221,8 @@ REFUSED: dict[str, tuple[Task, dict[str, str], dict[str, Any], str]] = {
         "holds a list, not a label; for several labels at once: --objective.multi_label true",
     ),
     "words for a number": (Numbers(8), {"train.csv": "text,label\na,three\n"}, {}, "line 2: .*'three', not a number"),
+    "one number": (Numbers(8), {"train.csv": "text,label\na,1.1\nb,1.1\nc,1.1\n"}, {}, "every row has the number 1.1"),
+    "old ends of lines": (Classes(8), {"train.csv": "text,label\ra,x\rb,y\r"}, {}, "line 1: not a row of a table"),
     "an infinite number": (Numbers(8), {"train.csv": "text,label\na,inf\n"}, {}, "numbers may be as large as"),
     "too short a seq_len": (Classes(5), {"train.csv": TWO}, {}, "--seq_len 5: the tokenizer adds 2 tokens of its own"),
     "a pair's field that is not there": (Classes(8), {"train.csv": TWO}, {"pair_field": "b"}, "no field 'b'"),
@@ -290,11 +292,12 @@ def test_questions_on_one_context_are_not_parted(tmp_path: Path, tokenizer: str)
 
 def test_rows_without_labels_are_kept_to_be_predicted(tmp_path: Path, tokenizer: str) -> None:
     (tmp_path / "test.tsv").write_text("text\na\n\nb\n")
-    corpus = open_to_predict(str(tmp_path / "test.tsv"), Classes(8), tokenizer, ["x", "y"], DataConfig(), tmp_path)
+    corpus, rows = open_rows(str(tmp_path / "test.tsv"), Classes(8), tokenizer, ["x", "y"], DataConfig(), tmp_path)
     assert corpus.num_documents == 2
+    assert [row.text("text") for row in rows.table.rows(rows.columns)] == ["a", "b"]
     (tmp_path / "odd.tsv").write_text("text\tlabel\na\tz\n")
     with pytest.raises(UserError, match="the label 'z' is not among"):
-        open_to_predict(str(tmp_path / "odd.tsv"), Classes(8), tokenizer, ["x", "y"], DataConfig(), tmp_path)
+        open_rows(str(tmp_path / "odd.tsv"), Classes(8), tokenizer, ["x", "y"], DataConfig(), tmp_path)
 
 
 def test_a_corpus_is_made_once_and_anew_when_its_rows_change(tmp_path: Path, tokenizer: str) -> None:
