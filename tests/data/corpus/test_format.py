@@ -8,9 +8,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from sslm.config import DataConfig
 from sslm.data.corpus.encode import is_held_out
 from sslm.data.corpus.prepare import prepare
 from sslm.data.corpus.tokenizer import TrainBPE, load
+from sslm.data.labelled.classes import Classes
+from sslm.data.labelled.prepare import open_labelled
 from tests.support.documents import no_report, source_of
 
 
@@ -68,3 +71,28 @@ def test_a_corpus_is_read_with_nothing_but_the_page(tmp_path: Path, is_old: bool
         ]
         assert expected
         assert documents_by_the_page(tmp_path / "c", split) == expected
+
+
+def test_labelled_examples_are_read_with_nothing_but_the_page(tmp_path: Path) -> None:
+    rows = [(f"text number {n}", sorted({f"l{n % 35}", f"l{n % 40}"})) for n in range(80)]
+    lines = (json.dumps({"text": text, "label": labels}) for text, labels in rows)
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    given, task = [str(tmp_path / "rows.jsonl")], Classes(32, multi_label=True)
+    opened = open_labelled(given, None, task, TrainBPE(300), DataConfig(), tmp_path / "cache")
+    folder, tokenizer = opened.train[0].folder, load(opened.train[0].tokenizer_folder)
+    labelled = json.loads((folder / "index.json").read_text())["labelled"]
+    seen = []
+    for split in ("train", "val"):
+        records = documents_by_the_page(folder, split)
+        assert len(records) == labelled[split]["rows"]
+        for record in records:
+            lengths, at = record[: len(labelled["fields"])], len(labelled["fields"])
+            fields = {}
+            for name, length in zip(labelled["fields"], lengths, strict=True):
+                fields[name], at = record[at : at + length], at + length
+            text, labels = rows[fields["row"][0]]
+            assert fields["input_ids"] == tokenizer(text)["input_ids"]
+            is_set = (fields["labels"][n // 32] >> n % 32 & 1 for n in range(len(labelled["names"])))
+            assert [name for name, wanted in zip(labelled["names"], is_set, strict=True) if wanted] == labels
+            seen.append(fields["row"][0])
+    assert sorted(seen) == list(range(80))
