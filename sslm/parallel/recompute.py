@@ -11,6 +11,7 @@ import torch._functorch.config as functorch
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
 from transformers import PreTrainedModel
 
+from sslm.models.blocks import blocks, is_block
 from sslm.system.errors import UserError
 
 _aten = torch.ops.aten
@@ -73,7 +74,8 @@ def recompute(model: PreTrainedModel, how: Recompute) -> None:
     none keeps all of them. selective keeps the results of matmuls and of attention, and computes cheap operations
     (norms, activation functions, dropout) again. full keeps a block's input alone. A budget leaves the choice to the
     compiler, block by block: it keeps at most that fraction, and computes again what is cheapest. The model's blocks
-    must not have been compiled yet. See docs/lessons.md, "The recompute budget belongs to the process".
+    must not have been compiled yet. See docs/lessons.md, "The recompute budget belongs to the process" and "Recomputed
+    T5 wants a gradient of nothing".
     """
     functorch.activation_memory_budget = how.budget
     if how.kind not in ("selective", "full"):
@@ -83,6 +85,10 @@ def recompute(model: PreTrainedModel, how: Recompute) -> None:
         how_exactly["context_fn"] = functools.partial(create_selective_checkpoint_contexts, keep)
     with warnings.catch_warnings(action="ignore", category=FutureWarning):  # it gets another name in transformers 6
         model.gradient_checkpointing_enable(how_exactly)
+    for block in blocks(model):
+        for part in block.modules():
+            if not is_block(part) and getattr(part, "gradient_checkpointing", False):
+                part.gradient_checkpointing = False  # type: ignore[assignment]
 
 
 def keep(context: Any, op: Any, *arguments: Any, **named: Any) -> CheckpointPolicy:

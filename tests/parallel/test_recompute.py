@@ -144,6 +144,18 @@ def test_compiled_blocks_give_the_same_gradients_and_save_less() -> None:
     assert saved["selective"] > 1.5 * saved["full"], saved
 
 
+@pytest.mark.filterwarnings("ignore")  # torch's own, while it compiles
+@pytest.mark.parametrize("how", ["selective", "full"])
+def test_a_recomputed_block_of_t5_is_one_graph(how: str) -> None:
+    torch._dynamo.reset()
+    model = make("t5", how)
+    for block in blocks(model):
+        block.compile(fullgraph=True, backend="eager")
+    gradients, _ = num_saved(model)
+    exact, _ = num_saved(make("t5", "none"))
+    torch.testing.assert_close(gradients, exact)
+
+
 def test_a_budget_ends_with_the_model_it_was_for() -> None:
     make("bert", "budget:0.3")
     assert functorch.activation_memory_budget == 0.3
