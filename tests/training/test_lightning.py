@@ -10,8 +10,10 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities.types import STEP_OUTPUT
 from transformers import LlamaConfig
 
+from benchmarks.watch import trainer_callback
 from sslm import CausalLM, DataConfig, DataModule
-from sslm.training.lightning import NoProfiler, use_step_loop
+from sslm.training.lightning import NoProfiler, StepLoop, use_step_loop
+from tests.support.runs import TrainTiny
 
 SMALL = LlamaConfig(
     vocab_size=512, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=None
@@ -109,3 +111,19 @@ def test_a_step_takes_far_fewer_calls_than_in_lightnings_own_loop(new_data: Call
     fit(new_data(), True, [*others, ours], max_steps=3)
     fit(new_data(), False, [*others, lightnings], max_steps=3)
     assert 0 < ours.num < 0.75 * lightnings.num
+
+
+class Parts(Callback):
+    """Notes what drives a trainer's batches, and its profiler."""
+
+    loop = profiler = None
+
+    def on_train_start(self, trainer: Trainer, *_: Any) -> None:
+        self.loop, self.profiler = type(trainer.fit_loop.epoch_loop), type(trainer.profiler)
+
+
+def test_sslm_train_runs_the_step_loop_without_a_profiler(train_tiny: TrainTiny, tmp_path: Path) -> None:
+    parts = Parts()
+    with trainer_callback(parts):
+        assert train_tiny(tmp_path / "run", "--max_steps", "1") == 0
+    assert (parts.loop, parts.profiler) == (StepLoop, NoProfiler)
