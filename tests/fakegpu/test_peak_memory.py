@@ -12,6 +12,10 @@ pytestmark = pytest.mark.slow
 
 BATCH = "--batch_size 16 --micro_batch_size 8 --max_steps 50 --val_every 1000 --checkpoint.every_steps 1000"
 """With two micro-batches: in the second there are gradients beside all activations, which is what is planned for."""
+STACK = (
+    '"hidden_size":512,"intermediate_size":1024,"num_hidden_layers":4,"num_attention_heads":8,'
+    '"num_key_value_heads":4,"head_dim":64'
+)
 FAMILIES = {
     "gpt2": "--model.model_type gpt2 --model.vocab_size 50304 --seq_len 1024",
     "llama": "--model.model_type llama --model.hidden_size 1024 --model.intermediate_size 2816 "
@@ -26,8 +30,20 @@ FAMILIES = {
     "bart": "--objective denoising --model.model_type bart --model.d_model 768 --model.encoder_layers 6 "
     "--model.decoder_layers 6 --model.encoder_ffn_dim 3072 --model.decoder_ffn_dim 3072 "
     "--model.encoder_attention_heads 12 --model.decoder_attention_heads 12 --model.vocab_size 50265 --seq_len 512",
+    "mixtral": "--model.model_type mixtral --model.hidden_size 512 --model.intermediate_size 1024 "
+    "--model.num_hidden_layers 6 --model.num_attention_heads 8 --model.num_key_value_heads 4 "
+    "--model.num_local_experts 8 --model.num_experts_per_tok 2 --model.vocab_size 32000 --seq_len 1024",
+    "t5gemma": f"--objective span_corruption --model.model_type t5gemma --model.encoder {{{STACK}}} "
+    f'--model.decoder {{{STACK},"is_decoder":true,"cross_attention_hidden_size":512}} '
+    "--model.vocab_size 32000 --seq_len 512",
 }
-PRECISIONS = {"32": ("gpt2", "t5"), "bf16-mixed": tuple(FAMILIES), "bf16-true": ("llama",)}
+PRECISIONS = {
+    "32": ("gpt2", "t5", "mixtral"),
+    "bf16-mixed": ("gpt2", "llama", "bert", "modernbert", "t5", "bart"),
+    "bf16-true": ("llama",),
+    "32 --compile true": ("modernbert", "t5gemma"),
+    "bf16-mixed --compile true": ("gpt2", "t5"),
+}
 
 
 @pytest.mark.parametrize(("family", "precision"), [(f, p) for p, families in PRECISIONS.items() for f in families])

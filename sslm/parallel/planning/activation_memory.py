@@ -8,7 +8,8 @@ autocast makes in 16 bits count too: autograd keeps them until it has used them.
 
 A compiled block keeps what goes into and comes out of matmuls and attention, sums (of the residual stream), and which
 numbers dropout dropped, each in its narrowest type: torch's partitioner computes the rest again between the matmuls, or
-would have to write it for them. Not counted: what a kernel needs while it runs.
+would have to write it for them. What is kept of a number-by-number function of a matmul's output, such as attention's
+scores under a soft cap, is that output. Not counted: what a kernel needs while it runs.
 """
 
 import copy
@@ -35,8 +36,13 @@ from sslm.parallel.recompute import ATTENTION, MATMULS
 from sslm.parallel.tensor_parallel import planned
 
 COPIES = {torch.ops.aten._to_copy.default, torch.ops.aten.clone.default}
+GROUPED_MATMUL = torch.ops.aten._grouped_mm.default
 LSTM_RESERVE = 64
-"""Bytes per unit and token that a fused LSTM keeps in a buffer (16 numbers: gates, states and their inputs)."""
+"""Bytes per unit and token that a fused LSTM keeps in a buffer (16 numbers: gates, states and their inputs).
+
+It is the CPU's. cuDNN's is known to cuDNN alone, which tells its size on a GPU only (cudnnGetRNNTempSpaceSizes); no run
+has compared the two.
+"""
 
 
 class Kept(NamedTuple):
@@ -95,7 +101,7 @@ def measure(
         loss: settings of the loss, such as z_loss.
 
     Raises:
-        Exception: of any kind, if the architecture looks at its tensors' contents (mixtures of experts do).
+        Exception: of any kind, if the architecture looks at its tensors' contents (some mixtures of experts do).
     """
     if (
         "segment_ids" in inspect.signature(model.forward).parameters
@@ -189,6 +195,8 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """What a compiled block keeps if it is needed: storage that it was copied from, or its own -> bytes."""
         self._origins: dict[int, int] = {}
         """Storage of a copy -> that of what it is a copy of."""
+        self._sources: dict[int, int] = {}
+        """Storage of a number-by-number function of one tensor -> that of the tensor."""
         self.has_head = False
         self._block: int | None = None
         self._num_bodies = 0
@@ -253,6 +261,16 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def _origin(self, key: int) -> int:
         return self._origins.get(key, key)
 
+    def _anchor(self, key: int) -> int | None:
+        """Return the storage that a compiled block keeps for one that is saved, or None if it computes that again."""
+        origin = self._origin(key)
+        if origin not in self.anchors:
+            while origin in self._sources:
+                origin = self._origin(self._sources[origin])
+            if origin not in self.products:
+                return None
+        return None if origin in self.inputs else origin
+
     def _note(self, where: dict[int, int], values: Any) -> None:
         for tensor in tree_leaves(values):
             if isinstance(tensor, Tensor) and (key := _key(tensor)) not in self._weights:
@@ -260,13 +278,16 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._storages.append(tensor.untyped_storage())
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        output = function(*args, **(kwargs or {}))
+        output = _grouped_matmul(*args) if function is GROUPED_MATMUL else function(*args, **(kwargs or {}))
         if function in MATMULS or function in ATTENTION:
             self.note_product(output)
             self.note_anchors((args, output))
         elif function in COPIES:
             self._storages += [args[0].untyped_storage(), output.untyped_storage()]
             self._origins[_key(output)] = self._origin(_key(args[0]))
+        elif (source := _only_source(function, args)) is not None:
+            self._storages += [source.untyped_storage(), output.untyped_storage()]
+            self._sources[_key(output)] = _key(source)
         elif function is torch.ops.aten.add.Tensor and all(isinstance(term, Tensor) for term in args[:2]):
             self.note_anchors(output)
         return output
@@ -279,8 +300,8 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             if block is not None:
                 inside[block] += size
-                if (origin := self._origin(key)) in self.anchors and origin not in self.inputs:
-                    compiled[origin] = min(size, self.anchors[origin])
+                if (anchor := self._anchor(key)) is not None:
+                    compiled[anchor] = self.anchors.get(anchor, size)
             elif 0 < num_bodies == self._num_bodies:
                 head += size
             else:
@@ -289,6 +310,24 @@ class _Record(TorchDispatchMode):  # type: ignore[no-untyped-call]
         repeated = sum(self.inputs.values()) - inputs
         products = sum(size for key, size in self.products.items() if key not in self.inputs)
         return Kept(outside, inputs, repeated, sum(inside), max(inside), products, sum(compiled.values()), head)
+
+
+def _grouped_matmul(tokens: Tensor, experts: Tensor, *_: Any) -> Tensor:
+    """Multiply no numbers: torch's own shape rule refuses fp32, which its kernels on CPUs and GPUs take.
+
+    Args:
+        tokens: [token of an expert, in], sorted by expert.
+        experts: [expert, in, out].
+    """
+    return tokens.new_empty(len(tokens), experts.shape[-1])
+
+
+def _only_source(function: Any, args: Any) -> Tensor | None:
+    """Return the one tensor of which a new one is made number by number, if that is what the function does."""
+    if torch.Tag.pointwise not in function.tags or function._schema.is_mutable:
+        return None
+    tensors = [value for value in args if isinstance(value, Tensor)]
+    return tensors[0] if len(tensors) == 1 else None
 
 
 def _key(tensor: Tensor) -> int:
@@ -329,8 +368,10 @@ class _OfGpus(TorchFunctionMode):
             how = {"scale": scale, "enable_gqa": True}
             unfused: Any = torch.ops.aten._scaled_dot_product_attention_math
             return unfused(query, key, value, attn_mask, dropout_p, is_causal, **how)[0]  # type: ignore[no-any-return]
-        if attn_mask is not None:
-            attn_mask = attn_mask.to(query.dtype)  # the kernel adds it
+        if (
+            attn_mask is not None and attn_mask.dtype == torch.bool
+        ):  # the kernel adds numbers: another tensor in each block
+            attn_mask = torch.where(attn_mask, 0.0, -torch.inf).to(query.dtype)
         output: Tensor = _FusedAttention.apply(query, key, value, attn_mask)  # type: ignore[no-untyped-call]
         self.record.note_anchors((query, key, value, attn_mask, output))
         if not dropout_p:  # with dropout it is computed again

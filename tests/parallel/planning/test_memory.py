@@ -12,7 +12,18 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
-from transformers import BartConfig, BertConfig, GPT2Config, LlamaConfig, ModernBertConfig, PreTrainedConfig, T5Config
+from transformers import (
+    BartConfig,
+    BertConfig,
+    Gemma2Config,
+    GPT2Config,
+    JetMoeConfig,
+    LlamaConfig,
+    MixtralConfig,
+    ModernBertConfig,
+    PreTrainedConfig,
+    T5Config,
+)
 
 from sslm.config import Config, OptimConfig
 from sslm.models.build import build, on_meta
@@ -65,6 +76,7 @@ FAMILIES: dict[str, tuple[PreTrainedConfig, str]] = {
         SEQ2SEQ,
     ),
     "lstm": (LstmConfig(hidden_size=64, vocab_size=VOCABULARY), CAUSAL),
+    "mixtral": (MixtralConfig(**BLOCKS, vocab_size=VOCABULARY, num_local_experts=4, num_key_value_heads=2), CAUSAL),
 }
 SHAPES = {"input_ids": (LENGTH,), "labels": (LENGTH,)}
 T5_BASE = T5Config(num_layers=12, num_heads=12, d_model=768, d_ff=3072, feed_forward_proj="gated-gelu")
@@ -133,6 +145,27 @@ def test_on_gpus_attention_with_dropout_and_learned_biases_is_fused_too() -> Non
         config, auto_class = FAMILIES[family]
         cpu, gpu = (measure(on_meta(config, auto_class), SHAPES, on_gpu=on_gpu).one for on_gpu in (False, True))
         assert gpu.inside < 0.6 * cpu.inside
+
+
+def test_a_compiled_block_keeps_the_scores_that_a_soft_cap_is_computed_from() -> None:
+    def kept(soft_cap: float | None) -> float:
+        config = Gemma2Config(
+            **BLOCKS, vocab_size=VOCABULARY, num_key_value_heads=4, head_dim=16, attn_logit_softcapping=soft_cap
+        )
+        model = on_meta(config, CAUSAL)
+        model.set_attn_implementation("eager")
+        return measure(model, SHAPES, on_gpu=True).one.compiled
+
+    assert kept(50.0) - kept(None) == 2 * 4 * LENGTH * LENGTH * 4  # layers, heads, fp32
+
+
+def test_each_compiled_block_keeps_the_mask_as_the_numbers_that_its_kernel_adds() -> None:
+    def kept(num_windows: int) -> float:
+        layers = ["sliding_attention"] * num_windows + ["full_attention"] * (2 - num_windows)
+        config = ModernBertConfig(**BLOCKS, vocab_size=VOCABULARY, **IDS, layer_types=layers, local_attention=16)
+        return measure(on_meta(config, MASKED), SHAPES, on_gpu=True).one.compiled
+
+    assert kept(2) - kept(1) == kept(1) - kept(0) == LENGTH * LENGTH * 4
 
 
 def test_devices_that_share_matrices_keep_a_part_of_what_comes_up_between_them() -> None:
@@ -361,11 +394,7 @@ def test_auto_takes_what_communicates_least_of_what_fits() -> None:
 
 
 def test_an_architecture_that_can_not_be_measured_is_planned_by_formula() -> None:
-    from transformers import MixtralConfig
-
-    config = MixtralConfig(
-        **BLOCKS, vocab_size=VOCABULARY, num_local_experts=4, num_experts_per_tok=2, num_key_value_heads=2
-    )
+    config = JetMoeConfig(**BLOCKS, vocab_size=VOCABULARY, num_local_experts=4, num_key_value_heads=2, kv_channels=16)
     mixture = replace(budget(named("h100:2")), model=on_meta(config, CAUSAL))
     activations = mixture.activations(mixture.launch("ddp"))
     assert isinstance(activations, Activations)

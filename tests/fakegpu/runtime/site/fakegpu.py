@@ -10,7 +10,7 @@ import torch
 def prepare() -> None:
     """Leave torch with what the fake GPU can do. cuDNN's attention asks its library things that no stub can answer."""
     torch.backends.cuda.enable_cudnn_sdp(False)
-    torch.compile = partial(torch.compile, backend="aot_eager")  # Inductor's kernels (Triton) take a GPU
+    torch.compile = partial(torch.compile, backend="aot_eager_decomp_partition")  # Inductor, but for its kernels
     if os.environ.get("FAKE_OPS"):
         torch.backends.cuda.enable_flash_sdp(False)
         torch.backends.cuda.enable_mem_efficient_sdp(False)
