@@ -6,12 +6,11 @@ it but a number or two a row.
 
 import hashlib
 import json
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,17 +23,17 @@ from sslm.data.corpus.shards import Corpus, Split, cached_corpus, is_corpus
 from sslm.data.corpus.tokenizer import Tokenizer, TokenizerChoice, TokenRules, TrainBPE, train_bpe
 from sslm.data.corpus.writer import CorpusWriter
 from sslm.data.labelled.encoder import Encoder
-from sslm.data.labelled.tables import Table, open_table
-from sslm.data.labelled.task import Example, Missing, Task, packed
-from sslm.system.errors import UserError, nearest, short
+from sslm.data.labelled.held_out import chosen
+from sslm.data.labelled.label_names import check_names, in_order
+from sslm.data.labelled.rows import Rows, nothing_in, texts_of
+from sslm.data.labelled.tables import open_table
+from sslm.data.labelled.task import Task, packed
+from sslm.system.errors import UserError, short
 from sslm.system.files import fsync, made_whole
 from sslm.system.terminal import plural, preparation_progress, say
 
 FORMAT = 1
 EXAMPLES_AT_ONCE = 512
-HELD_OUT_EVERY = 10
-"""One row in so many is held out if no file is named to validate on."""
-MOST_SHOWN = 12
 MANY_ROWS = 20
 """Of more rows than these, labels that most have for themselves are worth a word."""
 DEFAULT_TOKENIZER = TrainBPE(2048)
@@ -52,39 +51,6 @@ class LabelledCorpora(NamedTuple):
     """Folder or name of their tokenizer."""
     names: tuple[str, ...]
     """Names of the labels, by number."""
-
-
-@dataclass(frozen=True)
-class Rows:
-    """A table as a task reads it."""
-
-    table: Table
-    columns: dict[str, str]
-    task: Task
-    data: DataConfig
-    is_complete: bool = False
-    """Whether rows without a label are kept, to be predicted."""
-    left_out: Counter[str] = field(default_factory=Counter)
-    """Why rows were left out in the last reading -> how many."""
-
-    @property
-    def record(self) -> list[object]:
-        """What decides the examples."""
-        return [self.table.record, self.columns, self.is_complete]
-
-    def examples(self) -> Iterator[Example]:
-        """Read the examples; UserError if a row can't be read."""
-        self.left_out.clear()
-        for number, row in enumerate(self.table.rows(self.columns)):
-            try:
-                yield self.task.example(number, row, self.data, self.is_complete)
-            except Missing as missing:
-                self.left_out[str(missing)] += 1
-
-    @property
-    def class_names(self) -> list[str] | None:
-        """Names of the classes as a dataset numbers them, or None if none does."""
-        return self.table.class_names.get(self.columns.get("label", ""))
 
 
 def open_labelled(
@@ -161,7 +127,7 @@ def _rows(
     return Rows(table, table.choose(task.columns(data)), task, data)
 
 
-HeldOut = str
+HeldOut = Literal["none", "some", "all"]
 """Which rows are held out: none, some, or all."""
 
 
@@ -222,16 +188,13 @@ class _Maker:
         """Names of all labels, in order: as datasets number them, or else numbers by size and words by the alphabet."""
         if not self.task.has_names:
             return ()
-        given = [rows.class_names for rows in self.train]
-        if given[0] is not None and all(names == given[0] for names in given):
-            return tuple(given[0])
-        found = {name for rows in self.train for name in self._survey(rows).names}
-        names = sorted(found, key=lambda name: (name not in self.task.first_names, by_size(name)))
-        if len(names) < self.task.least_names:
-            only = f"every row has the label {short(names[0])!r}" if names else "no row has a label"
+        found = in_order({name for rows in self.train for name in self._survey(rows).names}, self.task.first_names)
+        if len(found) < self.task.least_names:
+            only = f"every row has the label {short(found[0])!r}" if found else "no row has a label"
             where = f"{self.train[0].table.name}: {only}, so there is nothing to learn"
             raise UserError(f"{where}; choose another field with --data.label_field")
-        return tuple(names)
+        given = [rows.class_names for rows in self.train]
+        return tuple(found if given[0] is None or any(names != given[0] for names in given) else given[0])
 
     def _make(
         self, part: Path, rows: Rows, tokenizer: TrainBPE | Tokenizer, held_out: HeldOut, names: tuple[str, ...]
@@ -316,51 +279,3 @@ def check_varies(rows: Rows, labelled: Labelled) -> None:
         raise UserError(
             f"{rows.table.name}: {only}, so there is nothing to learn; choose another field with --data.label_field"
         )
-
-
-def check_names(examples: Iterable[Example], numbers: dict[str, int]) -> None:
-    """Raise UserError if an example has a label that is not among those of the training data."""
-    for example in examples:
-        for name in example.labels:
-            if name and name not in numbers:
-                known = ", ".join(map(short, list(numbers)[:MOST_SHOWN])) + (
-                    f" … ({len(numbers):,} in all)" if len(numbers) > MOST_SHOWN else ""
-                )
-                raise UserError(
-                    f"{example.where}: the label {short(name)!r} is not among those of the training data"
-                    f"{nearest(name, numbers)}: {known}"
-                )
-
-
-def nothing_in(rows: Rows) -> str:
-    """Say that a table has no examples, and why."""
-    why = ", ".join(f"{plural(number, 'row', exact=True)} {why}" for why, number in sorted(rows.left_out.items()))
-    return f"{rows.table.name}: there are no labelled rows in it" + (f" ({why})" if why else "")
-
-
-def texts_of(example: Example) -> list[str]:
-    """List the texts of an example."""
-    text = " ".join(example.text) if isinstance(example.text, list) else example.text
-    return [text] if example.pair is None else [text, example.pair]
-
-
-def by_size(name: str) -> tuple[bool, float, str]:
-    """Sort labels: whole numbers by their size, then words."""
-    is_number = name.lstrip("-").isdecimal() and name.isascii()
-    return not is_number, float(name) if is_number else 0.0, name
-
-
-def chosen(strata: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
-    """Choose the examples to hold out, the same whoever asks: one group in ten of each stratum, at least one in all.
-
-    Groups are sorted by stratum, inside a stratum as if at random, and every tenth is taken.
-
-    >>> chosen(np.repeat([0, 1], [10, 90]), np.arange(100))[:10].sum()
-    np.int64(1)
-    """
-    numbers, first, of_each = np.unique(groups, return_index=True, return_inverse=True)
-    keys = np.array([int.from_bytes(hashlib.blake2b(str(n).encode(), digest_size=8).digest()) for n in numbers])
-    order = np.lexsort((keys, strata[first]))
-    is_chosen = np.zeros(len(numbers), np.bool_)
-    is_chosen[order[min(HELD_OUT_EVERY, len(order)) // 2 :: HELD_OUT_EVERY]] = True
-    return is_chosen[of_each]

@@ -19,7 +19,8 @@ from sslm.data.corpora import open_corpora
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.shards import Corpus
 from sslm.data.corpus.tokenizer import parse_tokenizer
-from sslm.data.labelled.prepare import Rows, open_labelled, open_rows
+from sslm.data.labelled.prepare import open_labelled, open_rows
+from sslm.data.labelled.rows import Rows
 from sslm.data.stream import windows
 from sslm.data.stream.check import check_recipe
 from sslm.data.stream.mixture import Mixture, Stage, parse_weights, source_names
