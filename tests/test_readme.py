@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sslm.cli import VERBS, ckpt
+from sslm.cli.evaluate.flags import parsed as evaluate_flags
 from sslm.cli.generate.flags import parsed as generate_flags
 from sslm.cli.parse import parse
 from sslm.objectives import OBJECTIVES
@@ -44,6 +45,8 @@ def test_verbs_exist(command: str) -> None:
     assert verb in VERBS
     if verb == "generate":
         generate_flags(flags)
+    if verb == "evaluate":
+        evaluate_flags(flags)
     if verb == "ckpt":
         with pytest.raises(SystemExit, match="0"):
             ckpt.main([flags[0], "--help"])

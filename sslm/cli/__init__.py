@@ -9,6 +9,7 @@ VERBS = {
     "verify-resume": "kill a run at random steps, resume it, and compare it with one that was not",
     "generate": "let a trained model write: go on with prompts, or fill in what is missing in them",
     "export": "make a plain Hugging Face folder of a run's checkpoint",
+    "evaluate": "measure trained models: perplexity, bits per byte, pseudo-perplexity, exact spans",
     "ckpt": "list, verify, compare, reshard or remove checkpoints",
 }
 

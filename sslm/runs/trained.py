@@ -58,6 +58,8 @@ def open_trained(path: str, last: bool = False) -> Trained:
     Raises:
         UserError: nothing there, it is damaged, or its tokenizer is missing.
     """
+    transformers.logging.set_verbosity_error()  # what is missing is said in a sentence
+    transformers.logging.disable_progress_bar()
     run = RunFolder(Path(path))
     if is_checkpoint(run.path) or any(run.checkpoints.glob("step-*")):
         return _of_checkpoint(path, find_checkpoint(path), last)

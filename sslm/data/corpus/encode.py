@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from sslm.data.corpus.documents import Piece
 from sslm.data.corpus.shards import Split
@@ -87,15 +87,33 @@ def batches(pieces: Iterable[Piece], first_document: int, begins_document: bool 
 def encode(
     batches: Iterable[Batch], tokenizer: Tokenizer, rules: TokenRules
 ) -> Generator[tuple[Batch, dict[Split, Ids]]]:
-    """Tokenise batches in order. Reading them and using the ids overlap with the tokenizer's work."""
+    """Tokenise batches in order, split into what is trained on and what is held out, each document within `Around`."""
     encode_texts, at_once = _encoder(tokenizer, rules)
     around = Around(beginning(tokenizer, rules), end_of_document(tokenizer))
     names = re.compile("|".join(map(re.escape, special_names(tokenizer))))
-    running: deque[tuple[Batch, Future[dict[Split, Ids]]]] = deque()
+    yield from _overlapped(batches, lambda batch: _ids(batch, encode_texts, around, names), at_once)
+
+
+def encode_pieces(
+    batches: Iterable[Batch], tokenizer: Tokenizer, rules: TokenRules
+) -> Generator[tuple[Batch, list[list[int]]]]:
+    """Tokenise batches in order: the ids of each piece, and nothing around a document."""
+    encode_texts, at_once = _encoder(tokenizer, rules)
+    yield from _overlapped(batches, lambda batch: list(encode_texts([text for text, _ in batch.pieces])), at_once)
+
+
+Result = TypeVar("Result")
+
+
+def _overlapped(
+    batches: Iterable[Batch], work: Callable[[Batch], Result], at_once: int
+) -> Generator[tuple[Batch, Result]]:
+    """Do the work on batches in order, on a few at once. Reading them and using the results overlap with it."""
+    running: deque[tuple[Batch, Future[Result]]] = deque()
     pool = ThreadPoolExecutor(max_workers=at_once)
     try:
         for batch in batches:
-            running.append((batch, pool.submit(_ids, batch, encode_texts, around, names)))
+            running.append((batch, pool.submit(work, batch)))
             if len(running) > at_once:
                 batch, future = running.popleft()
                 yield batch, future.result()

@@ -1,0 +1,30 @@
+"""Measure trained models: perplexity and bits per byte, pseudo-perplexity, or the objective's loss and exact spans.
+
+    sslm evaluate MODEL... [--data TEXT_OR_CORPUS]... [--out FILE.json]
+
+A model is a run, a checkpoint, or a Hugging Face folder or name. Without --data a run is measured on the text that it
+has held out.
+"""
+
+from sslm.cli.evaluate.flags import parsed
+from sslm.system.errors import UserError
+from sslm.system.exits import DONE, exits_politely
+from sslm.system.terminal import keep_libraries_quiet, say
+
+
+@exits_politely
+def main(arguments: list[str] | None = None) -> int:
+    options = parsed(arguments)
+    keep_libraries_quiet()
+    if options.out is not None and not options.out.resolve().parent.is_dir():
+        raise UserError(f"--out {options.out}: there is no folder {options.out.parent}; make it first")
+
+    from sslm.cli.evaluate.measure import measure_all  # brings torch: --help and wrong flags must not wait for it
+    from sslm.cli.evaluate.report import say_results, write_results
+
+    results = measure_all(options)
+    say_results(results)
+    if options.out is not None:
+        write_results(results, options.out)
+        say(f"{options.out}: the same and more, as JSON", to_copy=True)
+    return DONE

@@ -1,0 +1,52 @@
+"""What can be typed after `sslm evaluate`."""
+
+import argparse
+
+from sslm.system.paths import followed, local_path
+
+DESCRIPTION = (
+    "Measure trained models: perplexity and bits per byte, pseudo-perplexity, or the objective's loss and exact spans."
+)
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    """Read the flags; argparse's sentence and exit code 2 if one is wrong."""
+    return _parser().parse_args(arguments)
+
+
+def _parser() -> argparse.ArgumentParser:
+    formatter = argparse.ArgumentDefaultsHelpFormatter
+    parser = argparse.ArgumentParser(
+        prog="sslm evaluate", description=DESCRIPTION, formatter_class=formatter, argument_default=None
+    )
+    model = "run folder, checkpoint, Hugging Face folder, or name on the hub"
+    data = (
+        "text or a corpus, as --data.train takes them: file, glob, folder, dataset, corpus here or at a URL, "
+        "'embedded'; may be given several times; NAME=PATH gives it a name"
+    )
+    seq_len = "tokens of a window, at most; default: what a run was trained with, or the model takes, up to 4096"
+    stride = "tokens that each window of a long document adds; default: half of seq_len"
+    size = "sequences per forward pass; default: what suits the device; no figure depends on it"
+    separator = "regular expression between the documents of a .txt; default: a file is one document"
+    add = parser.add_argument
+    add("models", nargs="+", metavar="MODEL", type=followed, help=model)
+    add("--data", action="append", metavar="[NAME=]PATH", help=data, default=argparse.SUPPRESS)
+    add("--out", type=local_path, metavar="FILE.json", help="file for all figures", default=argparse.SUPPRESS)
+    add("--limit", type=_positive, help="measure on the first so many documents", default=argparse.SUPPRESS)
+    add("--text_field", "--data.text_field", default="text", help="field of .jsonl, .parquet and datasets")
+    add("--document_separator", "--data.document_separator", help=separator, default=argparse.SUPPRESS)
+    add("--seq_len", type=_positive, help=seq_len, default=argparse.SUPPRESS)
+    add("--stride", type=_positive, help=stride, default=argparse.SUPPRESS)
+    add("--batch_size", type=_positive, help=size, default=argparse.SUPPRESS)
+    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="kind of device; one is used")
+    add("--cache_dir", "--data.cache_dir", type=local_path, help="folder for downloads", default=argparse.SUPPRESS)
+    add("--last", action="store_true", help="take the last weights even if a run averages them")
+    optional = ("data", "out", "limit", "document_separator", "seq_len", "stride", "batch_size", "cache_dir")
+    parser.set_defaults(**dict.fromkeys(optional))
+    return parser
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number above 0, got {text!r}")
+    return int(text)
