@@ -13,10 +13,11 @@ from transformers import AutoTokenizer
 
 from sslm.config import DataConfig
 from sslm.data.labelled.task import field_of, packed, unpacked
-from sslm.data.stream.recipe import IGNORED, Arrays, Recipe
-from sslm.data.stream.streams import Streams, open_streams
+from sslm.data.stream.recipe import IGNORED, Arrays, Recipe, is_target
+from sslm.data.stream.streams import Streams, open_streams, open_to_predict
 from sslm.objectives.classification import ClassificationRecipe
 from sslm.objectives.extraction import ExtractionRecipe
+from sslm.objectives.labelled import LabelledRecipe
 from sslm.objectives.regression import RegressionRecipe
 from sslm.objectives.tagging import TaggingRecipe
 from sslm.objectives.text_to_text import CausalTextToTextRecipe, TextToTextRecipe
@@ -255,3 +256,42 @@ def test_records_come_back_as_they_were_written(records: list[tuple[list[int], .
             record[number] for record in records
         ]
         assert all(set(row[len(record[number]) :]) <= {-1} for row, record in zip(values, records, strict=True))
+
+
+# ------------------------------------------------------------------------------------------------ rows to predict
+
+UNLABELLED: list[tuple[LabelledRecipe, list[dict[str, Any]]]] = [
+    (ClassificationRecipe(), [{"text": "a dog"}, {"text": ""}]),
+    (ClassificationRecipe(multi_label=True), [{"text": "a dog"}, {"text": ""}]),
+    (RegressionRecipe(), [{"text": "a dog"}, {"text": ""}]),
+    (TaggingRecipe(), [{"tokens": ["a", "dog"]}, {"tokens": []}]),
+    (ExtractionRecipe(overlap=4), [{"context": "a dog " * 40, "question": "who?"}, {"context": "", "question": "?"}]),
+    (TextToTextRecipe(), [{"source": "a dog"}, {"source": ""}]),
+    (CausalTextToTextRecipe(), [{"source": "a dog"}, {"source": ""}]),
+]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("case", range(len(UNLABELLED)))
+def test_rows_without_labels_are_read_as_those_with(
+    tmp_path: Path, tokenizers: dict[str, str], kind: str, case: int
+) -> None:
+    recipe, rows = UNLABELLED[case]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = DataConfig(cache_dir=str(tmp_path / "cache"))
+    opened = open_to_predict(str(file), data, recipe, 24, tokenizers[kind], ["O", "B"])
+    stream = opened.stream
+    examples = stream.read(stream.places_of(0, np.arange(stream.num_windows))).rows(slice(None))
+    batch, fields = recipe.make_batch(examples, opened.vocabulary, 0), recipe.fields(examples, opened.vocabulary)
+    assert sorted(set(fields["row"][:, 0].tolist())) == [0, 1]
+    assert batch["input_ids"].shape[1] == 24
+    assert batch["attention_mask"].any(axis=1).all()
+    if not isinstance(recipe, TextToTextRecipe) and not (
+        isinstance(recipe, ClassificationRecipe) and recipe.multi_label
+    ):
+        assert not is_target(batch["labels"]).any()
+    if isinstance(recipe, TaggingRecipe):
+        assert [set(row.tolist()) - {0, IGNORED} for row in fields["words"]] == [{1, 2}, set()]
+    texts = [list(row.values.values()) for row in opened.rows.table.rows(opened.rows.columns)]
+    assert texts == [list(row.values()) for row in rows]

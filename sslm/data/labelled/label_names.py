@@ -17,6 +17,18 @@ def in_order(names: Iterable[str], first: Collection[str]) -> list[str]:
     return sorted(names, key=lambda name: (name not in first, _by_size(name)))
 
 
+def alike_names(names: Iterable[str]) -> list[list[str]]:
+    """Group names that differ in case alone.
+
+    >>> alike_names(["good", "Good", "bad"])
+    [['good', 'Good']]
+    """
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(name.casefold(), []).append(name)
+    return [group for group in groups.values() if len(group) > 1]
+
+
 def _by_size(name: str) -> tuple[bool, float, str]:
     """Sort labels: whole numbers by their size, then words."""
     is_number = name.lstrip("-").isdecimal() and name.isascii()

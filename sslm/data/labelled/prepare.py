@@ -24,7 +24,7 @@ from sslm.data.corpus.tokenizer import Tokenizer, TokenizerChoice, TokenRules, T
 from sslm.data.corpus.writer import CorpusWriter
 from sslm.data.labelled.encoder import Encoder
 from sslm.data.labelled.held_out import chosen
-from sslm.data.labelled.label_names import check_names, in_order
+from sslm.data.labelled.label_names import alike_names, check_names, in_order
 from sslm.data.labelled.rows import Rows, nothing_in, texts_of
 from sslm.data.labelled.tables import open_table
 from sslm.data.labelled.task import Task, packed
@@ -36,6 +36,7 @@ FORMAT = 1
 EXAMPLES_AT_ONCE = 512
 MANY_ROWS = 20
 """Of more rows than these, labels that most have for themselves are worth a word."""
+MOST_REMARKS = 3
 DEFAULT_TOKENIZER = TrainBPE(2048)
 NUMBERED = 1 << 32
 """What a corpus of records holds are numbers below this, not ids of a vocabulary."""
@@ -262,6 +263,8 @@ def _tell(rows: Rows, labelled: Labelled) -> None:
             f"Warning: {name} has {len(labelled.names):,} labels in {plural(total, 'row', exact=True)}; is {field!r} "
             f"the right field (--data.label_field)?"
         )
+    for alike in alike_names(labelled.names)[:MOST_REMARKS]:
+        say(f"Warning: {name} has the labels {' and '.join(map(repr, map(short, alike)))}, which differ in case alone")
     for why, number in labelled.left_out.items():
         say(f"{name}: {plural(number, 'row', exact=True)} {why} left out")
     if labelled.num_cut:

@@ -4,6 +4,7 @@ import ast
 import json
 import math
 import re
+import unicodedata
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, NamedTuple
@@ -96,7 +97,7 @@ def label_of(value: Any) -> str | None:
     """
     if value is None or (isinstance(value, float) and math.isnan(value)):
         return None
-    text = sound(value).strip() if isinstance(value, str) else str(value)
+    text = unicodedata.normalize("NFC", sound(value)).strip() if isinstance(value, str) else str(value)
     if text.lower() in ("true", "false"):
         return text.lower()
     whole = WHOLE.fullmatch(text)

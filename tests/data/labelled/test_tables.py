@@ -70,6 +70,9 @@ READ: dict[str, tuple[str, str | bytes, list[tuple[Any, Any]]]] = {
         [('"a" said b', "x"), ('he said "c', "y")],
     ),
     "a quote that opens and never closes": ("f.tsv", 'text\tlabel\n"a\tx\nb\ty\n', [('"a', "x"), ("b", "y")]),
+    "quotes of two lines that are text": ("f.tsv", 'text\tlabel\n"a\tx\nb"\ty\n', [('"a', "x"), ('b"', "y")]),
+    "spaces after commas": ("f.csv", 'text, label\na, x\n"b, c", y\n', ONE),
+    "quotes after spaces": ("f.csv", '"label", "text"\nx, a\ny, "b, c"\n', ONE),
     "tabs inside quotes": ("f.tsv", 'text\tlabel\n"a\tb"\tx\nc\ty\n', [("a\tb", "x"), ("c", "y")]),
     "marks that are ends of lines elsewhere": (
         "f.tsv",
@@ -188,9 +191,14 @@ REFUSED: dict[str, tuple[Task, dict[str, str], dict[str, Any], str]] = {
         Classes(8),
         {"train.csv": 'text,label\n"a\nb",x\nc,d,y\n'},
         {},
-        r"line 4: has 3 fields, the first line names 2 \(divided by commas\)",
+        r"line 4: has 3 fields \(divided by commas\), the first line names 2;",
     ),
-    "a ragged row of tabs": (Classes(8), {"train.tsv": "text\tlabel\na\tx\nb\n"}, {}, "line 3: has 1 field, the"),
+    "a ragged row of tabs": (
+        Classes(8),
+        {"train.tsv": "text\tlabel\na\tx\nb\n"},
+        {},
+        "line 3: has 1 field .divided by tabs",
+    ),
     "no JSON": (Classes(8), {"train.jsonl": '{"text": "a", "label": 1}\n{oops\n'}, {}, "line 2: not JSON"),
     "a field that a later row lacks": (
         Classes(8),
