@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from transformers import AutoTokenizer
 
 from sslm.config import DataConfig
 from sslm.data.labelled.task import field_of, packed, unpacked
-from sslm.data.stream.recipe import IGNORED, Arrays, Recipe, is_target
+from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe, is_target
 from sslm.data.stream.streams import Streams, open_streams, open_to_predict
 from sslm.objectives.classification import ClassificationRecipe
 from sslm.objectives.extraction import ExtractionRecipe
@@ -22,7 +23,7 @@ from sslm.objectives.regression import RegressionRecipe
 from sslm.objectives.tagging import TaggingRecipe
 from sslm.objectives.text_to_text import CausalTextToTextRecipe, TextToTextRecipe
 from sslm.system.errors import UserError
-from tests.support.vocabularies import TEXTS, save_tokenizer
+from tests.support.vocabularies import TEXTS, bare, save_tokenizer
 
 KINDS = ("bert", "roberta", "gpt2", "t5")
 ODD = [*TEXTS, "", " ", "a\tb\nc", "[SEP] is <s> and </s>", "e\u0301\u200d\ufe0f 👩‍👩‍👧", "word " * 60]
@@ -295,3 +296,80 @@ def test_rows_without_labels_are_read_as_those_with(
         assert [set(row.tolist()) - {0, IGNORED} for row in fields["words"]] == [{1, 2}, set()]
     texts = [list(row.values.values()) for row in opened.rows.table.rows(opened.rows.columns)]
     assert texts == [list(row.values()) for row in rows]
+
+
+# ------------------------------------------------------------------------------------------------ the examples' numbers
+
+
+def batch_of(
+    recipe: LabelledRecipe, seq_len: int, record: Sequence[Sequence[int]], labels: Sequence[str] = ()
+) -> Arrays:
+    """The batch of one record, without padding's row and axis."""
+    vocabulary = replace(bare(), labels=tuple(labels))
+    ids, _ = packed([record])
+    tokens = np.zeros((1, recipe.window_len(seq_len, vocabulary)), np.int64)
+    tokens[0, : len(ids)] = ids
+    nought = np.zeros(1, np.int64)
+    batch = recipe.make_batch(Examples(tokens, nought, nought, nought, np.array([len(ids)])), vocabulary, 0)
+    return {name: array[0] for name, array in batch.items()}
+
+
+EXAMPLES: list[tuple[LabelledRecipe, int, list[list[int]], list[str], dict[str, Any]]] = [
+    (
+        ClassificationRecipe(),
+        6,
+        [[0], [2, 7, 9, 3], [], [1]],
+        ["bad", "good"],
+        {"input_ids": [2, 7, 9, 3, 0, 0], "attention_mask": [1, 1, 1, 1, 0, 0], "labels": 1},
+    ),
+    (
+        RegressionRecipe(),
+        6,
+        [[0], [2, 7, 9, 3], [], [int(np.float32(4.5).view(np.uint32))]],
+        [],
+        {"input_ids": [2, 7, 9, 3, 0, 0], "attention_mask": [1, 1, 1, 1, 0, 0], "labels": 4.5},
+    ),
+    (
+        TaggingRecipe(),
+        8,
+        [[0], [2, 7, 9, 8, 3], [], [0, 1, 0, 2, 0], [0, 2, 0, 1, 0]],
+        ["O", "B-PER"],
+        {
+            "input_ids": [2, 7, 9, 8, 3, 0, 0, 0],
+            "attention_mask": [1, 1, 1, 1, 1, 0, 0, 0],
+            "labels": [-100, 1, -100, 0, -100, -100, -100, -100],
+        },
+    ),
+    (
+        ExtractionRecipe(),
+        10,
+        [[0], [2, 7, 8, 3, 11, 12, 13, 3], [0, 0, 0, 0, 1, 1, 1, 1], [0] * 8, [0] * 8, [5, 6]],
+        [],
+        {
+            "input_ids": [2, 7, 8, 3, 11, 12, 13, 3, 0, 0],
+            "token_type_ids": [0, 0, 0, 0, 1, 1, 1, 1, 0, 0],
+            "attention_mask": [1, 1, 1, 1, 1, 1, 1, 1, 0, 0],
+            "labels": [5, 6],
+        },
+    ),
+    (
+        TextToTextRecipe(),
+        6,
+        [[0], [7, 8, 9, 1], [5, 6, 1]],
+        [],
+        {"input_ids": [7, 8, 9, 1, 0, 0], "attention_mask": [1, 1, 1, 1, 0, 0], "labels": [5, 6, 1, -100, -100, -100]},
+    ),
+    (
+        CausalTextToTextRecipe(),
+        6,
+        [[0], [7, 8, 9, 4], [5, 6, 1]],
+        [],
+        {"input_ids": [7, 8, 9, 4, 5, 6], "attention_mask": [1, 1, 1, 1, 1, 1], "labels": [-100, -100, -100, 5, 6, 1]},
+    ),
+]
+
+
+@pytest.mark.parametrize("case", EXAMPLES, ids=lambda case: type(case[0]).__name__)
+def test_the_example_in_the_docstring_holds(case: Any) -> None:
+    recipe, seq_len, record, labels, expected = case
+    assert {name: array.tolist() for name, array in batch_of(recipe, seq_len, record, labels).items()} == expected

@@ -4,7 +4,6 @@ A context that is too long becomes several records, windows that overlap; one th
 none (Devlin et al. 2018, section 4.2).
 """
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -12,6 +11,7 @@ from typing import Any, ClassVar
 from sslm.config import DataConfig
 from sslm.data.corpus.labelled import Tally
 from sslm.data.labelled.encoder import Encoder
+from sslm.data.labelled.held_out import hash64
 from sslm.data.labelled.task import Column, Example, Missing, Record, Task
 from sslm.data.labelled.values import Row, kind_of, sound
 from sslm.system.errors import UserError
@@ -47,7 +47,7 @@ class Answers(Task):
         spans = spans_of(row, context) if "label" in row.columns else None
         if spans is None and not is_complete:
             raise Missing("whose answer is not in the context")
-        group = int.from_bytes(hashlib.blake2b(context.encode(), digest_size=7).digest())
+        group = hash64(context) >> 1  # an int64
         target = None if spans is None else [*spans, NO_ANSWER][0]
         return Example(number, row.where, context, row.text("pair"), target=target, group=group)
 

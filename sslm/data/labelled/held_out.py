@@ -9,6 +9,11 @@ HELD_OUT_EVERY = 10
 """One example in so many is held out."""
 
 
+def hash64(*texts: str) -> int:
+    """Hash texts to 64 bits, equal on every machine."""
+    return int.from_bytes(hashlib.blake2b("\0".join(texts).encode(), digest_size=8).digest())
+
+
 def chosen(strata: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.bool_]:
     """Choose the examples to hold out, the same whoever asks: one group in ten of each stratum, at least one in all.
 
@@ -18,7 +23,7 @@ def chosen(strata: NDArray[np.int64], groups: NDArray[np.int64]) -> NDArray[np.b
     np.int64(1)
     """
     numbers, first, of_each = np.unique(groups, return_index=True, return_inverse=True)
-    keys = np.array([int.from_bytes(hashlib.blake2b(str(n).encode(), digest_size=8).digest()) for n in numbers])
+    keys = np.array([hash64(str(number)) for number in numbers], np.uint64)
     order = np.lexsort((keys, strata[first]))
     is_chosen = np.zeros(len(numbers), np.bool_)
     is_chosen[order[min(HELD_OUT_EVERY, len(order)) // 2 :: HELD_OUT_EVERY]] = True

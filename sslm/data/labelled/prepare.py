@@ -23,7 +23,7 @@ from sslm.data.corpus.shards import Corpus, Split, cached_corpus, is_corpus
 from sslm.data.corpus.tokenizer import Tokenizer, TokenizerChoice, TokenRules, TrainBPE, train_bpe
 from sslm.data.corpus.writer import CorpusWriter
 from sslm.data.labelled.encoder import Encoder
-from sslm.data.labelled.held_out import chosen
+from sslm.data.labelled.held_out import chosen, hash64
 from sslm.data.labelled.label_names import alike_names, check_names, in_order
 from sslm.data.labelled.rows import Rows, nothing_in, texts_of
 from sslm.data.labelled.tables import open_table
@@ -142,6 +142,8 @@ class _Survey:
     """[examples] each example's first label."""
     groups: NDArray[np.int64]
     """[examples] number of each example's group."""
+    texts: NDArray[np.uint64]
+    """[examples] hash of each example's texts."""
 
 
 @dataclass(frozen=True)
@@ -175,14 +177,15 @@ class _Maker:
         if (known := self.surveys.get(id(rows))) is not None:
             return known
         names: dict[str, int] = {}
-        strata, groups = [], []
+        strata, groups, texts = [], [], []
         for example in rows.examples():
             numbers = [names.setdefault(name, len(names)) for name in example.labels if name]
             strata.append(numbers[0] if numbers else -1)
             groups.append(example.row if example.group is None else example.group)
+            texts.append(hash64(*texts_of(example)))
         if not strata:
             raise UserError(nothing_in(rows))
-        found = _Survey(names, np.array(strata, np.int64), np.array(groups, np.int64))
+        found = _Survey(names, np.array(strata, np.int64), np.array(groups, np.int64), np.array(texts, np.uint64))
         return self.surveys.setdefault(id(rows), found)
 
     def _names(self) -> tuple[str, ...]:
@@ -197,6 +200,14 @@ class _Maker:
         given = [rows.class_names for rows in self.train]
         return tuple(found if given[0] is None or any(names != given[0] for names in given) else given[0])
 
+    def _tell_of_copies(self, rows: Rows, texts: NDArray[np.uint64], is_val: NDArray[np.bool_]) -> None:
+        """Warn of held-out texts that are trained on too: what is measured on these is memory."""
+        trained = [texts[~is_val]] if not is_val.all() else [self._survey(train).texts for train in self.train]
+        held_out = texts[is_val]
+        if copies := int(np.isin(held_out, np.concatenate(trained)).sum()):
+            of_all = f"{copies:,} of {plural(len(held_out), 'held-out row', exact=True)}"
+            say(f"Warning: {rows.table.name}: {of_all} have texts that are trained on too")
+
     def _make(
         self, part: Path, rows: Rows, tokenizer: TrainBPE | Tokenizer, held_out: HeldOut, names: tuple[str, ...]
     ) -> None:
@@ -207,6 +218,8 @@ class _Maker:
             if is_val.all() or not is_val.any():
                 few = plural(len(is_val), "row")
                 raise UserError(f"{rows.table.name}: {few} can't be parted to train and validate on; give --data.val")
+        if not rows.is_complete:
+            self._tell_of_copies(rows, survey.texts, is_val)
         name = str(tokenizer if isinstance(tokenizer, TrainBPE) else tokenizer.name_or_path)
         if isinstance(tokenizer, TrainBPE):
             texts = (text for example in rows.examples() for text in texts_of(example))

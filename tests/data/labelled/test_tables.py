@@ -317,3 +317,11 @@ def test_a_corpus_is_made_once_and_anew_when_its_rows_change(tmp_path: Path, tok
     made(tmp_path, tokenizer, Classes(8), {"train.csv": TWO + "e,x\n"})
     made(tmp_path, tokenizer, Classes(9), {"train.csv": TWO})
     assert len(list((tmp_path / "cache" / "corpora").iterdir())) == 3
+
+
+def test_held_out_texts_that_are_trained_on_are_told(
+    tmp_path: Path, tokenizer: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    held_out = {"val.csv": "text,label\na,x\nq,y\nb,x\n"}
+    made(tmp_path, tokenizer, Classes(8), {"train.csv": "text,label\n" + "a,x\n" * 9 + "b,y\n"} | held_out)
+    assert "2 of 3 held-out rows have texts that are trained on too" in " ".join(capsys.readouterr().out.split())
