@@ -10,6 +10,11 @@ IGNORED = nn.CrossEntropyLoss().ignore_index
 """Label of a place that is not scored: torch's -100."""
 
 
+def is_scored(labels: Tensor) -> Tensor:
+    """Whether each label is a target; of numbers those that are not NaN."""
+    return ~labels.isnan() if labels.is_floating_point() else labels >= 0
+
+
 class Predicted(NamedTuple):
     """Losses and predictions of a validation step."""
 

@@ -52,15 +52,16 @@ class TaskModel(Network):
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """[batch, …] loss of each label, 0 if it is not scored."""
         kind = self.model.config.problem_type
+        weights = None if self.class_weights is None else self.class_weights.to(logits)
         if kind == NUMBER:
             return torch.where(labels.isnan(), 0.0, logits - labels.nan_to_num()).square()
         if kind == SEVERAL:
             wanted = labels.clamp(min=0).to(logits.dtype)
-            losses = F.binary_cross_entropy_with_logits(logits, wanted, self.class_weights, reduction="none")
+            losses = F.binary_cross_entropy_with_logits(logits, wanted, weights, reduction="none")
             return losses * (labels != IGNORED)
         smoothing = self.label_smoothing if self.training else 0.0
         flat = logits.flatten(0, -2), labels.flatten()
-        losses = F.cross_entropy(*flat, self.class_weights, reduction="none", label_smoothing=smoothing)
+        losses = F.cross_entropy(*flat, weights, reduction="none", label_smoothing=smoothing)
         return losses.view_as(labels)
 
     def _predictions(self, logits: Tensor, labels: Tensor) -> Tensor:
@@ -68,7 +69,7 @@ class TaskModel(Network):
         kind = self.model.config.problem_type
         if kind == NUMBER:
             return logits
-        likeliest = (logits > 0).long() if kind == SEVERAL else logits.argmax(-1)
+        likeliest = (logits > 0).long() if kind == SEVERAL else logits.argmax(-1).view_as(labels)
         return torch.where(labels == IGNORED, IGNORED, likeliest)
 
 

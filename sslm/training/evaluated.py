@@ -15,6 +15,7 @@ from sslm.training.average import Average
 from sslm.training.lightning import data_of
 from sslm.training.micro_batches import check_batch, micro_batches
 from sslm.training.samples import FILLED_IN, NUM_SAMPLES, WRITTEN, filled_in, written
+from sslm.training.scores import Scores
 from sslm.training.validation import ValidationMetrics
 
 
@@ -52,7 +53,7 @@ class Evaluated(LightningModule):
 
     def on_validation_start(self) -> None:
         sources = [] if self.data is None else [source.name for source in self.data.val_stream.sources]
-        self._metrics = ValidationMetrics(sources, self.metric_names, self.device)
+        self._metrics = ValidationMetrics(sources, self.metric_names, self.device, self.scores())
         if self.average is not None:
             self.average.put_in(self.network)
 
@@ -65,7 +66,7 @@ class Evaluated(LightningModule):
         for micro in micro_batches(batch, self.micro_batch_size):
             predicted = self.network(**micro.tensors, predict=True)
             correct = self.correct(micro.tensors, predicted.tokens)
-            self._metrics.update(predicted.row_losses, micro.tensors["labels"], micro.sources, correct)
+            self._metrics.update(predicted, micro.tensors["labels"], micro.sources, correct)
 
     def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Which predictions are right, and where they count: name of a metric -> (right, looked at), booleans.
@@ -76,6 +77,10 @@ class Evaluated(LightningModule):
         """
         labels = batch["labels"]
         return {"accuracy": (predicted == labels, labels != IGNORED)}
+
+    def scores(self) -> Scores | None:
+        """Begin to count a task's scores; None if the objective has none."""
+        return None
 
     def loss_metrics(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
         """The held-out loss [nats/token] in other units, by name."""

@@ -6,6 +6,9 @@ import torch
 from torch import Tensor
 from torchmetrics import MeanMetric, Metric
 
+from sslm.models.network import Predicted, is_scored
+from sslm.training.scores import Scores
+
 
 class TokenLoss(Metric):
     """Summed loss in nats and scored tokens over all ranks, per source of a mixture."""
@@ -42,27 +45,33 @@ class ValidationMetrics:
         sources: names of the held-out text's sources.
         shares: names of what `Objective.correct` tells.
         device: where predictions are made.
+        scores: of a task, or None if it has none.
     """
 
-    def __init__(self, sources: Sequence[str], shares: Sequence[str], device: torch.device) -> None:
+    def __init__(
+        self, sources: Sequence[str], shares: Sequence[str], device: torch.device, scores: Scores | None = None
+    ) -> None:
         self.sources = sources
+        self.scores = None if scores is None else scores.to(device)
         self.loss = TokenLoss(max(len(sources), 1)).to(device)
         self.shares = {name: MeanMetric(nan_strategy="ignore").to(device) for name in shares}  # "disable" drops weights
 
     def update(
-        self, row_losses: Tensor, labels: Tensor, sources: Tensor, correct: Mapping[str, tuple[Tensor, Tensor]]
+        self, predicted: Predicted, labels: Tensor, sources: Tensor, correct: Mapping[str, tuple[Tensor, Tensor]]
     ) -> None:
         """Add a batch.
 
         Args:
-            row_losses: [batch] summed loss of each row, in nats.
-            labels: [batch, target_len] targets, negative at places that are not scored.
+            predicted: losses, and predictions of the labels' shape.
+            labels: [batch, …] targets.
             sources: [batch] number of each row's source.
             correct: name of a share -> (what is right, what is looked at).
         """
-        self.loss.update(row_losses, (labels >= 0).flatten(1).sum(1), sources)
+        self.loss.update(predicted.row_losses, is_scored(labels).flatten(1).sum(1), sources)
         for name, (right, looked_at) in correct.items():
             self.shares[name].update(right.float(), looked_at.float())
+        if self.scores is not None:
+            self.scores.update(predicted.tokens, labels)
 
     def compute(self) -> dict[str, Tensor]:
         """Loss [nats/token], shares, and each source's loss if there are several; without what was not measured."""
@@ -71,6 +80,8 @@ class ValidationMetrics:
         for name, share in self.shares.items():
             if share.update_called and not (value := share.compute()).isnan():
                 metrics[name] = value
+        if self.scores is not None:
+            metrics |= {name: metric.compute() for name, metric in self.scores.metrics.items() if metric.update_called}
         if len(self.sources) > 1:
             for name, mean, num in zip(self.sources, losses / scored, scored, strict=True):
                 if num:
