@@ -276,6 +276,7 @@ def build_module(setup: Setup, resume_from: Path | None) -> Objective:
             recomputation=setup.budget.recomputation,
         ),
         reduce_gradients=config.fsdp.reduce_gradients,
+        static_shapes=config.compile,
     )
 
 

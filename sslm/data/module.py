@@ -16,6 +16,7 @@ from sslm.config import DataConfig
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.labelled import Tally, combined
 from sslm.data.corpus.tokenizer import Tokenizer
+from sslm.data.labelled.baseline import baseline_loss
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
 from sslm.data.stream.batches import Batch, Loader, StepBatch, TrainSteps, ValSteps, pinned, step_batch, with_tensors
 from sslm.data.stream.recipe import Recipe
@@ -185,11 +186,13 @@ class DataModule(LightningDataModule):
 
     @functools.cached_property
     def unigram_loss(self) -> float:
-        """Held-out loss, in nats, of a model that knows nothing but how often each target comes in training.
+        """Held-out loss of a model that knows nothing but how often each target, or label, comes in training.
 
         The targets of the first training sequences are counted, or of the held-out ones if the training shards are
         remote.
         """
+        if (task := self.recipe.task(self.seq_len)) and task.is_counted:
+            return baseline_loss(*self.label_counts, task.is_one_each)
         seen = self._held_out_counts
         if not any(source.corpus.is_remote for source in self.train_stream.sources):
             train, number = self._first_train_steps(UNIGRAM_ROWS)
@@ -343,7 +346,7 @@ class DataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> StepBatch:
         if self.trainer is None or not self.trainer.training:
-            return step_batch(batch, len(self.val_stream.sources))
+            return step_batch(batch, len(self.val_stream.sources), with_lengths=self._has_padding)
         step = self.trainer.global_step
         if batch["amendments"] < len(self.train_stream.amendments):  # a loader process made it before
             return self.train_batch(step)
@@ -376,7 +379,12 @@ class DataModule(LightningDataModule):
         if self._verifier is not None:
             batch = self._with_what_is_bad(batch, self._verifier, is_last=step + 1 == self.num_steps)
         is_logged = (step + 1) % trainer.log_every_n_steps == 0
-        return step_batch(batch, len(self.train_stream.sources), with_digest=is_logged)
+        return step_batch(batch, len(self.train_stream.sources), is_logged, self._has_padding)
+
+    @property
+    def _has_padding(self) -> bool:
+        """Whether rows are of many lengths, and padded at their ends: labelled ones, which are one text each."""
+        return self.recipe.task(self.seq_len) is not None
 
     def _with_what_is_bad(self, batch: Batch, verifier: Verifier, is_last: bool) -> Batch:
         """Tell the others, by the batch, of a shard that was found to be bad; no run ends before all are verified."""

@@ -17,6 +17,8 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 )
 
 from sslm.models.blocks import evaluating
@@ -34,16 +36,22 @@ Ids = dict[str, int | None]
 VOCABULARY_MULTIPLE = 64
 HALVES = ("encoder", "decoder")
 
-ARCHITECTURES: dict[str, Mapping[str, str]] = {
+LANGUAGE_MODELS: dict[str, Mapping[str, str]] = {
     "AutoModelForSeq2SeqLM": MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     "AutoModelForMaskedLM": MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     "AutoModelForCausalLM": MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+}
+ARCHITECTURES = LANGUAGE_MODELS | {
+    "AutoModelForSequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForTokenClassification": MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
 }
 """Auto class -> model_type -> name of the class."""
 EXAMPLES = {
     "AutoModelForCausalLM": "llama, gpt2, qwen3, mistral",
     "AutoModelForMaskedLM": "bert, roberta, modernbert",
     "AutoModelForSeq2SeqLM": "t5, bart, t5gemma",
+    "AutoModelForSequenceClassification": "bert, modernbert, llama",
+    "AutoModelForTokenClassification": "bert, modernbert, roberta",
 }
 
 
@@ -181,7 +189,8 @@ def _config_class(model_type: str, auto_class: str) -> type[PreTrainedConfig]:
     config_class = _known_class(model_type)
     known = getattr(transformers, auto_class)._model_mapping
     # BART counts as a masked LM too
-    both_halves = auto_class != "AutoModelForSeq2SeqLM" and config_class().is_encoder_decoder
+    one_half = auto_class in ("AutoModelForMaskedLM", "AutoModelForCausalLM")
+    both_halves = one_half and config_class().is_encoder_decoder
     if config_class not in known or both_halves:
         what = f"has no model for this objective ({auto_class}); {EXAMPLES[auto_class]} and others have"
         raise UserError(f"--model.model_type {model_type}: {what}")
@@ -195,7 +204,7 @@ def auto_class_of(model_type: str) -> str:
         UserError: transformers knows no such architecture, or no language model of it.
     """
     config_class = _known_class(model_type)
-    for auto_class in ARCHITECTURES:
+    for auto_class in LANGUAGE_MODELS:
         if config_class in getattr(transformers, auto_class)._model_mapping:
             return auto_class
     raise UserError(f"--model.model_type {model_type}: transformers has no language model of it")
@@ -265,7 +274,7 @@ def construct(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
 
 
 def class_named(name: str) -> type[PreTrainedModel]:
-    """Look up the class that a config's `architectures` names, among transformers' language models and ours.
+    """Look up the class that a config's `architectures` names, among transformers' models and ours.
 
     Raises:
         UserError: there is no such model.
@@ -273,7 +282,7 @@ def class_named(name: str) -> type[PreTrainedModel]:
     if name == LstmForCausalLM.__name__:
         return LstmForCausalLM
     if not any(name in names.values() for names in ARCHITECTURES.values()):
-        raise UserError(f"{short(name)}: transformers {transformers.__version__} has no such language model")
+        raise UserError(f"{short(name)}: transformers {transformers.__version__} has no such model")
     found: type[PreTrainedModel] = getattr(transformers, name)
     return found
 

@@ -18,6 +18,8 @@ OBJECTIVES = {
     "span_corruption": "SpanCorruption",
     "denoising": "Denoising",
     "token_order": "TokenOrder",
+    "classification": "Classification",
+    "regression": "Regression",
 }
 
 

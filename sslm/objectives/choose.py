@@ -55,7 +55,7 @@ def open_data(config: Config, recipe: Recipe) -> DataModule:
 def choose_model(config: Config, objective: type[Objective], data: DataModule) -> PreTrainedConfig:
     """Work out the architecture's config; vocabulary and positions follow the data."""
     return model_config(
-        config.model.settings,
+        objective.model_keys(data.recipe, data.labels) | config.model.settings,
         model_type=config.model.model_type,
         default=objective.default_model,
         auto_class=objective.auto_class,

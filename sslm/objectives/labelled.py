@@ -1,12 +1,22 @@
-"""What recipes on labelled data share: records of a corpus become batches of one shape."""
+"""What objectives on labelled data share: records of a corpus become batches of one shape; a head, and its scores."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
+import torch
+from torch import Tensor
 
 from sslm.data.labelled.task import Task, field_of, unpacked
 from sslm.data.stream.recipe import IGNORED, Arrays, Bools, Examples, Ints, Recipe
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
+from sslm.models.blocks import evaluating
+from sslm.objectives.masked_lm import MaskedLM
+from sslm.training.module import Objective
+from sslm.training.samples import LABELLED, NUM_SAMPLES, on_one_line
+
+SAMPLE_CHARS = 60
 
 
 @dataclass(frozen=True)
@@ -36,6 +46,55 @@ class LabelledRecipe(Recipe):
             name: field_of(examples.tokens, places[name], size, IGNORED)
             for name, size in zip(task.fields, sizes, strict=True)
         }
+
+
+class Supervised(Objective):
+    """A model of transformers with a task's head, taught by labelled rows."""
+
+    default_model: ClassVar[dict[str, Any]] = MaskedLM.default_model
+    default_lr: ClassVar[float] = 2e-4
+
+    @classmethod
+    def model_keys(cls, recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
+        names = dict(enumerate(labels))
+        return {"id2label": names, "label2id": {name: number for number, name in names.items()}}
+
+    @property
+    def labels(self) -> list[str]:
+        """Names of the labels, by number."""
+        names: Any = self.network.model.config.id2label
+        return [str(names[number]) for number in range(len(names))]
+
+    def loss_metrics(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
+        return {}
+
+    @property
+    def samples_in_words(self) -> str:
+        return LABELLED
+
+    @torch.no_grad()
+    def samples(self, data: Any) -> list[str]:
+        rows = {name: tensor.to(self.device) for name, tensor in data.val_rows(self._sample_rows(data)).items()}
+        with evaluating(self.network), self.trainer.precision_plugin.val_step_context():
+            predicted = self.network(**rows, predict=True).tokens
+        lines = []
+        for ids, wanted, said in list(zip(rows["input_ids"], rows["labels"], predicted, strict=True))[:NUM_SAMPLES]:
+            text = on_one_line(str(data.tokenizer.decode(ids.tolist(), skip_special_tokens=True)))
+            lines.append(f"{shortened(text)} >> {self.in_words(said)} ({self.in_words(wanted)})")
+        return lines
+
+    def _sample_rows(self, data: Any) -> int:
+        """Rows of a whole micro-batch: in validation's shape, which blocks are compiled for."""
+        return self.micro_batch_size or data.batch_size // self.data_parallel_size
+
+    def in_words(self, label: Tensor) -> str:
+        """Say a row's label, or what is predicted, in words."""
+        raise NotImplementedError
+
+
+def shortened(text: str) -> str:
+    """Keep a text's beginning, so that it fits on a line with what is said of it."""
+    return text if len(text) <= SAMPLE_CHARS else text[: SAMPLE_CHARS - 1] + "…"
 
 
 def inputs(fields: dict[str, Ints], vocabulary: Vocabulary) -> Arrays:

@@ -6,17 +6,24 @@ With [CLS] = 2, [SEP] = 3, padding 0 and seq_len 6:
     input_ids         2 7 9 3 0 0
     attention_mask    1 1 1 1 0 0
     labels            4.5
+
+The loss is the square of the error.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
+from torch import Tensor
 
 from sslm.data.labelled.numbers import Numbers
 from sslm.data.labelled.task import Task
-from sslm.data.stream.recipe import Arrays, Examples
+from sslm.data.stream.recipe import Arrays, Examples, Recipe
 from sslm.data.stream.vocabulary import Vocabulary
-from sslm.objectives.labelled import LabelledRecipe, inputs
+from sslm.models.task import NUMBER
+from sslm.objectives.labelled import LabelledRecipe, Supervised, inputs
+from sslm.training.scores import Scores, number_scores
 
 
 @dataclass(frozen=True)
@@ -29,4 +36,25 @@ class RegressionRecipe(LabelledRecipe):
     def make_batch(self, examples: Examples, vocabulary: Vocabulary | None, seed: int) -> Arrays:
         assert vocabulary is not None
         fields = self.fields(examples, vocabulary)
-        return {**inputs(fields, vocabulary), "labels": fields["labels"][:, 0].astype(np.uint32).view(np.float32)}
+        return {**inputs(fields, vocabulary), "labels": fields["labels"][:, :1].astype(np.uint32).view(np.float32)}
+
+
+class Regression(Supervised):
+    """A number for each text or pair, with transformers' head for sequence classification."""
+
+    auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    metric_names: ClassVar[tuple[str, ...]] = ()
+    recipe_class = RegressionRecipe
+
+    @classmethod
+    def model_keys(cls, recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
+        return {"num_labels": 1, "problem_type": NUMBER}
+
+    def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        return {}
+
+    def scores(self) -> Scores:
+        return number_scores()
+
+    def in_words(self, label: Tensor) -> str:
+        return f"{label.item():.4g}"

@@ -24,14 +24,15 @@ class Evaluated(LightningModule):
 
     Args:
         micro_batch_size: sequences per forward pass. Default: this device's whole share of a batch.
+        static_shapes: whether all of them have the same shape, as compiled blocks need; else padding is cut off.
     """
 
     metric_names: ClassVar[tuple[str, ...]] = ("accuracy",)
     """Names of the shares that `correct` tells."""
 
-    def __init__(self, micro_batch_size: int | None) -> None:
+    def __init__(self, micro_batch_size: int | None, static_shapes: bool = False) -> None:
         super().__init__()
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size, self.static_shapes = micro_batch_size, static_shapes
         self.network: Network = None  # type: ignore[assignment]  # built in configure_model
         self.validated_at: int | None = None
         """The step of the last validation."""
@@ -63,7 +64,7 @@ class Evaluated(LightningModule):
 
     def validation_step(self, batch: StepBatch, batch_idx: int) -> None:
         check_batch(batch)
-        for micro in micro_batches(batch, self.micro_batch_size):
+        for micro in micro_batches(batch, self.micro_batch_size, self.static_shapes):
             predicted = self.network(**micro.tensors, predict=True)
             correct = self.correct(micro.tensors, predicted.tokens)
             self._metrics.update(predicted, micro.tensors["labels"], micro.sources, correct)

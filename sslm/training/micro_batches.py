@@ -1,4 +1,4 @@
-"""A device's share of a step, cut into what goes through the model at a time."""
+"""A device's share of a step, cut into what goes through the model at a time, without needless padding."""
 
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -7,6 +7,9 @@ from torch import Tensor
 
 from sslm.data.stream.batches import StepBatch
 from sslm.system.errors import UserError
+
+WIDTHS = 8
+"""Micro-batches that are cut have a multiple of so many columns: tensor cores like that, and shapes are fewer."""
 
 
 class MicroBatch(NamedTuple):
@@ -30,11 +33,29 @@ def check_batch(batch: StepBatch) -> None:
         raise UserError("this batch is not a step's: give the trainer datamodule=DataModule(…), not its loaders")
 
 
-def micro_batches(batch: StepBatch, size: int | None) -> Iterator[MicroBatch]:
-    """A share's micro-batches of `size` rows in order of position; the whole share if that is None."""
+def micro_batches(batch: StepBatch, size: int | None, keeps_shape: bool = False) -> Iterator[MicroBatch]:
+    """A share's micro-batches in order of position.
+
+    Args:
+        batch: the share.
+        size: rows of each; None for the whole share.
+        keeps_shape: whether all are as wide as the share, also where the rows' ends are padding; else they are cut to
+            their longest row, whose length the host knows.
+    """
     rows = len(batch["sources"])
     size = size or rows
     for start in range(0, rows, size):
         here, end = slice(start, start + size), start + size
         tensors = {name: tensor[here] for name, tensor in batch["tensors"].items()}
+        if "lengths" in batch and not keeps_shape:
+            tensors = cut(tensors, -(-max(batch["lengths"][here]) // WIDTHS) * WIDTHS)
         yield MicroBatch(tensors, batch["sources"][here], batch["first_position"] + start, end >= rows)
+
+
+def cut(tensors: dict[str, Tensor], width: int) -> dict[str, Tensor]:
+    """Cut the columns after `width` off, of the inputs and of what has a column for each of theirs."""
+    columns = tensors["input_ids"].shape[1]
+    return {
+        name: tensor[:, :width] if tensor.ndim > 1 and tensor.shape[1] == columns else tensor
+        for name, tensor in tensors.items()
+    }

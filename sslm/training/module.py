@@ -5,7 +5,7 @@ mean over all scored tokens of the global batch. Dropout follows from (seed, pos
 """
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -81,6 +81,7 @@ class Objective(Evaluated):
         seed: seed of initial weights and dropout.
         parallelize: shards (network, model, mesh [data_parallel, tensor_parallel], or None if it is not sharded).
         reduce_gradients: whether FSDP2 reduces gradients once a step, or after each micro-batch to save memory.
+        static_shapes: as in `Evaluated`.
     """
 
     auto_class: ClassVar[str]
@@ -95,6 +96,11 @@ class Objective(Evaluated):
     def for_model_type(cls, model_type: str) -> "type[Objective]":
         """Return the objective as this kind of model does it, or raise UserError if it can't."""
         return cls
+
+    @classmethod
+    def model_keys(cls, recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
+        """Keys of the model's config that follow from the objective and the labels' names, by number."""
+        return {}
 
     @classmethod
     def make_recipe(cls, settings: Mapping[str, Any]) -> Recipe:
@@ -114,8 +120,9 @@ class Objective(Evaluated):
         seed: int = 0,
         parallelize: Parallelize | None = None,
         reduce_gradients: Literal["step", "micro_batch"] = "step",
+        static_shapes: bool = False,
     ) -> None:
-        super().__init__(micro_batch_size)
+        super().__init__(micro_batch_size, static_shapes)
         self.automatic_optimization = False
         self.recipe = recipe or self.recipe_class()
         self.optim = optim or OptimConfig()
@@ -167,6 +174,7 @@ class Objective(Evaluated):
             z_loss=self.robust.z_loss,
             embedding_noise=self.robust.embedding_noise,
             probe=probe,
+            **self.network_settings(),
         )
         del probe  # it is as large as embeddings and head
         if self._parallelize is not None:
@@ -184,6 +192,10 @@ class Objective(Evaluated):
         if keeps_documents:
             check_documents(probe)
         return probe
+
+    def network_settings(self) -> dict[str, Any]:
+        """Settings of the network that follow from objective and data, by name, beside those of every network."""
+        return {}
 
     def check_model(self, model: PreTrainedModel) -> None:
         """Raise UserError if a model can't be trained to do this; it is not sharded, and may have few of its layers."""
@@ -277,7 +289,7 @@ class Objective(Evaluated):
         batch, totals = self._agree(batch)
         lr, weight = self._set_learning_rate(), self.data_parallel_size / totals.all_scored
         loss_sums = torch.zeros(len(totals.scored), dtype=torch.float32, device=self.device)
-        for micro in micro_batches(batch, self.micro_batch_size):
+        for micro in micro_batches(batch, self.micro_batch_size, self.static_shapes):
             loss_sums.index_add_(0, micro.sources, self._losses(micro, weight).float())
         mean_loss, loss = loss_sums.double().sum() / totals.all_scored, loss_sums.sum() * weight
         this_process.turn("updating the weights")

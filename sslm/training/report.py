@@ -6,6 +6,9 @@ from typing import NamedTuple
 from transformers import PreTrainedModel
 
 from sslm.config import Config, SourceConfig
+from sslm.data.labelled.baseline import baseline
+from sslm.data.labelled.baseline import describe as labels_in_words
+from sslm.data.labelled.task import Task
 from sslm.data.module import DataModule
 from sslm.data.stream.packing import Packed
 from sslm.models.masks import masks_in_words
@@ -26,7 +29,32 @@ UNREAD_SHARE = 0.01
 
 def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
     """Say what will be trained on what."""
-    stream, steps = data.train_stream, config.total_steps
+    stream, steps, task = data.train_stream, config.total_steps, data.recipe.task(config.seq_len)
+    if task is None:
+        describe_text(config, data)
+    else:
+        describe_labels(config, data, task)
+    say(f"Model: {config.objective.name}, {model.config.model_type} with {plural(model.num_parameters(), 'parameter')}")
+    if config.optim.weight_decay:
+        say(weight_decay_of(model, config.optim.weight_decay))
+    step = plural(config.batch_size, "sequence", exact=True)
+    epochs = "" if data.mixes else f", {count(steps * config.batch_size / stream.num_windows)} epochs"
+    trained = plural(steps * config.batch_size * config.seq_len, "token")
+    say(f"Training: {plural(steps, 'step', exact=True)} of {step}, {trained}{epochs}")
+    if data.recipe.moves_words and (share := data.unspaced_share) > UNSPACED_SHARE:
+        what = "of the letters are of scripts that put no space between words, so whole clauses count as words"
+        say(f"Warning: {share:.0%} {what}; an objective on tokens may suit the text better (--objective.unit token)")
+    for reading in readings(config, data) if data.mixes else []:
+        say(f"  {reading}")
+        if reading.warning:
+            say(f"Warning: {reading.warning}")
+    if task is None:
+        say(f"Unigram loss: {data.unigram_loss:.4f} nats/token (baseline that only knows token frequencies)")
+
+
+def describe_text(config: Config, data: DataModule) -> None:
+    """Say what the text is, and how it is cut into sequences."""
+    stream = data.train_stream
     corpora = [source.corpus for source in stream.sources]
     documents = sum(corpus.num_documents for corpus in corpora)
     text = f"Text: {plural(documents, 'document', exact=True)}" if documents else "Ids of other tools"
@@ -43,21 +71,16 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
                 f"Warning: {plural(source.windows.num_unread, 'token')}{of_it} will not be used: they are left over "
                 f"where shards end; prepare the text again with larger --shard_tokens, or lower --seq_len"
             )
-    say(f"Model: {config.objective.name}, {model.config.model_type} with {plural(model.num_parameters(), 'parameter')}")
-    if config.optim.weight_decay:
-        say(weight_decay_of(model, config.optim.weight_decay))
-    step = plural(config.batch_size, "sequence", exact=True)
-    epochs = "" if data.mixes else f", {count(steps * config.batch_size / stream.num_windows)} epochs"
-    trained = plural(steps * config.batch_size * config.seq_len, "token")
-    say(f"Training: {plural(steps, 'step', exact=True)} of {step}, {trained}{epochs}")
-    if data.recipe.moves_words and (share := data.unspaced_share) > UNSPACED_SHARE:
-        what = "of the letters are of scripts that put no space between words, so whole clauses count as words"
-        say(f"Warning: {share:.0%} {what}; an objective on tokens may suit the text better (--objective.unit token)")
-    for reading in readings(config, data) if data.mixes else []:
-        say(f"  {reading}")
-        if reading.warning:
-            say(f"Warning: {reading.warning}")
-    say(f"Unigram loss: {data.unigram_loss:.4f} nats/token (baseline that only knows token frequencies)")
+
+
+def describe_labels(config: Config, data: DataModule, task: Task) -> None:
+    """Say what labels there are, how often each comes, and what is to be beaten."""
+    train, val = data.label_counts
+    say(f"Training rows: {labels_in_words(data.labels, train)}")
+    say(f"Held-out rows: {labels_in_words(data.labels, val)}")
+    if (to_beat := baseline(data.labels, train, val, task.is_one_each)) is not None:
+        say(f"{to_beat}; its loss is {data.unigram_loss:.4f}")
+    say(f"Sequences of {plural(config.seq_len, 'token')} at most, vocabulary {data.vocab_size:,}")
 
 
 def weight_decay_of(model: PreTrainedModel, rate: float) -> str:
@@ -126,8 +149,11 @@ def summarise(config: Config, run: RunFolder, data: DataModule, step: int) -> No
     if measured:
         first, last = measured[0], measured[-1]
         per_byte = f", {last['val/bits_per_byte']:.3f} bits/byte" if "val/bits_per_byte" in last else ""
-        losses = f"{first['val/loss']:.4f} -> {last['val/loss']:.4f} nats/token{per_byte}"
-        say(f"Held-out loss {losses}; unigram loss {data.unigram_loss:.4f}")
+        unit, baseline_name = (
+            (" nats/token", "unigram loss") if data.recipe.task(config.seq_len) is None else ("", "baseline")
+        )
+        losses = f"{first['val/loss']:.4f} -> {last['val/loss']:.4f}{unit}{per_byte}"
+        say(f"Held-out loss {losses}; {baseline_name} {data.unigram_loss:.4f}")
     if without := sum("without_targets" in row for row in run.rows()):
         say(f"Warning: {plural(without, 'step')} had nothing to predict (without_targets in metrics.jsonl)")
     say(f"Model:    {run.export}", to_copy=True)

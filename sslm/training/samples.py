@@ -7,6 +7,7 @@ NUM_SAMPLES, SAMPLE_TOKENS = 2, 60
 FILLED_IN = "[a>b] where the text has a and the model says b"
 WRITTEN = "what the model reads >> what it writes, each token after the true ones before it"
 CONTINUED = "held-out text >> what the model writes after it"
+LABELLED = "text >> what the model says (what is right)"
 """How to read samples of each kind."""
 
 

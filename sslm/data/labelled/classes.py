@@ -36,6 +36,10 @@ class Classes(Task):
     fields: ClassVar[tuple[str, ...]] = ("row", "input_ids", "token_type_ids", "labels")
 
     @property
+    def is_one_each(self) -> bool:
+        return not self.multi_label
+
+    @property
     def least_names(self) -> int:
         return 1 if self.multi_label else 2
 

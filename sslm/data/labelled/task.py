@@ -70,6 +70,14 @@ class Task:
     first_names: ClassVar[tuple[str, ...]] = ()
     """Names that get the first numbers, if they occur."""
 
+    is_counted: ClassVar[bool] = True
+    """Whether labels, or numbers, are counted, so that a baseline can be told."""
+
+    @property
+    def is_one_each(self) -> bool:
+        """Whether each row, or each tagged word, has one label; else each label is there or not."""
+        return True
+
     @property
     def least_names(self) -> int:
         """Number of labels below which there is nothing to tell apart."""

@@ -62,6 +62,8 @@ class StepBatch(TypedDict, total=False):
     """Number of targets in this share, per source."""
     digest: int
     """Digest of this share, or 0 without one."""
+    lengths: list[int]
+    """[share] tokens of each row, the rest of which is padding; absent if rows of text are as full as they can be."""
     bad: list[str]
     """(source, file, reason) of a shard that could not be read and is to be replaced."""
 
@@ -289,18 +291,21 @@ def _widened(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(np.int64) if array.dtype.kind == "i" and array.itemsize < 8 else array
 
 
-def step_batch(batch: Batch, num_sources: int, with_digest: bool = False) -> StepBatch:
+def step_batch(batch: Batch, num_sources: int, with_digest: bool = False, with_lengths: bool = False) -> StepBatch:
     """Turn a loader's batch, its arrays already tensors, into what a step takes."""
     if "bad" in batch:
         return {"tensors": {}, "bad": batch["bad"], "scored": [0] * num_sources, "digest": 0}
     arrays = {name: tensor.numpy() for name, tensor in batch["tensors"].items()}
-    return {
+    made: StepBatch = {
         "tensors": batch["tensors"],
         "sources": torch.from_numpy(batch["sources"]),
         "first_position": int(batch["positions"][0]),
         "scored": _scored(arrays["labels"], batch["sources"], num_sources),
         "digest": digest(arrays, batch["positions"]) if with_digest else 0,
     }
+    if with_lengths:
+        made["lengths"] = arrays["attention_mask"].sum(axis=1).tolist()
+    return made
 
 
 def _scored(labels: NDArray[Any], sources: NDArray[np.int64], num_sources: int) -> list[int]:
