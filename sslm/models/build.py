@@ -16,6 +16,7 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import (
     MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_MASKED_LM_MAPPING_NAMES,
+    MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
     MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES,
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
@@ -44,6 +45,7 @@ LANGUAGE_MODELS: dict[str, Mapping[str, str]] = {
 ARCHITECTURES = LANGUAGE_MODELS | {
     "AutoModelForSequenceClassification": MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
     "AutoModelForTokenClassification": MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES,
+    "AutoModelForQuestionAnswering": MODEL_FOR_QUESTION_ANSWERING_MAPPING_NAMES,
 }
 """Auto class -> model_type -> name of the class."""
 EXAMPLES = {
@@ -52,6 +54,7 @@ EXAMPLES = {
     "AutoModelForSeq2SeqLM": "t5, bart, t5gemma",
     "AutoModelForSequenceClassification": "bert, modernbert, llama",
     "AutoModelForTokenClassification": "bert, modernbert, roberta",
+    "AutoModelForQuestionAnswering": "bert, modernbert, roberta",
 }
 
 

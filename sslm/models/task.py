@@ -1,4 +1,4 @@
-"""Models that are taught a task: transformers' classes for classifying, tagging and regression, with each row's loss.
+"""Models that are taught a task: transformers' classes for classes, tags, numbers and answers, with each row's loss.
 
 What a model is taught stands in its own config, by transformers' names: `problem_type`, `num_labels`.
 """
@@ -14,6 +14,8 @@ from sslm.models.head import LanguageModel
 from sslm.models.masks import unread_masks
 from sslm.models.network import IGNORED, Network, Predicted
 
+LONGEST_ANSWER = 30
+"""Tokens of the longest answer that is looked for, as in BERT's own run_squad."""
 CLASSES, SEVERAL, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 """Values of a config's `problem_type`: one class each, several labels at once, a number."""
 
@@ -73,6 +75,44 @@ class TaskModel(Network):
         return torch.where(labels == IGNORED, IGNORED, likeliest)
 
 
+class SpanModel(Network):
+    """A model that says where an answer begins and where it ends, which gives each row's two losses summed.
+
+    Args:
+        model: of one of transformers' classes for question answering.
+        embedding_noise: as in `Network`.
+    """
+
+    def forward(self, labels: Tensor | None = None, *, predict: bool = False, **inputs: Tensor) -> Any:
+        self.begin_pass()
+        with unread_masks(self.model):
+            outputs = self.model(**inputs)
+        edges = torch.stack([outputs.start_logits, outputs.end_logits], dim=1)
+        edges = edges.to(torch.promote_types(edges.dtype, torch.float32))
+        if (mask := inputs.get("attention_mask")) is not None:  # or a row's loss would depend on the batch's width
+            edges = edges.masked_fill(mask[:, None] == 0, -torch.inf)
+        if labels is None:
+            return edges
+        losses = F.cross_entropy(edges.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).sum(dim=1)
+        return Predicted(losses, best_spans(edges, labels)) if predict else losses
+
+
+def best_spans(edges: Tensor, labels: Tensor, longest: int = LONGEST_ANSWER) -> Tensor:
+    """[batch, 2] first and last place of the likeliest span of at most `longest` tokens; IGNORED if nothing is scored.
+
+    Args:
+        edges: [batch, 2, seq_len] logits of beginnings and of ends.
+        labels: [batch, 2].
+    """
+    starts, ends = edges.unbind(1)
+    length = starts.shape[1]
+    both = starts[:, :, None] + ends[:, None, :]
+    allowed = torch.ones(length, length, dtype=torch.bool, device=edges.device).triu().tril(longest - 1)
+    best = both.masked_fill(~allowed, -torch.inf).flatten(1).argmax(dim=1)
+    found = torch.stack([best // length, best % length], dim=1)
+    return torch.where(labels == IGNORED, IGNORED, found)
+
+
 def network_for(
     model: PreTrainedModel,
     max_scored: int | None = None,
@@ -83,7 +123,9 @@ def network_for(
     embedding_noise: float = 0.0,
     class_weights: Tensor | None = None,
 ) -> Network:
-    """Make what is trained of a model: a `TaskModel` if it has a task's head, else a `LanguageModel`."""
+    """Make what is trained of a model: a `TaskModel` or `SpanModel` if it has a task's head, else a `LanguageModel`."""
+    if type(model).__name__.endswith("ForQuestionAnswering"):
+        return SpanModel(model, embedding_noise)
     if type(model).__name__.endswith(("ForSequenceClassification", "ForTokenClassification")):
         return TaskModel(
             model, label_smoothing=label_smoothing, embedding_noise=embedding_noise, class_weights=class_weights

@@ -20,6 +20,9 @@ OBJECTIVES = {
     "token_order": "TokenOrder",
     "classification": "Classification",
     "regression": "Regression",
+    "tagging": "Tagging",
+    "extraction": "Extraction",
+    "text_to_text": "TextToText",
 }
 
 

@@ -10,14 +10,19 @@ are the answer:
     labels            5 6
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
 
 from sslm.data.labelled.answers import Answers
 from sslm.data.labelled.task import Task
-from sslm.data.stream.recipe import Arrays, Examples
+from sslm.data.stream.recipe import Arrays, Examples, Recipe
 from sslm.data.stream.vocabulary import Vocabulary
-from sslm.objectives.labelled import LabelledRecipe, inputs
+from sslm.objectives.labelled import LabelledRecipe, Supervised, inputs
 from sslm.system.errors import UserError
+from sslm.training.scores import Scores, span_scores
 
 
 @dataclass(frozen=True)
@@ -38,3 +43,25 @@ class ExtractionRecipe(LabelledRecipe):
         assert vocabulary is not None
         fields = self.fields(examples, vocabulary)
         return {**inputs(fields, vocabulary), "labels": fields["labels"]}
+
+
+class Extraction(Supervised):
+    """Where an answer begins and ends, with transformers' head for question answering; padding is never chosen."""
+
+    auto_class: ClassVar[str] = "AutoModelForQuestionAnswering"
+    metric_names: ClassVar[tuple[str, ...]] = ()
+    recipe_class = ExtractionRecipe
+
+    @classmethod
+    def model_keys(cls, recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
+        return {}
+
+    def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        return {}
+
+    def scores(self) -> Scores:
+        return span_scores()
+
+    def in_words(self, label: Tensor) -> str:
+        first, last = label.tolist()
+        return f"tokens {first} to {last}"

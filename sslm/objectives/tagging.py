@@ -10,15 +10,20 @@ where "Muller" is two tokens:
     labels         -100    1 -100      0 -100 -100 -100 -100
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
+from torch import Tensor
 
 from sslm.data.labelled.tags import Tags
 from sslm.data.labelled.task import Task
-from sslm.data.stream.recipe import IGNORED, Arrays, Examples
+from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
 from sslm.data.stream.vocabulary import Vocabulary
-from sslm.objectives.labelled import LabelledRecipe, inputs
+from sslm.models.task import CLASSES
+from sslm.objectives.labelled import LabelledRecipe, Supervised, inputs
+from sslm.training.scores import Scores, tag_scores
 
 
 @dataclass(frozen=True)
@@ -33,3 +38,20 @@ class TaggingRecipe(LabelledRecipe):
         fields = self.fields(examples, vocabulary)
         labels = fields["labels"]
         return {**inputs(fields, vocabulary), "labels": np.where(labels > 0, labels - 1, IGNORED)}
+
+
+class Tagging(Supervised):
+    """A tag for each word, with transformers' head for token classification."""
+
+    auto_class: ClassVar[str] = "AutoModelForTokenClassification"
+    recipe_class = TaggingRecipe
+
+    @classmethod
+    def model_keys(cls, recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
+        return {**super().model_keys(recipe, labels), "problem_type": CLASSES}
+
+    def scores(self) -> Scores:
+        return tag_scores(self.labels)
+
+    def in_words(self, label: Tensor) -> str:
+        return " ".join(self.labels[number] for number in label.tolist() if number != IGNORED)

@@ -16,6 +16,7 @@ on with the target; only that is scored:
 """
 
 from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -23,8 +24,12 @@ from sslm.data.labelled.task import Task
 from sslm.data.labelled.texts import Continuations, Texts
 from sslm.data.stream.recipe import IGNORED, Arrays, Examples
 from sslm.data.stream.vocabulary import Vocabulary
+from sslm.models.build import auto_class_of
+from sslm.objectives.causal_lm import CausalLM
 from sslm.objectives.labelled import LabelledRecipe, inputs
+from sslm.objectives.span_corruption import SpanCorruption
 from sslm.system.errors import UserError
+from sslm.training.module import Objective
 
 
 @dataclass(frozen=True)
@@ -77,3 +82,25 @@ class CausalTextToTextRecipe(TextToTextRecipe):
         ids = np.where(is_written, written, np.where(places < num_read, source, IGNORED))
         labels = np.where(is_written, ids, IGNORED)[:, 1:]
         return {**inputs({"input_ids": ids[:, :-1]}, vocabulary), "labels": labels}
+
+
+class TextToText(Objective):
+    """A text from a text, with a model that has an encoder and a decoder."""
+
+    auto_class: ClassVar[str] = "AutoModelForSeq2SeqLM"
+    default_model: ClassVar[dict[str, Any]] = SpanCorruption.default_model
+    default_lr: ClassVar[float] = 5e-4
+    recipe_class = TextToTextRecipe
+
+    @classmethod
+    def for_model_type(cls, model_type: str) -> type[Objective]:
+        return CausalTextToText if auto_class_of(model_type) == "AutoModelForCausalLM" else TextToText
+
+
+class CausalTextToText(TextToText):
+    """A text from a text, with a causal model that goes on from the source."""
+
+    auto_class: ClassVar[str] = "AutoModelForCausalLM"
+    default_model: ClassVar[dict[str, Any]] = CausalLM.default_model
+    default_lr: ClassVar[float] = 2e-4
+    recipe_class = CausalTextToTextRecipe

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
+from torchmetrics import MeanMetric, Metric
 from torchmetrics.classification import MulticlassF1Score, MultilabelExactMatch, MultilabelF1Score
 from torchmetrics.regression import MeanAbsoluteError, PearsonCorrCoef, SpearmanCorrCoef
 
@@ -72,6 +72,29 @@ def number_scores() -> Scores:
 def tag_scores(names: Sequence[str]) -> Scores:
     """Scores of tagged words: F1 of spans if the tags have prefixes, else those of classes."""
     return Scores({"f1": SpanF1(names)}, rows) if all(map(BIO.fullmatch, names)) else class_scores(len(names))
+
+
+def span_scores() -> Scores:
+    """Scores of answers' places, window by window: how many are right, and F1 of the tokens."""
+    return Scores({"exact_match": SameSpan(), "f1": TokenF1()}, rows)
+
+
+class SameSpan(MeanMetric):
+    """Share of rows whose first and last place are right."""
+
+    def update(self, predicted: Tensor, labels: Tensor) -> None:
+        """Add rows, [n, 2] of each."""
+        super().update((predicted == labels).all(dim=1).float())
+
+
+class TokenF1(MeanMetric):
+    """Mean over rows of the F1 of an answer's tokens, as SQuAD counts words."""
+
+    def update(self, predicted: Tensor, labels: Tensor) -> None:
+        """Add rows, [n, 2] of each: first and last place."""
+        common = torch.minimum(predicted[:, 1], labels[:, 1]) - torch.maximum(predicted[:, 0], labels[:, 0]) + 1
+        lengths = (predicted[:, 1] - predicted[:, 0] + 1) + (labels[:, 1] - labels[:, 0] + 1)
+        super().update(2 * common.clamp(min=0) / lengths)
 
 
 class Matthews(Metric):
