@@ -75,7 +75,8 @@ class ObjectiveConfig(Section):
     """What the model is trained to do."""
 
     name: str = "causal_lm"
-    """Objective: causal_lm, masked_lm, span_corruption, denoising or token_order."""
+    """Objective: causal_lm, masked_lm, span_corruption, denoising, token_order; of labelled data classification,
+    regression, tagging, extraction, text_to_text."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The chosen objective's own settings (typed as --objective.KEY)."""
 
@@ -273,6 +274,8 @@ class CheckpointConfig(Section):
     """Metric by which keep_best chooses."""
     best_is: Literal["lowest", "highest"] = setting("lowest", may_change=True)
     """Whether the lowest or the highest value of best_metric is best."""
+    export: Literal["last", "best"] = setting("last", may_change=True)
+    """Checkpoint of which the finished run's model is made: the last, or the best of those that are kept."""
     keep_every_steps: int | None = setting(None, POSITIVE, may_change=True)
     """Never remove checkpoints at multiples of this many steps; null: no such exception."""
     sync: bool = setting(False, may_change=True)
@@ -336,6 +339,8 @@ class Config(Section):
     """End after this many optimizer steps; default: 700, unless max_tokens is given."""
     max_tokens: int | None = setting(None, POSITIVE, may_change=True)
     """End after this many tokens; with max_steps, the earlier of the two ends the run."""
+    max_epochs: float | None = setting(None, POSITIVE, may_change=True)
+    """End when the training data has been read this many times; with max_steps, the earlier of the two."""
     stop_after: str | None = setting(None, may_change=True)
     """Save everything and stop (exit code 75) within this time (3h50m), or after this many steps of this command
     (200steps)."""

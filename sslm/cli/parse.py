@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_stop_after, to_tree
-from sslm.objectives import load_objective
+from sslm.objectives import load_objective, usual_settings
 from sslm.runs.changes import parse_resume_with
 from sslm.system.errors import UserError, nearest, short
 from sslm.system.other_names import SETTINGS
@@ -35,7 +35,7 @@ def parse(arguments: list[str]) -> Config:
     """
     given = [word for word in arguments if word not in ("-h", "--help")]
     if given != arguments:
-        show_help(_objective_in(given))
+        show_help(objective_in(given))
     return _checked(_built(_tree(given)))
 
 
@@ -48,10 +48,12 @@ def _tree(arguments: list[str]) -> Tree:
     for flag in flags:
         if flag.name != "config":
             _put(tree, flag)
+    for section, values in usual_settings(tree["objective"].get("name")).items():
+        tree[section] = values | tree[section]
     return tree
 
 
-def _objective_in(arguments: list[str]) -> str | None:
+def objective_in(arguments: list[str]) -> str | None:
     """Find the objective that a command line names; None if it names none, or is wrong."""
     try:
         return _tree(arguments)["objective"].get("name")

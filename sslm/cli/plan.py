@@ -22,7 +22,7 @@ from sslm.config import Config
 from sslm.data.module import DataModule
 from sslm.models.flops import matmul_parameters, of_experts, share_of_experts
 from sslm.models.masks import masks_in_words
-from sslm.objectives.choose import build_on_meta, choose_model, choose_objective, open_data
+from sslm.objectives.choose import build_on_meta, choose_model, choose_objective, open_data, with_epochs
 from sslm.parallel.launch import Launch
 from sslm.parallel.planning.budget import Budget, Proposal, plan_launch
 from sslm.parallel.planning.expected_speed import expected_speed
@@ -47,6 +47,7 @@ def main(arguments: list[str] | None = None) -> int:
     keep_libraries_quiet()
     objective, recipe = choose_objective(config)
     data = open_data(config, recipe)
+    config = with_epochs(config, data)
     model = build_on_meta(config, objective, choose_model(config, objective, data))
     if machine is not None:
         config = replace(config, devices=machine.devices, num_nodes=machine.num_nodes)

@@ -26,6 +26,7 @@ from sslm.objectives.choose import (
     choose_model,
     choose_objective,
     open_data,
+    with_epochs,
 )
 from sslm.parallel import strategies
 from sslm.parallel.checks import check_processes
@@ -35,6 +36,7 @@ from sslm.parallel.parallelize import parallelize
 from sslm.parallel.planning.budget import Budget, plan_launch
 from sslm.parallel.planning.micro_batch import choose_micro_batch_size, micro_batch_key
 from sslm.parallel.tf32 import fp32_products
+from sslm.runs.checkpoints.best import best_checkpoint
 from sslm.runs.checkpoints.folder import read_state, step_of
 from sslm.runs.checkpoints.mirror import Mirror, check_upload
 from sslm.runs.export import export
@@ -101,6 +103,7 @@ def run(config: Config, arguments: list[str]) -> int:
     check_upload(config)
 
     data = open_data(config, recipe)
+    config = with_epochs(config, data)
     model_config = choose_model(config, objective, data)
     weightless = build_on_meta(config, objective, model_config)
     check_embedding(config, data, weightless)
@@ -197,15 +200,25 @@ def conclude(setup: Setup, callbacks: Callbacks) -> None:
         setup.folder.write_status("stopped", exit_code=STOPPED, step=step, reason=why)
         say(f"Stopped at step {step} of {setup.total_steps} ({why}), all saved. Run the same command to resume.")
         return
-    export(checkpoint, setup.folder.export)
+    export(exported(setup, checkpoint), setup.folder.export)
     declare_done(setup, checkpoint)
+
+
+def exported(setup: Setup, last: Path) -> Path:
+    """Choose the checkpoint of which a run's model is made: the last, or the best that is whole."""
+    when = setup.config.checkpoint
+    best = best_checkpoint(setup.folder.checkpoints, when) if when.export == "best" else None
+    if best is None or best == last:
+        return last
+    say(f"Best checkpoint: {best.name}, by {when.best_metric}")
+    return best
 
 
 def already_done(setup: Setup, checkpoint: Path) -> int:
     """Make the export if the run was killed before it had one, and return the exit code: nothing is left to train."""
     if ranks.is_first_process():
         if not (setup.folder.export / "config.json").is_file():
-            export(checkpoint, setup.folder.export)
+            export(exported(setup, checkpoint), setup.folder.export)
         declare_done(setup, checkpoint)
         say(f"{done_in_words(setup.config, checkpoint)}; to start anew: another --run_dir.")
     return DONE

@@ -12,18 +12,42 @@ from sslm.system.errors import UserError, nearest
 if TYPE_CHECKING:
     from sslm.training.module import Objective
 
-OBJECTIVES = {
+PRETRAINING = {
     "causal_lm": "CausalLM",
     "masked_lm": "MaskedLM",
     "span_corruption": "SpanCorruption",
     "denoising": "Denoising",
     "token_order": "TokenOrder",
+}
+FINE_TUNING = {
     "classification": "Classification",
     "regression": "Regression",
     "tagging": "Tagging",
     "extraction": "Extraction",
     "text_to_text": "TextToText",
 }
+OBJECTIVES = PRETRAINING | FINE_TUNING
+BEST = {
+    "classification": ("val/f1_macro", "highest"),
+    "regression": ("val/pearson", "highest"),
+    "tagging": ("val/f1", "highest"),
+    "extraction": ("val/f1", "highest"),
+    "text_to_text": ("val/loss", "lowest"),
+}
+"""What tells a fine-tuned model's best checkpoint."""
+
+
+def usual_settings(name: str | None) -> dict[str, dict[str, str]]:
+    """Settings that suit an objective better than the defaults of all, as YAML has them: section -> key -> value."""
+    if name not in BEST:
+        return {}
+    metric, best_is = BEST[name]
+    return {
+        "": {"max_epochs": "3", "batch_size": "32", "val_every": "200"},
+        "data": {"val_sequences": "100000"},
+        "optim": {"weight_decay": "0.01"},
+        "checkpoint": {"keep_last": "1", "keep_best": "1", "best_metric": metric, "best_is": best_is, "export": "best"},
+    }
 
 
 def load_objective(name: str) -> "type[Objective]":

@@ -3,6 +3,8 @@
 This happens before another process is started, and before the run folder is touched.
 """
 
+from dataclasses import replace
+
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.config import Config
@@ -50,6 +52,17 @@ def open_data(config: Config, recipe: Recipe) -> DataModule:
     )
     data.setup()
     return data
+
+
+def with_epochs(config: Config, data: DataModule) -> Config:
+    """Say --max_epochs in steps, now that it is known how much data there is."""
+    if config.max_epochs is None:
+        return config
+    windows = data.train_stream.num_windows
+    steps = max(round(config.max_epochs * windows / config.batch_size), 1)
+    config = replace(config, max_steps=min(steps, config.max_steps or steps))
+    data.total_steps = config.total_steps
+    return config
 
 
 def choose_model(config: Config, objective: type[Objective], data: DataModule) -> PreTrainedConfig:

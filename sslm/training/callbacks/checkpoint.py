@@ -15,7 +15,8 @@ import sslm
 from sslm.config import CheckpointConfig
 from sslm.data.module import DataModule
 from sslm.models.masks import num_positions
-from sslm.runs.checkpoints.folder import newest_first, number_of, read_state
+from sslm.runs.checkpoints.best import metric_of
+from sslm.runs.checkpoints.folder import newest_first, number_of
 from sslm.runs.checkpoints.mirror import Mirror
 from sslm.runs.checkpoints.retention import expired
 from sslm.runs.checkpoints.saver import Saver
@@ -193,12 +194,3 @@ def model_files(pl_module: Objective, data: DataModule) -> dict[str, bytes]:
             tokenizer.save_pretrained(folder)
         files = [file for file in sorted(Path(folder).rglob("*")) if file.is_file()]
         return {f"model/{file.relative_to(folder)}": file.read_bytes() for file in files}
-
-
-def metric_of(checkpoint: Path, name: str) -> float | None:
-    """What a metric was when the checkpoint was made, or None if it was not measured."""
-    try:
-        value = read_state(checkpoint)["metrics"][name]
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    return value if isinstance(value, float) and value == value else None
