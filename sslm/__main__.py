@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 import sslm
-from sslm.cli import VERBS, usage
+from sslm.cli import VERBS, finetune, usage
 from sslm.system.errors import UserError, nearest
 from sslm.system.exits import DONE, exits_politely
 
@@ -21,7 +21,9 @@ def main(arguments: list[str] | None = None) -> int:
         return DONE
     if verb not in VERBS:
         raise UserError(f"sslm {verb}: there is no such verb{nearest(verb, VERBS)}; allowed: {', '.join(VERBS)}")
-    module = "sslm.train" if verb == "train" else f"sslm.cli.{verb.replace('-', '_')}"
+    if verb == "finetune":
+        finetune.check(rest)
+    module = "sslm.train" if verb in ("train", "finetune") else f"sslm.cli.{verb.replace('-', '_')}"
     return int(import_module(module).main(rest))
 
 

@@ -37,9 +37,9 @@ BEST = {
 """What tells a fine-tuned model's best checkpoint."""
 
 
-def usual_settings(name: str | None) -> dict[str, dict[str, str]]:
+def usual_settings(name: object) -> dict[str, dict[str, str]]:
     """Settings that suit an objective better than the defaults of all, as YAML has them: section -> key -> value."""
-    if name not in BEST:
+    if not isinstance(name, str) or name not in BEST:
         return {}
     metric, best_is = BEST[name]
     return {

@@ -13,7 +13,7 @@ SETTINGS_KNOWN_AS = {
     "optim.name": "optim optimizer",
     "optim.average_decay": "ema ema_decay",
     "robust.label_smoothing": "label_smoothing label_smoothing_factor",
-    "max_steps or --max_tokens": "epochs num_epochs num_train_epochs max_epochs",
+    "max_epochs": "epochs num_epochs num_train_epochs",
     "max_steps": "steps iters max_iters num_steps train_steps total_steps num_train_steps max_train_steps",
     "batch_size": "bs train_batch_size total_batch_size global_batch_size",
     "micro_batch_size": "per_device_train_batch_size per_device_batch_size device_batch_size "
@@ -75,6 +75,11 @@ OBJECTIVES_KNOWN_AS = {
     "span_corruption": "t5 span spans span_masking seq2seq ul2",
     "denoising": "bart dae denoise infilling text_infilling",
     "token_order": "structbert pert shuffle permutation sop",
+    "classification": "sequence_classification text_classification classify sentiment nli glue",
+    "regression": "sts stsb similarity",
+    "tagging": "token_classification ner pos sequence_labeling",
+    "extraction": "question_answering qa squad extractive_qa",
+    "text_to_text": "translation summarization summarisation sft seq2seq_lm",
 }
 
 SETTINGS = {other: name for name, others in SETTINGS_KNOWN_AS.items() for other in others.split()}

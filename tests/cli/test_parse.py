@@ -167,7 +167,8 @@ optim.beta1 optim.beta2 optim.eps optim.clip_norm optim.average_decay robust.lab
 robust.embedding_noise robust.adversarial robust.epsilon robust.adversarial_steps fsdp.reshard_after_forward
 fsdp.reduce_gradients fsdp.replicas deepspeed.offload_optimizer deepspeed.offload_parameters deepspeed.config
 checkpoint.every_steps checkpoint.every_minutes checkpoint.keep_last checkpoint.keep_best checkpoint.best_metric
-checkpoint.best_is checkpoint.export checkpoint.keep_every_steps checkpoint.sync checkpoint.upload anomaly.action anomaly.spike_z
+checkpoint.best_is checkpoint.export checkpoint.keep_every_steps checkpoint.sync checkpoint.upload anomaly.action
+anomaly.spike_z
 anomaly.patience anomaly.max_rewinds
 """
 MOST_FLAGS = 92

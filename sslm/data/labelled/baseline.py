@@ -63,7 +63,7 @@ def baseline_loss(train: Tally, val: Tally, is_one_each: bool = True) -> float:
     there or not; of numbers the mean squared error of the training mean.
 
     >>> round(baseline_loss(Tally(4, (1, 3)), Tally(10, (4, 6))), 4)
-    0.6819
+    0.6827
     """
     if train.targets and val.targets:
         mean = train.total / train.targets
