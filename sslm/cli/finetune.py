@@ -1,12 +1,13 @@
 """sslm finetune: sslm train with an objective on labelled data."""
 
 from sslm.cli.parse import objective_in
-from sslm.objectives import FINE_TUNING
+from sslm.objectives import FINE_TUNING, PRETRAINING
 from sslm.system.errors import UserError
 
 
 def check(arguments: list[str]) -> None:
     """Raise UserError if a command line names no objective on labelled data."""
-    if not {"-h", "--help"} & {*arguments} and (name := objective_in(arguments)) not in FINE_TUNING:
+    name = objective_in(arguments)
+    if not {"-h", "--help"} & {*arguments} and (name is None or name in PRETRAINING):
         given = "no --objective is given" if name is None else f"--objective {name}: is for pretraining (sslm train)"
         raise UserError(f"sslm finetune: {given}; choose one of {', '.join(FINE_TUNING)}")

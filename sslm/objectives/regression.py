@@ -48,7 +48,7 @@ class Regression(Supervised):
 
     @classmethod
     def model_keys(cls, recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
-        return {"num_labels": 1, "problem_type": NUMBER}
+        return {**super().model_keys(recipe, ["number"]), "problem_type": NUMBER}
 
     def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         return {}

@@ -1,0 +1,250 @@
+"""Objectives on labelled rows, end to end: they learn, resume, run in pairs, and what is exported predicts alike."""
+
+import functools
+import json
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from safetensors.torch import load_file
+
+from sslm.__main__ import main as sslm
+from sslm.cli.parse import parse
+from sslm.objectives import FINE_TUNING
+from sslm.objectives.choose import choose_objective, open_data
+from sslm.train import main
+from tests.support.objectives import ENCODER, T5
+from tests.support.processes import train_forked
+from tests.support.runs import digests_of, losses_of, rows_of, val_of
+
+COLOURS, NOUNS = ("red", "green", "blue"), ("house", "river", "stone", "garden", "window")
+BERT = f"--model.model_type bert {ENCODER}"
+
+
+@dataclass(frozen=True)
+class Task:
+    """An objective, its flags, what it must reach, and a labelled row."""
+
+    name: str
+    flags: str
+    metric: str
+    at_least: float
+    auto_class: str
+    row: Callable[[str, str, int], dict[str, Any]]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def objective(self) -> str:
+        return self.name.partition("-")[0]
+
+
+def phrase(colour: str, noun: str) -> str:
+    return f"the {colour} {noun} is here"
+
+
+TASKS = [
+    Task(
+        "classification",
+        BERT,
+        "val/f1_macro",
+        0.9,
+        "AutoModelForSequenceClassification",
+        lambda colour, noun, n: {"text": phrase(colour, noun), "label": colour},
+    ),
+    Task(
+        "classification-several",
+        f"{BERT} --objective.multi_label true",
+        "val/f1_micro",
+        0.7,
+        "AutoModelForSequenceClassification",
+        lambda colour, noun, n: {"text": phrase(colour, noun), "label": [colour, *(["warm"] * (colour == "red"))]},
+    ),
+    Task(
+        "regression",
+        BERT,
+        "val/spearman",
+        0.8,
+        "AutoModelForSequenceClassification",
+        lambda colour, noun, n: {"text": phrase(colour, noun), "label": COLOURS.index(colour) - 0.5},
+    ),
+    Task(
+        "tagging",
+        BERT,
+        "val/f1",
+        0.9,
+        "AutoModelForTokenClassification",
+        lambda colour, noun, n: {"text": ["the", colour, noun, "is"], "label": ["O", "B-COLOUR", "I-COLOUR", "O"]},
+    ),
+    Task(
+        "extraction",
+        f"{BERT} --objective.overlap 8",
+        "val/exact_match",
+        0.5,
+        "AutoModelForQuestionAnswering",
+        lambda colour, noun, n: {
+            "id": str(n),
+            "question": "which colour",
+            "context": phrase(colour, noun),
+            "answers": {"text": [colour], "answer_start": [4]},
+        },
+    ),
+    Task(
+        "text_to_text",
+        T5,
+        "val/accuracy",
+        0.5,
+        "AutoModelForSeq2SeqLM",
+        lambda colour, noun, n: {"source": phrase(colour, noun), "target": colour},
+    ),
+    Task(
+        "text_to_text-causal",
+        f"--model.model_type llama {ENCODER}",
+        "val/accuracy",
+        0.5,
+        "AutoModelForCausalLM",
+        lambda colour, noun, n: {"source": phrase(colour, noun), "target": colour},
+    ),
+]
+SHORT = shlex.split(
+    "--data.tokenizer bpe:300 --seq_len 32 --batch_size 8 --optim.warmup_steps 2 --log_every 1 --accelerator cpu "
+    "--optim.lr 1e-2 --checkpoint.every_steps 4 --val_every 4"
+)
+
+
+def test_every_objective_on_labelled_rows_is_tried_here() -> None:
+    assert {task.objective for task in TASKS} == set(FINE_TUNING)
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Task], list[str]]:
+    """Flags that name a task's rows, which are written once."""
+    folder = tmp_path_factory.mktemp("labelled")
+
+    @functools.cache
+    def flags_of(task: Task) -> list[str]:
+        made = [task.row(COLOURS[n % 3], NOUNS[n % 5], n) for n in range(150)]
+        files = {"train": made[:120], "val": made[120:]}
+        for name, some in files.items():
+            (folder / f"{task}-{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
+        named = [f"--data.{name}={folder}/{task}-{name}.jsonl" for name in files]
+        return [*named, f"--data.cache_dir={folder}/cache"]
+
+    return flags_of
+
+
+def command(task: Task, run: Path, rows: Callable[[Task], list[str]], *more: str) -> list[str]:
+    asked = ["--objective", task.objective, *task.flags.split(), "--run_dir", str(run)]
+    return [*SHORT, *rows(task), *asked, *more]
+
+
+@pytest.mark.parametrize("task", TASKS, ids=str)
+def test_a_task_is_learned_and_its_export_has_the_same_loss_in_transformers(
+    task: Task, rows: Callable[[Task], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    arguments = command(task, run, rows, "--max_epochs", "4", "--val_every", "20", "--checkpoint.export", "last")
+    assert sslm(["finetune", *arguments]) == 0
+    said = capsys.readouterr().out
+    first, *_, last = val_of(run).values()
+    row = [row for row in rows_of(run) if "val/loss" in row][-1]
+    assert row["step"] == 60
+    assert last < first
+    assert row[task.metric] >= task.at_least, (row, said)
+    assert "120 rows" in said
+    assert f"{task.auto_class}.from_pretrained" in said
+    model = getattr(transformers, task.auto_class).from_pretrained(run / "export").eval()
+    assert loss_in_transformers(task, model, arguments) == pytest.approx(last, abs=1e-5)
+
+
+@torch.no_grad()
+def loss_in_transformers(task: Task, model: Any, arguments: list[str]) -> float:
+    """The held-out loss that transformers' own class tells, row by row without padding."""
+    config = parse(arguments)
+    data = open_data(config, choose_objective(config)[1])
+    batch = data.val_rows(30)
+    data.teardown("fit")
+    losses, targets = 0.0, 0
+    for number, length in enumerate(batch["attention_mask"].sum(1).tolist()):
+        inputs = {name: tensor[number : number + 1] for name, tensor in batch.items()}
+        labels = inputs.pop("labels")
+        inputs = {name: tensor[:, :length] for name, tensor in inputs.items()}
+        if task.objective == "extraction":
+            answer = {"start_positions": labels[:, 0], "end_positions": labels[:, 1]}
+            losses, targets = losses + 2 * model(**inputs, **answer).loss.item(), targets + 2
+            continue
+        labels = labels[:, :length] if task.name in ("tagging", "text_to_text-causal") else labels
+        num = int((labels != -100).sum())
+        if task.name == "text_to_text-causal":  # its labels are the next tokens already
+            loss = torch.nn.functional.cross_entropy(model(**inputs).logits[0], labels[0])
+        else:
+            wanted = labels[:, 0] if task.name == "classification" else labels
+            wanted = labels.float() if task.name == "classification-several" else wanted
+            loss = model(**inputs, labels=wanted).loss
+        losses, targets = losses + num * loss.item(), targets + num
+    return losses / targets
+
+
+@pytest.mark.parametrize("task", [task for task in TASKS if task.name in ("classification", "tagging")], ids=str)
+def test_a_task_that_is_stopped_and_resumed_is_the_whole_one_bit_for_bit(
+    task: Task, rows: Callable[[Task], list[str]], tmp_path: Path
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    assert main(command(task, whole, rows, "--max_steps", "20")) == 0
+    assert main(command(task, parts, rows, "--max_steps", "20", "--stop_after", "7steps")) == 75
+    assert main(command(task, parts, rows, "--max_steps", "20")) == 0
+    assert losses_of(parts) == losses_of(whole)
+    weights, resumed = (load_file(run / "export/model.safetensors") for run in (whole, parts))
+    assert all(torch.equal(weights[name], resumed[name]) for name in weights)
+
+
+@pytest.mark.parametrize(
+    ("task", "strategy"),
+    [
+        (TASKS[0], "ddp"),
+        *(pytest.param(task, name, marks=pytest.mark.slow) for task in TASKS for name in ("ddp", "fsdp")),
+    ],
+    ids=str,
+)
+def test_two_processes_learn_a_task_as_one_does(
+    task: Task, strategy: str, rows: Callable[[Task], list[str]], tmp_path: Path
+) -> None:
+    still = {"llama": "", "bert": "hidden_dropout_prob attention_probs_dropout_prob", "": "dropout_rate"}
+    kind = next(kind for kind in still if kind in task.flags)
+    flags = [*(f"--model.{name}=0" for name in still[kind].split()), "--max_steps", "6"]
+    one, two = tmp_path / "one", tmp_path / "two"
+    for run, more in ((one, []), (two, ["--strategy", strategy, "--devices", "2"])):
+        done = train_forked(command(task, run, rows, *flags, *more), tmp_path / f"{run.name}.log")
+        assert done.returncode == 0, done.stdout
+    assert digests_of(two) == digests_of(one)
+    assert losses_of(two) == pytest.approx(losses_of(one), abs=1e-5)
+    scores = [[row[name] for row in rows_of(run) for name in row if name.startswith("val/")] for run in (one, two)]
+    assert scores[1] == pytest.approx(scores[0], abs=1e-4, nan_ok=True)
+
+
+def test_the_best_checkpoint_is_exported(rows: Callable[[Task], list[str]], tmp_path: Path) -> None:
+    run, task = tmp_path / "run", TASKS[0]
+    rising = ["--optim.schedule", "constant", "--checkpoint.best_metric", "val/loss", "--checkpoint.best_is", "highest"]
+    assert main(command(task, run, rows, "--max_steps", "12", *rising)) == 0
+    best = max(val_of(run).items(), key=lambda item: (item[1], item[0]))[0]
+    assert (run / f"checkpoints/step-{best:06d}").is_dir()
+    assert f" {best} optimizer steps" in (run / "export/README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], "sslm finetune: no --objective is given; choose one of classification, regression"),
+        (["--objective", "masked_lm"], "sslm finetune: --objective masked_lm: is for pretraining (sslm train)"),
+        (["--objective", "ner"], "--objective ner: there is no such objective (did you mean tagging?)"),
+    ],
+)
+def test_finetune_is_for_labelled_rows(arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert sslm(["finetune", *arguments]) == 2
+    assert said in capsys.readouterr().err
