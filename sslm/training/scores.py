@@ -4,6 +4,7 @@ Metrics of torchmetrics do the counting. Ours are those that it lacks, or that t
 """
 
 import re
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -66,7 +67,10 @@ def label_scores(num_labels: int) -> Scores:
 
 def number_scores() -> Scores:
     """Scores of numbers."""
-    return Scores({"pearson": PearsonCorrCoef(), "spearman": SpearmanCorrCoef(), "mae": MeanAbsoluteError()}, each)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", UserWarning)  # that Spearman's keeps all numbers: they are few
+        spearman = SpearmanCorrCoef()
+    return Scores({"pearson": PearsonCorrCoef(), "spearman": spearman, "mae": MeanAbsoluteError()}, each)
 
 
 def tag_scores(names: Sequence[str]) -> Scores:
