@@ -1,5 +1,7 @@
 """Tables whose cells a comma, a semicolon or a tab divides (.csv, .tsv), the first line naming the fields.
 
+If it names none, fields go by their numbers, from 0: if all are asked for so, the first line is a row.
+
 Quotes are the trouble of these formats: in some files they hold delimiters and ends of lines (RFC 4180), in others they
 are text, and need not even come in pairs (GLUE's .tsv). A file is read by the first rule under which all of its rows
 are as wide as its header: with quotes, with quotes that may follow a space, without. A .tsv that can be read without
@@ -34,8 +36,9 @@ class Rule(NamedTuple):
 
 
 def fields(file: Path, named: Sequence[str]) -> list[str]:
-    """Name the fields there are."""
-    return _header(file, Rule(_delimiter(file), csv.QUOTE_MINIMAL))
+    """Name the fields there are: by number if that is how they are asked for."""
+    header = _header(file, Rule(_delimiter(file), csv.QUOTE_MINIMAL))
+    return [str(number) for number in range(len(header))] if _are_numbers(named, header) else header
 
 
 def rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -43,13 +46,21 @@ def rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Any
     stat = file.stat()
     rule = _rule(file, stat.st_size, stat.st_mtime_ns)
     header = _header(file, rule)
+    cells = _cells(file, rule)
+    if _are_numbers(wanted, header):
+        header = [str(number) for number in range(len(header))]
+    else:
+        next(cells)
     if missing := next((name for name in wanted if name not in header), None):
         raise UserError(f"{file}: no field {missing!r}; it has {', '.join(header)}")
     places = {name: header.index(name) for name in wanted}
-    cells = _cells(file, rule)
-    next(cells)
     for line, row in cells:
         yield f"{file}, line {line}", {name: row[place] for name, place in places.items()}
+
+
+def _are_numbers(wanted: Sequence[str], header: Sequence[str]) -> bool:
+    """Whether fields are asked for by number, and not because the header names them so."""
+    return bool(wanted) and all(name.isdecimal() for name in wanted) and not set(wanted) <= set(header)
 
 
 def _delimiter(file: Path) -> str:

@@ -1,5 +1,6 @@
 """Rows in: every kind of file or dataset that labelled data comes in, as rows with named fields."""
 
+import dataclasses
 import difflib
 import glob
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -80,7 +81,7 @@ def open_table(given: str, data: DataConfig, hash_file: Callable[[Path], str], i
 
     Args:
         given: file, pattern, folder, saved dataset or hub name.
-        data: names the fields, by which columns of words are told from their header.
+        data: names the fields, by which a first line that names columns is told from one that doesn't.
         hash_file: SHA-256 of a file's bytes.
         is_held_out: whether a dataset's held-out split is meant.
 
@@ -94,14 +95,15 @@ def open_table(given: str, data: DataConfig, hash_file: Callable[[Path], str], i
     reader = READERS[format_of(files[0])]
     if other := next((file for file in files if READERS[format_of(file)] is not reader), None):
         raise UserError(f"{given}: {files[0].name} and {other.name} are of different kinds; give one kind at a time")
-    named = [data.label_field, data.text_field if data.text_field != DataConfig.text_field else None]
+    flags = [setting for setting in dataclasses.fields(data) if setting.name.endswith("_field")]
+    named = [getattr(data, flag.name) for flag in flags if getattr(data, flag.name) != flag.default]
 
     def read(fields: Iterable[str]) -> Iterator[tuple[str, dict[str, Any]]]:
         for file in files:
             yield from reader.rows(file, tuple(fields))
 
     record = [{"file": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)} for file in files]
-    return Table(given, record, tuple(reader.fields(files[0], [name for name in named if name])), read)
+    return Table(given, record, tuple(reader.fields(files[0], named)), read)
 
 
 def find(given: str) -> list[Path] | None:

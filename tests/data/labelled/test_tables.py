@@ -106,6 +106,15 @@ def test_rows_are_read_whatever_the_files_quirks(tmp_path: Path, quirk: str) -> 
     assert pairs_in(tmp_path / name) == expected
 
 
+def test_fields_of_files_that_name_none_go_by_number(tmp_path: Path) -> None:
+    (tmp_path / "f.tsv").write_text("1\ta\tx\n0\tb, c\ty\n")
+    assert pairs_in(tmp_path / "f.tsv", text_field="1", label_field="2") == ONE
+    (tmp_path / "years.csv").write_text("1999,2000\na,x\n")
+    assert pairs_in(tmp_path / "years.csv", text_field="1999", label_field="2000") == [("a", "x")]
+    with pytest.raises(UserError, match="no field '3'; it has 0, 1, 2"):
+        pairs_in(tmp_path / "f.tsv", text_field="1", label_field="3")
+
+
 def test_parquet_and_datasets_are_read_with_the_names_of_their_classes(tmp_path: Path) -> None:
     import datasets
 
