@@ -5,6 +5,7 @@ import sslm
 VERBS = {
     "train": "pretrain a model (no arguments: a two-minute run on embedded English)",
     "finetune": "teach a pretrained model a task, by labelled data",
+    "predict": "say with a fine-tuned model what the labels of rows are",
     "prepare": "tokenise text into a corpus that `--data.train` takes",
     "plan": "tell beforehand what a run takes: memory, time, money, disk, on this machine or another",
     "verify-resume": "kill a run at random steps, resume it, and compare it with one that was not",

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import torch
 import transformers
 from torch import Tensor
-from transformers import AutoConfig, PreTrainedModel
+from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.tokenizer import Tokenizer
 from sslm.models.build import auto_class_named, auto_class_of, class_named, read_config, set_vocab_size
 from sslm.models.head import UNPADDED
 from sslm.models.masks import num_positions
+from sslm.models.task import NUMBER
 from sslm.models.weights import tied_names
 from sslm.runs.checkpoints.folder import read_state
 from sslm.runs.checkpoints.shards import index
@@ -24,7 +25,12 @@ from sslm.system.files import is_size
 
 WEIGHTS, AVERAGES = "model.model.", "average.model."
 """Prefixes of names in a checkpoint."""
-USUAL = {"AutoModelForCausalLM": "causal_lm", "AutoModelForMaskedLM": "masked_lm"}
+USUAL = {
+    "AutoModelForCausalLM": "causal_lm",
+    "AutoModelForMaskedLM": "masked_lm",
+    "AutoModelForTokenClassification": "tagging",
+    "AutoModelForQuestionAnswering": "extraction",
+}
 """Auto class -> the objective that a model of unknown origin was probably trained with."""
 
 
@@ -33,6 +39,8 @@ class Trained(NamedTuple):
 
     name: str
     """As it was typed."""
+    folder: str
+    """Of its config and its tokenizer, or its hub name."""
     model: PreTrainedModel
     """On the CPU, in evaluation mode, its weights in the dtype that they were saved in."""
     tokenizer: Tokenizer
@@ -48,12 +56,13 @@ class Trained(NamedTuple):
     """Optimizer steps of the run; None if it is no run's."""
 
 
-def open_trained(path: str, last: bool = False) -> Trained:
+def open_trained(path: str, last: bool = False, prefers_export: bool = False) -> Trained:
     """Open a run folder (its newest checkpoint, else its export), a checkpoint, a Hugging Face folder, or a hub name.
 
     Args:
         path: as typed.
         last: whether to take a run's last weights even if it averages them.
+        prefers_export: whether to take a run's export if there is one, which may be its best checkpoint.
 
     Raises:
         UserError: nothing there, it is damaged, or its tokenizer is missing.
@@ -61,9 +70,12 @@ def open_trained(path: str, last: bool = False) -> Trained:
     transformers.logging.set_verbosity_error()  # what is missing is said in a sentence
     transformers.logging.disable_progress_bar()
     run = RunFolder(Path(path))
+    has_export = (run.export / "config.json").is_file()
+    if prefers_export and has_export:
+        return _of_folder(path, str(run.export), _settings(run))
     if is_checkpoint(run.path) or any(run.checkpoints.glob("step-*")):
         return _of_checkpoint(path, find_checkpoint(path), last)
-    if (run.export / "config.json").is_file():
+    if has_export:
         return _of_folder(path, str(run.export), _settings(run))
     return _of_folder(path, path, {})
 
@@ -72,7 +84,8 @@ def _of_checkpoint(name: str, checkpoint: Path, last: bool) -> Trained:
     model, weights = checkpoint_model(checkpoint, last)
     model = type(model).from_pretrained(None, config=model.config, state_dict=weights)
     tokenizer = tokenizers.load(checkpoint / "model", "")
-    return _known(name, model, tokenizer, _settings(run_of(checkpoint)), read_state(checkpoint)["step"])
+    settings, step = _settings(run_of(checkpoint)), read_state(checkpoint)["step"]
+    return _known(name, str(checkpoint / "model"), model, tokenizer, settings, step)
 
 
 def _of_folder(name: str, folder: str, settings: dict[str, Any]) -> Trained:
@@ -85,29 +98,32 @@ def _of_folder(name: str, folder: str, settings: dict[str, Any]) -> Trained:
         raise UserError(f"{name}: no model could be loaded from it ({one_line(error)})") from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{name}: has no weights for {', '.join(missing[:3])}{' …' if missing[3:] else ''}")
-    return _known(name, model, tokenizers.load(folder, ""), settings, None)
+    return _known(name, folder, model, tokenizers.load(folder, ""), settings, None)
 
 
 def _known(
-    name: str, model: PreTrainedModel, tokenizer: Tokenizer, settings: dict[str, Any], step: int | None
+    name: str, folder: str, model: PreTrainedModel, tokenizer: Tokenizer, settings: dict[str, Any], step: int | None
 ) -> Trained:
     auto_class = auto_class_named(type(model).__name__)
     written = settings.get("objective", {}).get("name")
     seq_len = settings.get("seq_len")
     return Trained(
         name,
+        folder,
         model.eval(),
         tokenizer,
         auto_class,
-        written if isinstance(written, str) else _usual(auto_class, tokenizer),
+        written if isinstance(written, str) else _usual(auto_class, model.config, tokenizer),
         seq_len if is_size(seq_len) else num_positions(model.config),
         settings,
         step,
     )
 
 
-def _usual(auto_class: str, tokenizer: Tokenizer) -> str:
+def _usual(auto_class: str, config: PreTrainedConfig, tokenizer: Tokenizer) -> str:
     """Name what a model is usually trained to do; an encoder–decoder with sentinels corrupts spans, others denoise."""
+    if auto_class == "AutoModelForSequenceClassification":
+        return "regression" if config.problem_type == NUMBER else "classification"
     if auto_class in USUAL:
         return USUAL[auto_class]
     return "span_corruption" if "<extra_id_0>" in tokenizer.get_vocab() else "denoising"

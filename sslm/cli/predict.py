@@ -1,0 +1,128 @@
+"""Say with a fine-tuned model what the labels of rows are.
+
+    sslm predict MODEL --data FILE --out FILE.jsonl
+
+MODEL is a fine-tuned run or its export. A row of the output has the number of its row in the file, what is predicted,
+and if the file has a label, what is right.
+"""
+
+import argparse
+import json
+from contextlib import closing
+from typing import TYPE_CHECKING, Any
+
+from sslm.config import DataConfig
+from sslm.system.errors import UserError
+from sslm.system.exits import DONE, exits_politely
+from sslm.system.files import write_atomically
+from sslm.system.paths import followed, local_path
+from sslm.system.terminal import Progress, keep_libraries_quiet, plural, say
+
+if TYPE_CHECKING:
+    from sslm.runs.trained import Trained
+
+FIELDS = ("text_field", "pair_field", "label_field", "label_separator")
+KEPT = ("special_tokens", "bos", "cache_dir")
+"""Other settings of a run's data that decide how rows are read."""
+SEVERAL = "multi_label_classification"
+USUAL_LEN = 512
+"""Tokens of the longest row if nothing tells how long rows may be."""
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="sslm predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("model", type=followed, help="fine-tuned run, or its export")
+    add("--data", required=True, type=followed, help="rows, in the forms of --data.val; labels may be missing")
+    add("--out", required=True, type=local_path, help="file to write, one JSON object a row; it must not exist")
+    for name in FIELDS:
+        add(f"--{name}", help=f"as --data.{name} of the run; default: what the run had")
+    add("--plot", type=local_path, help="picture to write (.png): what is right against what is predicted")
+    add("--batch_size", type=int, default=32, help="rows per forward pass (default: %(default)s)")
+    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="a GPU if there is one (default: auto)")
+    options = parser.parse_args(arguments)
+    if options.batch_size < 1:
+        raise UserError(f"--batch_size {options.batch_size}: expected a number above 0")
+    if options.out.exists():
+        raise UserError(f"--out {options.out}: already exists; remove it, or choose another file")
+    return options
+
+
+@exits_politely
+def main(arguments: list[str] | None = None) -> int:
+    options = parsed(arguments)
+    keep_libraries_quiet()
+    from sslm.runs.trained import open_trained  # brings transformers: --help and wrong flags must not wait for it
+
+    rows = predicted(open_trained(options.model, prefers_export=True), options)
+    options.out.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    say(f"{options.out}: {plural(len(rows), 'row', exact=True)}")
+    known = [row for row in rows if "label" in row]
+    if known and not isinstance(known[0]["label"], float):
+        right = sum(row["predicted"] == row["label"] for row in known)
+        say(f"{right / len(known):.2%} of {plural(len(known), 'labelled row', exact=True)} are as labelled")
+    if options.plot is not None:
+        plot(known, options)
+    return DONE
+
+
+def plot(known: list[dict[str, Any]], options: argparse.Namespace) -> None:
+    """Draw what is right against what is predicted; UserError if no row has a label."""
+    from sslm.objectives.predictions import pairs_of
+    from sslm.runs.predicted import draw
+
+    if not (pairs := pairs_of(known)):
+        raise UserError(f"--plot {options.plot}: no row has a label, so there is nothing to compare with")
+    draw(pairs, options.plot, options.model)
+    say(f"Picture: {options.plot}")
+
+
+def predicted(trained: "Trained", options: argparse.Namespace) -> list[dict[str, Any]]:
+    """Make a row of the output for each row of the file.
+
+    Raises:
+        UserError: the model was not fine-tuned for this, or the rows can't be read.
+    """
+    import torch
+
+    from sslm.data.stream.streams import open_to_predict
+    from sslm.models.task import network_for
+    from sslm.objectives import load_objective
+    from sslm.objectives.predictions import WORDS, predictions, records
+    from sslm.system.typed import typed
+
+    if trained.objective not in WORDS:
+        what = f"{trained.name}: was trained for {trained.objective}"
+        raise UserError(f"{what}; sslm predict is for {', '.join(WORDS)}, sslm generate for models that write")
+    if options.device == "gpu" and not torch.cuda.is_available():
+        raise UserError("--device gpu: there is no GPU here; leave the flag out")
+    device = torch.device("cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu")
+    kind = load_objective(trained.objective)
+    config: Any = trained.model.config
+    known = {key: value for key, value in trained.settings.get("objective", {}).items() if key != "name"}
+    if config.problem_type == SEVERAL:
+        known["multi_label"] = True
+    recipe: Any = kind.make_recipe(typed(kind.recipe_class, "objective", known))
+    labels = [str(config.id2label[number]) for number in range(len(config.id2label))]
+    data = data_config(trained.settings, options)
+    opened = open_to_predict(options.data, data, recipe, trained.seq_len or USUAL_LEN, trained.folder, labels)
+    network = network_for(trained.model.float()).eval().to(device)
+    with closing(Progress()) as bar:
+
+        def report(done: int, number: int) -> None:
+            share = done / number
+            bar.show(f"{done:,} of {plural(number, 'row', exact=True)}, {bar.time_left(share)}", share)
+
+        found = records(network, opened.stream, recipe, opened.vocabulary, options.batch_size, report)
+        return list(predictions(found, opened.rows, trained.objective, labels, config.problem_type or ""))
+
+
+def data_config(settings: dict[str, Any], options: argparse.Namespace) -> DataConfig:
+    """Name the fields as the run did, but for those that are typed."""
+    had = settings.get("data", {})
+    names = {name: getattr(options, name) or had.get(name) for name in FIELDS}
+    kept = {name: had[name] for name in KEPT if had.get(name) is not None}
+    return DataConfig(**{name: value for name, value in names.items() if value is not None}, **kept)

@@ -1,0 +1,55 @@
+"""Pictures of predictions: a confusion matrix of classes, or predicted against true numbers."""
+
+from collections import Counter
+from collections.abc import Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+MOST_CLASSES = 20
+"""Of more classes the most frequent ones are drawn."""
+MOST_CHARS = 16
+
+
+def draw(pairs: Sequence[tuple[Any, Any]], file: Path, title: str) -> None:
+    """Draw (true, predicted) pairs of names of classes, or of numbers; there is at least one."""
+    figure = Figure(figsize=(7, 6), layout="constrained")
+    axes = figure.add_subplot()
+    axes.set_title(title, fontsize="medium")
+    axes.set_xlabel("predicted")
+    axes.set_ylabel("true")
+    if isinstance(pairs[0][0], float):
+        _draw_numbers(axes, np.array(pairs, float))
+    else:
+        _draw_classes(figure, axes, pairs)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=120)
+
+
+def _draw_numbers(axes: Any, pairs: Any) -> None:
+    true, predicted = pairs.T
+    axes.scatter(predicted, true, s=8, alpha=0.5)
+    ends = [float(np.nanmin(pairs)), float(np.nanmax(pairs))]
+    axes.plot(ends, ends, color="gray", linewidth=1, linestyle="--")
+
+
+def _draw_classes(figure: Figure, axes: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
+    names = sorted(name for name, _ in Counter(chain.from_iterable(pairs)).most_common(MOST_CLASSES))
+    number = {name: i for i, name in enumerate(names)}
+    counts = np.zeros((len(names), len(names)))
+    for true, predicted in pairs:
+        if true in number and predicted in number:
+            counts[number[true], number[predicted]] += 1
+    shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+    image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    figure.colorbar(image, ax=axes, label="share of the true class")
+    shown = [name if len(name) <= MOST_CHARS else name[: MOST_CHARS - 1] + "…" for name in names]
+    axes.set_xticks(range(len(names)), shown, rotation=45, ha="right")
+    axes.set_yticks(range(len(names)), shown)
+    if len(names) <= MOST_CLASSES // 2:
+        for (row, column), count in np.ndenumerate(counts):
+            dark = shares[row, column] > 0.5
+            axes.text(column, row, f"{count:,.0f}", ha="center", va="center", color="white" if dark else "black")
