@@ -26,7 +26,7 @@ from sslm.data.stream.batches import StepBatch
 from sslm.data.stream.order import key64
 from sslm.data.stream.recipe import Recipe
 from sslm.models.build import check_fits, on_meta
-from sslm.models.masks import check_documents
+from sslm.models.masks import check_documents, choose_masks
 from sslm.models.network import Network
 from sslm.models.task import network_for
 from sslm.models.weights import weights_of
@@ -163,9 +163,12 @@ class Objective(Evaluated):
         if data is not None:
             config = source.config if isinstance(source, PreTrainedModel) else source
             check_fits(config, data.vocab_size, data.num_positions)
-        probe = self.checked_model(keeps_documents=data is not None and data.config.document_mask)
+        keeps_documents = data is not None and data.config.document_mask
+        probe = self.checked_model(keeps_documents)
         # fresh weights come last, to where they belong
         model = source if isinstance(source, PreTrainedModel) else on_meta(source, self.auto_class)
+        if keeps_documents:
+            choose_masks(model, self.trainer.strategy.root_device.type)
         model.train()
         network = network_for(
             model,
