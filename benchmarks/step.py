@@ -81,6 +81,7 @@ CONTESTANTS = {
     "sslm": "**sslm**",
     "hugging_face": "HF Trainer",
     "lightning_defaults": "Lightning, defaults",
+    "litgpt": "litgpt",
 }
 """Name -> as a table shows it."""
 MODULES = {"bare_again": "bare"}
@@ -88,6 +89,7 @@ MODULES = {"bare_again": "bare"}
 PACKAGES = {"hugging_face": "accelerate"}
 """Name -> what it needs beside sslm's own packages."""
 UNDER_DDP = ("bare", "bare_again", "sslm")
+CAUSAL_ONLY = ("litgpt",)
 
 
 class Case(NamedTuple):
@@ -153,22 +155,30 @@ def flags(settings: dict[str, Any]) -> list[str]:
     return [word for key, value in settings.items() for word in (f"--{key}", str(value))]
 
 
-def measured(case: str, contestants: list[str], work: Path, corpus: Path, rounds: int) -> dict[str, Any]:
-    """Let the contestants train in turns; what each has told of its turns, name -> clock -> [rounds] seconds a step."""
+def measured(case: str, contestants: dict[str, str], work: Path, corpus: Path, rounds: int) -> dict[str, Any]:
+    """Let the contestants train in turns.
+
+    Args:
+        contestants: name -> the Python that runs it.
+
+    Returns:
+        What each has told of its turns, name -> clock -> [rounds] seconds a step.
+    """
+    names = list(contestants)
     objective, size, processes = CASES[case]
     task = lay_out(objective, SIZES[size], corpus, work) | {"processes": processes}
     threads = 1 if size == "8x8" or processes > 1 else len(os.sched_getaffinity(0))
     started: dict[str, Contestant] = {}
     try:
-        for name in contestants:
-            started[name] = Contestant(task | {"trainer": MODULES.get(name, name)}, work / name, threads)
+        for name, python in contestants.items():
+            started[name] = Contestant(task | {"trainer": MODULES.get(name, name)}, work / name, threads, python)
         for contestant in started.values():
             contestant.answer()
-        check_losses({name: losses(work / name) for name in contestants})
-        turns: dict[str, dict[str, list[float]]] = {name: {"cpu": [], "wall": []} for name in contestants}
+        check_losses({name: losses(work / name) for name in names})
+        turns: dict[str, dict[str, list[float]]] = {name: {"cpu": [], "wall": []} for name in names}
         for number in range(rounds):
-            first = number % len(contestants)  # nobody has always the same one before it
-            for name in contestants[first:] + contestants[:first]:
+            first = number % len(names)  # nobody has always the same one before it
+            for name in names[first:] + names[:first]:
                 for clock, seconds in started[name].turn().items():
                     turns[name][clock].append(seconds)
         return turns
@@ -245,11 +255,17 @@ def importable(names: list[str]) -> list[str]:
 def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
     say("training tokenizers")
     corpus = write_corpus(work, {SIZES[CASES[case].size].vocab_size for case in options.only}, options.text)
-    contestants = importable([name for name in CONTESTANTS if name in options.contestants or name == "bare"])
+    asked = [name for name in CONTESTANTS if name in options.contestants or name == "bare"]
+    if "litgpt" in asked and not options.litgpt:
+        asked.remove("litgpt")
+        print("litgpt: give --litgpt PYTHON of an environment that has it (README.md), left out", file=sys.stderr)
+    contestants = importable(asked)
     cases = {}
     for case in options.only:
-        names = [name for name in contestants if CASES[case].processes == 1 or name in UNDER_DDP]
-        cases[case] = measured(case, names, work / case, corpus, options.rounds)
+        pythons = {
+            name: options.litgpt if name == "litgpt" else sys.executable for name in competing(contestants, case)
+        }
+        cases[case] = measured(case, pythons, work / case, corpus, options.rounds)
         print(table(case, cases[case]), flush=True)  # whatever comes of the next ones
         print()
     here = environment()
@@ -260,6 +276,16 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         "rounds": options.rounds,
         "cases": cases,
     }
+
+
+def competing(contestants: list[str], case: str) -> list[str]:
+    """Those contestants that can train a case."""
+    objective, _, processes = CASES[case]
+    return [
+        name
+        for name in contestants
+        if (processes == 1 or name in UNDER_DDP) and (objective == "causal_lm" or name not in CAUSAL_ONLY)
+    ]
 
 
 def write_corpus(work: Path, sizes: Iterable[int], text: Path | None) -> Path:
@@ -282,9 +308,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--only", type=choice(CASES), default=list(CASES), help=f"of {','.join(CASES)}")
     names = list(CONTESTANTS)
     parser.add_argument("--contestants", type=choice(CONTESTANTS), default=names, help=f"of {','.join(names)}")
+    parser.add_argument("--litgpt", metavar="PYTHON", help="of litgpt's environment; without it litgpt is left out")
     parser.add_argument("--rounds", type=int, default=20, help="turns of each contestant (default: %(default)s)")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
-    return parser.parse_args(arguments)
+    options = parser.parse_args(arguments)
+    if options.litgpt and not os.access(options.litgpt, os.X_OK):
+        parser.error(f"--litgpt {options.litgpt}: no such program; give the python of litgpt's environment")
+    return options
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -7,11 +7,13 @@ All clip the gradient to a norm of 1, take AdamW's fused steps at one learning r
 `task["log_every"]` steps.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, PreTrainedModel
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 LEARNING_RATE = 1e-3
 BETAS = (0.9, 0.95)
@@ -19,12 +21,15 @@ MAX_NORM = 1.0
 FOREVER = 1_000_000
 """Steps of a run that nobody waits for."""
 
-AUTO_CLASSES = {"causal_lm": AutoModelForCausalLM, "masked_lm": AutoModelForMaskedLM}
+AUTO_CLASSES = {"causal_lm": "AutoModelForCausalLM", "masked_lm": "AutoModelForMaskedLM"}
 
 
-def load_model(task: dict[str, Any]) -> PreTrainedModel:
+def load_model(task: dict[str, Any]) -> "PreTrainedModel":
     """The model with its initial weights, in training."""
-    model: PreTrainedModel = AUTO_CLASSES.get(task["objective"], AutoModelForSeq2SeqLM).from_pretrained(task["model"])
+    import transformers  # not every trainer's environment has it
+
+    auto_class = getattr(transformers, AUTO_CLASSES.get(task["objective"], "AutoModelForSeq2SeqLM"))
+    model: PreTrainedModel = auto_class.from_pretrained(task["model"])
     return model.train()
 
 

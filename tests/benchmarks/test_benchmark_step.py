@@ -49,3 +49,10 @@ def test_a_step_is_told_by_its_turns_medians_beside_the_bare_loops(benchmark: Mo
     table = benchmark.table("causal_lm-8x8", {name: {"cpu": told, "wall": told} for name, told in clock.items()})
     assert "| bare loop | 2.00 ± 1.00 |  |  | 2.00 ± 1.00 |  |  |" in table
     assert "| **sslm** | 3.00 ± 1.00 | +1.00 | 1.500 | 3.00 ± 1.00 | +1.00 | 1.500 |" in table
+
+
+def test_contestants_train_what_they_can(benchmark: ModuleType) -> None:
+    names = list(benchmark.CONTESTANTS)
+    assert benchmark.competing(names, "causal_lm-8x8") == names
+    assert "litgpt" not in benchmark.competing(names, "masked_lm-8x8")
+    assert tuple(benchmark.competing(names, "causal_lm-8x8-ddp")) == benchmark.UNDER_DDP
