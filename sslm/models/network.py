@@ -6,6 +6,8 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from sslm.models.experts import cast_experts_under_autocast
+
 IGNORED = nn.CrossEntropyLoss().ignore_index
 """Label of a place that is not scored: torch's -100."""
 
@@ -34,6 +36,7 @@ class Network(nn.Module):
 
     def __init__(self, model: PreTrainedModel, embedding_noise: float = 0.0) -> None:
         super().__init__()
+        cast_experts_under_autocast()
         self.model, self.embedding_noise = model, embedding_noise
         self.perturbation: Tensor | None = None
         """[batch, seq_len, width] added to the input's embeddings (the encoder's if there are two inputs)."""
