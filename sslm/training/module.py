@@ -23,7 +23,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.config import AnomalyConfig, OptimConfig, RobustConfig
 from sslm.data.stream.batches import StepBatch
-from sslm.data.stream.order import key64
 from sslm.data.stream.recipe import Recipe
 from sslm.models.build import check_fits, on_meta
 from sslm.models.masks import check_documents, choose_masks
@@ -33,6 +32,7 @@ from sslm.models.weights import weights_of
 from sslm.parallel.materialise import materialise, shallow_model
 from sslm.system.errors import UserError
 from sslm.system.heartbeats import this_process
+from sslm.system.random_words import key64
 from sslm.system.terminal import say
 from sslm.training import saved
 from sslm.training.adversarial import adversarial_losses

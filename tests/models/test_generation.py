@@ -147,9 +147,14 @@ def test_only_tokens_that_a_tokenizer_knows_are_written_and_none_that_is_forbidd
 # ---------------------------------------------------------------------------------------------- draws
 
 
+KNOWN = Known(30, [], 30)
+
+
 def test_draws_have_the_probabilities_of_the_softmax() -> None:
     logits = torch.tensor([[1.0, 0.0, -1.0, -math.inf]])
-    drawn = (logits + gumbel(0, list(range(20_000)), 3, 4)).argmax(-1).bincount(minlength=4) / 20_000
+    drawn = (logits + gumbel(0, [(n, 3) for n in range(20_000)], torch.arange(4)[None])).argmax(-1).bincount(
+        minlength=4
+    ) / 20_000
     assert drawn.tolist() == pytest.approx(logits.softmax(-1)[0].tolist(), abs=0.01)
 
 
@@ -206,7 +211,7 @@ def test_rounding_of_logits_decides_nothing(how: Sampling) -> None:
 
         rounding = torch.rand(exact.shape, generator=torch.Generator().manual_seed(int(noise * 1e9))) - 0.5
         given = exact + noise * exact.abs().amax(-1, keepdim=True) * rounding
-        return Choose(how, list(range(400)), torch.zeros(400, dtype=torch.long), alone)(ids, given).argmax(-1)
+        return Choose(how, KNOWN, list(range(400)), torch.zeros(400, dtype=torch.long), alone)(ids, given).argmax(-1)
 
     assert all(torch.equal(choose(0.0), choose(noise)) for noise in (1e-6, 4e-6, 5e-6))
     assert asked[0] < 4 * 200
@@ -215,9 +220,9 @@ def test_rounding_of_logits_decides_nothing(how: Sampling) -> None:
 def test_a_temperature_near_0_is_greedy_and_a_huge_one_uniform() -> None:
     def choose(temperature: float) -> Tensor:
         how, none = Sampling(temperature), torch.zeros(50, dtype=torch.long)
-        return Choose(how, list(range(50)), none, lambda row, _: logits_of()[row])(none[:, None], logits_of()).argmax(
-            -1
-        )
+        return Choose(how, KNOWN, list(range(50)), none, lambda row, _: logits_of()[row])(
+            none[:, None], logits_of()
+        ).argmax(-1)
 
     assert torch.equal(choose(1e-30), logits_of().argmax(-1))
     assert len(set(choose(1e6).tolist())) > 15
@@ -225,7 +230,7 @@ def test_a_temperature_near_0_is_greedy_and_a_huge_one_uniform() -> None:
 
 def test_weights_that_are_no_numbers_are_told_and_not_written() -> None:
     with pytest.raises(RunFailed, match="NaN"):
-        Known(torch.zeros(3, dtype=torch.bool))(torch.zeros(1, 1), torch.tensor([[1.0, math.nan, 0.0]]))
+        Known(3, [], 3)(torch.zeros(1, 1), torch.tensor([[1.0, math.nan, 0.0]]))
 
 
 # ---------------------------------------------------------------------------------------------- text

@@ -20,11 +20,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sslm.data.corpus.shards import BadShard
-from sslm.data.stream.order import key64, mix64
 from sslm.data.stream.recipe import Arrays, Examples, Recipe, is_target, unscored
 from sslm.data.stream.stream import Places, Stream
 from sslm.data.stream.vocabulary import Vocabulary
 from sslm.system.errors import UserError
+from sslm.system.random_words import key64, mix64
 
 GLIBC_LARGEST_THRESHOLD = (32 << 20) - (1 << 16)
 """Size of a block that is to be freed once. See docs/lessons.md, "glibc gives large arrays back at once"."""

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from sslm.data.stream.order import key64, mix64
 from sslm.data.stream.recipe import Bools, Examples, Ints
+from sslm.system.random_words import key64, mix64
 
 STEP = np.uint64(0x9E3779B97F4A7C15)
 PLACE_BITS = np.uint64(20)

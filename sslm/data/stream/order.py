@@ -14,25 +14,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from sslm.system.random_words import joined
+
 ROUNDS = 6
 
 Indices = NDArray[np.uint64]
-
-
-def key64(*parts: object) -> int:
-    """Hash all parts to a 64-bit key, equal on every machine."""
-    return int.from_bytes(hashlib.blake2b(_joined(parts), digest_size=8).digest(), "little")
-
-
-def _joined(parts: tuple[object, ...]) -> bytes:
-    return "\0".join(map(str, parts)).encode()
-
-
-def mix64(x: Indices) -> Indices:
-    """Scramble 64-bit words (the finaliser of splitmix64, Steele et al. 2014)."""
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return x ^ (x >> np.uint64(31))
 
 
 def permute(indices: Indices, size: int, *key: object) -> Indices:
@@ -43,7 +29,7 @@ def permute(indices: Indices, size: int, *key: object) -> Indices:
     """
     num_rows = math.isqrt(max(size - 1, 0)) + 1
     num_columns = -(-size // num_rows)
-    round_keys = np.frombuffer(hashlib.blake2b(_joined(key), digest_size=4 * ROUNDS).digest(), "<u4")
+    round_keys = np.frombuffer(hashlib.blake2b(joined(key), digest_size=4 * ROUNDS).digest(), "<u4")
     sides = np.uint32(num_rows), np.uint32(num_columns)
 
     def feistel(x: Indices) -> Indices:

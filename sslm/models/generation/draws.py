@@ -2,14 +2,14 @@
 
 A draw is the token whose logit, plus noise of its own, is largest (the Gumbel-max trick: Gumbel 1954; Maddison et al.
 2014, "A* Sampling", arXiv:1411.0030, section 2). The noise is a function of (seed, number of the prompt, number of the
-new token), by a counter-based generator (Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3").
+new token, token): no generator goes from one row to the next.
 
 Logits themselves differ between batches, in their last digits: matrices of other shapes are summed in another order. If
 that could decide between two tokens, the row is computed again, alone: as it would be in any other batch.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,9 +18,13 @@ from torch import Tensor
 from transformers import LogitsProcessor, RepetitionPenaltyLogitsProcessor
 
 from sslm.system.errors import RunFailed
+from sslm.system.random_words import key64, mix64
 
 CLOSE = 2e-5
 """Largest difference between a row's logits in one batch and in another, as a share of the largest of them (fp32)."""
+SPARE = 8
+"""Candidates beyond the top k, so that those as likely as the last are among them."""
+STEP = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Sampling(NamedTuple):
@@ -42,20 +46,35 @@ class Sampling(NamedTuple):
     def is_greedy(self) -> bool:
         return self.temperature == 0 or self.top_k == 1
 
+    @property
+    def is_whole(self) -> bool:
+        """Whether any token may be drawn."""
+        return self.top_k is self.top_p is self.min_p is None
+
 
 class Known(LogitsProcessor):
-    """Leave tokens that the tokenizer knows.
+    """Leave tokens that may be written.
+
+    Args:
+        vocab_size: tokens that the tokenizer knows.
+        never: tokens that are never written.
+        model_vocab_size: tokens that the model knows.
 
     Raises:
         RunFailed: logits are no numbers.
     """
 
-    def __init__(self, forbidden: Tensor) -> None:
-        self.forbidden = forbidden
+    def __init__(self, vocab_size: int, never: Iterable[int], model_vocab_size: int) -> None:
+        forbidden = torch.arange(model_vocab_size) >= vocab_size
+        forbidden[list(never)] = True
+        self.forbidden = forbidden if bool(forbidden.any()) else None
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         if math.isnan(float(scores.amax(-1).sum())):
             raise RunFailed("the model's outputs are no numbers (NaN): its weights are damaged, or too large")
+        if self.forbidden is None:
+            return scores
+        self.forbidden = self.forbidden.to(scores.device)
         return scores.masked_fill(self.forbidden, -math.inf)
 
 
@@ -64,6 +83,7 @@ class Choose(LogitsProcessor):
 
     Args:
         sampling: how.
+        known: leaves tokens that may be chosen.
         numbers: [n] each row's prompt.
         padding: [n] tokens of padding before each row.
         alone: (row, its tokens without padding) -> [vocab_size] logits of the next token, computed in a batch of one.
@@ -73,66 +93,89 @@ class Choose(LogitsProcessor):
     def __init__(
         self,
         sampling: Sampling,
+        known: Known,
         numbers: list[int],
         padding: Tensor,
         alone: Callable[[int, Tensor], Tensor],
         exact: bool = True,
     ) -> None:
-        self.sampling, self.numbers, self.padding, self.alone = sampling, numbers, padding, alone
-        self.close = CLOSE if exact else 0.0
+        self.sampling, self.known, self.numbers, self.padding, self.alone = sampling, known, numbers, padding, alone
+        self.exact = exact
         self.is_done = [False] * len(numbers)
         """Rows whose text has ended: they are in the batch still, and nobody asks what comes next in them."""
-        self.step = 0
-        """Number of the token that is next."""
+        self.steps = [0] * len(numbers)
+        """[n] number of the token that is next."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:
         rows = [row for row, is_done in enumerate(self.is_done) if not is_done]
         tokens = torch.zeros(len(scores), dtype=torch.long, device=scores.device)
         if len(rows) == len(scores):
-            tokens, is_sure = self._chosen(rows, input_ids, scores)
+            tokens, is_sure = self.chosen(rows, input_ids, scores)
         else:
-            tokens[rows], is_sure = self._chosen(rows, input_ids[rows], scores[rows])
+            tokens[rows], is_sure = self.chosen(rows, input_ids[rows], scores[rows])
         for row, sure in zip(rows, is_sure.tolist(), strict=True):
-            if not sure and self.close:
+            if not sure and self.exact:
                 ids = input_ids[row : row + 1]
-                forbidden = scores[row : row + 1] == -math.inf
-                again = self.alone(row, ids[0, self.padding[row] :])[None].float().masked_fill(forbidden, -math.inf)
-                tokens[row] = self._chosen([row], ids, again)[0][0]
-        self.step += 1
+                again = self.alone(row, ids[0, self.padding[row] :])[None].float()
+                tokens[row] = self.chosen([row], ids, again)[0][0]
+        self.steps = [step + 1 for step in self.steps]
         return torch.full_like(scores, -math.inf).scatter(1, tokens[:, None], 0.0)
 
-    def _chosen(self, rows: list[int], ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def chosen(self, rows: list[int], ids: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
         """[n] tokens, and [n] whether their batch could have had no part in it."""
         how = self.sampling
+        close = largest_error(logits) * max(how.repetition_penalty, 1 / how.repetition_penalty)
+        logits = self.known(ids, logits)
         if how.repetition_penalty != 1:
             logits = RepetitionPenaltyLogitsProcessor(how.repetition_penalty, self.padding[rows])(ids, logits)
-        close = logits.masked_fill(logits == -math.inf, 0).abs().amax(-1, keepdim=True) * self.close
         if how.is_greedy:
             best = logits.topk(2)
-            return best.indices[:, 0], best.values[:, 0] - best.values[:, 1] > close[:, 0]
+            return best.indices[:, 0], is_apart(best.values, close)
         close = close / how.temperature
         logits = (logits - logits.amax(-1, keepdim=True)) / how.temperature  # 0 at most: no temperature is too low
-        noise = gumbel(how.seed, [self.numbers[row] for row in rows], self.step, logits.shape[1]).to(logits.device)
-        if how.top_k is how.top_p is how.min_p is None:
+        candidates = torch.arange(logits.shape[1], device=logits.device)[None]
+        if how.top_k is not None and how.top_k + SPARE < logits.shape[1]:
+            logits, candidates = logits.topk(how.top_k + SPARE)
+        noise = gumbel(how.seed, [(self.numbers[row], self.steps[row]) for row in rows], candidates).to(logits.device)
+        if how.is_whole:
             best = (logits + noise).topk(2)
-            return best.indices[:, 0], best.values[:, 0] - best.values[:, 1] > close[:, 0]
-        loose, exact, tight = cutoffs(logits, how, close)
-        drawn = (logits + noise).masked_fill(logits < exact, -math.inf).argmax(-1)
-        best = (logits + noise).masked_fill(logits < loose - close, -math.inf).topk(2)
-        likeliest, chosen = logits.topk(2).values, logits.gather(1, drawn[:, None])
-        always = (chosen == likeliest[:, :1]) & (likeliest[:, :1] - likeliest[:, 1:] > close)  # above any cutoff
-        is_apart = best.values[:, :1] - best.values[:, 1:] > close
-        is_sure = (best.indices[:, :1] == drawn[:, None]) & is_apart & (always | (chosen > tight + close))
-        return drawn, is_sure[:, 0]
+            return best.indices[:, 0], is_apart(best.values, close)
+        drawn, is_sure = drawn_within(logits, noise, how, close)
+        return candidates.expand_as(logits).gather(1, drawn)[:, 0], is_sure
 
 
-def gumbel(seed: int, numbers: list[int], step: int, vocab_size: int) -> Tensor:
-    """[n, vocab_size] noise of each prompt's new token number `step`, drawn on the CPU."""
-    noise = np.empty((len(numbers), vocab_size), np.float32)
-    for row, number in zip(noise, numbers, strict=True):
-        draws = np.random.Generator(np.random.Philox(key=np.array([seed, number], np.uint64), counter=[0, step, 0, 0]))
-        draws.standard_exponential(dtype=np.float32, out=row)
-    return torch.from_numpy(noise).clamp_(min=1e-30).log_().neg_()  # minus the log of an exponential is a Gumbel
+def largest_error(logits: Tensor) -> Tensor:
+    """[n, 1] what each of [n, vocab_size] logits may differ by in another batch."""
+    smallest, largest = logits.aminmax(dim=-1, keepdim=True)
+    return torch.maximum(largest, -smallest) * CLOSE
+
+
+def is_apart(best: Tensor, close: Tensor) -> Tensor:
+    """[n] whether the largest of [n, 2 or more] values would be so if each were off by [n, 1]."""
+    return best[:, 0] - best[:, 1] > close[:, 0]
+
+
+def drawn_within(logits: Tensor, noise: Tensor, how: Sampling, close: Tensor) -> tuple[Tensor, Tensor]:
+    """Draw from tokens that are likely enough: [n, 1] their places, and [n] whether other rounding would not matter.
+
+    It doesn't if the same token wins among those that may possibly be drawn, and is one of those that surely may.
+    """
+    loose, exact, tight = cutoffs(logits, how, close)
+    drawn = (logits + noise).masked_fill(logits < exact, -math.inf).argmax(-1, keepdim=True)
+    possible = logits >= loose - close
+    best = (logits + noise).masked_fill(~possible, -math.inf).topk(2)
+    likeliest, chosen = logits.topk(2).values, logits.gather(1, drawn)
+    surely = (chosen > tight + close)[:, 0] | (is_apart(likeliest, close) & (chosen == likeliest[:, :1])[:, 0])
+    others = ~possible.all(-1) | (logits.shape[1] <= (how.top_k or logits.shape[1]))  # beyond the candidates
+    return drawn, (best.indices[:, :1] == drawn)[:, 0] & is_apart(best.values, close) & surely & others
+
+
+def gumbel(seed: int, draws: Sequence[tuple[int, int]], tokens: Tensor) -> Tensor:
+    """[n, k] noise of tokens [n or 1, k] in n draws, each named by a prompt's number and a new token's; on the CPU."""
+    keys = np.array([key64("gumbel", seed, *draw) for draw in draws], np.uint64)[:, None]
+    words = mix64(keys + (tokens.cpu().numpy().astype(np.uint64) + np.uint64(1)) * STEP) >> np.uint64(11)
+    uniform = torch.from_numpy(words.astype(np.float32)).mul_(2.0**-53).clamp_(2.0**-60, 1 - 2.0**-24)
+    return uniform.neg_().log1p_().neg_().log_().neg_()  # small numbers, which become large noise, are the fine ones
 
 
 def cutoffs(logits: Tensor, how: Sampling, close: Tensor) -> tuple[Tensor, Tensor, Tensor]:

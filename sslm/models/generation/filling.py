@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sslm.models.generation.draws import Choose, Known, Sampling
+from sslm.models.generation.draws import Choose, Known, Sampling, largest_error
 from sslm.models.generation.writing import Prompt, padded
 
 
@@ -46,42 +46,58 @@ class Filler:
         iterative: bool,
     ) -> None:
         self.model, self.mask, self.sampling, self.iterative = model, mask, sampling, iterative
-        forbidden = torch.arange(model.config.vocab_size) >= vocab_size
-        forbidden[list(never)] = True
-        self.known = Known(forbidden.to(model.device))
+        self.known = Known(vocab_size, never, model.config.vocab_size)
 
     @torch.inference_mode()
     def fill(self, prompts: Sequence[Prompt]) -> list[Filled]:
         """Fill in the masks of prompts, which may have different numbers of them, or none."""
         ids, attended = (part.to(self.model.device) for part in padded([prompt.ids for prompt in prompts], False))
-        masks = [[n for n, token in enumerate(prompt.ids) if token == self.mask] for prompt in prompts]
-        logprobs: list[dict[int, float]] = [{} for _ in prompts]
-        left = [list(places) for places in masks]
-        while any(left):
+        rows = [Row(prompt, ids[n, : len(prompt.ids)], self.mask) for n, prompt in enumerate(prompts)]
+        while any(row.left for row in rows):
             logits = self.model(input_ids=ids, attention_mask=attended).logits.float()
-            for row, places in enumerate(left):
-                if places:
-                    self._keep(prompts[row].number, ids[row], logits[row], masks[row], places, logprobs[row])
-        rows = zip(ids.tolist(), masks, logprobs, strict=True)
-        return [Filled([row[n] for n in places], [sure[n] for n in places]) for row, places, sure in rows]
+            for n, row in enumerate(rows):
+                if row.left:
+                    self._keep(row, logits[n])
+        return [row.filled() for row in rows]
 
-    def _keep(
-        self, number: int, ids: Tensor, logits: Tensor, masks: list[int], left: list[int], logprobs: dict[int, float]
-    ) -> None:
-        """Put tokens into a row's ids: for all of the places left, or for the surest alone."""
-        known = self.known(ids, logits[left])
-        sure = logits[left].log_softmax(-1)
-        tokens = [self._token(number, masks.index(n), known[k : k + 1]) for k, n in enumerate(left)]
-        chosen = [float(sure[k, token]) for k, token in enumerate(tokens)]
-        for n, token, logprob in sorted(zip(left, tokens, chosen, strict=True), key=lambda one: -one[2]):
-            ids[n], logprobs[n] = token, logprob
-            left.remove(n)
-            if self.iterative:
-                break
+    def _keep(self, row: "Row", logits: Tensor) -> None:
+        """Put tokens into a row: for all of its masks that are left, or for the surest alone."""
+        tokens, sureness, is_sure = self._chosen(row, logits[row.left])
+        if not is_sure and self.model.dtype == torch.float32:
+            alone = self.model(input_ids=row.ids[None]).logits[0]
+            tokens, sureness, _ = self._chosen(row, alone[row.left])
+        kept = [int(sureness.argmax())] if self.iterative else range(len(row.left))
+        for n in kept:
+            place = row.left[n]
+            row.ids[place], row.logprobs[place] = tokens[n], float(sureness[n])
+        row.left = [place for place in row.left if place not in row.logprobs]
 
-    def _token(self, number: int, place: int, logits: Tensor) -> int:
-        """Choose a token for one of a prompt's masks; its draw is that of a prompt's new token of the same number."""
-        none = torch.zeros(1, 0, dtype=torch.long, device=logits.device)
-        choose = Choose(self.sampling, [number], torch.zeros(1, dtype=torch.long), lambda *_: logits[0], exact=False)
-        choose.step = place
-        return int(choose(none, logits).argmax())
+    def _chosen(self, row: "Row", logits: Tensor) -> tuple[Tensor, Tensor, bool]:
+        """[k] tokens for the masks that are left, [k] their log-probabilities, and whether rounding had no part in it.
+
+        A mask's draw is that of a prompt's new token of the same number.
+        """
+        none = torch.zeros(len(logits), 0, dtype=torch.long, device=logits.device)
+        choose = Choose(self.sampling, self.known, [row.number] * len(logits), none.sum(1), lambda *_: logits[0])
+        choose.steps = [row.masks.index(place) for place in row.left]
+        tokens, is_sure = choose.chosen(list(range(len(logits))), none, logits)
+        sureness = logits.log_softmax(-1).gather(1, tokens[:, None])[:, 0]
+        alike = (
+            self.iterative and len(logits) > 1 and -sureness.topk(2).values.diff() <= 2 * largest_error(logits).amax()
+        )
+        return tokens, sureness, bool(is_sure.all()) and not alike
+
+
+class Row:
+    """A prompt while its masks are filled in."""
+
+    def __init__(self, prompt: Prompt, ids: Tensor, mask: int) -> None:
+        self.number, self.ids = prompt.number, ids
+        self.masks = [place for place, token in enumerate(prompt.ids) if token == mask]
+        self.left = self.masks
+        """Places of masks that are not filled in yet."""
+        self.logprobs: dict[int, float] = {}
+        """Place of one that is -> the logarithm of its token's probability."""
+
+    def filled(self) -> Filled:
+        return Filled(self.ids[self.masks].tolist(), [self.logprobs[place] for place in self.masks])

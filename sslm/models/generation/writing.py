@@ -79,9 +79,7 @@ class Writer:
         self.start = start_of(model) if self.has_encoder else None
         self.kept = {name: value for name in KEPT if (value := getattr(own, name, None)) is not None}
         model.generation_config = GenerationConfig()  # a folder's own settings decide nothing: flags do
-        forbidden = torch.arange(model.config.vocab_size) >= vocab_size
-        forbidden[list(never)] = True
-        self.known = Known(forbidden.to(model.device))
+        self.known = Known(vocab_size, never, model.config.vocab_size)
         self.pads = not self.has_encoder and heeds_padding(model)
 
     def write(self, prompts: Sequence[Prompt], show: Callable[[str], object] | None = None) -> list[Written]:
@@ -116,7 +114,12 @@ class Writer:
         start = 1 if self.has_encoder else ids.shape[1]
         padding = torch.zeros_like(mask[:, 0]) if self.has_encoder else (mask == 0).sum(1)
         choose = Choose(
-            self.sampling, [prompt.number for prompt in prompts], padding, self._alone(prompts), self._is_exact
+            self.sampling,
+            self.known,
+            [prompt.number for prompt in prompts],
+            padding,
+            self._alone(prompts),
+            self._is_exact,
         )
         ending = Ending(self.decode, self.ends, self.stops, before, start, choose.is_done, self.num_beams)
         stream = Stream(self.decode, before[0], self.stops, show) if show else None
@@ -124,7 +127,7 @@ class Writer:
             input_ids=ids,
             attention_mask=mask,
             generation_config=self._config(room),
-            logits_processor=LogitsProcessorList([self.known] if self.num_beams > 1 else [self.known, choose]),
+            logits_processor=LogitsProcessorList([self.known if self.num_beams > 1 else choose]),
             stopping_criteria=StoppingCriteriaList([ending]),
             streamer=Streamer(stream, set(self.ends)) if stream and self.num_beams == 1 else None,
         )
