@@ -1,4 +1,4 @@
-"""Text that goes on, beside plain `model.generate` of the same settings: seconds and their ratio, in turns.
+"""Text that goes on, beside plain `model.generate` of the same settings: CPU seconds and their ratio, in turns.
 
     OMP_NUM_THREADS=1 python benchmarks/generate.py --rounds 9
 
@@ -55,15 +55,15 @@ def main() -> None:
     parser.add_argument("--only", choices=WAYS, action="append")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
-    print("| | sslm, s | model.generate, s | ratio |\n|---|---|---|---|")
+    print("| | sslm, CPU s | model.generate, CPU s | ratio |\n|---|---|---|---|")
     for way in options.only or WAYS:
         taken: dict[str, list[float]] = {"sslm": [], "model.generate": []}
         running = contestants(way)
         for turn in range(options.rounds + 1):
             for name in list(running)[:: 1 if turn % 2 else -1]:
-                start = time.perf_counter()
+                start = time.process_time()
                 running[name]()
-                taken[name].append(time.perf_counter() - start)
+                taken[name].append(time.process_time() - start)
         pairs = list(zip(taken["sslm"][1:], taken["model.generate"][1:], strict=True))  # the first warms up
         ratio = statistics.median(ours / theirs for ours, theirs in pairs)
         ours, theirs = (statistics.median(seconds[1:]) for seconds in taken.values())

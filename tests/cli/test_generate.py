@@ -273,11 +273,13 @@ def test_flags_that_are_wrong_are_told_in_a_sentence(flags: str, sentence: str) 
         ("llama", ["--prompts", "no.jsonl"], "there is no such file"),
     ],
 )
-def test_what_a_model_cant_do_is_told_in_a_sentence(
-    generate: Generate, model: str, flags: list[str], sentence: str
+def test_what_a_model_cant_do_is_told_in_a_sentence_and_nothing_written(
+    generate: Generate, model: str, flags: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    code, out, err = generate(model, *flags)
+    monkeypatch.chdir(tmp_path)
+    code, out, err = generate(model, *flags, "--out", "out.jsonl")
     assert (code, out) == (2, "")
+    assert not list(tmp_path.iterdir())
     assert sentence in err
     assert err.count("\n") == 1
 

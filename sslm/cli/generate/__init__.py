@@ -77,6 +77,8 @@ def show_one(task: "Task", given: Given) -> int:
 def write_rows(task: "Task", given: Sequence[Given], batch_size: int, answers: Answers | None) -> int:
     """Write a row for each prompt, into a file or to stdout, a batch at a time."""
     first = answers.num_done if answers else 0
+    if answers is not None:
+        answers.begin()
     with closing(Progress()) as bar:
         for batch in batches(given[first:], batch_size):
             rows = [row_of(one, answer) for one, answer in zip(batch, task.answer(batch), strict=True)]

@@ -35,7 +35,11 @@ class Answers:
             raise UserError(f"--out {file}: has rows of other prompts; remove it, or give another file")
         self.num_done = len(rows)
         """Rows that are there."""
-        write_atomically(self.note, json.dumps(made_by))
+        self.made_by = made_by
+
+    def begin(self) -> None:
+        """Say that the file is being made, and how."""
+        write_atomically(self.note, json.dumps(self.made_by))
 
     def _is_begun(self, made_by: dict[str, Any]) -> bool:
         if not self.file.exists():
