@@ -63,6 +63,8 @@ FAMILIES = {
     "bart": "--objective denoising --model.model_type bart --model.d_model 768 --model.encoder_layers 6 "
     "--model.decoder_layers 6 --model.encoder_ffn_dim 3072 --model.decoder_ffn_dim 3072 "
     "--model.encoder_attention_heads 12 --model.decoder_attention_heads 12 --model.vocab_size 50265 --seq_len 512",
+    "lstm": "--model.model_type sslm_lstm --model.hidden_size 1024 --model.num_hidden_layers 4 "
+    "--model.vocab_size 32000 --seq_len 512",
 }
 """Models of real size, whose llama has 300M parameters."""
 SHRUNK = {
@@ -74,6 +76,7 @@ SHRUNK = {
     "bart": "--model.d_model 64 --model.encoder_layers 2 --model.decoder_layers 2 --model.encoder_ffn_dim 128 "
     "--model.decoder_ffn_dim 128 --model.encoder_attention_heads 2 --model.decoder_attention_heads 2 "
     "--model.vocab_size 640 --seq_len 64",
+    "lstm": "--model.hidden_size 64 --model.num_hidden_layers 2 --model.vocab_size 640 --seq_len 64",
 }
 """What --tiny makes of them; of two flags the last counts."""
 REAL = Sizes(

@@ -40,8 +40,8 @@ GROUPED_MATMUL = torch.ops.aten._grouped_mm.default
 LSTM_RESERVE = 64
 """Bytes per unit and token that a fused LSTM keeps in a buffer (16 numbers: gates, states and their inputs).
 
-It is the CPU's. cuDNN's is known to cuDNN alone, which tells its size on a GPU only (cudnnGetRNNTempSpaceSizes); no run
-has compared the two.
+It is the CPU's. cuDNN's is known to cuDNN alone, which tells its size on a GPU only (cudnnGetRNNTempSpaceSizes);
+`benchmarks/gpu.py --only memory` compares the plan with what it takes, and has not run on one yet.
 """
 
 
