@@ -80,7 +80,9 @@ def answer_of(logits: Tensor, example: Example, fields: Fields, labels: Sequence
     score, start, end = max(found, default=(-np.inf, 0, 0))
     if score <= least_nothing:
         return {"predicted": "", "start": None, "score": round(score - least_nothing, 6)}
-    return {"predicted": example.text[start:end], "start": start, "score": round(score - least_nothing, 6)}
+    answer = example.text[start:end]
+    start += len(answer) - len(answer.lstrip())  # a token may begin with the space before its word
+    return {"predicted": answer.strip(), "start": start, "score": round(score - least_nothing, 6)}
 
 
 WORDS = {"classification": classes_of, "regression": classes_of, "tagging": tags_of, "extraction": answer_of}

@@ -161,6 +161,43 @@ def test_a_task_is_learned_and_its_export_has_the_same_loss_in_transformers(
     assert f"{task.auto_class}.from_pretrained" in said
     model = getattr(transformers, task.auto_class).from_pretrained(run / "export").eval()
     assert loss_in_transformers(task, model, arguments) == pytest.approx(last, abs=1e-5)
+    if task.objective == "text_to_text":
+        assert sslm(["predict", str(run), "--data", named(arguments, "val"), "--out", str(tmp_path / "p.jsonl")]) == 2
+        assert "sslm generate" in capsys.readouterr().err
+        return
+    said_of = predicted(run, named(arguments, "val"), tmp_path)
+    assert [row["row"] for row in said_of] == list(range(30))
+    if task.objective == "classification":
+        right = sum(said["predicted"] == said["label"] for said in said_of) / 30
+        assert right == pytest.approx(row.get("val/exact_match", row["val/accuracy"]), abs=1e-6)
+    if task.objective == "regression":
+        error = sum((said["predicted"] - said["label"]) ** 2 for said in said_of) / 30
+        assert error == pytest.approx(last, abs=1e-5)
+    if task.objective == "tagging":
+        flat = [pair for said in said_of for pair in zip(said["predicted"], said["label"], strict=True)]
+        assert sum(a == b for a, b in flat) / len(flat) == pytest.approx(row["val/accuracy"], abs=1e-6)
+    if task.objective == "extraction":
+        assert sum(said["predicted"] in COLOURS for said in said_of) > 10
+
+
+def named(arguments: list[str], which: str) -> str:
+    """The file that a command line names as --data.WHICH."""
+    return next(word.partition("=")[2] for word in arguments if word.startswith(f"--data.{which}="))
+
+
+def predicted(run: Path, file: str, folder: Path) -> list[dict[str, Any]]:
+    """What `sslm predict` writes, in batches of 7, and that batches of another size give the same."""
+    written = []
+    for size in ("7", "30"):
+        out = folder / f"{size}.jsonl"
+        asked = ["--out", str(out), "--batch_size", size, "--plot", str(folder / "a.png")]
+        assert sslm(["predict", str(run), "--data", file, *asked]) == 0
+        written.append([json.loads(line) for line in out.read_text().splitlines()])
+    apart = ("scores", "score", "predicted") if isinstance(written[0][0]["predicted"], float) else ("scores", "score")
+    first, second = ([{k: v for k, v in row.items() if k not in apart} for row in rows] for rows in written)
+    assert first == second
+    assert (folder / "a.png").stat().st_size > 10_000
+    return written[0]
 
 
 @torch.no_grad()
