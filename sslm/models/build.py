@@ -384,9 +384,11 @@ def load_pretrained(
     Raises:
         UserError: weights are missing, can't be read, or have other shapes.
     """
-    wanted, had = config.vocab_size, read_config(folder).vocab_size
+    wanted, had, pad = config.vocab_size, read_config(folder).vocab_size, config.pad_token_id
     config = copy.deepcopy(config)
     set_vocab_size(config, had)
+    if pad is not None and pad >= had:  # a row that comes below: until then an embedding would refuse it
+        config.pad_token_id = None
     transformers.logging.set_verbosity_error()  # what is new is told by the caller
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -409,5 +411,6 @@ def load_pretrained(
         if wanted != had:
             model.resize_token_embeddings(wanted)
             set_vocab_size(model.config, wanted)
+            model.config.pad_token_id = pad
             new.append(f"{wanted - had} rows of the vocabulary")
     return model, new
