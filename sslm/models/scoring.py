@@ -178,9 +178,11 @@ def in_batches(rows: Iterable[Row], batch_size: int | None, batch_tokens: int) -
     while pool := list(_pool(rows, batch_size, batch_tokens)):
         pool.sort(key=_size, reverse=True)
         while pool:
-            size = batch_size or max(batch_tokens // len(pool[0].ids), 1)
-            yield pool[:size]
-            pool = pool[size:]
+            longest = len(pool[0].ids)
+            size = batch_size or max(batch_tokens // longest, 1)
+            alike = [row for row in pool[:size] if 2 * len(row.ids) >= longest]  # the first ones: pool is sorted
+            yield alike
+            pool = pool[len(alike) :]
 
 
 def _size(row: Row) -> tuple[int, int]:
@@ -218,20 +220,34 @@ def padded(batch: list[Row], sees_padding: bool) -> dict[str, Tensor]:
     return tensors | ({"attention_mask": mask} if sees_padding and not mask.all() else {})
 
 
+class Scored(NamedTuple):
+    """A batch that went through the model."""
+
+    rows: list[Row]
+    tensors: dict[str, Tensor]
+    """On the model's device."""
+    pairs: list[Pairs]
+    """Each row's summed loss and number of scored tokens."""
+    predicted: Tensor
+    """[batch, length] the likeliest token at each scored place, -100 elsewhere."""
+
+
 @torch.inference_mode()
 def scored(
-    network: LanguageModel, batches: Iterable[list[Row]], collate: Collate, device: torch.device
-) -> Iterator[tuple[list[Row], dict[str, Tensor], list[Pairs]]]:
-    """Run batches: (rows, their tensors, each row's summed loss and number of scored tokens)."""
+    network: LanguageModel, batches: Iterable[list[Row]], collate: Collate, device: torch.device, predict: bool = False
+) -> Iterator[Scored]:
+    """Run batches; `predicted` is empty unless asked for."""
     gathers = network.max_scored is not None
     for batch in batches:
         tensors = collate(batch)
         num = (tensors["labels"] != IGNORED).sum(1)
-        network.max_scored = int(num.max()) if gathers else None
+        network.max_scored = max(int(num.max()), 1) if gathers else None
         tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
-        losses = network(**tensors).double().tolist()
-        sums = zip(batch, losses, num.tolist(), strict=True)
-        yield batch, tensors, [dict.fromkeys(row.counts_for, (loss, n)) for row, loss, n in sums]
+        output = network(**tensors, predict=predict)
+        losses, predicted = output if predict else (output, output[:0])
+        sums = zip(batch, losses.double().tolist(), num.tolist(), strict=True)
+        pairs = [dict.fromkeys(row.counts_for, (loss, n)) for row, loss, n in sums]
+        yield Scored(batch, tensors, pairs, predicted)
 
 
 # ------------------------------------------------------------------------------------------------ documents

@@ -79,7 +79,7 @@ def test_perplexity_is_that_of_one_pass_a_token(evaluate: Callable[..., Figures]
     nats, num = by_hand(llama, 16, 8)
     num_bytes = sum(len(text.encode()) for text in TEXTS)
     scores = scores_of(evaluate(llama, "--data", documents))
-    assert (scores["documents"], scores["tokens"], scores["bytes"]) == (len(TEXTS), num, num_bytes)
+    assert scores["counts"] == {"documents": len(TEXTS), "tokens": num, "bytes": num_bytes}
     value = {name: figure["value"] for name, figure in scores["figures"].items()}
     assert value["loss"] == pytest.approx(nats / num, rel=1e-5)
     assert value["perplexity"] == pytest.approx(math.exp(nats / num), rel=1e-4)
@@ -95,7 +95,7 @@ def test_no_figure_depends_on_the_batch_size(
     model = save_model(folder / f"batches-{model_type}", model_type, tokenizer)
     found = [evaluate(model, "--data", documents, "--seq_len", 16, "--batch_size", size) for size in (1, 7)]
     one, seven = (scores_of(some) for some in found)
-    assert one["tokens"] == seven["tokens"]
+    assert one["counts"] == seven["counts"]
     for name, figure in one["figures"].items():
         assert seven["figures"][name]["value"] == pytest.approx(figure["value"], rel=1e-6), name
 
@@ -116,9 +116,7 @@ def test_text_and_what_was_prepared_of_it_give_one_figure(
     plain, *rest = found["models"][0]["scores"]
     assert [scores["data"] for scores in rest] == ["corpus", "texts", "glob"]
     for scores in rest:
-        assert (scores["documents"], scores["tokens"], scores["bytes"]) == tuple(
-            plain[name] for name in ("documents", "tokens", "bytes")
-        )
+        assert scores["counts"] == plain["counts"]
         assert scores["figures"]["bits_per_byte"] == pytest.approx(plain["figures"]["bits_per_byte"], rel=1e-6)
 
 
@@ -143,7 +141,7 @@ def test_pseudo_perplexity_is_that_of_one_pass_a_token(
                 logits = model(hidden[None]).logits[0, place]
             nats[within_word] -= logits.log_softmax(-1)[ids[place]].item()
     num = len(ids) - 2
-    assert scores["tokens"] == num
+    assert scores["counts"]["tokens"] == num
     assert scores["figures"]["pseudo_perplexity"]["value"] == pytest.approx(math.exp(nats[False] / num), rel=1e-4)
     within = scores["figures"]["pseudo_perplexity_within_word"]["value"]
     assert within == pytest.approx(math.exp(nats[True] / num), rel=1e-4)
@@ -156,7 +154,7 @@ def test_a_run_is_measured_on_what_it_holds_out(
     assert train_tiny(tmp_path / "run") == 0
     found = evaluate(tmp_path / "run", tmp_path / "run/checkpoints/step-000004")
     first, second = (scores_of(found, model) for model in (0, 1))
-    assert (first["data"], first["documents"]) == ("held out", second["documents"])
+    assert (first["data"], first["counts"]) == ("held out", second["counts"])
     assert first["figures"]["loss"]["value"] < second["figures"]["loss"]["value"]
     assert [model["step"] for model in found["models"]] == [8, 4]
     table = capsys.readouterr().out
@@ -170,7 +168,9 @@ def test_models_stand_side_by_side(
     lstm = save_model(folder / "lstm", "sslm_lstm", byte_level("another text entirely", 280))
     found = evaluate(llama, lstm, "--data", documents, "--limit", 2)
     assert [model["architecture"] for model in found["models"]] == ["LlamaForCausalLM", "LstmForCausalLM"]
-    assert [scores_of(found, model)["bytes"] for model in (0, 1)] == [sum(len(text.encode()) for text in TEXTS[:2])] * 2
+    assert [scores_of(found, model)["counts"]["bytes"] for model in (0, 1)] == [
+        sum(len(text.encode()) for text in TEXTS[:2])
+    ] * 2
     assert "tokenizers differ: compare bits per byte" in capsys.readouterr().out
 
 

@@ -19,12 +19,15 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out is not None and not options.out.resolve().parent.is_dir():
         raise UserError(f"--out {options.out}: there is no folder {options.out.parent}; make it first")
 
+    from sslm.cli.evaluate.journal import Journal
     from sslm.cli.evaluate.measure import measure_all  # brings torch: --help and wrong flags must not wait for it
     from sslm.cli.evaluate.report import say_results, write_results
 
-    results = measure_all(options)
+    journal = Journal(options.out)
+    results = measure_all(options, journal)
     say_results(results)
     if options.out is not None:
         write_results(results, options.out)
+        journal.remove()
         say(f"{options.out}: the same and more, as JSON", to_copy=True)
     return DONE

@@ -24,6 +24,10 @@ def _parser() -> argparse.ArgumentParser:
         "text or a corpus, as --data.train takes them: file, glob, folder, dataset, corpus here or at a URL, "
         "'embedded'; may be given several times; NAME=PATH gives it a name"
     )
+    tasks = (
+        "tasks of lm-evaluation-harness: files (.yaml) with data here, folders of them, or names that it knows, "
+        "separated by commas"
+    )
     seq_len = "tokens of a window, at most; default: what a run was trained with, or the model takes, up to 4096"
     stride = "tokens that each window of a long document adds; default: half of seq_len"
     size = "sequences per forward pass; default: what suits the device; no figure depends on it"
@@ -31,8 +35,10 @@ def _parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", type=followed, help=model)
     add("--data", action="append", metavar="[NAME=]PATH", help=data, default=argparse.SUPPRESS)
+    add("--tasks", action="append", metavar="TASKS", help=tasks, default=argparse.SUPPRESS)
+    add("--num_fewshot", type=_number, help="examples before each question of a task", default=argparse.SUPPRESS)
     add("--out", type=local_path, metavar="FILE.json", help="file for all figures", default=argparse.SUPPRESS)
-    add("--limit", type=_positive, help="measure on the first so many documents", default=argparse.SUPPRESS)
+    add("--limit", type=_positive, help="take the first so many documents, or examples", default=argparse.SUPPRESS)
     add("--text_field", "--data.text_field", default="text", help="field of .jsonl, .parquet and datasets")
     add("--document_separator", "--data.document_separator", help=separator, default=argparse.SUPPRESS)
     add("--seq_len", type=_positive, help=seq_len, default=argparse.SUPPRESS)
@@ -41,9 +47,24 @@ def _parser() -> argparse.ArgumentParser:
     add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="kind of device; one is used")
     add("--cache_dir", "--data.cache_dir", type=local_path, help="folder for downloads", default=argparse.SUPPRESS)
     add("--last", action="store_true", help="take the last weights even if a run averages them")
-    optional = ("data", "out", "limit", "document_separator", "seq_len", "stride", "batch_size", "cache_dir")
+    optional = (
+        "data",
+        "tasks",
+        "num_fewshot",
+        "out",
+        "limit",
+        "document_separator",
+        "seq_len",
+        "stride",
+        "batch_size",
+        "cache_dir",
+    )
     parser.set_defaults(**dict.fromkeys(optional))
     return parser
+
+
+def _number(text: str) -> int:
+    return 0 if text == "0" else _positive(text)
 
 
 def _positive(text: str) -> int:

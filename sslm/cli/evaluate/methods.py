@@ -50,8 +50,6 @@ class Method:
     """What exactly is measured, in a sentence."""
     rows: Callable[[Iterable[Piece]], Iterator[Row]]
     collate: Collate
-    gathers: bool
-    """Whether only some places of a row are scored, on which alone the head need work."""
     figures: Callable[[Ratios], dict[str, Estimate]]
     """What was counted -> name -> figure."""
     extra: Callable[[LanguageModel, dict[str, Tensor]], list[Pairs]] | None = None
@@ -72,17 +70,26 @@ def _objective_figures(ratios: Ratios) -> dict[str, Estimate]:
     return {name: ratios[name].estimate() for name in (LOSS, EXACT_SPANS) if name in ratios}
 
 
+def window_len(trained: Trained, asked: int | None) -> int:
+    """Most tokens of a window: what was asked for, or the run's, or the model's.
+
+    Raises:
+        UserError: more than the model takes.
+    """
+    most = num_positions(trained.model.config)
+    if asked is not None and most is not None and asked > most:
+        raise UserError(f"--seq_len {asked}: {trained.name} takes at most {most} tokens; give --seq_len {most}")
+    length = asked or trained.seq_len or 512
+    return length if asked or trained.settings else min(length, LONGEST_WINDOW)
+
+
 def method_of(trained: Trained, rules: TokenRules, seq_len: int | None, stride: int | None) -> Method:
     """Choose how a model is measured.
 
     Raises:
         UserError: sequences are longer than the model takes, or too short.
     """
-    length = seq_len or trained.seq_len or 512
-    if not trained.settings and seq_len is None:
-        length = min(length, LONGEST_WINDOW)
-    if seq_len is not None and (most := num_positions(trained.model.config)) is not None and seq_len > most:
-        raise UserError(f"--seq_len {seq_len}: {trained.name} takes at most {most} tokens; give --seq_len {most}")
+    length = window_len(trained, seq_len)
     if trained.objective == "causal_lm":
         return _causal(trained, rules, length, stride)
     if stride is not None:
@@ -106,7 +113,7 @@ def _causal(trained: Trained, rules: TokenRules, seq_len: int, stride: int | Non
         f"first scores {stride}{state}"
     )
     rows = partial(causal_rows, before=before, seq_len=seq_len, stride=stride)
-    return Method(convention, rows, partial(padded, sees_padding=False), True, _causal_figures)
+    return Method(convention, rows, partial(padded, sees_padding=False), _causal_figures)
 
 
 def _masked(trained: Trained, seq_len: int) -> Method:
@@ -123,7 +130,7 @@ def _masked(trained: Trained, seq_len: int) -> Method:
         f"hidden alone (Salazar et al. 2020), and with the later tokens of its word (Kauf and Ivanova 2023)"
     )
     rows = partial(masked_rows, frame=frame, seq_len=seq_len)
-    return Method(convention, rows, partial(padded, sees_padding=True), True, _masked_figures)
+    return Method(convention, rows, partial(padded, sees_padding=True), _masked_figures)
 
 
 def _objective(trained: Trained, seq_len: int) -> Method:
@@ -144,7 +151,7 @@ def _objective(trained: Trained, seq_len: int) -> Method:
     collate = partial(corrupted, recipe=recipe, vocabulary=vocabulary, window_len=window_len, seed=seed)
     extra = partial(written_spans, vocabulary=vocabulary) if are_spans else None
     rows = partial(consecutive_rows, length=window_len)
-    return Method(convention, rows, collate, False, _objective_figures, extra)
+    return Method(convention, rows, collate, _objective_figures, extra)
 
 
 def corrupted(

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sslm.cli.evaluate.measure import Model, Results, Scores
+from sslm.cli.evaluate.scores import Model, Results, Scores
 from sslm.models.standard_error import Estimate
 from sslm.system.files import write_atomically
 from sslm.system.terminal import print_table, say
@@ -20,23 +20,21 @@ UNITS = {
     "span_exact_match": "exact spans",
 }
 """Name of a figure in JSON -> what the table calls it."""
-COUNTS = ("documents", "tokens", "bytes")
 MODELS_A_TABLE = 3
 
 
 def say_results(results: Results) -> None:
     """Print how it was measured, and a table with a column for each model."""
     names = _labels([model.name for model in results.models])
-    for convention in dict.fromkeys(model.convention for model in results.models):
-        who = [name for name, model in zip(names, results.models, strict=True) if model.convention == convention]
-        of_all = len(who) == len(names)
-        say(f"{'Measured' if of_all else ', '.join(who)}: {convention}.")
-    if len({model.tokenizer_sha256 for model in results.models}) > 1:
-        say("The models' tokenizers differ: compare bits per byte, not what is counted by token.")
-    if any(math.isnan(figure.stderr) for scores in results.scores for one in scores for figure in one.figures.values()):
+    texts = [scores for of_model in results.scores for scores in of_model if "documents" in scores.counts]
+    if texts:
+        _say_conventions(results, names)
+    if any(scores.counts["documents"] == 1 for scores in texts):
+        between = "--document_separator '\\n\\s*\\n'"
+        say(f"One document has no standard error; if a file holds several, say what stands between them: {between}")
+    if harness := results.versions.get("lm_eval"):
         say(
-            "One document has no standard error; if a file holds several, say what stands between them: "
-            "--document_separator '\\n\\s*\\n'"
+            f"Tasks: by lm-evaluation-harness {harness}; of an answer to a masked model each token is hidden by itself."
         )
     say()
     for start in range(0, len(names), MODELS_A_TABLE):
@@ -45,18 +43,25 @@ def say_results(results: Results) -> None:
         print_table(["data", "", *names[some]], rows, right=range(2, 2 + len(names[some])), wide=[0])
 
 
+def _say_conventions(results: Results, names: list[str]) -> None:
+    for convention in dict.fromkeys(model.convention for model in results.models):
+        who = [name for name, model in zip(names, results.models, strict=True) if model.convention == convention]
+        say(f"{'Measured' if len(who) == len(names) else ', '.join(who)}: {convention}.")
+    if len({model.tokenizer_sha256 for model in results.models}) > 1:
+        say("The models' tokenizers differ: compare bits per byte, not what is counted by token.")
+
+
 def _rows(columns: list[list[Scores]]) -> list[list[str]]:
     rows = []
     for data in dict.fromkeys(scores.data for column in columns for scores in column):
         of_data = [next((scores for scores in column if scores.data == data), None) for column in columns]
         title = data
-        for name, unit in UNITS.items():
+        for name in dict.fromkeys(name for scores in of_data if scores for name in scores.figures):
             cells = [scores.figures.get(name) if scores else None for scores in of_data]
-            if any(cells):
-                rows.append([title, unit, *("" if cell is None else in_words(cell) for cell in cells)])
-                title = ""
-        for name in COUNTS:
-            numbers = [getattr(scores, name) if scores else None for scores in of_data]
+            rows.append([title, UNITS.get(name, name), *("" if cell is None else in_words(cell) for cell in cells)])
+            title = ""
+        for name in dict.fromkeys(name for scores in of_data if scores for name in scores.counts):
+            numbers = [scores.counts.get(name) if scores else None for scores in of_data]
             rows.append(["", name, *("" if number is None else f"{number:,}" for number in numbers)])
     return rows
 

@@ -1,0 +1,58 @@
+"""What is finished, kept beside `--out` until all is: after a kill the same command goes on with the rest."""
+
+import hashlib
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import sslm
+from sslm.cli.evaluate.scores import Scores
+from sslm.data.corpus.tokenizer import identity
+from sslm.models.standard_error import Estimate
+from sslm.runs.trained import Trained
+from sslm.system.files import append_json_lines, json_lines
+from sslm.system.terminal import say
+
+
+class Journal:
+    """Finished scores by a hash of all that decides them; without `--out` none are kept."""
+
+    def __init__(self, out: Path | None) -> None:
+        self.file = None if out is None else out.with_name(f".{out.name}.journal")
+        entries = [] if self.file is None else json_lines(self.file, say)
+        self.finished = {entry["key"]: entry["scores"] for entry in entries if {"key", "scores"} <= entry.keys()}
+        if self.finished:
+            say(f"{out}: going on after {len(self.finished)} that an earlier command finished")
+
+    def key(self, weights: str, *what: Any) -> str:
+        return hashlib.sha256(json.dumps([sslm.__version__, weights, *what], sort_keys=True).encode()).hexdigest()
+
+    def find(self, key: str) -> Scores | None:
+        """Return finished scores, or None."""
+        if (found := self.finished.get(key)) is None:
+            return None
+        nan = math.nan
+        figures = {name: Estimate(*(nan if n is None else n for n in pair)) for name, pair in found["figures"].items()}
+        return Scores(**{**found, "figures": figures})
+
+    def keep(self, key: str, scores: Scores) -> None:
+        if self.file is None:
+            return
+        figures = {name: [n if math.isfinite(n) else None for n in pair] for name, pair in scores.figures.items()}
+        append_json_lines(self.file, [{"key": key, "scores": {**asdict(scores), "figures": figures}}])
+
+    def remove(self) -> None:
+        if self.file is not None:
+            self.file.unlink(missing_ok=True)
+
+    def weights(self, trained: Trained) -> str:
+        """Hash a model's weights and its tokenizer; empty if nothing is kept."""
+        if self.file is None:
+            return ""
+        digest = hashlib.sha256(identity(trained.tokenizer).encode())
+        for name, weight in trained.model.named_parameters():
+            digest.update(name.encode())
+            digest.update(weight.detach().cpu().contiguous().view(-1).float().numpy().data)
+        return digest.hexdigest()
