@@ -285,7 +285,7 @@ def class_named(name: str) -> type[PreTrainedModel]:
     if name == LstmForCausalLM.__name__:
         return LstmForCausalLM
     if not any(name in names.values() for names in ARCHITECTURES.values()):
-        raise UserError(f"{short(name)}: transformers {transformers.__version__} has no such model")
+        raise UserError(f"{short(name)}: transformers {transformers.__version__} has no such language model")
     found: type[PreTrainedModel] = getattr(transformers, name)
     return found
 

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from sslm.cli.parse import parse
 from sslm.data.stream import batches
-from sslm.objectives import OBJECTIVES
+from sslm.objectives import PRETRAINING
 from sslm.objectives.choose import choose_objective, open_data
 from sslm.train import main
 from tests.support import exact_gradients
@@ -38,7 +38,7 @@ def command(case: Case, run: Path, small_run: list[str], *more: str) -> list[str
 
 
 def test_every_objective_is_tried_here() -> None:
-    assert {case.objective for case in CASES} | {"causal_lm"} == set(OBJECTIVES)
+    assert {case.objective for case in CASES} | {"causal_lm"} == set(PRETRAINING)
 
 
 LOAD = """
@@ -172,7 +172,7 @@ def differ(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> fl
     return max((ours[name] - theirs[name]).abs().max().item() for name in theirs) / largest
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", PRETRAINING)
 def test_gradients_of_micro_batches_are_those_of_the_whole_batch(objective: str, text: Path, cache: Path) -> None:
     whole = gradients(objective, str(text), str(cache), None)
     for size in (1, 2):
@@ -180,7 +180,7 @@ def test_gradients_of_micro_batches_are_those_of_the_whole_batch(objective: str,
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", PRETRAINING)
 def test_gradients_of_two_ranks_are_those_of_the_whole_batch(
     objective: str, text: Path, cache: Path, tmp_path: Path
 ) -> None:
