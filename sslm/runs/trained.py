@@ -10,7 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.tokenizer import Tokenizer
-from sslm.models.build import auto_class_named, auto_class_of, class_named, read_config, set_vocab_size
+from sslm.models.build import LANGUAGE_MODELS, auto_class_named, auto_class_of, class_named, read_config, set_vocab_size
 from sslm.models.head import UNPADDED
 from sslm.models.masks import num_positions
 from sslm.models.task import NUMBER
@@ -78,6 +78,15 @@ def open_trained(path: str, last: bool = False, prefers_export: bool = False) ->
     if has_export:
         return _of_folder(path, str(run.export), _settings(run))
     return _of_folder(path, path, {})
+
+
+def open_language_model(path: str, last: bool = False) -> Trained:
+    """Open what predicts tokens, as `open_trained` does; UserError if it was taught to label texts."""
+    trained = open_trained(path, last)
+    if trained.auto_class not in LANGUAGE_MODELS:
+        what = f"{path}: was fine-tuned for {trained.objective}, and predicts no tokens"
+        raise UserError(f"{what}; sslm predict {path} --data FILE --out FILE says what labels rows have")
+    return trained
 
 
 def _of_checkpoint(name: str, checkpoint: Path, last: bool) -> Trained:

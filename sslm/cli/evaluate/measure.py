@@ -36,7 +36,7 @@ from sslm.models.scoring import LOSS, Tally, in_batches, scored, unsound_weight
 from sslm.objectives import load_objective
 from sslm.runs.folder import RunFolder, pretrained_folder
 from sslm.runs.resume import first_batch_size
-from sslm.runs.trained import Trained, open_trained
+from sslm.runs.trained import Trained, open_language_model
 from sslm.system.errors import UserError, without_secrets
 from sslm.system.paths import followed
 from sslm.system.terminal import Progress, count, plural, say
@@ -61,7 +61,7 @@ def measure_all(options: argparse.Namespace, journal: Journal) -> Results:
     harness = Harness(specs, options.num_fewshot, options.limit) if specs else None
     models, scores = [], []
     for path in options.models:
-        trained = open_trained(path, options.last)
+        trained = open_language_model(path, options.last)
         if bad := unsound_weight(trained.model):
             raise UserError(f"{path}: {bad} has numbers that are not finite; take an earlier checkpoint")
         texts = _texts(trained, given, options)

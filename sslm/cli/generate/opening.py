@@ -12,7 +12,7 @@ from sslm.cli.generate.flags import temperature_of
 from sslm.cli.generate.tasks import Continuing, Settings, Task, task_class
 from sslm.cli.generate.texts import Texts
 from sslm.models.generation.draws import Sampling
-from sslm.runs.trained import Trained, open_trained
+from sslm.runs.trained import Trained, open_language_model
 from sslm.system.errors import UserError
 
 DTYPES = {"32": torch.float32, "bf16-true": torch.bfloat16}
@@ -27,7 +27,7 @@ def open_task(options: argparse.Namespace) -> Task:
     device = device_of(options.device)
     transformers.logging.set_verbosity_error()  # of positions and lengths we say what there is to say
     transformers.logging.disable_progress_bar()
-    trained = open_trained(options.model, options.last)
+    trained = open_language_model(options.model, options.last)
     kind = task_class(trained)
     is_decoder = trained.auto_class == "AutoModelForCausalLM"
     if kind.is_one_pass:
