@@ -49,11 +49,10 @@ def classes_of(logits: Tensor, example: Example, fields: Fields, labels: Sequenc
 
 
 def tags_of(logits: Tensor, example: Example, fields: Fields, labels: Sequence[str], kind: str) -> Prediction:
-    """Say a tag for each word; None for those that the model did not read, as they were cut off or have no token."""
+    """Say a tag for each word, from the window that begins it; None for words that have no token."""
     tags: list[str | None] = [None] * len(example.text)
-    for place, word in enumerate(fields["words"][0].tolist()):
-        if word > 0 and place < logits.shape[1]:
-            tags[word - 1] = labels[int(logits[0, place].argmax())]
+    for window, place in zip(*np.nonzero(fields["words"] > 0), strict=True):
+        tags[fields["words"][window, place] - 1] = labels[int(logits[window, place].argmax())]
     return {"words": len(tags), "predicted": tags}
 
 
@@ -175,8 +174,9 @@ def predictions(
     for number, group in groupby(found, key=lambda record: record.row):
         of_row = list(group)
         example = next(example for example in examples if example.row == number)
-        width = max(record.logits.shape[-1] for record in of_row)
-        logits = torch.cat([padded(record.logits, width) for record in of_row])
+        axis = 1 if objective == "tagging" else -1  # along which places stand
+        width = max(record.logits.shape[axis] for record in of_row)
+        logits = torch.cat([padded(record.logits, width, axis) for record in of_row])
         fields = {name: np.concatenate([record.fields[name] for record in of_row]) for name in of_row[0].fields}
         texts = {"text": example.text} | ({} if example.pair is None else {"pair": example.pair})
         said = WORDS[objective](logits, example, fields, labels, kind)
@@ -184,6 +184,8 @@ def predictions(
         yield {"row": number, **texts, **said, **({} if truth is None else {"label": truth})}
 
 
-def padded(logits: Tensor, width: int) -> Tensor:
-    """Widen [..., some] logits to [..., width]: batches are as wide as their longest row."""
-    return torch.nn.functional.pad(logits, (0, width - logits.shape[-1]), value=-torch.inf)
+def padded(logits: Tensor, width: int, axis: int) -> Tensor:
+    """Widen logits to a width along an axis: batches are as wide as their longest row."""
+    missing = [*logits.shape]
+    missing[axis] = width - logits.shape[axis]
+    return torch.cat([logits, logits.new_full(missing, -torch.inf)], dim=axis)

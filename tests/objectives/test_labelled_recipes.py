@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
 from sslm.config import DataConfig
+from sslm.data.corpus.labelled import Tally
 from sslm.data.labelled.task import field_of, packed, unpacked
 from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe, is_target
 from sslm.data.stream.streams import Streams, open_streams, open_to_predict
@@ -80,7 +81,7 @@ def test_batches_are_what_the_tokenizer_makes_of_texts_and_pairs(
     assert ("token_type_ids" in batch) == (kind == "bert")
     if kind == "bert":
         assert (batch["token_type_ids"] == expected["token_type_ids"]).all()
-    assert batch["labels"].tolist() == [row["label"] for row in rows]
+    assert batch["labels"].tolist() == [[row["label"]] for row in rows]
 
 
 def test_several_labels_are_a_number_for_each(tmp_path: Path, tokenizers: dict[str, str]) -> None:
@@ -98,7 +99,7 @@ def test_numbers_keep_their_value_and_sign(tmp_path: Path, tokenizers: dict[str,
     targets: list[Any] = [1.5, -2, "3.25", 0, -100, "nan", None, 1e-30]
     recipe = RegressionRecipe()
     streams = opened(tmp_path, [{"text": "a", "label": t} for t in targets], recipe, tokenizers["bert"])
-    labels = in_order(streams, recipe)["labels"]
+    labels = in_order(streams, recipe)["labels"][:, 0]
     assert labels.dtype == np.float32
     assert labels.tolist() == np.array([1.5, -2, 3.25, 0, -100, 1e-30], np.float32).tolist()
     [corpus] = [source.corpus for source in streams.val.sources]
@@ -131,6 +132,22 @@ def test_a_tag_stands_at_its_words_first_token(tmp_path: Path, tokenizers: dict[
         word = words[int(tag[1:])]
         if word.isascii() and token != tokenizer.unk_token:
             assert word.lower().startswith(token.lower()[:1])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_each_word_of_a_long_sentence_is_tagged_once(tmp_path: Path, tokenizers: dict[str, str], kind: str) -> None:
+    words = ["München", "", "dog", "Übermorgen!"] * 30
+    recipe = TaggingRecipe()
+    streams = opened(tmp_path, [{"tokens": words, "tags": ["A", "B", "C", "D"] * 30}], recipe, tokenizers[kind])
+    stream = streams.val
+    examples = stream.read(stream.places_of(0, np.arange(stream.num_windows))).rows(slice(None))
+    fields, labels = recipe.fields(examples, streams.vocabulary), in_order(streams, recipe)["labels"]
+    assert stream.num_windows > 4
+    tagged = fields["words"][fields["words"] > 0]
+    assert tagged.tolist() == [number for number, word in enumerate(words, 1) if word]
+    assert labels[labels != IGNORED].tolist() == [(number - 1) % 4 for number in tagged]
+    assert stream.sources[0].corpus.labelled is not None
+    assert stream.sources[0].corpus.labelled.val == Tally(1, (30, 30, 30, 30))
 
 
 def test_tags_and_words_that_differ_in_number_are_refused(tmp_path: Path, tokenizers: dict[str, str]) -> None:
@@ -320,14 +337,14 @@ EXAMPLES: list[tuple[LabelledRecipe, int, list[list[int]], list[str], dict[str, 
         6,
         [[0], [2, 7, 9, 3], [], [1]],
         ["bad", "good"],
-        {"input_ids": [2, 7, 9, 3, 0, 0], "attention_mask": [1, 1, 1, 1, 0, 0], "labels": 1},
+        {"input_ids": [2, 7, 9, 3, 0, 0], "attention_mask": [1, 1, 1, 1, 0, 0], "labels": [1]},
     ),
     (
         RegressionRecipe(),
         6,
         [[0], [2, 7, 9, 3], [], [int(np.float32(4.5).view(np.uint32))]],
         [],
-        {"input_ids": [2, 7, 9, 3, 0, 0], "attention_mask": [1, 1, 1, 1, 0, 0], "labels": 4.5},
+        {"input_ids": [2, 7, 9, 3, 0, 0], "attention_mask": [1, 1, 1, 1, 0, 0], "labels": [4.5]},
     ),
     (
         TaggingRecipe(),

@@ -32,7 +32,8 @@ from sslm.system.errors import UserError, short
 from sslm.system.files import fsync, made_whole
 from sslm.system.terminal import plural, preparation_progress, say
 
-FORMAT = 1
+FORMAT = 2
+"""Grows when other records are made of the same rows."""
 EXAMPLES_AT_ONCE = 512
 MANY_ROWS = 20
 """Of more rows than these, labels that most have for themselves are worth a word."""
@@ -206,7 +207,7 @@ class _Maker:
         held_out = texts[is_val]
         if copies := int(np.isin(held_out, np.concatenate(trained)).sum()):
             of_all = f"{copies:,} of {plural(len(held_out), 'held-out row', exact=True)}"
-            say(f"Warning: {rows.table.name}: {of_all} have texts that are trained on too")
+            say(f"Warning: {rows.table.name}: the texts of {of_all} are trained on too")
 
     def _make(
         self, part: Path, rows: Rows, tokenizer: TrainBPE | Tokenizer, held_out: HeldOut, names: tuple[str, ...]
@@ -282,8 +283,8 @@ def _tell(rows: Rows, labelled: Labelled) -> None:
         say(f"{name}: {plural(number, 'row', exact=True)} {why} left out")
     if labelled.num_cut:
         say(
-            f"{name}: {labelled.num_cut:,} of {plural(total, 'row', exact=True)} are longer than --seq_len "
-            f"{rows.task.seq_len}, and were {rows.task.cut_in_words}"
+            f"{name}: {labelled.num_cut:,} of {plural(total, 'row', exact=True)} {rows.task.cut_in_words}: longer than "
+            f"--seq_len {rows.task.seq_len}"
         )
 
 

@@ -1,7 +1,8 @@
 """Sentences whose words are tagged (Tjong Kim Sang & De Meulder 2003): names, parts of speech.
 
 Words are read as a text, with a space between any two, so that a model sees what it was pretrained on; a tag stands at
-the first token of its word, and a word without a token (an empty one, a lone control character) has none.
+the first token of its word, and a word without a token (an empty one, a lone control character) has none. A sentence
+that is too long becomes several records, windows that overlap; each word is tagged in the first that begins it.
 """
 
 from bisect import bisect_right
@@ -17,6 +18,8 @@ from sslm.data.labelled.values import Row, label_of
 from sslm.system.errors import UserError
 from sslm.system.terminal import plural
 
+OVERLAP = 4
+"""One in so many of a window's tokens stood in the one before it already: they are read again, and not tagged."""
 UNTAGGED = ""
 """Label of a word that has none."""
 
@@ -28,6 +31,7 @@ class Tags(Task):
     name: ClassVar[str] = "tagging"
     fields: ClassVar[tuple[str, ...]] = ("row", "input_ids", "token_type_ids", "words", "labels")
     """`words`: 1 + the number of the word that begins with a token, else 0; `labels`: 1 + its tag's number, or 0."""
+    cut_in_words: ClassVar[str] = "cut into windows"
     first_names: ClassVar[tuple[str, ...]] = ("O",)
 
     def columns(self, data: DataConfig) -> list[Column]:
@@ -53,25 +57,38 @@ class Tags(Task):
         self, examples: Sequence[Example], encoder: Encoder, numbers: dict[str, int]
     ) -> Iterator[tuple[list[Record], bool]]:
         texts = [" ".join(example.text) for example in examples]
-        for example, text, found in zip(examples, texts, encoder.encodings(texts, None, self.seq_len), strict=True):
-            ids, types, was_cut = encoder.encoded(found)
-            words = first_pieces(found, text, example.text)[: len(ids)]
-            words += [0] * (len(ids) - len(words))
-            labels = [1 + numbers.get(example.labels[word - 1], -1) if word else 0 for word in words]
-            yield [[[example.row], ids, types, words, labels]], was_cut
+        room = self.seq_len - encoder.tokenizer.num_special_tokens_to_add(False)
+        encodings = encoder.encodings(texts, None, self.seq_len, overlap=room // OVERLAP)
+        for example, text, found in zip(examples, texts, encodings, strict=True):
+            records: list[Record] = []
+            last = 0
+            for window in (found, *found.overflowing):
+                ids, types, _ = encoder.encoded(window)
+                words = first_pieces(window, text, example.text, last) or [0] * len(ids)
+                labels = [1 + numbers.get(example.labels[word - 1], -1) if word else 0 for word in words]
+                records.append([[example.row], ids, types, words, labels])
+                last = max(last, *words)
+            yield records, len(records) > 1
 
     def capacities(self, num_labels: int) -> tuple[int, ...]:
         return (self.seq_len,) * 4
 
 
-def first_pieces(found: Any, text: str, words: Sequence[str]) -> list[int]:
-    """Find the words that tokens begin: 1 + the word's number for the first token of each, else 0."""
+def first_pieces(found: Any, text: str, words: Sequence[str], after: int = 0) -> list[int]:
+    """Find the words that tokens begin: 1 + the word's number for the first token of each, else 0.
+
+    Args:
+        found: the text's encoding, or a window of it.
+        text: the words, with a space between any two.
+        words: what the text is made of.
+        after: number of words that windows before this one have begun.
+    """
     starts = [0, *accumulate(len(word) + 1 for word in words)][: len(words)]
-    pieces, last = [], -1
+    pieces = []
     for (start, end), sequence in zip(found.offsets, found.sequence_ids, strict=True):
         while start < end and text[start].isspace():
             start += 1
-        word = bisect_right(starts, start) - 1 if sequence == 0 and start < end else -1
-        pieces.append(1 + word if word > last else 0)
-        last = max(last, word)
+        word = bisect_right(starts, start) if sequence == 0 and start < end else 0
+        pieces.append(word if word > after else 0)
+        after = max(after, word)
     return pieces

@@ -333,4 +333,4 @@ def test_held_out_texts_that_are_trained_on_are_told(
 ) -> None:
     held_out = {"val.csv": "text,label\na,x\nq,y\nb,x\n"}
     made(tmp_path, tokenizer, Classes(8), {"train.csv": "text,label\n" + "a,x\n" * 9 + "b,y\n"} | held_out)
-    assert "2 of 3 held-out rows have texts that are trained on too" in " ".join(capsys.readouterr().out.split())
+    assert "the texts of 2 of 3 held-out rows are trained on too" in " ".join(capsys.readouterr().out.split())
