@@ -145,6 +145,20 @@ def span_task(trained: Any) -> SpanFilling:
     return SpanFilling(trained, Texts(trained, "plain", "document"), Settings(Sampling(), 6, 1, [], True))
 
 
+def test_what_was_fine_tuned_gets_its_sources_as_in_training(folders: Path) -> None:
+    objective = {"name": "text_to_text", "prefix": "de: ", "separator": " =>"}
+    for name, frame in (("llama", "de: Haus =>"), ("t5", "de: Haus")):
+        trained = open_trained(str(folders / name))._replace(
+            objective="text_to_text", settings={"objective": objective}
+        )
+        texts = Texts(trained, "plain", "document")
+        task = task_class(trained)(trained, texts, Settings(Sampling(), 6, 1, [], True))
+        assert task.prompt(typed("Haus")).ids == texts.encode(frame) + ([texts.end] if name == "t5" else [])
+        assert not task.echoes(typed("Haus"))
+    with pytest.raises(UserError, match="sslm predict"):
+        task_class(trained._replace(objective="classification"))
+
+
 def test_a_prompt_begins_as_a_document_in_training(train_tiny: TrainTiny, tmp_path: Path, generate: Generate) -> None:
     assert train_tiny(tmp_path / "run", "--max_steps", "1") == 0
     trained = open_trained(str(tmp_path / "run"))

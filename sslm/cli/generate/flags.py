@@ -9,7 +9,7 @@ from sslm.system.errors import UserError, nearest, short
 from sslm.system.paths import followed, local_path
 
 DRAWN = 0.8
-"""Temperature at which a decoder's text is drawn: the likeliest text goes in circles (Holtzman et al. 2020)."""
+"""Temperature at which a text that goes on is drawn: the likeliest text goes in circles (Holtzman et al. 2020)."""
 DRAWS = ("top_k", "top_p", "min_p")
 
 
@@ -52,12 +52,12 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def temperature_of(options: argparse.Namespace, is_decoder: bool) -> float:
+def temperature_of(options: argparse.Namespace, goes_on: bool) -> float:
     """Temperature that was given, or the usual one."""
     if options.temperature is not None:
         return float(options.temperature)
     draws = any(getattr(options, name) is not None for name in DRAWS)
-    return DRAWN if options.num_beams == 1 and (is_decoder or draws) else 0.0
+    return DRAWN if options.num_beams == 1 and (goes_on or draws) else 0.0
 
 
 def _parser() -> Parser:
@@ -80,7 +80,7 @@ def _parser() -> Parser:
     add("--interactive", action="store_true", help="write in turns; Ctrl-C ends a reply, Ctrl-D the conversation")
     add("--chat", action="store_true", help="make a prompt a message, by the tokenizer's chat template")
     add("--system", metavar="TEXT", help="--chat: message of the system, before all others")
-    temperature = f"0: the likeliest token; above: draw (default: {DRAWN} for decoders; 0 for others and for beams)"
+    temperature = f"0: the likeliest token; above: draw (default: {DRAWN} for causal_lm; 0 for others and for beams)"
     add("--max_new_tokens", metavar="N", type=_whole(1, 1 << 20), default=128, help="longest text (default: 128)")
     add("--temperature", metavar="T", type=_number(0, 1e6, "0 or more, such as 0.8"), help=temperature)
     add("--top_k", metavar="K", type=_whole(1, 1 << 31), help="draw from the K likeliest tokens")

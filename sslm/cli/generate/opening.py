@@ -29,12 +29,12 @@ def open_task(options: argparse.Namespace) -> Task:
     transformers.logging.disable_progress_bar()
     trained = open_language_model(options.model, options.last)
     kind = task_class(trained)
-    is_decoder = trained.auto_class == "AutoModelForCausalLM"
+    goes_on = trained.objective == "causal_lm"
     if kind.is_one_pass:
         refuse_what_writers_take(options, trained)
     texts = Texts(trained, options.special_tokens, options.begin)
     sampling = Sampling(
-        temperature_of(options, is_decoder),
+        temperature_of(options, goes_on),
         options.top_k,
         options.top_p,
         options.min_p,

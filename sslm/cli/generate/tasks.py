@@ -6,6 +6,7 @@ span_corruption  fills in each `<fill>`, with as many tokens as it likes; withou
                  prompt, and another's writes what it has to say to it
 denoising        writes the whole text anew, with each `<fill>` or mask of the tokenizer's filled in
 token_order      restores the order of tokens, if it has a decoder
+text_to_text     writes what belongs to the prompt
 """
 
 import functools
@@ -127,7 +128,7 @@ class Continuing(Task):
     streams = True
 
     def echoes(self, given: Given) -> bool:
-        return self.chat is None
+        return self.chat is None and self.trained.objective not in ("token_order", "text_to_text")
 
     def prompt(self, given: Given) -> Prompt:
         if self.chat is not None:
@@ -137,6 +138,9 @@ class Continuing(Task):
             raise UserError(
                 f"{given.where}: has <fill>, but {kind}; take a masked_lm, span_corruption or denoising one"
             )
+        if self.trained.objective == "text_to_text":
+            source = setting(self.trained, "prefix", "") + given.prompt + setting(self.trained, "separator", "\n")
+            return self.fitting(given, self.texts.before, self.texts.encode(source), [])
         after = [self.texts.end] if self.trained.objective == "token_order" else []
         return self.fitting(given, self.texts.begin, self.texts.encode(given.prompt), after)
 
@@ -152,6 +156,9 @@ class Rewriting(Task):
     streams = True
 
     def prompt(self, given: Given) -> Prompt:
+        if self.trained.objective == "text_to_text":
+            source = self.texts.encode(setting(self.trained, "prefix", "") + given.prompt)
+            return self.fitting(given, self.texts.before, source, self.texts.ended)
         is_denoising = self.trained.objective == "denoising"
         mask = self.texts.tokenizer.mask_token_id
         ids = list[int]()
@@ -339,6 +346,12 @@ def answers(task: Task, prompts: list[Prompt], written: list[Written]) -> list[A
     ]
 
 
+def setting(trained: Trained, name: str, default: str) -> str:
+    """Return a setting of the objective that a run was trained with."""
+    value = trained.settings.get("objective", {}).get(name, default)
+    return value if isinstance(value, str) else default
+
+
 def ends_of(trained: Trained, texts: Texts) -> list[int]:
     """List the tokens that end a text: the tokenizer's, and those that the model's generation config names."""
     named = getattr(trained.model.generation_config, "eos_token_id", None)
@@ -355,6 +368,10 @@ TASKS: dict[str, type[Task]] = {
 }
 
 
+WITH_DECODER: dict[str, type[Task]] = {"AutoModelForCausalLM": Continuing, "AutoModelForSeq2SeqLM": Rewriting}
+"""transformers' auto class -> what a model of any other objective does."""
+
+
 def task_class(trained: Trained) -> type[Task]:
     """Choose what a model does with prompts.
 
@@ -363,8 +380,9 @@ def task_class(trained: Trained) -> type[Task]:
     """
     if trained.objective in TASKS:
         return TASKS[trained.objective]
-    by_class = {"AutoModelForCausalLM": Continuing, "AutoModelForSeq2SeqLM": Rewriting}
-    if trained.auto_class not in by_class:
-        what = "a model that restores the order of tokens writes only if it has a decoder"
-        raise UserError(f"{trained.name}: {what}; take a masked_lm model to fill in what is missing")
-    return by_class[trained.auto_class]
+    if trained.objective in ("token_order", "text_to_text") and trained.auto_class in WITH_DECODER:
+        return WITH_DECODER[trained.auto_class]
+    instead = "sslm predict says what it makes of rows"
+    if trained.objective == "token_order":
+        instead = "only with a decoder would it write the order that it restores"
+    raise UserError(f"{trained.name}: is a {trained.objective} model, which writes no text; {instead}")

@@ -24,6 +24,8 @@ class Texts:
         self.end = tokenizers.end_of_document(self.tokenizer)
         self.before, self.after = tokenizers.wrapping(self.tokenizer)
         """What the tokenizer puts around a text."""
+        self.ended = self.after if self.end in self.after else [*self.after, self.end]
+        """What the tokenizer puts after a text, with an end in any case."""
         self.begin = beginning(trained, begin)
         self.vocab_size = min(tokenizers.num_ids(self.tokenizer), trained.model.config.vocab_size)
         backend = self.tokenizer("(a) b", add_special_tokens=False).input_ids
