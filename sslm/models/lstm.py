@@ -113,9 +113,9 @@ class LstmForCausalLM(PreTrainedModel, GenerationMixin):
         `labels` are the tokens again, each to be predicted from those before it. `segment_ids` [batch, seq_len] tell
         each token's document in its row; each document begins with a state of zeros. `attention_mask`, [batch,
         seq_len], is 0 at the padding before a row. `state` is what earlier tokens have left; with `use_cache` it
-        is returned. Only the last `logits_to_keep` logits are made, or all if it is 0.
+        is returned, and the mask is heeded. Only the last `logits_to_keep` logits are made, or all if it is 0.
         """
-        if use_cache or state is not None or attention_mask is not None:
+        if use_cache or state is not None:  # as `generate` calls it, for one process and no gradient
             hidden, state = self._carried(self.embed_tokens(input_ids), attention_mask, state)
         else:
             documents = None if segment_ids is None else Documents.of(segment_ids)

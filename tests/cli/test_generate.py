@@ -176,6 +176,7 @@ def test_names_of_special_tokens_are_text_unless_they_are_to_be_parsed(folders: 
     end = trained.tokenizer.eos_token_id
     assert end not in Texts(trained, "plain", "document").encode(name)
     assert Texts(trained, "parse", "document").encode(name)[-1] == end
+    assert Texts(trained, "plain", "document").special_named(["a", "<|endoftext|>"]) == [end]
     assert Texts(trained, "plain", "document").decode(Texts(trained, "plain", "document").encode(name)) == name
 
 

@@ -90,7 +90,7 @@ class Task:
         """Answer prompts, which may be one batch."""
         raise NotImplementedError
 
-    def writer(self, *more_ends: int, never: Sequence[int] = ()) -> Writer:
+    def writer(self, never: Sequence[int] = ()) -> Writer:
         """Return what writes tokens after a prompt."""
         if self._writer is None:
             how = self.settings
@@ -98,7 +98,7 @@ class Task:
                 self.trained.model,
                 self.texts.decode,
                 how.sampling,
-                {*ends_of(self.trained, self.texts), *more_ends},
+                {*ends_of(self.trained, self.texts), *self.texts.special_named(how.stops)},
                 self.texts.vocab_size,
                 never=never,
                 max_new_tokens=how.max_new_tokens,

@@ -41,11 +41,14 @@ class Texts:
     def decode(self, ids: list[int]) -> str:
         return str(self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False))
 
-    def special_ids(self, but: Iterable[int] = ()) -> list[int]:
-        """List the ids of special tokens, but for some."""
-        known = self.tokenizer.get_vocab()
-        ids = {known[name] for name in tokenizers.special_names(self.tokenizer) if name in known}
-        return sorted(ids - set(but))
+    def special_named(self, names: Iterable[str]) -> list[int]:
+        """List the ids of those names that are special tokens': decoding leaves them out."""
+        known, special = self.tokenizer.get_vocab(), set(tokenizers.special_names(self.tokenizer))
+        return [known[name] for name in names if name in special and name in known]
+
+    def special_ids(self) -> list[int]:
+        """List the ids of special tokens."""
+        return self.special_named(tokenizers.special_names(self.tokenizer))
 
 
 def beginning(trained: Trained, begin: Begin) -> list[int]:

@@ -281,7 +281,7 @@ def heeds_padding(model: PreTrainedModel) -> bool:
     ids = probe_tokens(model)[:, : (num_positions(model.config) or 16) - PADDED_TOKENS][:, :8]
     row = torch.cat([ids[:, :1].expand(-1, PADDED_TOKENS), ids], dim=1)
     mask = (torch.arange(row.shape[1], device=row.device) >= PADDED_TOKENS).long()[None]
-    how: dict[str, Any] = {"attention_mask": mask, "use_cache": False, "is_first_iteration": True}
+    how: dict[str, Any] = {"attention_mask": mask, "use_cache": True, "is_first_iteration": True}
     try:
         if "position_ids" in inspect.signature(model.forward).parameters:
             how["position_ids"] = (mask.cumsum(1) - 1).clamp(min=0)
@@ -289,4 +289,5 @@ def heeds_padding(model: PreTrainedModel) -> bool:
         alone, behind = model(input_ids=ids).logits[:, -1], model(**inputs).logits[:, -1]
     except Exception:  # each architecture has its own way not to take a mask
         return False
-    return bool((alone - behind).abs().max() <= 1e-4 * alone.abs().max())
+    error = max(1e-4, 4 * torch.finfo(alone.dtype).eps)
+    return bool((alone - behind).abs().max() <= error * alone.abs().max())
