@@ -89,6 +89,13 @@ def open_language_model(path: str, last: bool = False) -> Trained:
     return trained
 
 
+def check_there(path: str) -> None:
+    """Raise UserError, without opening it, if a path is no trained model; its weights may still be damaged."""
+    run = RunFolder(Path(path))
+    if not is_checkpoint(run.path) and not any(run.checkpoints.glob("step-*")):
+        read_config(str(run.export) if (run.export / "config.json").is_file() else path, "")
+
+
 def _of_checkpoint(name: str, checkpoint: Path, last: bool) -> Trained:
     model, weights = checkpoint_model(checkpoint, last)
     model = type(model).from_pretrained(None, config=model.config, state_dict=weights)

@@ -159,7 +159,7 @@ def test_a_run_is_measured_on_what_it_holds_out(
     assert [model["step"] for model in found["models"]] == [8, 4]
     table = capsys.readouterr().out
     assert "bits per byte" in table
-    assert "checkpoints/step-000004" in table
+    assert "run/step-000004" in table
 
 
 def test_models_stand_side_by_side(
@@ -220,3 +220,22 @@ def test_a_corpus_of_another_tokenizer_is_refused(
     assert prepare([str(documents), "--out", str(tmp_path / "corpus"), "--tokenizer", "bpe:280"]) == 0
     assert main([str(llama), "--data", str(tmp_path / "corpus")]) == 2
     assert "was prepared with another tokenizer (bpe:280) than the model's" in capsys.readouterr().err
+
+
+def test_contamination_by_a_training_text_stands_beside_a_figure(
+    evaluate: Callable[..., Figures], llama: Path, documents: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "training.txt").write_text(f"something else. {TEXTS[0]}. {TEXTS[3]}")
+    scores = scores_of(evaluate(llama, "--data", documents, "--against", tmp_path / "training.txt"))
+    num = scores["counts"]["with 13 tokens"]
+    assert 1 < num < len(TEXTS)
+    assert scores["figures"]["contaminated"]["value"] == pytest.approx(1 / num)
+
+
+def test_held_out_documents_are_told_from_those_a_run_has_seen(
+    evaluate: Callable[..., Figures], train_tiny: TrainTiny, text: Path, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    assert train_tiny(run, "--max_steps", "1") == 0
+    seen = evaluate(run, "--data", text, "--document_separator", "\n-----\n", "--against", run, "--limit", "60")
+    assert scores_of(seen)["figures"]["contaminated"]["value"] == 1

@@ -15,10 +15,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
 
 
 def _parser() -> argparse.ArgumentParser:
-    formatter = argparse.ArgumentDefaultsHelpFormatter
-    parser = argparse.ArgumentParser(
-        prog="sslm evaluate", description=DESCRIPTION, formatter_class=formatter, argument_default=None
-    )
+    parser = argparse.ArgumentParser(prog="sslm evaluate", description=DESCRIPTION)
     model = "run folder, checkpoint, Hugging Face folder, or name on the hub"
     data = (
         "text or a corpus, as --data.train takes them: file, glob, folder, dataset, corpus here or at a URL, "
@@ -28,38 +25,39 @@ def _parser() -> argparse.ArgumentParser:
         "tasks of lm-evaluation-harness: files (.yaml) with data here, folders of them, or names that it knows, "
         "separated by commas"
     )
+    against = (
+        "training text, corpus or run: tell how many documents or examples have a run of 13 tokens that stands in it"
+    )
     seq_len = "tokens of a window, at most; default: what a run was trained with, or the model takes, up to 4096"
     stride = "tokens that each window of a long document adds; default: half of seq_len"
     size = "sequences per forward pass; default: what suits the device; no figure depends on it"
     separator = "regular expression between the documents of a .txt; default: a file is one document"
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", type=followed, help=model)
-    add("--data", action="append", metavar="[NAME=]PATH", help=data, default=argparse.SUPPRESS)
-    add("--tasks", action="append", metavar="TASKS", help=tasks, default=argparse.SUPPRESS)
-    add("--num_fewshot", type=_number, help="examples before each question of a task", default=argparse.SUPPRESS)
-    add("--out", type=local_path, metavar="FILE.json", help="file for all figures", default=argparse.SUPPRESS)
-    add("--limit", type=_positive, help="take the first so many documents, or examples", default=argparse.SUPPRESS)
-    add("--text_field", "--data.text_field", default="text", help="field of .jsonl, .parquet and datasets")
-    add("--document_separator", "--data.document_separator", help=separator, default=argparse.SUPPRESS)
-    add("--seq_len", type=_positive, help=seq_len, default=argparse.SUPPRESS)
-    add("--stride", type=_positive, help=stride, default=argparse.SUPPRESS)
-    add("--batch_size", type=_positive, help=size, default=argparse.SUPPRESS)
-    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="kind of device; one is used")
-    add("--cache_dir", "--data.cache_dir", type=local_path, help="folder for downloads", default=argparse.SUPPRESS)
-    add("--last", action="store_true", help="take the last weights even if a run averages them")
-    optional = (
-        "data",
-        "tasks",
-        "num_fewshot",
-        "out",
-        "limit",
-        "document_separator",
-        "seq_len",
-        "stride",
-        "batch_size",
-        "cache_dir",
+    add("--data", action="append", metavar="[NAME=]PATH", help=data)
+    add("--tasks", action="append", metavar="TASKS", help=tasks)
+    add("--num_fewshot", type=_number, help="examples before each question of a task; default: what it says")
+    add("--against", type=followed, metavar="CORPUS_OR_RUN", help=against)
+    add("--out", type=local_path, metavar="FILE.json", help="file for all figures")
+    add("--limit", type=_positive, help="take the first so many documents, or examples; default: all")
+    add(
+        "--text_field",
+        "--data.text_field",
+        default="text",
+        help="field of .jsonl, .parquet and datasets (default: text)",
     )
-    parser.set_defaults(**dict.fromkeys(optional))
+    add("--document_separator", "--data.document_separator", help=separator)
+    add("--seq_len", type=_positive, help=seq_len)
+    add("--stride", type=_positive, help=stride)
+    add("--batch_size", type=_positive, help=size)
+    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="kind of device; one is used (default: auto)")
+    add(
+        "--cache_dir",
+        "--data.cache_dir",
+        type=local_path,
+        help="folder for downloads; default: the user's cache folder",
+    )
+    add("--last", action="store_true", help="take the last weights even if a run averages them")
     return parser
 
 

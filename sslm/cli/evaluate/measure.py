@@ -3,44 +3,31 @@
 import argparse
 import functools
 import math
-import re
 import time
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
 import sslm
+from sslm.cli.evaluate.contamination import pieces_of, with_overlap
 from sslm.cli.evaluate.journal import Journal
 from sslm.cli.evaluate.methods import Method, method_of
 from sslm.cli.evaluate.scores import Model, Results, Scores
 from sslm.cli.evaluate.tasks import Harness, TaskSpec, read_tasks
-from sslm.cli.parse import parse
-from sslm.data.corpus.tokenizer import Tokenizer, TokenRules, identity
-from sslm.data.stream.streams import cache_folder, open_streams
-from sslm.data.token_documents import (
-    TextOptions,
-    TokenDocuments,
-    check_tokenizer,
-    first_documents,
-    of_regions,
-    open_documents,
-)
+from sslm.cli.evaluate.texts import named, rules_of, texts_of, training_texts
+from sslm.data.corpus.tokenizer import Tokenizer, identity
+from sslm.data.overlap import Overlap
+from sslm.data.token_documents import TokenDocuments, first_documents
 from sslm.models.head import LanguageModel
 from sslm.models.scoring import LOSS, Tally, in_batches, scored, unsound_weight
-from sslm.objectives import load_objective
-from sslm.runs.folder import RunFolder, pretrained_folder
-from sslm.runs.resume import first_batch_size
-from sslm.runs.trained import Trained, open_language_model
-from sslm.system.errors import UserError, without_secrets
-from sslm.system.paths import followed
+from sslm.runs.trained import Trained, check_there, open_language_model
+from sslm.system.errors import UserError
 from sslm.system.terminal import Progress, count, plural, say
-from sslm.system.typed import typed
 
 BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 15}
 LOGITS = 1 << 28
@@ -59,19 +46,27 @@ def measure_all(options: argparse.Namespace, journal: Journal) -> Results:
         raise UserError(f"--data: two are called {min(twice)}; give each a name: --data NAME=PATH")
     specs = read_tasks(options.tasks or [])
     harness = Harness(specs, options.num_fewshot, options.limit) if specs else None
+    for path in options.models[1:]:  # the first is opened at once
+        check_there(path)
     models, scores = [], []
     for path in options.models:
         trained = open_language_model(path, options.last)
         if bad := unsound_weight(trained.model):
             raise UserError(f"{path}: {bad} has numbers that are not finite; take an earlier checkpoint")
-        texts = _texts(trained, given, options)
-        method = method_of(trained, _rules(trained), options.seq_len, options.stride) if texts else None
+        texts = texts_of(trained, given, options)
+        training = [] if options.against is None else training_texts(options.against, trained, options)
+        method = method_of(trained, rules_of(trained), options.seq_len, options.stride) if texts else None
         max_scored = None if trained.model.config.is_encoder_decoder else 1
         network = LanguageModel(trained.model.float(), max_scored).eval().to(device)
         one = Measuring(trained, network, options, journal, device)
         found = [one.on_text(text, method) for text in texts if method is not None]
         if harness is not None:
             found += [one.on_task(spec, harness) for spec in specs]
+        if options.against is not None:
+            overlaps = [Overlap.of(first_documents(text.pieces(), options.limit)) for text in texts]
+            if harness is not None:
+                overlaps += [Overlap.of(pieces_of(harness.texts(spec), trained.tokenizer)) for spec in specs]
+            found = with_overlap(found, overlaps, training)
         scores.append(found)
         models.append(_known(trained, method.convention if method else ""))
     versions = {"sslm": sslm.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
@@ -80,30 +75,10 @@ def measure_all(options: argparse.Namespace, journal: Journal) -> Results:
     return Results(models, scores, versions, str(device))
 
 
-def named(text: str) -> tuple[str, str]:
-    """Split NAME=PATH, or name a path by its last part, up to a dot.
-
-    >>> named("wiki=data/wiki.txt"), named("data/wiki.txt"), named("s3://bucket/a=b/")
-    (('wiki', 'data/wiki.txt'), ('wiki', 'data/wiki.txt'), ('a=b', 's3://bucket/a=b/'))
-    """
-    name, equals, path = text.partition("=")
-    if equals and path and re.fullmatch(r"[\w.-]+", name) and not Path(text).exists():
-        return name, followed(path)
-    last = without_secrets(text).rstrip("/").rpartition("/")[2]
-    return last.split(".")[0] or last, followed(text)
-
-
 def _device(name: str) -> torch.device:
     if name == "gpu" and not torch.cuda.is_available():
         raise UserError("--device gpu: there is no GPU here; leave the flag out")
     return torch.device("cuda" if torch.cuda.is_available() and name != "cpu" else "cpu")
-
-
-def _rules(trained: Trained) -> TokenRules:
-    """How a document became ids when the model was trained."""
-    data = trained.settings.get("data", {})
-    chosen = {name: data[name] for name in TokenRules._fields if isinstance(data.get(name), str)}
-    return TokenRules(**chosen)
 
 
 def _known(trained: Trained, convention: str) -> Model:
@@ -118,46 +93,6 @@ def _identity(tokenizer: Tokenizer) -> str:
     """Hash what decides which ids a text gets; special tokens that were appended decide nothing."""
     special = set(tokenizer.all_special_tokens)
     return identity(tokenizer, 1 + max(n for token, n in tokenizer.get_vocab().items() if token not in special))
-
-
-# ------------------------------------------------------------------------------------------------ texts
-
-
-def _texts(trained: Trained, given: list[tuple[str, str]], options: argparse.Namespace) -> list[TokenDocuments]:
-    rules = _rules(trained)
-    if not given:
-        return [] if options.tasks else _held_out(trained, rules)
-    cache_dir = options.cache_dir or cache_folder(parse([]).data)
-    how = TextOptions(cache_dir, options.text_field, options.document_separator, rules)
-    return [open_documents(path, name, trained.tokenizer, how) for name, path in given]
-
-
-def _held_out(trained: Trained, rules: TokenRules) -> list[TokenDocuments]:
-    """What the run of a model has held out, by source."""
-    path = Path(trained.name)
-    run = next((run for run in map(RunFolder, (path, path.parent.parent)) if run.config.is_file()), None)
-    if run is None:
-        raise UserError(f"{trained.name}: is no run, so it has no text of its own; give some: --data TEXT_OR_CORPUS")
-    config = parse(["--config", str(run.config)])
-    objective = load_objective(config.objective.name).for_model_type(trained.model.config.model_type)
-    recipe = objective.make_recipe(typed(objective.recipe_class, "objective", config.objective.settings))
-    config = replace(config, run_dir=str(run.path))
-    streams = open_streams(
-        config.data,
-        recipe,
-        config.seq_len,
-        config.batch_size,
-        config.seed,
-        pretrained_folder(config),
-        first_batch_size(config),
-    )
-    texts = []
-    for source in streams.val.sources:
-        name = f"held out: {source.name}" if source.name else "held out"
-        where = str(config.data.val or config.data.train or name)
-        check_tokenizer(where, source.corpus, trained.tokenizer)
-        texts.append(of_regions(name, where, source.corpus, source.regions, trained.tokenizer, rules))
-    return texts
 
 
 # ------------------------------------------------------------------------------------------------ one text

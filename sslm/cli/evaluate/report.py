@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -9,7 +10,7 @@ from typing import Any
 from sslm.cli.evaluate.scores import Model, Results, Scores
 from sslm.models.standard_error import Estimate
 from sslm.system.files import write_atomically
-from sslm.system.terminal import print_table, say
+from sslm.system.terminal import console, print_table, say
 
 UNITS = {
     "loss": "loss, nats/token",
@@ -18,9 +19,9 @@ UNITS = {
     "pseudo_perplexity": "pseudo-perplexity",
     "pseudo_perplexity_within_word": "… within word, l2r",
     "span_exact_match": "exact spans",
+    "contaminated": "in training text",
 }
 """Name of a figure in JSON -> what the table calls it."""
-MODELS_A_TABLE = 3
 
 
 def say_results(results: Results) -> None:
@@ -37,10 +38,25 @@ def say_results(results: Results) -> None:
             f"Tasks: by lm-evaluation-harness {harness}; of an answer to a masked model each token is hidden by itself."
         )
     say()
-    for start in range(0, len(names), MODELS_A_TABLE):
-        some = slice(start, start + MODELS_A_TABLE)
-        rows = _rows(results.scores[some])
-        print_table(["data", "", *names[some]], rows, right=range(2, 2 + len(names[some])), wide=[0])
+    for some in _fitting(names, results.scores, console().width):
+        print_table(["data", "", *names[some]], _rows(results.scores[some]), right=range(2, 2 + len(names)), wide=[0])
+        say()
+
+
+def _fitting(names: list[str], scores: list[list[Scores]], width: int) -> Iterator[slice]:
+    """Divide models among tables that are at most as wide as the terminal, a model at least in each."""
+    start = 0
+    while start < len(names):
+        end = start + 1
+        while end < len(names) and _table_width(names[start : end + 1], scores[start : end + 1]) <= width:
+            end += 1
+        yield slice(start, end)
+        start = end
+
+
+def _table_width(names: list[str], scores: list[list[Scores]]) -> int:
+    columns = list(zip(["data", "", *names], *_rows(scores), strict=True))
+    return sum(max(map(len, column)) for column in columns) + 2 * len(columns)
 
 
 def _say_conventions(results: Results, names: list[str]) -> None:
@@ -70,20 +86,25 @@ def in_words(figure: Estimate) -> str:
     """Write a figure and its standard error, to two digits of the error.
 
     >>> in_words(Estimate(3.14159, 0.0123)), in_words(Estimate(30.2, float("nan")))
-    ('3.142 ± 0.012', '30.2000')
+    ('3.142 ± 0.012', '30.200')
     """
     value, error = figure
     if not math.isfinite(value):
         return "not finite"
     if math.isnan(error):
-        return f"{value:,.4f}"
+        return f"{value:,.{max(5 - len(str(int(abs(value)))), 1)}f}"
     digits = 4 if error == 0 else min(max(1 - math.floor(math.log10(error)), 0), 6)
     return f"{value:,.{digits}f} ± {error:,.{digits}f}"
 
 
 def _labels(names: list[str]) -> list[str]:
-    """Shorten the models' names to their last two parts, if they still differ."""
-    short = ["/".join(Path(name).parts[-2:]) for name in names]
+    """Shorten the models' names to their last two parts, if they still differ.
+
+    >>> _labels(["/home/me/runs/a/checkpoints/step-000100", "/home/me/runs/b/export", "gpt2"])
+    ['a/step-000100', 'runs/b', 'gpt2']
+    """
+    parts = [[part for part in Path(name).parts if part not in ("checkpoints", "export")] for name in names]
+    short = ["/".join(part[-2:]) for part in parts]
     return [one if short.count(one) == 1 else name for one, name in zip(short, names, strict=True)]
 
 

@@ -1,0 +1,93 @@
+"""What models are measured on: the texts of `--data`, what a run holds out, and what it was trained on."""
+
+import argparse
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from sslm.cli.parse import parse
+from sslm.data.corpus.remote import RemoteFiles
+from sslm.data.corpus.tokenizer import TokenRules
+from sslm.data.stream.streams import Streams, cache_folder, open_streams
+from sslm.data.token_documents import TextOptions, TokenDocuments, check_tokenizer, of_regions, open_documents
+from sslm.objectives import load_objective
+from sslm.runs.folder import RunFolder, pretrained_folder
+from sslm.runs.resume import first_batch_size
+from sslm.runs.trained import Trained
+from sslm.system.errors import UserError, without_secrets
+from sslm.system.paths import followed
+from sslm.system.typed import typed
+
+
+def named(text: str) -> tuple[str, str]:
+    """Split NAME=PATH, or name a path by its last part, up to a dot.
+
+    >>> named("wiki=data/wiki.txt"), named("data/wiki.txt"), named("s3://bucket/a=b/")
+    (('wiki', 'data/wiki.txt'), ('wiki', 'data/wiki.txt'), ('a=b', 's3://bucket/a=b/'))
+    """
+    name, equals, path = text.partition("=")
+    if equals and path and re.fullmatch(r"[\w.-]+", name) and not Path(text).exists():
+        return name, followed(path)
+    last = without_secrets(text).rstrip("/").rpartition("/")[2]
+    return last.split(".")[0] or last, followed(text)
+
+
+def rules_of(trained: Trained) -> TokenRules:
+    """How a document became ids when the model was trained."""
+    data = trained.settings.get("data", {})
+    return TokenRules(**{name: data[name] for name in TokenRules._fields if isinstance(data.get(name), str)})
+
+
+def texts_of(trained: Trained, given: list[tuple[str, str]], options: argparse.Namespace) -> list[TokenDocuments]:
+    """Open the texts given, (name, path), or what the model's run has held out, by source; none if there are tasks."""
+    if given:
+        return [open_documents(path, name, trained.tokenizer, _how(trained, options)) for name, path in given]
+    if options.tasks:
+        return []
+    path = Path(trained.name)
+    run = next(filter(None, map(_run_at, (path, path.parent.parent))), None)
+    if run is None:
+        raise UserError(f"{trained.name}: is no run, so it has no text of its own; give some: --data TEXT_OR_CORPUS")
+    return _of_streams(_streams(run, trained), trained, "held out")
+
+
+def training_texts(path: str, trained: Trained, options: argparse.Namespace) -> list[TokenDocuments]:
+    """Open what a run was trained on, or a text or corpus, in the model's tokens."""
+    if run := _run_at(Path(path)):
+        return _of_streams(_streams(run, trained), trained, "training text")
+    return [open_documents(path, path, trained.tokenizer, _how(trained, options))]
+
+
+def _how(trained: Trained, options: argparse.Namespace) -> TextOptions:
+    cache_dir = options.cache_dir or cache_folder(parse([]).data)
+    return TextOptions(cache_dir, options.text_field, options.document_separator, rules_of(trained))
+
+
+def _run_at(path: Path) -> RunFolder | None:
+    return run if (run := RunFolder(path)).config.is_file() else None
+
+
+def _streams(run: RunFolder, trained: Trained) -> Streams:
+    """Open the corpora of a run as it did, prepared again if the cache has them no more."""
+    config = replace(parse(["--config", str(run.config)]), run_dir=str(run.path))
+    objective = load_objective(config.objective.name).for_model_type(trained.model.config.model_type)
+    recipe = objective.make_recipe(typed(objective.recipe_class, "objective", config.objective.settings))
+    return open_streams(
+        config.data,
+        recipe,
+        config.seq_len,
+        config.batch_size,
+        config.seed,
+        pretrained_folder(config),
+        first_batch_size(config),
+    )
+
+
+def _of_streams(streams: Streams, trained: Trained, what: str) -> list[TokenDocuments]:
+    texts = []
+    for source in (streams.val if what == "held out" else streams.train).sources:
+        name = f"{what}: {source.name}" if source.name else what
+        check_tokenizer(name, source.corpus, trained.tokenizer)
+        where = source.corpus.files.url if isinstance(source.corpus.files, RemoteFiles) else str(source.corpus.folder)
+        texts.append(of_regions(name, where, source.corpus, source.regions, trained.tokenizer, rules_of(trained)))
+    return texts
