@@ -186,7 +186,7 @@ class DataModule(LightningDataModule):
 
     @functools.cached_property
     def unigram_loss(self) -> float:
-        """Held-out loss of a model that knows nothing but how often each target, or label, comes in training.
+        """Held-out loss of a model that knows nothing but how often each target, label or place comes in training.
 
         The targets of the first training sequences are counted, or of the held-out ones if the training shards are
         remote.
@@ -196,14 +196,20 @@ class DataModule(LightningDataModule):
         seen = self._held_out_counts
         if not any(source.corpus.is_remote for source in self.train_stream.sources):
             train, number = self._first_train_steps(UNIGRAM_ROWS)
-            seen = count_targets((train[step] for step in range(number)), self.vocab_size)
+            seen = count_targets((train[step] for step in range(number)), self._num_targets)
         return unigram_loss(self._held_out_counts, seen)
+
+    @property
+    def _num_targets(self) -> int:
+        """How many different targets there can be: ids, or places in a sequence."""
+        task = self.recipe.task(self.seq_len)
+        return self.seq_len if task is not None and task.targets_are_places else self.vocab_size
 
     @functools.cached_property
     def _held_out_counts(self) -> Counts:
         """How often each id is a target in the sequences to validate on; UserError if none is."""
         val = self._val_steps(UNIGRAM_ROWS)
-        counts = count_targets((val[step] for step in range(val.num_steps)), self.vocab_size)
+        counts = count_targets((val[step] for step in range(val.num_steps)), self._num_targets)
         if not counts.any():
             raise nothing_in("held-out", self.recipe)
         return counts

@@ -80,6 +80,9 @@ def describe_labels(config: Config, data: DataModule, task: Task) -> None:
     say(f"Held-out rows: {labels_in_words(data.labels, val)}")
     if (to_beat := baseline(data.labels, train, val, task.is_one_each)) is not None:
         say(f"{to_beat}; its loss is {data.unigram_loss:.4f}")
+    else:
+        what = "place is that of an answer's edge" if task.targets_are_places else "token is written"
+        say(f"Baseline to beat: loss {data.unigram_loss:.4f} (knows nothing but how often each {what})")
     say(f"Sequences of {plural(config.seq_len, 'token')} at most, vocabulary {data.vocab_size:,}")
 
 

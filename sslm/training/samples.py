@@ -22,6 +22,8 @@ def filled_in(
         return str(tokenizer.decode([token] if token >= 0 else []))
 
     def shown(read: int, label: int, said: int) -> str:
+        if label < 0 and read == tokenizer.pad_token_id:
+            return ""
         return text(read) if label < 0 else f"[{text(label)}>{text(said)}]"
 
     rows = [list(zip(*row, strict=True)) for row in zip(inputs, labels, predicted, strict=True)]
@@ -34,7 +36,8 @@ def written(inputs: list[list[int]], labels: list[list[int]], predicted: list[li
     def text(ids: list[int]) -> str:
         return str(tokenizer.decode([n for n in ids if n >= 0][:SAMPLE_TOKENS]))
 
-    return [on_one_line(f"{text(read)} >> {text(said)}") for read, said in zip(inputs, predicted, strict=True)]
+    read = ([n for n in row if n != tokenizer.pad_token_id] for row in inputs)
+    return [on_one_line(f"{text(ids)} >> {text(said)}") for ids, said in zip(read, predicted, strict=True)]
 
 
 def on_one_line(text: str) -> str:

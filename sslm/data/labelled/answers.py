@@ -31,6 +31,8 @@ class Answers(Task):
     fields: ClassVar[tuple[str, ...]] = ("row", "input_ids", "token_type_ids", "starts", "ends", "labels")
     """`starts` and `ends`: of the context's tokens, their characters in it; `ends` is 0 of all other tokens."""
     has_names: ClassVar[bool] = False
+    is_counted: ClassVar[bool] = False
+    targets_are_places: ClassVar[bool] = True
     cut_in_words: ClassVar[str] = "cut into windows"
 
     def columns(self, data: DataConfig) -> list[Column]:

@@ -73,6 +73,9 @@ class Task:
     is_counted: ClassVar[bool] = True
     """Whether labels, or numbers, are counted, so that a baseline can be told."""
 
+    targets_are_places: ClassVar[bool] = False
+    """Whether targets are places in a sequence; if they are not counted, they are places or ids of tokens."""
+
     @property
     def is_one_each(self) -> bool:
         """Whether each row, or each tagged word, has one label; else each label is there or not."""

@@ -23,6 +23,7 @@ class Texts(Task):
     name: ClassVar[str] = "text_to_text"
     fields: ClassVar[tuple[str, ...]] = ("row", "input_ids", "labels")
     has_names: ClassVar[bool] = False
+    is_counted: ClassVar[bool] = False
 
     def columns(self, data: DataConfig) -> list[Column]:
         target = Column("target", "data.target_field", (data.target_field,))
