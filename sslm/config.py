@@ -344,6 +344,8 @@ class Config(Section):
     stop_after: str | None = setting(None, may_change=True)
     """Save everything and stop (exit code 75) within this time (3h50m), or after this many steps of this command
     (200steps)."""
+    stop_when: str | None = setting(None, may_change=True)
+    """End the run, done, at a validation that says so: 'val/loss<3.2', or 'val/f1 stops improving for 3'."""
     log_every: int = setting(10, POSITIVE, may_change=True)
     """Optimizer steps between rows of metrics.jsonl."""
     val_every: int = setting(100, POSITIVE, may_change=True)

@@ -19,6 +19,7 @@ from sslm.system.other_names import SETTINGS
 from sslm.system.paths import local_path
 from sslm.system.plain_yaml import BadYaml, load
 from sslm.system.typed import item_of, typed
+from sslm.training.stopping import parse_stop_when
 
 Tree = dict[str, dict[str, Any]]
 """Section -> key -> value, as YAML has it or as text; "" is the section of the settings that stand in none."""
@@ -224,6 +225,8 @@ def _checked(config: Config) -> Config:
         raise UserError(f"--max_tokens {config.max_tokens}: less than {step}; give at least {least}")
     if config.stop_after is not None:
         parse_stop_after(config.stop_after)
+    if config.stop_when is not None:
+        parse_stop_when(config.stop_when)
     parse_resume_with(config.resume_with)
     return config
 

@@ -50,6 +50,7 @@ from sslm.system.output import leave_paused_readers
 from sslm.system.signals import Stopped
 from sslm.system.terminal import say
 from sslm.training.callbacks.checkpoint import Checkpoint
+from sslm.training.callbacks.enough import Enough
 from sslm.training.callbacks.micro_batch import MicroBatch
 from sslm.training.callbacks.monitor import Monitor
 from sslm.training.callbacks.preemption import Preemption
@@ -62,6 +63,7 @@ from sslm.training.callbacks.watchdog import Watchdog
 from sslm.training.lightning import NoProfiler, use_step_loop
 from sslm.training.module import Objective
 from sslm.training.report import describe, describe_launch, summarise
+from sslm.training.stopping import parse_stop_when
 
 
 class Setup(NamedTuple):
@@ -84,6 +86,7 @@ class Callbacks(NamedTuple):
 
     monitor: Monitor
     validation: Validation
+    enough: Enough
     resume: Resume
     checkpoint: Checkpoint
     preemption: Preemption
@@ -227,6 +230,8 @@ def already_done(setup: Setup, checkpoint: Path) -> int:
 def done_in_words(config: Config, checkpoint: Path) -> str:
     """Say that all steps are done, whether they are as many as were asked for or more."""
     step, asked = step_of(checkpoint), total_steps(config, checkpoint)
+    if step < asked:
+        return f"This run is done: it ended at step {step} of {asked} (--stop_when {config.stop_when})"
     return (
         f"This run is done: {step} of {asked} steps"
         if step == asked
@@ -237,7 +242,9 @@ def done_in_words(config: Config, checkpoint: Path) -> str:
 def declare_done(setup: Setup, checkpoint: Path) -> None:
     """Write the status of a run that is done, and say where the model is."""
     step = step_of(checkpoint)
-    setup.folder.write_status("done", exit_code=DONE, step=step, reason="all steps are done")
+    is_whole = step >= total_steps(setup.config, checkpoint)
+    reason = "all steps are done" if is_whole else f"--stop_when {setup.config.stop_when}"
+    setup.folder.write_status("done", exit_code=DONE, step=step, reason=reason)
     summarise(setup.config, setup.folder, setup.data, step)
 
 
@@ -310,6 +317,7 @@ def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
     return Callbacks(
         monitor,
         Validation(config.val_every, total),
+        Enough(None if config.stop_when is None else parse_stop_when(config.stop_when)),
         resume,
         checkpoint,
         Preemption(config.stop_after, ranks.STARTED_AT, lambda: checkpoint.saving_seconds),

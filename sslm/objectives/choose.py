@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.config import Config
 from sslm.data.corpus import tokenizer as tokenizers
-from sslm.data.corpus.tokenizer import identity, special_ids
+from sslm.data.corpus.tokenizer import identity, special_ids, wrapping
 from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Recipe
 from sslm.models.build import check_keys, check_runs, model_config, on_meta, read_config
@@ -67,7 +67,7 @@ def with_epochs(config: Config, data: DataModule) -> Config:
 
 def choose_model(config: Config, objective: type[Objective], data: DataModule) -> PreTrainedConfig:
     """Work out the architecture's config; vocabulary and positions follow the data."""
-    return model_config(
+    chosen = model_config(
         objective.model_keys(data.recipe, data.labels) | config.model.settings,
         model_type=config.model.model_type,
         default=objective.default_model,
@@ -77,6 +77,22 @@ def choose_model(config: Config, objective: type[Objective], data: DataModule) -
         special_ids=special_ids(data.tokenizer),
         pretrained=pretrained_folder(config),
     )
+    check_ends(chosen, objective, data)
+    return chosen
+
+
+def check_ends(model: PreTrainedConfig, objective: type[Objective], data: DataModule) -> None:
+    """Refuse a tokenizer that ends no text for a model that classifies what it reads up to the end-of-text token."""
+    is_asked_at_end = objective.auto_class == "AutoModelForSequenceClassification" and model.is_encoder_decoder
+    if (
+        is_asked_at_end
+        and data.tokenizer is not None
+        and data.tokenizer.eos_token_id not in wrapping(data.tokenizer)[1]
+    ):
+        what = (
+            f"a {model.model_type} classifies a text by its end-of-text token, which this tokenizer does not put there"
+        )
+        raise UserError(f"--data.tokenizer: {what}; give the model's own, or take an encoder or a decoder")
 
 
 def build_on_meta(config: Config, objective: type[Objective], model_config: PreTrainedConfig) -> PreTrainedModel:

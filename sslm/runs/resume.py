@@ -68,11 +68,17 @@ def choose_checkpoint(config: Config, run: RunFolder, data: DataModule, model: P
 def reaches_the_end(checkpoint: Path, config: Config) -> bool:
     """Whether nothing is left to train; no, if the first process is setting the checkpoint aside at this moment."""
     try:
-        return step_of(checkpoint) >= total_steps(config, checkpoint)
+        return step_of(checkpoint) >= total_steps(config, checkpoint) or has_learned_enough(checkpoint, config)
     except NewerFormat:
         raise
     except UserError:
         return False
+
+
+def has_learned_enough(checkpoint: Path, config: Config) -> bool:
+    """Whether the run ended here by --stop_when, which the command names again."""
+    stopping = read_state(checkpoint).get("stopping", {})
+    return bool(stopping.get("has_ended")) and stopping.get("rule") == config.stop_when
 
 
 def total_steps(config: Config, checkpoint: Path | None) -> int:

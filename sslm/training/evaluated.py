@@ -36,6 +36,8 @@ class Evaluated(LightningModule):
         self.network: Network = None  # type: ignore[assignment]  # built in configure_model
         self.validated_at: int | None = None
         """The step of the last validation."""
+        self.measured: dict[str, float] = {}
+        """What the last validation came to, by name, on every rank."""
 
     @property
     def data(self) -> DataModule | None:
@@ -95,7 +97,8 @@ class Evaluated(LightningModule):
         metrics = self._metrics.compute()
         loss = metrics.pop("loss")
         metrics = {"loss": loss, **self.loss_metrics(loss, self.data), **metrics}
-        self.log_dict({f"{stage}/{name}": value.float() for name, value in metrics.items()}, rank_zero_only=True)
+        self.measured = {f"{stage}/{name}": float(value) for name, value in metrics.items()}
+        self.log_dict(self.measured, rank_zero_only=True)
 
     def on_test_start(self) -> None:
         self.on_validation_start()

@@ -46,6 +46,7 @@ from sslm.training.evaluated import Evaluated
 from sslm.training.lightning import check_settings, scheduler_of
 from sslm.training.micro_batches import MicroBatch, check_batch, micro_batches
 from sslm.training.optim import build_optimizer, learning_rate
+from sslm.training.stopping import Stopping
 
 Parallelize = Callable[[Network, PreTrainedModel, DeviceMesh | None], None]
 
@@ -136,6 +137,8 @@ class Objective(Evaluated):
         """A rank's request to stop, to save, or to end because saving failed; all learn of it with the next step."""
         self.settles = False
         """Whether all of the next step must be known when it ends, as for a validation or a checkpoint."""
+        self.stopping: Stopping | None = None
+        """What may end the run at a validation, or None if nothing does."""
         self.batch_ended_at = 0.0
         """When the last batch and all that was done after it (validation, saving) ended, by time.perf_counter."""
         self.side_group: dist.ProcessGroup | None = None

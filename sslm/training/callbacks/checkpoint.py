@@ -76,7 +76,7 @@ class Checkpoint(Callback):
         totals = outputs["totals"]
         if totals.save_failed:
             self.finish()
-        is_last = totals.stop or trainer.global_step >= self.total_steps
+        is_last = totals.stop or trainer.should_stop or trainer.global_step >= self.total_steps
         is_due = self._is_due(trainer.global_step, totals.save, pl_module)
         if is_due and pl_module.anomaly_detector.streak:  # the weights may be what is wrong: later, then
             pl_module.save_requested, is_due = True, False
@@ -137,6 +137,8 @@ class Checkpoint(Callback):
                     f"Warning: --checkpoint.best_metric {self.when.best_metric}: not measured, so none is kept as "
                     f"best; there are {', '.join(state['metrics'])}"
                 )
+        if pl_module.stopping is not None:
+            state["stopping"] = pl_module.stopping.state()
         if (wandb_id := known_wandb_id(RunFolder(self.folder.parent))) is not None:
             state["wandb_id"] = wandb_id
         return state

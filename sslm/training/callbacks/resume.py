@@ -43,5 +43,7 @@ def load(trainer: Trainer, pl_module: Objective, checkpoint: Path) -> None:
     if engine.loss_scaler is not None and "loss_scale" in state:
         engine.loss_scaler.load_state_dict(engine.loss_scaler.state_dict() | state["loss_scale"])
     pl_module.anomaly_detector.load(state.get("anomaly", {}))
+    if pl_module.stopping is not None:
+        pl_module.stopping.load(state.get("stopping", {}))
     trainer.datamodule.restore(state["step"], state["position"], state["amendments"])
     set_step(trainer, state["step"])
