@@ -16,6 +16,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 from sslm.cli.generate import main
 from sslm.cli.generate import prompts as prompts_module
 from sslm.cli.generate.chat import Chat
+from sslm.cli.generate.conversation import reply
 from sslm.cli.generate.flags import parsed
 from sslm.cli.generate.prompts import read
 from sslm.cli.generate.tasks import Settings, SpanFilling, pieces_of, task_class
@@ -331,6 +332,27 @@ def test_a_conversation_keeps_its_context(
     assert said["One\nTwo\n"].startswith(first + "\n")
     _, plain, _ = generate(talking, "--prompt", "One", "--chat", "--system", "S")
     assert plain == first + "\n"
+
+
+def test_ctrl_c_ends_a_reply_and_what_was_written_of_it_stays(
+    folders: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    trained = open_trained(str(folders / "llama"))
+    texts = Texts(trained, "plain", "document")
+    task = task_class(trained)(trained, texts, Settings(Sampling(1.0), 50, 1, [], True))
+    whole = reply(task, typed(SOME))
+    steps, forward = iter(range(100)), trained.model.forward
+
+    def interrupted(**inputs: Any) -> Any:
+        if next(steps) == 20:
+            signal.raise_signal(signal.SIGINT)
+        return forward(**inputs)
+
+    trained.model.forward = interrupted  # type: ignore[method-assign]
+    part = reply(task, typed(SOME))
+    assert 0 < len(part) < len(whole)
+    assert whole.startswith(part)
+    assert capsys.readouterr().out == f"{whole}\n{part}\n"
 
 
 def test_a_template_runs_in_a_sandbox_and_messages_write_no_special_tokens(

@@ -10,6 +10,7 @@ import transformers.models.modernbert.modeling_modernbert
 import transformers.models.t5.modeling_t5  # noqa: F401
 
 import sslm.cli.evaluate.measure
+import sslm.cli.generate.opening
 import sslm.cli.prepare
 import sslm.cli.train
 import sslm.data.corpus.remote

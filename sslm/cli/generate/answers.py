@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from filelock import FileLock, Timeout
+
 from sslm.cli.generate.prompts import Given
 from sslm.system.errors import UserError
 from sslm.system.files import append_json_lines, json_lines, write_atomically
@@ -36,9 +38,18 @@ class Answers:
         self.num_done = len(rows)
         """Rows that are there."""
         self.made_by = made_by
+        self.lock = FileLock(file.with_name(f".{file.name}.lock"), blocking=False)
 
     def begin(self) -> None:
-        """Say that the file is being made, and how."""
+        """Say that the file is being made, and how.
+
+        Raises:
+            UserError: another process is making it.
+        """
+        try:
+            self.lock.acquire()
+        except Timeout:
+            raise UserError(f"--out {self.file}: another process is writing it; wait for it to end") from None
         write_atomically(self.note, json.dumps(self.made_by))
 
     def _is_begun(self, made_by: dict[str, Any]) -> bool:
@@ -62,3 +73,5 @@ class Answers:
     def close(self) -> None:
         """Say that the file is complete."""
         self.note.unlink(missing_ok=True)
+        Path(self.lock.lock_file).unlink(missing_ok=True)
+        self.lock.release()

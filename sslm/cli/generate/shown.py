@@ -2,9 +2,12 @@
 
 import sys
 
+from sslm.system.exits import DONE
+from sslm.system.output import has_reader
+
 
 class Shown:
-    """Prints text at once; what could steer a terminal is not sent to one."""
+    """Prints text at once, but for what could steer a terminal; if nobody reads any longer, it is the end."""
 
     def __init__(self) -> None:
         self.is_terminal = sys.stdout.isatty()
@@ -13,3 +16,5 @@ class Shown:
         if self.is_terminal:
             text = "".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text)
         print(text, end="", flush=True)
+        if not has_reader():
+            raise SystemExit(DONE)
