@@ -7,6 +7,7 @@ sections open, and says what is wrong in one sentence that names the nearest fla
 import argparse
 import dataclasses
 from collections.abc import Iterator
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -36,7 +37,10 @@ def parse(arguments: list[str]) -> Config:
     """
     given = [word for word in arguments if word not in ("-h", "--help")]
     if given != arguments:
-        show_help(objective_in(given))
+        objective = None
+        with suppress(UserError):  # help is for those whose command is wrong, too
+            objective = objective_in(given)
+        show_help(objective)
     return _checked(_built(_tree(given)))
 
 
@@ -55,11 +59,9 @@ def _tree(arguments: list[str]) -> Tree:
 
 
 def objective_in(arguments: list[str]) -> str | None:
-    """Find the objective that a command line names; None if it names none, or is wrong."""
-    try:
-        return _tree(arguments)["objective"].get("name")
-    except UserError:
-        return None
+    """Find the objective that a command line names, or None if it names none; UserError if the line is wrong."""
+    name: str | None = _tree(arguments)["objective"].get("name")
+    return name
 
 
 def show_help(objective: str | None = None) -> None:

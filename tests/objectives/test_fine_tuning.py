@@ -277,6 +277,7 @@ def test_the_best_checkpoint_is_exported(rows: Callable[[Task], list[str]], tmp_
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
+        (["--objective", "classification", "--data.pair_field"], "--data.pair_field needs a value"),
         ([], "sslm finetune: no --objective is given; choose one of classification, regression"),
         (["--objective", "masked_lm"], "sslm finetune: --objective masked_lm: is for pretraining (sslm train)"),
         (["--objective", "ner"], "--objective ner: there is no such objective (did you mean tagging?)"),

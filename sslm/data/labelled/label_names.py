@@ -40,10 +40,11 @@ def check_names(examples: Iterable[Example], numbers: dict[str, int]) -> None:
     for example in examples:
         for name in example.labels:
             if name and name not in numbers:
+                alike = next((known for known in numbers if known.casefold() == name.casefold()), name)
                 known = ", ".join(map(short, list(numbers)[:MOST_SHOWN])) + (
                     f" … ({len(numbers):,} in all)" if len(numbers) > MOST_SHOWN else ""
                 )
                 raise UserError(
                     f"{example.where}: the label {short(name)!r} is not among those of the training data"
-                    f"{nearest(name, numbers)}: {known}"
+                    f"{nearest(alike, numbers)}: {known}"
                 )

@@ -229,7 +229,7 @@ REFUSED: dict[str, tuple[Task, dict[str, str], dict[str, Any], str]] = {
         Classes(8),
         {"train.csv": TWO, "val.csv": "text,label\na,x\nb,X\n"},
         {},
-        r"val.csv, line 3: the label 'X' is not among those of the training data: x, y",
+        r"val.csv, line 3: the label 'X' is not among those of the training data \(did you mean x\?\): x, y",
     ),
     "several labels where one is wanted": (
         Classes(8),
