@@ -89,6 +89,8 @@ class ModelConfig(Section):
     """Architecture, by its name in transformers (llama, gpt2, qwen3 …); default: a small one for the objective."""
     pretrained: str | None = setting(None, is_path=True)
     """Trained weights to begin with: a folder, a name on the Hugging Face hub, or a run folder of sslm."""
+    freeze: str | None = None
+    """Parts whose weights stay as they are: embeddings, blocks:6 (the first six), or embeddings,blocks:6."""
     embedding_init: str | None = setting(None, is_path=True)
     """File of word vectors (text format of word2vec or GloVe, .gz too) to initialise the input embeddings with."""
     embedding_project: bool = False

@@ -18,6 +18,7 @@ from sslm.config import Config
 from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Recipe
 from sslm.models import build
+from sslm.models.freezing import parse_freeze
 from sslm.models.word_vectors import initialise_embedding
 from sslm.objectives.choose import (
     build_on_meta,
@@ -297,6 +298,7 @@ def build_module(setup: Setup, resume_from: Path | None) -> Objective:
         ),
         reduce_gradients=config.fsdp.reduce_gradients,
         static_shapes=config.compile,
+        frozen=None if config.model.freeze is None else parse_freeze(config.model.freeze),
     )
 
 

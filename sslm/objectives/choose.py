@@ -13,6 +13,7 @@ from sslm.data.corpus.tokenizer import identity, special_ids, wrapping
 from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Recipe
 from sslm.models.build import check_keys, check_runs, model_config, on_meta, read_config
+from sslm.models.freezing import freeze, parse_freeze
 from sslm.models.word_vectors import check_vectors
 from sslm.objectives import load_objective
 from sslm.parallel.parallelize import check_blocks
@@ -100,6 +101,8 @@ def build_on_meta(config: Config, objective: type[Objective], model_config: PreT
     model = on_meta(model_config, objective.auto_class)
     check_runs(model, objective.auto_class)
     check_blocks(model, config.activation_checkpointing, compile_blocks=config.compile)
+    if config.model.freeze is not None:
+        freeze(model, parse_freeze(config.model.freeze))  # plan and counts see what is trained
     return model
 
 

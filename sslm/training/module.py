@@ -25,6 +25,7 @@ from sslm.config import AnomalyConfig, OptimConfig, RobustConfig
 from sslm.data.stream.batches import StepBatch
 from sslm.data.stream.recipe import Recipe
 from sslm.models.build import check_fits, on_meta
+from sslm.models.freezing import Frozen, freeze
 from sslm.models.masks import check_documents, choose_masks
 from sslm.models.network import Network
 from sslm.models.task import network_for
@@ -83,6 +84,7 @@ class Objective(Evaluated):
         parallelize: shards (network, model, mesh [data_parallel, tensor_parallel], or None if it is not sharded).
         reduce_gradients: whether FSDP2 reduces gradients once a step, or after each micro-batch to save memory.
         static_shapes: as in `Evaluated`.
+        frozen: parts of the model that are not trained. Default: none.
     """
 
     auto_class: ClassVar[str]
@@ -122,6 +124,7 @@ class Objective(Evaluated):
         parallelize: Parallelize | None = None,
         reduce_gradients: Literal["step", "micro_batch"] = "step",
         static_shapes: bool = False,
+        frozen: Frozen | None = None,
     ) -> None:
         super().__init__(micro_batch_size, static_shapes)
         self.automatic_optimization = False
@@ -131,8 +134,7 @@ class Objective(Evaluated):
             self.optim = replace(self.optim, lr=self.default_lr)
         self.robust = robust or RobustConfig()
         self.anomaly_detector = AnomalyDetector(anomaly or AnomalyConfig(action="off"))
-        self.total_steps = total_steps
-        self.seed = seed
+        self.total_steps, self.seed, self.frozen = total_steps, seed, frozen
         self.stop_requested = self.save_requested = self.save_failed = False
         """A rank's request to stop, to save, or to end because saving failed; all learn of it with the next step."""
         self.settles = False
@@ -173,6 +175,8 @@ class Objective(Evaluated):
         if keeps_documents:
             choose_masks(model, self.trainer.strategy.root_device.type)
         model.train()
+        if self.frozen is not None:
+            freeze(model, self.frozen)
         network = network_for(
             model,
             data.max_scored if data is not None else None,

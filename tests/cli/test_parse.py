@@ -158,19 +158,19 @@ NAMES = """
 run_dir resume resume_with seed strategy tensor_parallel_size precision accelerator devices num_nodes seq_len batch_size
 micro_batch_size max_steps max_tokens max_epochs stop_after stop_when log_every val_every logger compile
 activation_checkpointing start_timeout_seconds collective_timeout_seconds watchdog_seconds dry_run objective.name
-model.model_type model.pretrained model.embedding_init model.embedding_project data.train data.val data.sources
-data.stages data.packing data.document_mask data.text_field data.pair_field data.label_field data.label_separator
-data.source_field data.target_field data.document_separator data.end_id data.special_tokens data.bos data.tokenizer
-data.cache_dir data.cache_gb data.block_shards data.on_bad_shard data.num_workers data.val_sequences optim.name optim.lr
-optim.schedule optim.warmup_steps optim.decay_fraction optim.min_lr_ratio optim.weight_decay optim.beta1 optim.beta2
-optim.eps optim.clip_norm optim.average_decay robust.label_smoothing robust.z_loss robust.embedding_noise
-robust.adversarial robust.epsilon robust.adversarial_steps fsdp.reshard_after_forward fsdp.reduce_gradients
-fsdp.replicas deepspeed.offload_optimizer deepspeed.offload_parameters deepspeed.config checkpoint.every_steps
-checkpoint.every_minutes checkpoint.keep_last checkpoint.keep_best checkpoint.best_metric checkpoint.best_is
-checkpoint.export checkpoint.keep_every_steps checkpoint.sync checkpoint.upload anomaly.action anomaly.spike_z
-anomaly.patience anomaly.max_rewinds
+model.model_type model.pretrained model.freeze model.embedding_init model.embedding_project data.train data.val
+data.sources data.stages data.packing data.document_mask data.text_field data.pair_field data.label_field
+data.label_separator data.source_field data.target_field data.document_separator data.end_id data.special_tokens
+data.bos data.tokenizer data.cache_dir data.cache_gb data.block_shards data.on_bad_shard data.num_workers
+data.val_sequences optim.name optim.lr optim.schedule optim.warmup_steps optim.decay_fraction optim.min_lr_ratio
+optim.weight_decay optim.beta1 optim.beta2 optim.eps optim.clip_norm optim.average_decay robust.label_smoothing
+robust.z_loss robust.embedding_noise robust.adversarial robust.epsilon robust.adversarial_steps
+fsdp.reshard_after_forward fsdp.reduce_gradients fsdp.replicas deepspeed.offload_optimizer deepspeed.offload_parameters
+deepspeed.config checkpoint.every_steps checkpoint.every_minutes checkpoint.keep_last checkpoint.keep_best
+checkpoint.best_metric checkpoint.best_is checkpoint.export checkpoint.keep_every_steps checkpoint.sync
+checkpoint.upload anomaly.action anomaly.spike_z anomaly.patience anomaly.max_rewinds
 """
-MOST_FLAGS = 93
+MOST_FLAGS = 94
 """A flag that comes takes another's place: this number goes down, but for what no other flag can say."""
 
 
