@@ -334,6 +334,15 @@ def test_a_conversation_keeps_its_context(
     assert plain == first + "\n"
 
 
+def test_a_model_that_fills_in_takes_each_line_by_itself(generate: Generate, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdin", io.StringIO("One <fill>.\nnothing\nThree <fill>!\n"))
+    code, out, err = generate("bert", "--interactive")
+    assert code == 0
+    assert out.startswith("One")
+    assert "!\n" in out
+    assert "this line: has nothing to fill in" in err
+
+
 def test_ctrl_c_ends_a_reply_and_what_was_written_of_it_stays(
     folders: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -7,17 +7,20 @@ from sslm.cli.generate.chat import Chat, Message
 from sslm.cli.generate.prompts import Given
 from sslm.cli.generate.shown import Shown
 from sslm.cli.generate.tasks import Task
+from sslm.system.errors import UserError
 from sslm.system.exits import DONE
+from sslm.system.output import print_error
 
 
 def converse(task: Task) -> int:
     """Answer line after line until there are no more; what was said before is the context of what follows.
 
-    With a chat template lines are messages. Without, all is one text: the model goes on with it, and so do you.
+    With a chat template lines are messages. Without, all is one text, if the model goes on with texts: and so do you.
+    For other models each line is a prompt by itself.
     """
     with suppress(ImportError):
         import readline  # noqa: F401  # lines can be edited
-    context = Messages(task.chat) if isinstance(task.chat, Chat) else OneText()
+    context = context_of(task)
     is_terminal = sys.stdin.isatty()
     if is_terminal:
         print("Ctrl-C ends a reply, Ctrl-D the conversation.")
@@ -33,8 +36,19 @@ def converse(task: Task) -> int:
             continue
         context.add(line)
         task.chat = context.tokens if isinstance(context, Messages) else None
-        context.reply(reply(task, Given(turn, context.prompt, "the conversation", {})))
+        try:
+            context.reply(reply(task, Given(turn, context.prompt, "this line", {})))
+        except UserError as error:
+            context.take_back(line)
+            print_error(str(error))
         turn += 1
+
+
+def context_of(task: Task) -> "OneText | Messages":
+    """Choose what is kept of what was said."""
+    if isinstance(task.chat, Chat):
+        return Messages(task.chat)
+    return OneText() if task.echoes(Given(0, "", "this line", {})) else Lines()
 
 
 def reply(task: Task, given: Given) -> str:
@@ -46,7 +60,9 @@ def reply(task: Task, given: Given) -> str:
         shown(text)
 
     with suppress(KeyboardInterrupt):
-        task.answer([given], show)
+        (answer,) = task.answer([given], show if task.streams else None)
+        if not task.streams:
+            show(answer.text)
     print(flush=True)
     return "".join(said)
 
@@ -60,8 +76,22 @@ class OneText:
     def add(self, line: str) -> None:
         self.prompt += line
 
+    def take_back(self, line: str) -> None:
+        """Undo `add`."""
+        self.prompt = self.prompt.removesuffix(line)
+
     def reply(self, text: str) -> None:
         self.prompt += text
+
+
+class Lines(OneText):
+    """Prompts that have nothing to do with one another."""
+
+    def add(self, line: str) -> None:
+        self.prompt = line
+
+    def reply(self, text: str) -> None:
+        """Forget the reply: the next line is another prompt."""
 
 
 class Messages:
@@ -72,6 +102,10 @@ class Messages:
 
     def add(self, line: str) -> None:
         self.messages.append({"role": "user", "content": line})
+
+    def take_back(self, line: str) -> None:
+        """Undo `add`."""
+        self.messages.pop()
 
     def reply(self, text: str) -> None:
         self.messages.append({"role": "assistant", "content": text})

@@ -64,7 +64,6 @@ def refuse_what_writers_take(options: argparse.Namespace, trained: Trained) -> N
         "num_beams": lambda: options.num_beams > 1,
         "stop": lambda: bool(options.stop),
         "repetition_penalty": lambda: options.repetition_penalty != 1,
-        "interactive": lambda: options.interactive,
     }
     for name, is_given in usual.items():
         if is_given():

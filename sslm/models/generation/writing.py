@@ -19,6 +19,7 @@ from sslm.models.generation.draws import Choose, Known, Sampling
 from sslm.models.generation.text import Decode, Stream, continued, first_of, has_stop
 from sslm.models.head import decoder_start
 from sslm.models.masks import num_positions, probe_tokens
+from sslm.system.errors import UserError, one_line
 
 KEPT = ("forced_bos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
 """What is taken over from a model's own generation config: what it was trained to begin with, or never writes."""
@@ -123,7 +124,7 @@ class Writer:
         )
         ending = Ending(self.decode, self.ends, self.stops, before, start, choose.is_done, self.num_beams)
         stream = Stream(self.decode, before[0], self.stops, show) if show else None
-        generated: Any = self.model.generate(  # type: ignore[operator]
+        generated = self._generate(
             input_ids=ids,
             attention_mask=mask,
             generation_config=self._config(room),
@@ -137,6 +138,15 @@ class Writer:
         if stream and self.num_beams > 1 and show:
             show(written[0].text)
         return written
+
+    def _generate(self, **how: Any) -> Tensor:
+        """Call transformers' `generate`: [n, prompt and new tokens], or UserError if it can't do so with this model."""
+        try:
+            tokens: Tensor = self.model.generate(**how)  # type: ignore[operator]
+        except ValueError as error:  # a cache that can't follow beams, and what else an architecture lacks
+            kind = f"{self.model.config.model_type} models can't be asked for this"
+            raise UserError(f"{kind} ({one_line(error)}); leave --num_beams out") from None
+        return tokens
 
     @torch.inference_mode()
     def logprobs(self, prompts: Sequence[Prompt], written: Sequence[Written]) -> list[list[float]]:
