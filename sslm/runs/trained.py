@@ -108,13 +108,14 @@ def _of_folder(name: str, folder: str, settings: dict[str, Any]) -> Trained:
     config = read_config(folder, "")
     architecture = next(iter(getattr(config, "architectures", None) or []), None)
     kind: Any = class_named(architecture) if architecture else getattr(transformers, auto_class_of(config.model_type))
+    tokenizer = tokenizers.load(folder, "")  # first, as it is soon known to be missing
     try:
         model, info = kind.from_pretrained(folder, trust_remote_code=False, dtype="auto", output_loading_info=True)
     except Exception as error:  # missing or damaged files, shapes: all are about the folder
         raise UserError(f"{name}: no model could be loaded from it ({one_line(error)})") from None
     if missing := sorted(info["missing_keys"]):
         raise UserError(f"{name}: has no weights for {', '.join(missing[:3])}{' …' if missing[3:] else ''}")
-    return _known(name, folder, model, tokenizers.load(folder, ""), settings, None)
+    return _known(name, folder, model, tokenizer, settings, None)
 
 
 def _known(

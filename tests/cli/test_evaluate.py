@@ -185,6 +185,8 @@ def test_models_stand_side_by_side(
         (["{llama}", "--data", "{texts}", "--stride", "17"], "--stride 17: is more than a window of 16"),
         (["{llama}", "--data", "{texts}", "--data", "{texts}"], "two are called texts; give each a name"),
         (["{llama}", "--data", "{texts}", "--out", "no/such/folder.json"], "there is no folder no/such"),
+        (["{llama}", "--data", "{texts}", "--out", "."], "--out .: is a folder"),
+        (["{llama}", "/no/such/model", "--data", "{texts}"], "/no/such/model: no model could be loaded"),
         (["/no/such/model", "--data", "{texts}"], "/no/such/model: no model could be loaded"),
         (["{bare}", "--data", "{texts}"], "tokenizer"),
         (["{broken}", "--data", "{texts}"], "has numbers that are not finite"),

@@ -6,6 +6,9 @@ A model is a run, a checkpoint, or a Hugging Face folder or name. Without --data
 has held out.
 """
 
+import os
+from pathlib import Path
+
 from sslm.cli.evaluate.flags import parsed
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, exits_politely
@@ -16,8 +19,8 @@ from sslm.system.terminal import keep_libraries_quiet, say
 def main(arguments: list[str] | None = None) -> int:
     options = parsed(arguments)
     keep_libraries_quiet()
-    if options.out is not None and not options.out.resolve().parent.is_dir():
-        raise UserError(f"--out {options.out}: there is no folder {options.out.parent}; make it first")
+    if options.out is not None:
+        _check_out(options.out)
 
     from sslm.cli.evaluate.journal import Journal
     from sslm.cli.evaluate.measure import measure_all  # brings torch: --help and wrong flags must not wait for it
@@ -31,3 +34,13 @@ def main(arguments: list[str] | None = None) -> int:
         journal.remove()
         say(f"{options.out}: the same and more, as JSON", to_copy=True)
     return DONE
+
+
+def _check_out(out: Path) -> None:
+    """Refuse a file that can't be written, before hours of work for it."""
+    if out.is_dir():
+        raise UserError(f"--out {out}: is a folder; give a file in it, such as {out}/scores.json")
+    if not out.absolute().parent.is_dir():
+        raise UserError(f"--out {out}: there is no folder {out.parent}; make it first")
+    if not os.access(out.absolute().parent, os.W_OK):
+        raise UserError(f"--out {out}: nothing may be written in {out.parent}; give another place")

@@ -10,7 +10,7 @@ from typing import Any
 from sslm.cli.evaluate.scores import Model, Results, Scores
 from sslm.models.standard_error import Estimate
 from sslm.system.files import write_atomically
-from sslm.system.terminal import console, print_table, say
+from sslm.system.terminal import console, is_watched, print_table, say
 
 UNITS = {
     "loss": "loss, nats/token",
@@ -22,6 +22,10 @@ UNITS = {
     "contaminated": "in training text",
 }
 """Name of a figure in JSON -> what the table calls it."""
+
+
+WIDE = 200
+"""Columns of a table that nobody watches."""
 
 
 def say_results(results: Results) -> None:
@@ -37,10 +41,9 @@ def say_results(results: Results) -> None:
         say(
             f"Tasks: by lm-evaluation-harness {harness}; of an answer to a masked model each token is hidden by itself."
         )
-    say()
-    for some in _fitting(names, results.scores, console().width):
-        print_table(["data", "", *names[some]], _rows(results.scores[some]), right=range(2, 2 + len(names)), wide=[0])
+    for some in _fitting(names, results.scores, console().width if is_watched() else WIDE):
         say()
+        print_table(["data", "", *names[some]], _rows(results.scores[some]), right=range(2, 2 + len(names)), wide=[0])
 
 
 def _fitting(names: list[str], scores: list[list[Scores]], width: int) -> Iterator[slice]:
