@@ -310,6 +310,25 @@ def test_weights_that_are_no_numbers_are_told(folders: Path, tmp_path: Path, gen
     assert "no numbers (NaN)" in err
 
 
+def test_a_folders_generation_config_decides_nothing_but_ends(
+    folders: Path, tmp_path: Path, generate: Generate
+) -> None:
+    plain = generate("llama", "--prompt", SOME, "--temperature", "0")
+    AutoModelForCausalLM.from_pretrained(folders / "llama").save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(folders / "llama").save_pretrained(tmp_path)
+    hostile = {
+        "max_length": 3,
+        "repetition_penalty": 9.0,
+        "num_beams": 4,
+        "suppress_tokens": ["x"],
+        "stop_strings": [" "],
+    }
+    ends = [10**12, -1, "x", None]
+    config = {**hostile, "eos_token_id": ends, "bad_words_ids": 3, "forced_bos_token_id": 10**9, "use_cache": False}
+    (tmp_path / "generation_config.json").write_text(json.dumps(config))
+    assert generate(str(tmp_path), "--prompt", SOME, "--temperature", "0") == plain
+
+
 def chat_model(folders: Path, folder: Path, template: str) -> str:
     AutoModelForCausalLM.from_pretrained(folders / "llama").save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(folders / "llama")

@@ -21,8 +21,9 @@ from sslm.models.head import decoder_start
 from sslm.models.masks import num_positions, probe_tokens
 from sslm.system.errors import UserError, one_line
 
-KEPT = ("forced_bos_token_id", "suppress_tokens", "begin_suppress_tokens", "bad_words_ids")
-"""What is taken over from a model's own generation config: what it was trained to begin with, or never writes."""
+KEPT = {"forced_bos_token_id": 0, "suppress_tokens": 1, "begin_suppress_tokens": 1, "bad_words_ids": 2}
+"""What is taken over from a model's own generation config (what it was trained to begin with, or never writes) -> depth
+of its lists."""
 PADDED_TOKENS = 3
 
 
@@ -78,7 +79,10 @@ class Writer:
         self.has_encoder = bool(model.config.is_encoder_decoder)
         own: Any = model.generation_config
         self.start = start_of(model) if self.has_encoder else None
-        self.kept = {name: value for name in KEPT if (value := getattr(own, name, None)) is not None}
+        size = model.config.vocab_size
+        self.kept = {
+            name: value for name, depth in KEPT.items() if are_tokens(value := getattr(own, name, None), size, depth)
+        }
         model.generation_config = GenerationConfig()  # a folder's own settings decide nothing: flags do
         self.known = Known(vocab_size, never, model.config.vocab_size)
         self.pads = not self.has_encoder and heeds_padding(model)
@@ -144,8 +148,8 @@ class Writer:
         try:
             tokens: Tensor = self.model.generate(**how)  # type: ignore[operator]
         except ValueError as error:  # a cache that can't follow beams, and what else an architecture lacks
-            kind = f"{self.model.config.model_type} models can't be asked for this"
-            raise UserError(f"{kind} ({one_line(error)}); leave --num_beams out") from None
+            instead = "leave --num_beams out" if self.num_beams > 1 else "take another model"
+            raise UserError(f"a {self.model.config.model_type} can't write so ({one_line(error)}); {instead}") from None
         return tokens
 
     @torch.inference_mode()
@@ -216,7 +220,18 @@ class Writer:
 def start_of(model: PreTrainedModel) -> int:
     """Return the token that the decoder of a model with an encoder begins with."""
     own = getattr(model.generation_config, "decoder_start_token_id", None)
-    return own if isinstance(own, int) else decoder_start(model.config)
+    return own if are_tokens(own, model.config.vocab_size) else decoder_start(model.config)  # type: ignore[return-value]
+
+
+def are_tokens(value: object, vocab_size: int, depth: int = 0) -> bool:
+    """Whether a value of a folder's generation config is a token, or a list of tokens, or of such lists.
+
+    >>> [are_tokens(value, 9) for value in (3, 9, "3", True)], [are_tokens(value, 9, 1) for value in ([3, 8], [], 3)]
+    ([True, False, False, False], [True, False, False])
+    """
+    if depth:
+        return isinstance(value, list) and bool(value) and all(are_tokens(x, vocab_size, depth - 1) for x in value)
+    return type(value) is int and 0 <= value < vocab_size
 
 
 class Ending(StoppingCriteria):
