@@ -44,35 +44,54 @@ def measure_all(options: argparse.Namespace, journal: Journal) -> Results:
     given = [named(text) for text in options.data or []]
     if twice := {name for name, _ in given if [other for other, _ in given].count(name) > 1}:
         raise UserError(f"--data: two are called {min(twice)}; give each a name: --data NAME=PATH")
-    specs = read_tasks(options.tasks or [])
-    harness = Harness(specs, options.num_fewshot, options.limit) if specs else None
+    tasks = read_tasks(options.tasks or [])
+    asked = Asked(given, tasks, Harness(tasks, options.num_fewshot, options.limit) if tasks else None)
     for path in options.models[1:]:  # the first is opened at once
         check_there(path)
-    models, scores = [], []
-    for path in options.models:
-        trained = open_language_model(path, options.last)
-        if bad := unsound_weight(trained.model):
-            raise UserError(f"{path}: {bad} has numbers that are not finite; take an earlier checkpoint")
-        texts = texts_of(trained, given, options)
-        training = [] if options.against is None else training_texts(options.against, trained, options)
-        method = method_of(trained, rules_of(trained), options.seq_len, options.stride) if texts else None
-        max_scored = None if trained.model.config.is_encoder_decoder else 1
-        network = LanguageModel(trained.model.float(), max_scored).eval().to(device)
-        one = Measuring(trained, network, options, journal, device)
-        found = [one.on_text(text, method) for text in texts if method is not None]
-        if harness is not None:
-            found += [one.on_task(spec, harness) for spec in specs]
-        if options.against is not None:
-            overlaps = [Overlap.of(first_documents(text.pieces(), options.limit)) for text in texts]
-            if harness is not None:
-                overlaps += [Overlap.of(pieces_of(harness.texts(spec), trained.tokenizer)) for spec in specs]
-            found = with_overlap(found, overlaps, training)
-        scores.append(found)
-        models.append(_known(trained, method.convention if method else ""))
+    measured = [_of_model(path, asked, options, journal, device) for path in options.models]
     versions = {"sslm": sslm.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
-    if harness is not None:
+    if tasks:
         versions["lm_eval"] = version("lm_eval")
-    return Results(models, scores, versions, str(device))
+    return Results([model for model, _ in measured], [scores for _, scores in measured], versions, str(device))
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What each model is measured on."""
+
+    texts: list[tuple[str, str]]
+    """Their names and paths; if there are none, and no tasks, what the model's run has held out."""
+    tasks: list[TaskSpec]
+    harness: Harness | None
+    """None if there are no tasks."""
+
+
+def _of_model(
+    path: str, asked: Asked, options: argparse.Namespace, journal: Journal, device: torch.device
+) -> tuple[Model, list[Scores]]:
+    """Measure one model; when this returns, it is out of memory."""
+    trained = open_language_model(path, options.last)
+    if bad := unsound_weight(trained.model):
+        raise UserError(f"{path}: {bad} has numbers that are not finite; take an earlier checkpoint")
+    texts = texts_of(trained, asked.texts, options)
+    training = [] if options.against is None else training_texts(options.against, trained, options)
+    method = method_of(trained, rules_of(trained), options.seq_len, options.stride) if texts else None
+    max_scored = None if trained.model.config.is_encoder_decoder else 1
+    network = LanguageModel(trained.model.float(), max_scored).eval().to(device)
+    one = Measuring(trained, network, options, journal, device)
+    scores = [one.on_text(text, method) for text in texts if method is not None]
+    if asked.harness is not None:
+        scores += [one.on_task(spec, asked.harness) for spec in asked.tasks]
+    if training:
+        scores = with_overlap(scores, _overlaps(texts, asked, trained.tokenizer, options.limit), training)
+    return _known(trained, method.convention if method else ""), scores
+
+
+def _overlaps(texts: list[TokenDocuments], asked: Asked, tokenizer: Tokenizer, limit: int | None) -> list[Overlap]:
+    overlaps = [Overlap.of(first_documents(text.pieces(), limit)) for text in texts]
+    if asked.harness is not None:
+        overlaps += [Overlap.of(pieces_of(asked.harness.texts(spec), tokenizer)) for spec in asked.tasks]
+    return overlaps
 
 
 def _device(name: str) -> torch.device:
