@@ -19,6 +19,7 @@ from sslm.cli.generate.prompts import Given, read, typed
 from sslm.cli.generate.shown import Shown
 from sslm.system.exits import DONE, exits_politely
 from sslm.system.output import has_reader
+from sslm.system.signals import stops_on_signals
 from sslm.system.terminal import Progress, keep_libraries_quiet, plural, say, warn
 
 if TYPE_CHECKING:
@@ -43,7 +44,9 @@ def main(arguments: list[str] | None = None) -> int:
         return converse(task)
     if options.prompt is not None and answers is None and not options.logprobs:
         return show_one(task, given[0])
-    return write_rows(task, given, options.batch_size, answers)
+    if answers is None:
+        return write_rows(task, given, options.batch_size, None)
+    return stops_on_signals(lambda _=None: write_rows(task, given, options.batch_size, answers))()
 
 
 def check(task: "Task", given: Sequence[Given]) -> None:
