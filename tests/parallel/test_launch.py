@@ -170,7 +170,7 @@ def test_micro_batch_auto_is_remembered_and_changes_no_loss(train_tiny: TrainTin
 def test_a_size_that_did_not_fit_after_all_is_halved_for_the_next_time(
     train_tiny: TrainTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def too_much(self: object, closure: object) -> None:
+    def too_much(*_: object) -> None:
         raise MemoryError
 
     with monkeypatch.context() as patched:
