@@ -27,7 +27,7 @@ class TaskModel(Network):
         model: of one of transformers' classes for sequence or token classification.
         label_smoothing: share of each target's probability that is spread over the classes, while training.
         embedding_noise: as in `Network`.
-        class_weights: [classes] weight of each class in the loss, None if all count 1.
+        class_weights: [classes] weight of each class in the loss while training, None if all count 1.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class TaskModel(Network):
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """[batch, …] loss of each label, 0 if it is not scored."""
         kind = self.model.config.problem_type
-        weights = None if self.class_weights is None else self.class_weights.to(logits)
+        weights = self.class_weights.to(logits) if self.training and self.class_weights is not None else None
         if kind == NUMBER:
             return torch.where(labels.isnan(), 0.0, logits - labels.nan_to_num()).square()
         if kind == SEVERAL:
