@@ -21,7 +21,7 @@ def main(arguments: list[str] | None = None) -> int:
         ranks.die_with_parent()  # before the imports, which take long on a busy machine
     arguments = sys.argv[1:] if arguments is None else arguments
     config = parse(arguments)
-    keep_libraries_quiet()  # before they are imported, too
+    keep_libraries_quiet(config.accelerator)  # before they are imported, too
     from sslm.cli.train import run  # what trains takes seconds to import: a wrong flag is told of before
 
     return run(config, arguments)

@@ -14,6 +14,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
+from importlib.util import find_spec
 from typing import Protocol
 
 import rich.progress
@@ -67,8 +68,15 @@ def is_watched() -> bool:
     return console().file.isatty() and not console().is_dumb_terminal and not _muted
 
 
-def keep_libraries_quiet() -> None:
-    """Libraries' chatter off; their warnings stay, but for those about choices that are made on purpose here."""
+def keep_libraries_quiet(accelerator: str = "auto") -> None:
+    """Libraries' chatter off; their warnings stay, but for those about choices that are made on purpose here.
+
+    Args:
+        accelerator: cpu, gpu, or auto for a GPU if there is one. DeepSpeed is told before it is imported, which
+            accelerate does if it is installed: else it guesses, and says so.
+    """
+    if find_spec("deepspeed") and "DS_ACCELERATOR" not in os.environ:
+        os.environ["DS_ACCELERATOR"] = "cuda" if _takes_gpu(accelerator) else "cpu"
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
@@ -87,6 +95,14 @@ def keep_libraries_quiet() -> None:
         ".*RNN module weights are not part of single contiguous chunk of memory.*",
     ):
         warnings.filterwarnings("ignore", message)
+
+
+def _takes_gpu(accelerator: str) -> bool:
+    if accelerator != "auto":
+        return accelerator == "gpu"
+    import torch  # heavy; whoever keeps libraries quiet is about to use it
+
+    return torch.cuda.is_available()
 
 
 def count(number: float) -> str:
