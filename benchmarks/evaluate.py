@@ -19,13 +19,12 @@ import torch
 import torch.nn.functional as F
 from transformers import LlamaConfig
 
-from sslm.cli.evaluate.flags import parsed
-from sslm.cli.evaluate.journal import Journal
-from sslm.cli.evaluate.measure import BATCH_TOKENS, Measuring
-from sslm.cli.evaluate.methods import method_of
 from sslm.data.corpus.embedded import embedded_documents
 from sslm.data.corpus.tokenizer import end_of_document, train_bpe
 from sslm.data.token_documents import AS_PREPARED, TextOptions, open_documents
+from sslm.evaluation.journal import Journal
+from sslm.evaluation.measuring import BATCH_TOKENS, Measuring
+from sslm.evaluation.methods import method_of
 from sslm.models.build import build
 from sslm.models.head import LanguageModel
 from sslm.models.scoring import causal_rows, in_batches, padded
@@ -45,8 +44,8 @@ def contestants(folder: Path, documents: int) -> dict[str, Callable[[], object]]
     tokenizer.save_pretrained(folder)
     trained, plain = open_trained(str(folder)), open_trained(str(folder))
     text = open_documents(str(folder / "text.jsonl"), "text", tokenizer, TextOptions(folder))
-    method, device = method_of(trained, AS_PREPARED, None, None), torch.device("cpu")
-    one = Measuring(trained, LanguageModel(trained.model, 1).eval(), parsed([str(folder)]), Journal(None), device)
+    method = method_of(trained, AS_PREPARED, None, None)
+    one = Measuring(trained, LanguageModel(trained.model, 1).eval(), Journal(None))
     rows = causal_rows(text.pieces(), [end_of_document(tokenizer)], SEQ_LEN, SEQ_LEN // 2)
     batches = [padded(batch, False) for batch in in_batches(rows, None, BATCH_TOKENS["cpu"])]
     return {"sslm": lambda: one.on_text(text, method), "bare loop": lambda: bare(plain.model, batches)}

@@ -22,9 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out is not None:
         _check_out(options.out)
 
-    from sslm.cli.evaluate.journal import Journal
     from sslm.cli.evaluate.measure import measure_all  # brings torch: --help and wrong flags must not wait for it
     from sslm.cli.evaluate.report import say_results, write_results
+    from sslm.evaluation.journal import Journal
 
     journal = Journal(options.out)
     results = measure_all(options, journal)

@@ -1,37 +1,27 @@
 """Every model on every text: models one after the other, so that one is in memory at a time."""
 
 import argparse
-import functools
-import math
-import time
-from collections.abc import Callable
-from contextlib import closing
 from dataclasses import dataclass
 from importlib.metadata import version
-from typing import Any
 
 import torch
 import transformers
 
 import sslm
-from sslm.cli.evaluate.contamination import pieces_of, with_overlap
-from sslm.cli.evaluate.journal import Journal
-from sslm.cli.evaluate.methods import Method, method_of
-from sslm.cli.evaluate.scores import Model, Results, Scores
-from sslm.cli.evaluate.tasks import Harness, TaskSpec, read_tasks
-from sslm.cli.evaluate.texts import named, rules_of, texts_of, training_texts
+from sslm.cli.evaluate.texts import texts_of, training_texts
 from sslm.data.corpus.tokenizer import Tokenizer, identity
 from sslm.data.overlap import Overlap
 from sslm.data.token_documents import TokenDocuments, first_documents
-from sslm.models.head import LanguageModel
-from sslm.models.scoring import LOSS, Tally, in_batches, scored, unsound_weight
+from sslm.evaluation.contamination import pieces_of, with_overlap
+from sslm.evaluation.journal import Journal
+from sslm.evaluation.measuring import Limits, Measuring
+from sslm.evaluation.methods import method_of
+from sslm.evaluation.scores import Model, Results, Scores
+from sslm.evaluation.tasks import Harness, TaskSpec, read_tasks
+from sslm.evaluation.texts import named, rules_of
+from sslm.models.scoring import unsound_weight
 from sslm.runs.trained import Trained, check_there, open_language_model
 from sslm.system.errors import UserError
-from sslm.system.terminal import Progress, count, plural, say
-
-BATCH_TOKENS = {"cpu": 1 << 12, "cuda": 1 << 15}
-LOGITS = 1 << 28
-"""Most numbers that the head makes at once, if a row of its own isn't more."""
 
 
 def measure_all(options: argparse.Namespace, journal: Journal) -> Results:
@@ -76,9 +66,7 @@ def _of_model(
     texts = texts_of(trained, asked.texts, options)
     training = [] if options.against is None else training_texts(options.against, trained, options)
     method = method_of(trained, rules_of(trained), options.seq_len, options.stride) if texts else None
-    max_scored = None if trained.model.config.is_encoder_decoder else 1
-    network = LanguageModel(trained.model.float(), max_scored).eval().to(device)
-    one = Measuring(trained, network, options, journal, device)
+    one = Measuring.of(trained, device, journal, Limits(options.limit, options.seq_len, options.batch_size))
     scores = [one.on_text(text, method) for text in texts if method is not None]
     if asked.harness is not None:
         scores += [one.on_task(spec, asked.harness) for spec in asked.tasks]
@@ -112,84 +100,3 @@ def _identity(tokenizer: Tokenizer) -> str:
     """Hash what decides which ids a text gets; special tokens that were appended decide nothing."""
     special = set(tokenizer.all_special_tokens)
     return identity(tokenizer, 1 + max(n for token, n in tokenizer.get_vocab().items() if token not in special))
-
-
-# ------------------------------------------------------------------------------------------------ one text
-
-
-@dataclass(frozen=True)
-class Measuring:
-    """A model on its device, to be measured."""
-
-    trained: Trained
-    network: LanguageModel
-    options: argparse.Namespace
-    journal: Journal
-    device: torch.device
-
-    @functools.cached_property
-    def weights(self) -> str:
-        return self.journal.weights(self.trained)
-
-    @property
-    def batch_tokens(self) -> int:
-        return max(min(BATCH_TOKENS[self.device.type], LOGITS // self.network.vocab_size), 1)
-
-    def on_text(self, text: TokenDocuments, method: Method) -> Scores:
-        what = [text.name, text.path, text.record, method.convention, self.options.limit]
-        return self._once(what, lambda: self._score(text, method))
-
-    def on_task(self, spec: TaskSpec, harness: Harness) -> Scores:
-        how = [harness.num_fewshot, harness.limit, self.options.seq_len]
-        return self._once([spec.name, spec.path, spec.spec, *how], lambda: self._answer(spec, harness))
-
-    def _once(self, what: list[Any], score: Callable[[], Scores]) -> Scores:
-        """Score, unless an earlier command has."""
-        key = self.journal.key(self.weights, *what)
-        if (found := self.journal.find(key)) is not None:
-            return found
-        scores = score()
-        self.journal.keep(key, scores)
-        return scores
-
-    def _answer(self, spec: TaskSpec, harness: Harness) -> Scores:
-        from sslm.cli.evaluate.harness_models import harness_model  # the harness is there only if it is asked for
-
-        start, options = time.monotonic(), self.options
-        say(f"{self.trained.name} on {spec.name} …")
-        model = harness_model(self.trained, self.network, options.seq_len, options.batch_size, self.batch_tokens)
-        figures, num = harness.run(spec, model)
-        record = [{"num_fewshot": harness.num_fewshot, "limit": harness.limit}]
-        return Scores(spec.name, spec.path, figures, {"examples": num}, time.monotonic() - start, record)
-
-    def _score(self, text: TokenDocuments, method: Method) -> Scores:
-        tally, start, num_scored = Tally(), time.monotonic(), 0
-        pieces = first_documents(text.pieces(), self.options.limit)
-        batches = in_batches(tally.watch(method.rows(tally.read(pieces))), self.options.batch_size, self.batch_tokens)
-        with closing(Progress()) as bar:
-            for batch in scored(self.network, batches, method.collate, self.device):
-                extra = method.extra(self.network, batch.tensors) if method.extra else [{} for _ in batch.rows]
-                for row, pairs, more in zip(batch.rows, batch.pairs, extra, strict=True):
-                    tally.add(row, pairs | more)
-                    num_scored += int(pairs.get(LOSS, (0, 0))[1])
-                done = _progress(self.trained.name, text, tally, num_scored, bar.seconds())
-                bar.show(done, _share(text, tally, self.options.limit))
-        if not num_scored:
-            raise UserError(f"{text.path}: nothing in it can be scored; give text")
-        counts = {"documents": tally.num_documents, "tokens": num_scored}
-        if math.isfinite(tally.num_bytes):
-            counts["bytes"] = round(tally.num_bytes)
-        return Scores(text.name, text.path, method.figures(tally.ratios), counts, time.monotonic() - start, text.record)
-
-
-def _share(text: TokenDocuments, tally: Tally, limit: int | None) -> float | None:
-    if limit is not None:
-        return min(tally.num_documents / limit, 1.0)
-    if text.num_tokens:
-        return min(tally.tokens_read / text.num_tokens, 1.0)
-    return min(tally.bytes_read / text.num_bytes, 1.0) if text.num_bytes else None
-
-
-def _progress(model: str, text: TokenDocuments, tally: Tally, num_scored: int, seconds: float) -> str:
-    read = f"{plural(tally.num_documents, 'document')}, {plural(num_scored, 'token')}"
-    return f"{model} on {text.name}: {read} ({count(num_scored / seconds)}/s)"

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sslm.cli.evaluate.scores import Model, Results, Scores
+from sslm.evaluation.scores import Model, Results, Scores
 from sslm.models.standard_error import Estimate
 from sslm.system.files import write_atomically
 from sslm.system.terminal import console, is_watched, print_table, say

@@ -1,41 +1,20 @@
 """What models are measured on: the texts of `--data`, what a run holds out, and what it was trained on."""
 
 import argparse
-import re
 from dataclasses import replace
 from pathlib import Path
 
 from sslm.cli.parse import parse
 from sslm.data.corpus.remote import RemoteFiles
-from sslm.data.corpus.tokenizer import TokenRules
 from sslm.data.stream.streams import Streams, cache_folder, open_streams
 from sslm.data.token_documents import TextOptions, TokenDocuments, check_tokenizer, of_regions, open_documents
+from sslm.evaluation.texts import rules_of
 from sslm.objectives import load_objective
 from sslm.runs.folder import RunFolder, pretrained_folder
 from sslm.runs.resume import first_batch_size
 from sslm.runs.trained import Trained
-from sslm.system.errors import UserError, without_secrets
-from sslm.system.paths import followed
+from sslm.system.errors import UserError
 from sslm.system.typed import typed
-
-
-def named(text: str) -> tuple[str, str]:
-    """Split NAME=PATH, or name a path by its last part, up to a dot.
-
-    >>> named("wiki=data/wiki.txt"), named("data/wiki.txt"), named("s3://bucket/a=b/")
-    (('wiki', 'data/wiki.txt'), ('wiki', 'data/wiki.txt'), ('a=b', 's3://bucket/a=b/'))
-    """
-    name, equals, path = text.partition("=")
-    if equals and path and re.fullmatch(r"[\w.-]+", name) and not Path(text).exists():
-        return name, followed(path)
-    last = without_secrets(text).rstrip("/").rpartition("/")[2]
-    return last.split(".")[0] or last, followed(text)
-
-
-def rules_of(trained: Trained) -> TokenRules:
-    """How a document became ids when the model was trained."""
-    data = trained.settings.get("data", {})
-    return TokenRules(**{name: data[name] for name in TokenRules._fields if isinstance(data.get(name), str)})
 
 
 def texts_of(trained: Trained, given: list[tuple[str, str]], options: argparse.Namespace) -> list[TokenDocuments]:

@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from lm_eval.api.model import LM
 
-from sslm.cli.evaluate.methods import window_len
 from sslm.data.stream.recipe import IGNORED
 from sslm.data.stream.vocabulary import vocabulary_of
+from sslm.evaluation.methods import window_len
 from sslm.models.head import LanguageModel
 from sslm.models.scoring import LOSS, Frame, Ints, Row, in_batches, masked_rows, padded, scored
 from sslm.runs.trained import Trained

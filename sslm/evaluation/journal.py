@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import sslm
-from sslm.cli.evaluate.scores import Scores
 from sslm.data.corpus.tokenizer import identity
+from sslm.evaluation.scores import Scores
 from sslm.models.standard_error import Estimate
 from sslm.runs.trained import Trained
 from sslm.system.files import append_json_lines, json_lines

@@ -7,10 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 
-from sslm.cli.evaluate.scores import Scores
 from sslm.data.corpus.tokenizer import Tokenizer
 from sslm.data.overlap import N, Overlap, found_in
 from sslm.data.token_documents import TokenDocuments, TokenPiece
+from sslm.evaluation.scores import Scores
 from sslm.models.standard_error import Estimate
 from sslm.system.terminal import Progress, plural
 

@@ -1,0 +1,1 @@
+"""How trained models are measured: on text, and by tasks of lm-evaluation-harness."""
