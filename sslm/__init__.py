@@ -15,7 +15,7 @@ __version__ = "0.1.0"
 _MODULES = {
     "CausalLM": "sslm.objectives.causal_lm",
     "Corpus": "sslm.data.corpus.shards",
-    "DataConfig": "sslm.config",
+    "DataConfig": "sslm.config.data",
     "DataModule": "sslm.data.module",
     "Denoising": "sslm.objectives.denoising",
     "MaskedLM": "sslm.objectives.masked_lm",

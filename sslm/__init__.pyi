@@ -1,6 +1,6 @@
 """The public names, as type checkers see them."""
 
-from sslm.config import DataConfig
+from sslm.config.data import DataConfig
 from sslm.data.corpus.shards import Corpus
 from sslm.data.module import DataModule
 from sslm.objectives.causal_lm import CausalLM

@@ -12,7 +12,8 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_stop_after, to_tree
+from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_stop_after
+from sslm.config.written import to_tree
 from sslm.objectives import load_objective, usual_settings
 from sslm.runs.changes import parse_resume_with
 from sslm.system.errors import UserError, nearest, short

@@ -5,7 +5,8 @@ from collections.abc import Collection
 from os.path import expanduser
 from typing import Any
 
-from sslm.config import FLAGS, OPEN_SECTIONS, at_paths
+from sslm.config import FLAGS, OPEN_SECTIONS
+from sslm.config.written import at_paths
 from sslm.system.errors import UserError, nearest, short
 from sslm.system.other_names import SETTINGS
 

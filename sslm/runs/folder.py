@@ -13,7 +13,8 @@ from typing import Any, Literal
 
 from filelock import FileLock, Timeout
 
-from sslm.config import SECTIONS, Config, cleaned, to_tree, to_yaml
+from sslm.config import SECTIONS, Config
+from sslm.config.written import cleaned, to_tree, to_yaml
 from sslm.runs.changes import differences, in_words, may_change, parse_resume_with
 from sslm.system.errors import RunFailed, UserError, without_secrets
 from sslm.system.files import append_json_lines, json_lines, write_atomically

@@ -18,7 +18,8 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Protocol
 
-from sslm.config import Config, to_tree
+from sslm.config import Config
+from sslm.config.written import to_tree
 from sslm.runs.folder import RunFolder
 from sslm.system.errors import UserError, without_secrets
 from sslm.system.files import write_atomically

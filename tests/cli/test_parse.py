@@ -15,7 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sslm.cli.parse import parse
-from sslm.config import FLAGS, SECTIONS, Config, parse_stop_after, to_tree, to_yaml
+from sslm.config import FLAGS, SECTIONS, Config, parse_stop_after
+from sslm.config.written import to_tree, to_yaml
 from sslm.models.build import model_config, on_meta
 from sslm.objectives import OBJECTIVES, load_objective
 from sslm.runs.changes import differences

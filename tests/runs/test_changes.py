@@ -9,7 +9,8 @@ import pytest
 import torch
 
 from sslm.cli.ckpt import main as ckpt
-from sslm.config import FLAGS, Config, DataConfig, to_tree
+from sslm.config import FLAGS, Config, DataConfig
+from sslm.config.written import to_tree
 from sslm.runs.changes import WHY_FIXED, differences, may_change, parse_resume_with
 from sslm.runs.checkpoints.folder import newest_first, read_state
 from sslm.system.errors import UserError

@@ -12,7 +12,8 @@ from lightning.pytorch.loggers import CSVLogger
 from transformers import LlamaConfig
 
 from sslm import CausalLM, DataConfig, DataModule, Monitor
-from sslm.config import Config, to_tree
+from sslm.config import Config
+from sslm.config.written import to_tree
 from sslm.runs.checkpoints.folder import newest_first, number_of
 from sslm.runs.folder import RunFolder
 from sslm.runs.trackers import Wandb, build_tracker

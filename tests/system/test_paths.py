@@ -9,7 +9,8 @@ from sslm import DataConfig
 from sslm.cli import ckpt, export, prepare
 from sslm.cli.parse import parse
 from sslm.cli.verify_resume import working_folder
-from sslm.config import FLAGS, PATHS, to_tree, to_yaml
+from sslm.config import FLAGS, PATHS
+from sslm.config.written import to_tree, to_yaml
 from sslm.runs.changes import differences
 from sslm.system.errors import UserError
 from sslm.system.paths import as_typed, followed

@@ -32,7 +32,8 @@ from rich.table import Table
 from sslm.cli.parse import parse, split_flags
 from sslm.cli.verify_resume.comparison import Comparison, compare
 from sslm.cli.verify_resume.trials import Trial, progress
-from sslm.config import Config, to_tree
+from sslm.config import Config
+from sslm.config.written import to_tree
 from sslm.parallel import launch
 from sslm.parallel.checks import check_processes
 from sslm.runs.changes import differences, in_words

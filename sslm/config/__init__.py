@@ -1,0 +1,166 @@
+"""Every setting of a run: one field is one flag, one YAML key and one phrase of help.
+
+    python -m sslm.train --config a.yaml --config b.yaml --optim.lr 1e-3
+
+Flags win over files, later files over earlier ones, and files over defaults, whatever the order typed. Two sections are
+open: `model` takes any key of the chosen architecture's config, `objective` any setting of the chosen objective. The
+defaults are the newcomer's run.
+"""
+
+import dataclasses
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from sslm.config.checkpoint import CheckpointConfig
+from sslm.config.data import DataConfig, SourceConfig, StageConfig
+from sslm.config.devices import DeepspeedConfig, FsdpConfig, Precision, Strategy
+from sslm.config.model import ModelConfig, ObjectiveConfig
+from sslm.config.setting import POSITIVE, SECONDS, SEED, Section, setting
+from sslm.config.training import AnomalyConfig, OptimConfig, RobustConfig
+from sslm.system.errors import UserError
+
+__all__ = [
+    "AnomalyConfig",
+    "CheckpointConfig",
+    "Config",
+    "DataConfig",
+    "DeepspeedConfig",
+    "FsdpConfig",
+    "ModelConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "Precision",
+    "RobustConfig",
+    "SourceConfig",
+    "StageConfig",
+    "Strategy",
+]
+
+
+@dataclass(frozen=True)
+class Config(Section):
+    """A run."""
+
+    run_dir: str | None = setting(None, may_change=True, is_path=True)
+    """Run folder; default: runs/OBJECTIVE."""
+    resume: str = setting("auto", may_change=True, is_path=True)
+    """auto: resume from the run folder's newest checkpoint, if there is one; never: refuse a folder that has one; PATH:
+    a run or a checkpoint to begin from if the run folder has none of its own."""
+    resume_with: str | None = setting(None, may_change=True)
+    """Names of settings to change in a run that resumes, which is put on record: optim.lr,optim.schedule."""
+    seed: int = setting(0, SEED)
+    """Random seed of the text's order, masking, dropout and initial weights."""
+    strategy: Strategy = setting("auto", may_change=True)
+    """auto, single, ddp, fsdp (FSDP2), hsdp (sharded inside a node, replicated across nodes), tp (tensor parallel),
+    fsdp_tp, deepspeed_1, deepspeed_2, or deepspeed_3."""
+    tensor_parallel_size: int | None = setting(None, POSITIVE, may_change=True)
+    """Number of devices that share each weight matrix; default: all (tp), or those of a node (fsdp_tp)."""
+    precision: Precision = setting("auto", may_change=True)
+    """32: fp32; 32-tf32: fp32, with matmuls in TF32 on GPUs; bf16-mixed; bf16-true: weights in bf16, rounded
+    stochastically; 16-mixed: with loss scaling; fp8: the matmuls of the blocks, the rest as bf16-mixed; auto:
+    bf16-mixed on GPUs that have it (else 16-mixed), 32 on CPUs."""
+    accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", may_change=True)
+    """Kind of device: auto (a GPU if there is one), cpu, or gpu."""
+    devices: int | None = setting(None, POSITIVE, may_change=True)
+    """Devices per node; default: every GPU, or one CPU process."""
+    num_nodes: int = setting(1, POSITIVE, may_change=True)
+    """Number of nodes (machines)."""
+    seq_len: int = setting(128, POSITIVE)
+    """Tokens per sequence."""
+    batch_size: int = setting(16, POSITIVE, may_change="if named")
+    """Sequences per optimizer step, over all devices."""
+    micro_batch_size: int | Literal["auto"] | None = setting(None, POSITIVE, may_change=True)
+    """Sequences per forward pass and device; auto: as many as fit into memory; default: a device's share of a batch."""
+    max_steps: int | None = setting(None, POSITIVE, may_change=True)
+    """End after this many optimizer steps; default: 700, unless max_tokens is given."""
+    max_tokens: int | None = setting(None, POSITIVE, may_change=True)
+    """End after this many tokens; with max_steps, the earlier of the two ends the run."""
+    max_epochs: float | None = setting(None, POSITIVE, may_change=True)
+    """End when the training data has been read this many times; with max_steps, the earlier of the two."""
+    stop_after: str | None = setting(None, may_change=True)
+    """Save everything and stop (exit code 75) within this time (3h50m), or after this many steps of this command
+    (200steps)."""
+    stop_when: str | None = setting(None, may_change=True)
+    """End the run, done, at a validation that says so: 'val/loss<3.2', or 'val/f1 stops improving for 3'."""
+    log_every: int = setting(10, POSITIVE, may_change=True)
+    """Optimizer steps between rows of metrics.jsonl."""
+    val_every: int = setting(100, POSITIVE, may_change=True)
+    """Optimizer steps between validations; there is always one at step 0 and one at the end."""
+    logger: Literal["none", "wandb", "csv", "tensorboard"] = setting("none", may_change=True)
+    """Logger in addition to metrics.jsonl; wandb works offline if nobody is logged in."""
+    compile: bool = setting(False, may_change=True)
+    """Compile each block of the model with torch.compile."""
+    activation_checkpointing: str = setting("none", may_change=True)
+    """Recompute activations in the backward pass, to save memory: none, selective (all but matmuls and attention), full
+    (each block), or budget:SHARE of the memory (budget:0.5; with --compile)."""
+    start_timeout_seconds: float = setting(1800.0, SECONDS, may_change=True)
+    """Seconds within which all processes must have started and connected, or the run ends; verifying a large
+    checkpoint counts."""
+    collective_timeout_seconds: float = setting(1800.0, SECONDS, may_change=True)
+    """Seconds after which the run ends if a collective operation (an all-reduce, for example) has not returned."""
+    watchdog_seconds: float | None = setting(900.0, POSITIVE, may_change=True)
+    """Seconds after which the run ends if no rank makes progress (ten times this in the first two steps), so that a
+    scheduler can start it again; what each thread was doing is written to the run folder; null: never."""
+    dry_run: bool = setting(False, may_change=True)
+    """Prepare, check and build everything, print the plan, and end before training."""
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    robust: RobustConfig = field(default_factory=RobustConfig)
+    fsdp: FsdpConfig = field(default_factory=FsdpConfig)
+    deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps from the very beginning to the end of the run, if all its batches are of one size."""
+        return self.total_steps_from(0, 0)
+
+    def total_steps_from(self, step: int, position: int) -> int:
+        """Optimizer steps from the very beginning to the end of a run that took `position` examples in `step` steps."""
+        ends = [self.max_steps] if self.max_steps is not None else []
+        if self.max_tokens is not None:
+            ends.append(step + (self.max_tokens // self.seq_len - position) // self.batch_size)
+        return min(ends, default=DEFAULT_STEPS)
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.run_dir or f"runs/{self.objective.name}")
+
+
+DEFAULT_STEPS = 700
+OPEN_SECTIONS = ("model", "objective")
+SECTIONS: dict[str, Any] = {"": Config} | {
+    section.name: section.type for section in dataclasses.fields(Config) if dataclasses.is_dataclass(section.type)
+}
+"""Name -> dataclass of every section; "" names the settings that stand in none."""
+FLAGS = {
+    f"{section}.{leaf.name}".removeprefix("."): leaf
+    for section, kind in SECTIONS.items()
+    for leaf in dataclasses.fields(kind)
+    if leaf.name not in SECTIONS and leaf.name != "settings"
+}
+"""Name -> field of every flag, but for those of the open sections' own keys."""
+PATHS = {
+    f"{section}.{leaf.name}".removeprefix("."): (kind, leaf.name)
+    for section, kind in (SECTIONS | {"data.sources": SourceConfig}).items()
+    for leaf in dataclasses.fields(kind)
+    if leaf.metadata.get("is_path")
+}
+"""Name -> (section, field) of every setting that is a path."""
+
+
+def parse_stop_after(text: str) -> tuple[float | None, int | None]:
+    """`3h50m` -> (13800.0 seconds, None); `200steps` -> (None, 200)."""
+    steps = re.fullmatch(r"(\d+)\s*steps?", text)
+    if steps and int(steps[1]) > 0:
+        return None, int(steps[1])
+    parts = re.fullmatch(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s)?", text)
+    if parts and any(parts.groups()):
+        days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
+        return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds), None
+    raise UserError(f"--stop_after {text}: expected a time (3h50m, 90s) or steps (200steps)")
