@@ -12,7 +12,8 @@ from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.tokenizer import identity, special_ids, wrapping
 from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Recipe
-from sslm.models.build import check_keys, check_runs, model_config, on_meta, read_config
+from sslm.models.architecture import check_keys, model_config, read_config
+from sslm.models.build import check_runs, on_meta
 from sslm.models.freezing import freeze, parse_freeze
 from sslm.models.word_vectors import check_vectors
 from sslm.objectives import load_objective

@@ -24,7 +24,7 @@ from sslm.data.labelled.task import Task
 from sslm.data.labelled.texts import Continuations, Texts
 from sslm.data.stream.recipe import IGNORED, Arrays, Examples
 from sslm.data.stream.vocabulary import Vocabulary
-from sslm.models.build import auto_class_of
+from sslm.models.architecture import auto_class_of
 from sslm.objectives.causal_lm import CausalLM
 from sslm.objectives.labelled import LabelledRecipe, inputs
 from sslm.objectives.span_corruption import SpanCorruption

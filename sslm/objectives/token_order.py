@@ -49,7 +49,8 @@ from transformers import PreTrainedModel
 from sslm.data.stream import noise
 from sslm.data.stream.recipe import IGNORED, Arrays, Bools, Examples, Ints, Recipe
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary
-from sslm.models.build import auto_class_of, check_causal
+from sslm.models.architecture import auto_class_of
+from sslm.models.build import check_causal
 from sslm.objectives.masked_lm import MaskedLM
 from sslm.objectives.special_tokens import PADDING, Around, documents_of, masked, text_starts
 from sslm.system.errors import UserError

@@ -24,8 +24,9 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from sslm.models.architecture import HALVES
 from sslm.models.blocks import blocks
-from sslm.models.build import HALVES, Named, build, construct, draw, named_modules
+from sslm.models.build import Named, build, construct, draw, named_modules
 
 
 class Entangled(Exception):

@@ -6,7 +6,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from sslm.models.build import auto_class_named
+from sslm.models.architecture import auto_class_named
 from sslm.runs.checkpoints.folder import read_state
 from sslm.runs.folder import RunFolder
 from sslm.runs.trained import checkpoint_model

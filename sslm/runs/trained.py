@@ -10,7 +10,14 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.tokenizer import Tokenizer
-from sslm.models.build import LANGUAGE_MODELS, auto_class_named, auto_class_of, class_named, read_config, set_vocab_size
+from sslm.models.architecture import (
+    LANGUAGE_MODELS,
+    auto_class_named,
+    auto_class_of,
+    class_named,
+    read_config,
+    set_vocab_size,
+)
 from sslm.models.head import UNPADDED
 from sslm.models.masks import num_positions
 from sslm.models.task import NUMBER

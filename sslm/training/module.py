@@ -24,7 +24,8 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from sslm.config import AnomalyConfig, OptimConfig, RobustConfig
 from sslm.data.stream.batches import StepBatch
 from sslm.data.stream.recipe import Recipe
-from sslm.models.build import check_fits, on_meta
+from sslm.models.architecture import check_fits
+from sslm.models.build import on_meta
 from sslm.models.freezing import Frozen, freeze
 from sslm.models.masks import check_documents, choose_masks
 from sslm.models.network import Network

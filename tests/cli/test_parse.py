@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from sslm.cli.parse import parse
 from sslm.config import FLAGS, SECTIONS, Config, parse_stop_after
 from sslm.config.written import to_tree, to_yaml
-from sslm.models.build import model_config, on_meta
+from sslm.models.architecture import model_config
+from sslm.models.build import on_meta
 from sslm.objectives import OBJECTIVES, load_objective
 from sslm.runs.changes import differences
 from sslm.system import other_names

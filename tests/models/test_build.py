@@ -12,8 +12,9 @@ from sslm.config import OptimConfig
 from sslm.data.corpus.tokenizer import load as load_tokenizer
 from sslm.data.corpus.tokenizer import special_ids
 from sslm.models import flops
+from sslm.models.architecture import class_named, model_config, read_config
 from sslm.models.blocks import blocks
-from sslm.models.build import build, check_causal, class_named, construct, model_config, on_meta, read_config
+from sslm.models.build import build, check_causal, construct, on_meta
 from sslm.models.head import LanguageModel, sample
 from sslm.objectives.causal_lm import CausalLM
 from sslm.parallel.parallelize import parallelize

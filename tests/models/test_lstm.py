@@ -12,8 +12,9 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from sslm.models.architecture import model_config
 from sslm.models.blocks import blocks
-from sslm.models.build import build, check_causal, check_runs, model_config, on_meta
+from sslm.models.build import build, check_causal, check_runs, on_meta
 from sslm.models.head import LanguageModel
 from sslm.models.lstm import Documents, LstmConfig, LstmForCausalLM, VariationalDropout
 from sslm.parallel.parallelize import parallelize

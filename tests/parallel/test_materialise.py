@@ -15,8 +15,9 @@ from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, 
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.modeling_utils import local_torch_dtype
 
+from sslm.models.architecture import model_config
 from sslm.models.blocks import blocks
-from sslm.models.build import build, model_config, on_meta
+from sslm.models.build import build, on_meta
 from sslm.models.head import LanguageModel, first_of_head
 from sslm.parallel.materialise import Entangled, in_turn, materialise, shallow_model, units, without_weights
 from tests.support.processes import run_ranks

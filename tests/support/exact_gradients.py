@@ -10,7 +10,8 @@ from lightning.pytorch import Callback, Trainer
 from sslm.config import DataConfig, OptimConfig
 from sslm.data.corpus.tokenizer import special_ids
 from sslm.data.module import DataModule
-from sslm.models.build import build, model_config
+from sslm.models.architecture import model_config
+from sslm.models.build import build
 from sslm.objectives import load_objective
 from sslm.training.module import Objective
 

@@ -15,7 +15,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import AutoConfig, LlamaConfig, PreTrainedModel
 
 from sslm.config import OptimConfig
-from sslm.models.build import auto_class_of, build, on_meta
+from sslm.models.architecture import auto_class_of
+from sslm.models.build import build, on_meta
 from sslm.models.head import LanguageModel
 from sslm.runs.checkpoints.saver import Saver
 from sslm.runs.checkpoints.states import States
