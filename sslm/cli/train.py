@@ -17,6 +17,7 @@ from sslm.cli.plan import Plan
 from sslm.config import Config
 from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Recipe
+from sslm.evaluation.in_training import Evaluations, asked_in
 from sslm.models import build
 from sslm.models.freezing import parse_freeze
 from sslm.models.word_vectors import initialise_embedding
@@ -52,6 +53,7 @@ from sslm.system.signals import Stopped
 from sslm.system.terminal import say
 from sslm.training.callbacks.checkpoint import Checkpoint
 from sslm.training.callbacks.enough import Enough
+from sslm.training.callbacks.evaluation import Evaluation
 from sslm.training.callbacks.micro_batch import MicroBatch
 from sslm.training.callbacks.monitor import Monitor
 from sslm.training.callbacks.preemption import Preemption
@@ -80,14 +82,17 @@ class Setup(NamedTuple):
     launch: Launch
     total_steps: int
     """Steps from the very beginning to the end."""
+    evaluations: Evaluations | None
+    """What the model is measured on while it trains; None if on nothing but held-out text."""
 
 
 class Callbacks(NamedTuple):
-    """A run's callbacks in the order in which they act: a step's row is written, then it is validated, then saved."""
+    """A run's callbacks in the order in which they act: a step's row is written, then it is measured, then saved."""
 
     monitor: Monitor
     validation: Validation
     enough: Enough
+    evaluation: Evaluation
     resume: Resume
     checkpoint: Checkpoint
     preemption: Preemption
@@ -105,15 +110,19 @@ def run(config: Config, arguments: list[str]) -> int:
     check_processes(config)
     check_logger(config.logger)
     check_upload(config)
+    evaluations = asked_in(config, objective, measures=ranks.is_first_process())
 
     data = open_data(config, recipe)
     config = with_epochs(config, data)
+    if evaluations is not None:
+        evaluations.check_texts(data.tokenizer)
     model_config = choose_model(config, objective, data)
     weightless = build_on_meta(config, objective, model_config)
     check_embedding(config, data, weightless)
     check_tokenizer(config, data)
     budget, launch = plan_launch(config, weightless, data)
-    setup = Setup(config, folder, objective, recipe, data, model_config, budget, launch, config.total_steps)
+    made = (config, folder, objective, recipe, data, model_config, budget, launch)
+    setup = Setup(*made, total_steps=config.total_steps, evaluations=evaluations)
     if config.dry_run:
         if ranks.is_first_process():
             rehearse(setup, arguments)
@@ -316,13 +325,15 @@ def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
     timeouts = Timeouts(config.collective_timeout_seconds)
     tracker = build_tracker(config, folder)
     monitor = Monitor(folder.path, total, batch_tokens, setup.model_config, setup.data.unigram_loss, tracker)
+    preemption = Preemption(config.stop_after, ranks.STARTED_AT, lambda: checkpoint.saving_seconds)
     return Callbacks(
         monitor,
         Validation(config.val_every, total),
         Enough(None if config.stop_when is None else parse_stop_when(config.stop_when)),
+        Evaluation(config.eval_every, total, setup.evaluations, monitor, preemption),
         resume,
         checkpoint,
-        Preemption(config.stop_after, ranks.STARTED_AT, lambda: checkpoint.saving_seconds),
+        preemption,
         (Rescue(checkpoint, monitor.write_rows), timeouts, Anomalies(folder, checkpoint), *auto, *watchdog),
     )
 

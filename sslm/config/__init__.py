@@ -17,7 +17,7 @@ from sslm.config.checkpoint import CheckpointConfig
 from sslm.config.data import DataConfig, SourceConfig, StageConfig
 from sslm.config.devices import DeepspeedConfig, FsdpConfig, Precision, Strategy
 from sslm.config.model import ModelConfig, ObjectiveConfig
-from sslm.config.setting import POSITIVE, SECONDS, SEED, Section, setting
+from sslm.config.setting import NOT_NEGATIVE, POSITIVE, SECONDS, SEED, Section, setting
 from sslm.config.training import AnomalyConfig, OptimConfig, RobustConfig
 from sslm.system.errors import UserError
 
@@ -88,6 +88,18 @@ class Config(Section):
     """Optimizer steps between rows of metrics.jsonl."""
     val_every: int = setting(100, POSITIVE, may_change=True)
     """Optimizer steps between validations; there is always one at step 0 and one at the end."""
+    eval_every: int | None = setting(None, POSITIVE, may_change=True)
+    """Optimizer steps between evaluations on eval_tasks and eval_data; default: one at the end, as there always is."""
+    eval_tasks: str | None = setting(None, may_change=True)
+    """Tasks of lm-evaluation-harness to score the model by while it trains, as sslm evaluate --tasks takes them: files
+    with data here, folders of them, or names that it knows, separated by commas."""
+    eval_data: str | None = setting(None, may_change=True)
+    """Text or corpora to measure the model on while it trains, as sslm evaluate --data does, separated by commas;
+    NAME=PATH gives one a name."""
+    eval_num_fewshot: int | None = setting(None, NOT_NEGATIVE, may_change=True)
+    """Examples before each question of eval_tasks; default: what the task says."""
+    eval_limit: int | None = setting(None, POSITIVE, may_change=True)
+    """Take the first so many examples of each task and documents of each text in an evaluation; default: all."""
     logger: Literal["none", "wandb", "csv", "tensorboard"] = setting("none", may_change=True)
     """Logger in addition to metrics.jsonl; wandb works offline if nobody is logged in."""
     compile: bool = setting(False, may_change=True)

@@ -24,6 +24,7 @@ from sslm.system.paths import followed
 from sslm.system.plain_yaml import BadYaml, load
 
 MODULE = "lm_eval"
+FLAG = "--tasks"
 ENDINGS = (".yaml", ".yml")
 CODE = ("class", "custom_dataset")
 """Keys that name what would be called."""
@@ -39,19 +40,29 @@ class TaskSpec:
     spec: str | dict[str, Any]
 
 
-def read_tasks(given: list[str]) -> list[TaskSpec]:
-    """Read `--tasks`: files, folders of files, and names of the harness's own tasks, separated by commas if several.
+def read_tasks(given: list[str], flag: str = FLAG) -> list[TaskSpec]:
+    """Read files, folders of files, and names of the harness's own tasks, which `flag` was given, separated by commas.
 
     Raises:
         UserError: the harness is not installed, nothing there, or it asks for code.
     """
-    specs = [spec for text in given for word in text.split(",") if word for spec in _read(word)]
+    with _flag_named(flag):
+        specs = [spec for text in given for word in text.split(",") if word for spec in _read(word)]
     names = [spec.name for spec in specs]
     if twice := {name for name in names if names.count(name) > 1}:
-        raise UserError(f"--tasks: two are called {min(twice)}; leave one of them out")
+        raise UserError(f"{flag}: two are called {min(twice)}; leave one of them out")
     if specs and find_spec(MODULE) is None:
-        raise UserError("--tasks: lm-evaluation-harness is not installed; type: pip install 'sslm[eval]'")
+        raise UserError(f"{flag}: lm-evaluation-harness is not installed; type: pip install 'sslm[eval]'")
     return specs
+
+
+@contextmanager
+def _flag_named(flag: str) -> Iterator[None]:
+    """Say of a mistake in a task which flag named the task."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"{flag} {error}") from error
 
 
 def _read(word: str) -> Iterator[TaskSpec]:
@@ -59,13 +70,13 @@ def _read(word: str) -> Iterator[TaskSpec]:
     if path.is_dir():
         files = sorted(file for file in path.iterdir() if file.suffix in ENDINGS and not file.name.startswith("_"))
         if not files:
-            raise UserError(f"--tasks {word}: no task in this folder; expected files ending in .yaml")
+            raise UserError(f"{word}: no task in this folder; expected files ending in .yaml")
         for file in files:
             yield _of_file(file)
     elif path.is_file():
         yield _of_file(path)
     elif path.suffix in ENDINGS or "/" in word or word.startswith((".", "~")):
-        raise UserError(f"--tasks {word}: there is no such file or folder")
+        raise UserError(f"{word}: there is no such file or folder")
     else:
         yield TaskSpec(word, word, word)
 
@@ -73,7 +84,7 @@ def _read(word: str) -> Iterator[TaskSpec]:
 def _of_file(file: Path, depth: int = 0) -> TaskSpec:
     config = _config(file, depth)
     if not isinstance(name := config.get("task"), str):
-        raise UserError(f"--tasks {file}: no task (task: NAME); of a group name the files, or their folder")
+        raise UserError(f"{file}: no task (task: NAME); of a group name the files, or their folder")
     return TaskSpec(name, str(file), config)
 
 
@@ -86,16 +97,16 @@ def _config(file: Path, depth: int = 0) -> dict[str, Any]:
     except (BadYaml, yaml.YAMLError, UnicodeDecodeError) as error:
         is_code = "!function" in str(error)
         why = "it names a function (!function), and no code from outside is run" if is_code else one_line(error)
-        raise UserError(f"--tasks {file}: {why}") from None
+        raise UserError(f"{file}: {why}") from None
     except OSError as error:
-        raise UserError(f"--tasks {file}: can't be read ({error.strerror})") from None
+        raise UserError(f"{file}: can't be read ({error.strerror})") from None
     if not isinstance(config, dict):
-        raise UserError(f"--tasks {file}: expected keys and values, as in a task of lm-evaluation-harness")
+        raise UserError(f"{file}: expected keys and values, as in a task of lm-evaluation-harness")
     _refuse_code(file, config)
     included = config.pop("include", [])
     for name in included if isinstance(included, list) else [included]:
         if depth > 8:
-            raise UserError(f"--tasks {file}: includes go round in a circle, or too deep")
+            raise UserError(f"{file}: includes go round in a circle, or too deep")
         config = _config(file.parent / str(name), depth + 1) | config
     return _found_beside(file, config)
 
@@ -104,10 +115,10 @@ def _refuse_code(file: Path, config: dict[str, Any]) -> None:
     wrong = [name for name in CODE if name in config] + ["unsafe_code"] * bool(config.get("unsafe_code"))
     metrics = config.get("metric_list") or []
     if not isinstance(metrics, list) or not all(isinstance(metric, dict) for metric in metrics):
-        raise UserError(f"--tasks {file}: metric_list: expected a list such as [{{metric: acc}}]")
+        raise UserError(f"{file}: metric_list: expected a list such as [{{metric: acc}}]")
     wrong += [f"metric {short(metric.get('metric'))}" for metric in metrics if metric.get("hf_evaluate")]
     if wrong:
-        raise UserError(f"--tasks {file}: asks for code ({', '.join(wrong)}), and no code from outside is run")
+        raise UserError(f"{file}: asks for code ({', '.join(wrong)}), and no code from outside is run")
 
 
 def _found_beside(file: Path, config: dict[str, Any]) -> dict[str, Any]:
@@ -125,7 +136,7 @@ def _found_beside(file: Path, config: dict[str, Any]) -> dict[str, Any]:
         if "://" in str(value) or here.exists() or any(character in str(value) for character in "*?["):
             return value
         if not beside.exists():
-            raise UserError(f"--tasks {file}: its data file {short(value)} is neither here nor beside it")
+            raise UserError(f"{file}: its data file {short(value)} is neither here nor beside it")
         return str(beside)
 
     return config | {"dataset_kwargs": how | {"data_files": found(how["data_files"])}}
@@ -141,22 +152,32 @@ class Harness:
         specs: tasks; each is built once, so that what is wrong with it shows before a model is opened.
         num_fewshot: examples before each question, or None for what the task says.
         limit: examples of each task, or None for all.
+        flag: what named the tasks.
     """
 
-    def __init__(self, specs: list[TaskSpec], num_fewshot: int | None, limit: int | None) -> None:
-        self.num_fewshot, self.limit = num_fewshot, limit
+    def __init__(self, specs: list[TaskSpec], num_fewshot: int | None, limit: int | None, flag: str = FLAG) -> None:
+        self.num_fewshot, self.limit, self.flag = num_fewshot, limit, flag
         logging.getLogger(MODULE).setLevel(logging.CRITICAL)
         _sandbox(import_module("lm_eval.utils"))
+        _leave_machine_alone(import_module("lm_eval.evaluator"))
         manager: Any = import_module("lm_eval.tasks").TaskManager
         self.manager = manager(include_defaults=any(isinstance(spec.spec, str) for spec in specs))
         for spec in specs:
-            self._check_metrics(spec)
-            with _told(spec):
+            with _flag_named(flag), _told(spec):
+                self._check_metrics(spec)
                 self.manager.load([spec.spec])
+
+    def refuse_writing(self, specs: list[TaskSpec]) -> None:
+        """Raise UserError if a task asks for text to be written."""
+        for spec in specs:
+            with _flag_named(self.flag), _told(spec):
+                tasks = self.manager.load([spec.spec])["tasks"].values()
+                if any(task.OUTPUT_TYPE == "generate_until" for task in tasks):
+                    raise UserError(f"{spec.path}: asks for text, and a masked model writes none; leave it out")
 
     def run(self, spec: TaskSpec, model: Any) -> tuple[dict[str, Estimate], int]:
         """Return a task's figures, and the number of examples."""
-        with _told(spec):
+        with _flag_named(self.flag), _told(spec):
             results = import_module("lm_eval.evaluator").simple_evaluate(
                 model=model,
                 tasks=[spec.spec],
@@ -171,7 +192,7 @@ class Harness:
     def texts(self, spec: TaskSpec) -> list[str]:
         """List a task's examples, question and answer, as the model reads them."""
         texts = []
-        with _told(spec):
+        with _flag_named(self.flag), _told(spec):
             for task in self.manager.load([spec.spec])["tasks"].values():
                 for number, example in enumerate(task.eval_docs):
                     if self.limit is not None and number >= self.limit:
@@ -189,7 +210,7 @@ class Harness:
         for metric in spec.spec.get("metric_list") or []:
             if metric.get("metric") not in known:
                 name = short(metric.get("metric"))
-                raise UserError(f"--tasks {spec.path}: the harness has no metric {name}; what it downloads is not run")
+                raise UserError(f"{spec.path}: the harness has no metric {name}; what it downloads is not run")
 
 
 def _example(task: Any, example: Any) -> str:
@@ -211,6 +232,12 @@ def _sandbox(utils: Any) -> None:
         utils.env.filters.update(plain.filters)
 
 
+def _leave_machine_alone(evaluator: Any) -> None:
+    """Let no git, pip and lscpu be started to describe this machine: seconds each time, and git's complaints."""
+    evaluator.get_git_commit_hash = lambda: None
+    evaluator.add_env_info = lambda results: None
+
+
 @contextmanager
 def _told(spec: TaskSpec) -> Iterator[None]:
     """Turn whatever the harness trips over into a sentence that names the task; its bars and remarks are not shown."""
@@ -222,7 +249,7 @@ def _told(spec: TaskSpec) -> Iterator[None]:
     except (MemoryError, KeyboardInterrupt):
         raise
     except Exception as error:  # files, columns, templates: all are about the task
-        raise UserError(f"--tasks {spec.path}: {type(error).__name__}: {one_line(error)}") from error
+        raise UserError(f"{spec.path}: {type(error).__name__}: {one_line(error)}") from error
 
 
 def _figures(results: dict[str, dict[str, Any]]) -> dict[str, Estimate]:

@@ -279,6 +279,17 @@ class DeepSpeedStates:
                 mine[f"optim.state.{name}.step"] = self._steps()[0].to("cpu", torch.float32, copy=True)
         return mine
 
+    def weights(self, keeps: bool) -> dict[str, torch.Tensor]:
+        """Gather the model's weights, as `States.weights` does."""
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        found = self._buffers() if keeps else {}
+        for name, parameter in self.network.named_parameters():
+            whole = safe_get_full_fp32_param(parameter)
+            if keeps:
+                found[f"model.{name}"] = whole.to("cpu", copy=True)
+        return {name.removeprefix("model.model."): tensor for name, tensor in found.items()}
+
     def load(self, checkpoint: Path) -> None:
         """Read a checkpoint in place, some parameters at a time; all ranks call it together."""
         for names in chunks(self.network, CHUNK_NUMEL):

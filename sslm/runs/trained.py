@@ -111,6 +111,22 @@ def _of_checkpoint(name: str, checkpoint: Path, last: bool) -> Trained:
     return _known(name, str(checkpoint / "model"), model, tokenizer, settings, step)
 
 
+def of_weights(name: str, folder: Path, weights: dict[str, Tensor], settings: dict[str, Any], step: int) -> Trained:
+    """Make a model of weights in memory.
+
+    Args:
+        name: what it is called.
+        folder: of its config and its tokenizer, as a checkpoint keeps them.
+        weights: by name, whole.
+        settings: those of its run.
+        step: optimizer steps of the run.
+    """
+    config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+    model, weights = _without_padding(_on_meta(config), weights)
+    model = type(model).from_pretrained(None, config=model.config, state_dict=weights)
+    return _known(name, str(folder), model, tokenizers.load(folder, ""), settings, step)
+
+
 def _of_folder(name: str, folder: str, settings: dict[str, Any]) -> Trained:
     config = read_config(folder, "")
     architecture = next(iter(getattr(config, "architectures", None) or []), None)
@@ -170,6 +186,12 @@ def checkpoint_model(checkpoint: Path, last: bool = False) -> tuple[PreTrainedMo
     shapes = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     is_averaged = any(name.startswith(AVERAGES) for name in index(checkpoint))
     weights = read_weights(checkpoint, shapes, AVERAGES if is_averaged and not last else WEIGHTS)
+    return _without_padding(model, weights)
+
+
+def _without_padding(model: PreTrainedModel, weights: dict[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """Leave out what a vocabulary was rounded up by."""
+    config = model.config
     if (unpadded := config.__dict__.pop(UNPADDED, None)) is None:
         return model, weights
     set_vocab_size(config, unpadded)

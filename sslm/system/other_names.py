@@ -47,7 +47,7 @@ SETTINGS_KNOWN_AS = {
     "precision bf16-mixed": "bf16 amp bf16_full_eval",
     "precision 16-mixed": "fp16 half",
     "precision 32": "fp32 full_precision",
-    "val_every": "eval_steps eval_interval eval_every val_interval val_check_interval",
+    "val_every": "eval_steps eval_interval val_interval val_check_interval",
     "log_every": "log_interval logging_steps log_every_n_steps log_steps",
     "checkpoint.every_steps": "save_steps save_interval save_every checkpoint_interval ckpt_every",
     "checkpoint.keep_last": "save_total_limit save_top_k",

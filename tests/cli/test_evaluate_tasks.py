@@ -13,6 +13,7 @@ from transformers import AutoModelForMaskedLM, AutoTokenizer
 
 from sslm.cli.evaluate import main
 from tests.support.processes import Ranks
+from tests.support.tasks import CHOICE, ROWS, write_tasks
 from tests.support.trained import byte_level, save_model, word_piece
 
 needs_harness = pytest.mark.skipif(
@@ -20,41 +21,12 @@ needs_harness = pytest.mark.skipif(
 )
 quietly = pytest.mark.filterwarnings("ignore")  # the harness's own
 TEXT = "the cat sat on a mat. a dog sat on the mat. the dogs sat."
-CHOICE = """
-task: sitting
-dataset_path: json
-dataset_kwargs: {data_files: {test: sitting.jsonl}}
-test_split: test
-fewshot_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: choices
-doc_to_target: gold
-metric_list: [{metric: acc}, {metric: acc_norm}]
-"""
-WRITING = """
-task: writing
-dataset_path: json
-dataset_kwargs: {data_files: {test: sitting.jsonl}}
-test_split: test
-doc_to_text: "{{question}}"
-doc_to_target: "{{choices[0]}}"
-generation_kwargs: {until: ["."], max_gen_toks: 4, do_sample: false}
-metric_list: [{metric: exact_match}]
-"""
-ROWS = [
-    {"question": f"the {animal} sat on", "choices": ["a mat", "the cat . a dog", "dogs"], "gold": number % 3}
-    for number, animal in enumerate(["cat", "dog", "cats", "dogs", "mat"] * 2)
-]
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tasks")
-    (folder / "tasks").mkdir()
-    (folder / "tasks/sitting.yaml").write_text(CHOICE)
-    (folder / "tasks/writing.yaml").write_text(WRITING)
-    (folder / "tasks/sitting.jsonl").write_text("".join(json.dumps(row) + "\n" for row in ROWS))
+    write_tasks(folder / "tasks")
     return folder
 
 

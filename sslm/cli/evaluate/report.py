@@ -7,8 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sslm.evaluation.scores import Model, Results, Scores
-from sslm.models.standard_error import Estimate
+from sslm.evaluation.scores import Model, Results, Scores, in_words
 from sslm.system.files import write_atomically
 from sslm.system.terminal import console, is_watched, print_table, say
 
@@ -83,21 +82,6 @@ def _rows(columns: list[list[Scores]]) -> list[list[str]]:
             numbers = [scores.counts.get(name) if scores else None for scores in of_data]
             rows.append(["", name, *("" if number is None else f"{number:,}" for number in numbers)])
     return rows
-
-
-def in_words(figure: Estimate) -> str:
-    """Write a figure and its standard error, to two digits of the error.
-
-    >>> in_words(Estimate(3.14159, 0.0123)), in_words(Estimate(30.2, float("nan")))
-    ('3.142 ± 0.012', '30.200')
-    """
-    value, error = figure
-    if not math.isfinite(value):
-        return "not finite"
-    if math.isnan(error):
-        return f"{value:,.{max(5 - len(str(int(abs(value)))), 1)}f}"
-    digits = 4 if error == 0 else min(max(1 - math.floor(math.log10(error)), 0), 6)
-    return f"{value:,.{digits}f} ± {error:,.{digits}f}"
 
 
 def _labels(names: list[str]) -> list[str]:

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from torch import Tensor
 from torch.distributed.checkpoint import state_dict
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
 
 from sslm.models.network import Network
@@ -23,6 +24,19 @@ class States:
 
     def tensors(self) -> Tensors:
         return _model_tensors(self.network) | _optimizer_tensors(self.network, self.optimizer) | self._averages()
+
+    def weights(self, keeps: bool) -> dict[str, Tensor]:
+        """Gather the model's weights, or their averages if there are any; all ranks call it together.
+
+        Args:
+            keeps: whether this rank wants them; else it gets none.
+
+        Returns:
+            Whole tensors in the host's memory, by their names in the model.
+        """
+        tensors = self.averages or weights_of(self.network)
+        whole = ((name, w.full_tensor() if isinstance(w, DTensor) else w) for name, w in tensors.items())
+        return {n.removeprefix("model."): w.detach().to("cpu", copy=True) for n, w in whole if keeps}
 
     def load(self, checkpoint: Path) -> None:
         """Read a checkpoint in place; all ranks call it together."""

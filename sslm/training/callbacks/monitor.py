@@ -208,6 +208,10 @@ class Monitor(Callback):
             if time.perf_counter() - self._drawn_at > SECONDS_BETWEEN_CURVES:
                 self.draw()
 
+    def write_values(self, trainer: Trainer, values: dict[str, float | None]) -> None:
+        """Write a row of a step's figures; on rank 0."""
+        self._write({"step": trainer.global_step, "tokens": self._tokens(trainer), **values})
+
     def _show(self, step: int, values: dict[str, float], samples: list[str], in_words: str) -> None:
         """Show a validation; its samples not before training, when they are noise."""
         say(f"step {step:>6}  val/" + "  ".join(_short(name.removeprefix("val/"), values[name]) for name in values))

@@ -79,6 +79,18 @@ class Preemption(Callback):
             if now + self.longest_step + 1.5 * (self.saving_seconds() or 0.0) > end:
                 self._stop(pl_module, what)
 
+    def look(self, pl_module: Objective) -> bool:
+        """Whether this process is to stop, looked at within something long that is no step."""
+        for what, end in self.ends.items():
+            if time.monotonic() + 1.5 * (self.saving_seconds() or 0.0) > end:
+                self._stop(pl_module, what)
+        return pl_module.stop_requested
+
+    def leave_out(self, seconds: float) -> None:
+        """Count time as no part of the present step: what took it can be broken off."""
+        if self._step_began is not None:
+            self._step_began += seconds
+
     def _stop(self, pl_module: Objective, why: str) -> None:
         self.reason = self.reason or why
         pl_module.stop_requested = True
