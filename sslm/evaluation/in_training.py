@@ -20,7 +20,7 @@ from sslm.evaluation.methods import method_of
 from sslm.evaluation.scores import Scores, in_words
 from sslm.evaluation.tasks import Harness, TaskSpec, read_tasks
 from sslm.evaluation.texts import named, rules_of
-from sslm.models.build import LANGUAGE_MODELS
+from sslm.models.architecture import LANGUAGE_MODELS
 from sslm.runs.folder import RunFolder
 from sslm.runs.trained import of_weights
 from sslm.system.errors import UserError
