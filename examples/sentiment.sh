@@ -5,9 +5,10 @@
 #     examples/sentiment.sh encoder text train.tsv dev.tsv runs/encoder     # or decoder, t5
 #
 # reviews.py makes the folder text; the tables are GLUE's, "sentence<TAB>label". README.md beside this file has the
-# figures. Half an hour on two cores; the same command goes on where it was stopped.
+# figures. Half an hour on two cores; the same command goes on where it was stopped. More flags go to every training:
+# --max_steps 3 for a rehearsal, --strategy ddp --devices 4, --precision bf16-mixed.
 set -euo pipefail
-family=$1 text=$2 train=$3 dev=$4 out=$5
+family=$1 text=$2 train=$3 dev=$4 out=$5 more=("${@:6}")
 layers="--model.num_hidden_layers 3 --model.num_attention_heads 4 --model.hidden_size 128 --model.intermediate_size 256"
 task=(classification --data.text_field sentence --data.label_field label)
 fields=(--text_field sentence --label_field label)
@@ -25,11 +26,11 @@ esac
 
 # shellcheck disable=SC2086  # $layers are flags
 sslm train --objective "${pretraining[@]}" --data.train "$text/text.jsonl" --data.tokenizer bpe:8192 $layers \
-  --seq_len 128 --batch_size 32 --val_every 500 --run_dir "$out/pretrained"
+  --seq_len 128 --batch_size 32 --val_every 500 "${more[@]}" --run_dir "$out/pretrained"
 [ -e "$out/evaluated.json" ] || sslm evaluate "$out/pretrained" --data "$text/sentences.jsonl" --out "$out/evaluated.json"
 
 labelled=("${task[@]}" --data.train "$train" --data.val "$dev" --seq_len 128 --batch_size 64 --max_epochs 1
-  --optim.lr 5e-4 --val_every 250)
+  --optim.lr 5e-4 --val_every 250 "${more[@]}")
 sslm finetune --objective "${labelled[@]}" --model.pretrained "$out/pretrained" --run_dir "$out/finetuned"
 # shellcheck disable=SC2086
 sslm finetune --objective "${labelled[@]}" --data.tokenizer "$out/pretrained/export" $layers --run_dir "$out/from_scratch"
