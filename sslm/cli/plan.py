@@ -22,7 +22,14 @@ from sslm.config import Config
 from sslm.data.module import DataModule
 from sslm.models.flops import matmul_parameters, of_experts, share_of_experts
 from sslm.models.masks import masks_in_words
-from sslm.objectives.choose import build_on_meta, choose_model, choose_objective, open_data, with_epochs
+from sslm.objectives.choose import (
+    build_on_meta,
+    choose_adapters,
+    choose_model,
+    choose_objective,
+    open_data,
+    with_epochs,
+)
 from sslm.parallel.launch import Launch
 from sslm.parallel.planning.budget import Budget, Proposal, plan_launch
 from sslm.parallel.planning.expected_speed import expected_speed
@@ -48,7 +55,8 @@ def main(arguments: list[str] | None = None) -> int:
     objective, recipe = choose_objective(config)
     data = open_data(config, recipe)
     config = with_epochs(config, data)
-    model = build_on_meta(config, objective, choose_model(config, objective, data))
+    chosen = choose_model(config, objective, data)
+    model = build_on_meta(config, objective, chosen, choose_adapters(config, objective, chosen))
     if machine is not None:
         config = replace(config, devices=machine.devices, num_nodes=machine.num_nodes)
     budget, launch = plan_launch(config, model, data, machine)
@@ -161,6 +169,8 @@ class Plan:
         embedding = sum({id(p): p.numel() for end in ends for p in end.parameters()}.values())  # tied ones once
         idle = sum(p.numel() for p in of_experts(model)) * (1 - share_of_experts(model))
         active = f", {count(total - idle)} active" if idle else ""
+        trained = model.num_parameters(only_trainable=True)
+        active += f", {count(trained)} trained" if trained < total else ""
         multiply = f"{count(matmul_parameters(model))} used for each token"
         return f"{count(total)} parameters ({count(embedding)} of embeddings{active}; {multiply})"
 
@@ -219,8 +229,9 @@ class Plan:
         return rows
 
     def _checkpoint_bytes(self) -> int:
-        """Size of weights, two moments and perhaps their average, in fp32."""
-        return (12 if self.config.optim.average_decay is None else 16) * int(self.budget.model.num_parameters())
+        """Size of weights, perhaps their average, and two moments of those that are trained, in fp32."""
+        model, copies = self.budget.model, 1 if self.config.optim.average_decay is None else 2
+        return 4 * copies * int(model.num_parameters()) + 8 * int(model.num_parameters(only_trainable=True))
 
     def _disk_room(self) -> int:
         folder = Path(self.config.run_folder).absolute()

@@ -19,12 +19,14 @@ from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Recipe
 from sslm.evaluation.in_training import Evaluations, asked_in
 from sslm.models import build
+from sslm.models.adapters import Adapters
 from sslm.models.freezing import parse_freeze
 from sslm.models.word_vectors import initialise_embedding
 from sslm.objectives.choose import (
     build_on_meta,
     check_embedding,
     check_tokenizer,
+    choose_adapters,
     choose_model,
     choose_objective,
     open_data,
@@ -78,6 +80,7 @@ class Setup(NamedTuple):
     recipe: Recipe
     data: DataModule
     model_config: PreTrainedConfig
+    adapters: Adapters | None
     budget: Budget
     launch: Launch
     total_steps: int
@@ -117,11 +120,12 @@ def run(config: Config, arguments: list[str]) -> int:
     if evaluations is not None:
         evaluations.check_texts(data.tokenizer)
     model_config = choose_model(config, objective, data)
-    weightless = build_on_meta(config, objective, model_config)
+    adapters = choose_adapters(config, objective, model_config)
+    weightless = build_on_meta(config, objective, model_config, adapters)
     check_embedding(config, data, weightless)
     check_tokenizer(config, data)
     budget, launch = plan_launch(config, weightless, data)
-    made = (config, folder, objective, recipe, data, model_config, budget, launch)
+    made = (config, folder, objective, recipe, data, model_config, adapters, budget, launch)
     setup = Setup(*made, total_steps=config.total_steps, evaluations=evaluations)
     if config.dry_run:
         if ranks.is_first_process():
@@ -308,6 +312,7 @@ def build_module(setup: Setup, resume_from: Path | None) -> Objective:
         reduce_gradients=config.fsdp.reduce_gradients,
         static_shapes=config.compile,
         frozen=None if config.model.freeze is None else parse_freeze(config.model.freeze),
+        adapters=setup.adapters,
     )
 
 

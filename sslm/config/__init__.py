@@ -16,7 +16,7 @@ from typing import Any, Literal
 from sslm.config.checkpoint import CheckpointConfig
 from sslm.config.data import DataConfig, SourceConfig, StageConfig
 from sslm.config.devices import DeepspeedConfig, FsdpConfig, Precision, Strategy
-from sslm.config.model import ModelConfig, ObjectiveConfig
+from sslm.config.model import LoraConfig, ModelConfig, ObjectiveConfig
 from sslm.config.setting import NOT_NEGATIVE, POSITIVE, SECONDS, SEED, Section, setting
 from sslm.config.training import AnomalyConfig, OptimConfig, RobustConfig
 from sslm.system.errors import UserError
@@ -28,6 +28,7 @@ __all__ = [
     "DataConfig",
     "DeepspeedConfig",
     "FsdpConfig",
+    "LoraConfig",
     "ModelConfig",
     "ObjectiveConfig",
     "OptimConfig",
@@ -119,6 +120,7 @@ class Config(Section):
     """Prepare, check and build everything, print the plan, and end before training."""
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
+    lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     robust: RobustConfig = field(default_factory=RobustConfig)

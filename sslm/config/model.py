@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from sslm.config.setting import Section, setting
+from sslm.config.setting import BELOW_ONE, POSITIVE, Section, setting
 
 
 @dataclass(frozen=True)
@@ -37,3 +37,20 @@ class ModelConfig(Section):
     """Map word vectors of another dimension to the embedding's, by a random orthogonal matrix."""
     settings: dict[str, Any] = field(default_factory=dict)
     """Any key of that architecture's config (typed as --model.KEY)."""
+
+
+@dataclass(frozen=True)
+class LoraConfig(Section):
+    """Low-rank adapters (LoRA, Hu et al. 2021, arXiv:2106.09685): pretrained weights stay, small matrices learn."""
+
+    prefix = "lora"
+
+    rank: int | None = setting(None, POSITIVE)
+    """Rank of an adapter beside each linear layer of the blocks (8), which is trained instead of the layer, with
+    --model.pretrained; null: none, all weights are trained."""
+    alpha: float | None = setting(None, POSITIVE)
+    """An adapter's output is scaled by alpha / rank; default: twice the rank."""
+    dropout: float = setting(0.0, BELOW_ONE)
+    """Dropout of the adapters' inputs."""
+    targets: str | None = None
+    """Names of the layers that have one (q_proj,v_proj); default: all linear layers of the blocks."""

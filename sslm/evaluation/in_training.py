@@ -53,7 +53,9 @@ class Evaluations:
     def __call__(self, copy: Copy, before_each_pass: Callable[[], None]) -> dict[str, float | None]:
         """Measure a copy of the model, tell the figures, and return them by their names in metrics.jsonl."""
         start, journal = time.monotonic(), Journal(RunFolder(self.config.run_folder).path / "evaluation")
-        trained = of_weights(f"step {copy.step:>6}", copy.folder, copy.weights, to_tree(self.config), copy.step)
+        trained = of_weights(
+            f"step {copy.step:>6}", copy.folder, copy.weights, to_tree(self.config), copy.step, copy.adapters
+        )
         one = Measuring.of(trained, copy.device, journal, Limits(self.config.eval_limit))
         trained.model.register_forward_pre_hook(lambda *_: before_each_pass())
         method = method_of(trained, rules_of(trained), None, None) if self.texts else None

@@ -12,6 +12,7 @@ from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.tokenizer import identity, special_ids, wrapping
 from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Recipe
+from sslm.models.adapters import Adapters, adapt, check_adapters, trained_in_full
 from sslm.models.architecture import check_keys, model_config, read_config
 from sslm.models.build import check_runs, on_meta
 from sslm.models.freezing import freeze, parse_freeze
@@ -31,6 +32,7 @@ def choose_objective(config: Config) -> tuple[type[Objective], Recipe]:
 
     Settings of objective and model that don't exist are refused here, before anything is read.
     """
+    check_adapters(config)
     objective, pretrained = load_objective(config.objective.name), pretrained_folder(config)
     model_type = config.model.model_type if pretrained is None else read_config(pretrained).model_type
     model_type = model_type or objective.default_model["model_type"]
@@ -97,11 +99,27 @@ def check_ends(model: PreTrainedConfig, objective: type[Objective], data: DataMo
         raise UserError(f"--data.tokenizer: {what}; give the model's own, or take an encoder or a decoder")
 
 
-def build_on_meta(config: Config, objective: type[Objective], model_config: PreTrainedConfig) -> PreTrainedModel:
+def choose_adapters(config: Config, objective: type[Objective], model_config: PreTrainedConfig) -> Adapters | None:
+    """Work out which layers have adapters and what else is trained, or return None if there are to be none."""
+    folder, asked = pretrained_folder(config), config.lora
+    if asked.rank is None or folder is None:
+        return None
+    targets = () if asked.targets is None else tuple(name.strip() for name in asked.targets.split(","))
+    alpha = 2.0 * asked.rank if asked.alpha is None else asked.alpha
+    return Adapters(
+        asked.rank, alpha, asked.dropout, targets, trained_in_full(folder, model_config, objective.auto_class)
+    )
+
+
+def build_on_meta(
+    config: Config, objective: type[Objective], model_config: PreTrainedConfig, adapters: Adapters | None = None
+) -> PreTrainedModel:
     """Build the model without weights, and try it on a few tokens."""
     model = on_meta(model_config, objective.auto_class)
     check_runs(model, objective.auto_class)
     check_blocks(model, config.activation_checkpointing, compile_blocks=config.compile)
+    if adapters is not None:
+        adapt(model, adapters, config.seed)
     if config.model.freeze is not None:
         freeze(model, parse_freeze(config.model.freeze))  # plan and counts see what is trained
     return model

@@ -99,6 +99,8 @@ def _check_tensor_parallel(config: Config, launch: Launch, model: PreTrainedMode
     if world % size or (takes_all and size != world):
         which = f"{world}, or --strategy fsdp_tp" if takes_all else "a divisor of that"
         raise UserError(f"--tensor_parallel_size {size}: does not fit {world} devices; give {which}")
+    if config.lora.rank is not None:
+        raise UserError(f"--lora.rank {config.lora.rank}: not with {launch.strategy}; give --strategy fsdp")
     check_tensor_parallel(model, size)
     if config.compile and size > 1:
         raise UserError(f"--compile: not under --strategy {launch.strategy}; leave it out, or give --strategy fsdp")
@@ -128,6 +130,8 @@ def _check_deepspeed(config: Config, launch: Launch) -> None:
         )
     if config.model.freeze is not None:
         raise UserError(f"--model.freeze {config.model.freeze}: not with {name}; give --strategy fsdp")
+    if config.lora.rank is not None:
+        raise UserError(f"--lora.rank {config.lora.rank}: not with {name}; give --strategy fsdp")
     if config.deepspeed.offload_parameters and launch.traits.zero_stage < 3:
         raise UserError(
             f"--deepspeed.offload_parameters: {name} keeps all weights on each device; give --strategy deepspeed_3"

@@ -24,6 +24,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
+from sslm.models.adapters import first_values, is_of_adapter, plain_name
 from sslm.models.architecture import HALVES
 from sslm.models.blocks import blocks
 from sslm.models.build import Named, build, construct, draw, named_modules
@@ -48,7 +49,11 @@ def materialise(
     """
     with kept_tied():
         network.to_empty(device=device)
-    targets = dict(model.named_parameters(remove_duplicate=False))
+    every = dict(model.named_parameters(remove_duplicate=False))
+    targets = {plain_name(name): weight for name, weight in every.items() if not is_of_adapter(name)}
+    for name in every.keys() - targets.keys():
+        if is_of_adapter(name):
+            fill(every[name], first_values(name, every[name].shape, seed))
     try:
         source = without_weights(model.config, auto_class)
         for name, weight in in_turn(source, seed):

@@ -6,10 +6,12 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from sslm.config import Config, ModelConfig
 from sslm.models.architecture import auto_class_named
 from sslm.runs.checkpoints.folder import read_state
-from sslm.runs.folder import RunFolder
-from sslm.runs.trained import checkpoint_model
+from sslm.runs.folder import RunFolder, pretrained_folder
+from sslm.runs.trained import checkpoint_model, export_adapter
+from sslm.system.errors import UserError
 from sslm.system.plain_yaml import load
 
 
@@ -31,6 +33,7 @@ def export(checkpoint: Path, out: Path, last: bool = False) -> None:
             shutil.copy(checkpoint / "model/generation_config.json", part)
         card = model_card(model.config, auto_class_of(part), own_code(part), state, run)
         (part / "README.md").write_text(card, encoding="utf-8")
+        export_adapter(checkpoint, part / "adapter", pretrained_of(run), last)
         shutil.rmtree(out, ignore_errors=True)
         part.rename(out)
     except BaseException:
@@ -62,6 +65,15 @@ def origin_of(run: RunFolder) -> str:
     if pretrained is not None:
         return f"Continued from `{pretrained}`"
     return "Trained from scratch" + (f", its embedding from the vectors of `{vectors}`," if vectors else "")
+
+
+def pretrained_of(run: RunFolder) -> str | None:
+    """Name the weights that a run began with, as transformers takes them, or return None if its config doesn't tell."""
+    try:
+        given = load(run.config.read_bytes())["model"]["pretrained"]
+        return pretrained_folder(Config(model=ModelConfig(pretrained=given)))
+    except (OSError, ValueError, TypeError, KeyError, UserError):  # it lies elsewhere, or is damaged, or is no more
+        return None
 
 
 def model_card(config: Any, auto_class: str, own_code: str, state: dict[str, Any], run: RunFolder) -> str:

@@ -10,6 +10,7 @@ from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.tokenizer import Tokenizer
+from sslm.models.adapters import Adapters, adapt, adapter_weights, check_installed, merged, read_adapters, write_adapter
 from sslm.models.architecture import (
     LANGUAGE_MODELS,
     auto_class_named,
@@ -111,7 +112,14 @@ def _of_checkpoint(name: str, checkpoint: Path, last: bool) -> Trained:
     return _known(name, str(checkpoint / "model"), model, tokenizer, settings, step)
 
 
-def of_weights(name: str, folder: Path, weights: dict[str, Tensor], settings: dict[str, Any], step: int) -> Trained:
+def of_weights(
+    name: str,
+    folder: Path,
+    weights: dict[str, Tensor],
+    settings: dict[str, Any],
+    step: int,
+    adapters: Adapters | None = None,
+) -> Trained:
     """Make a model of weights in memory.
 
     Args:
@@ -120,9 +128,10 @@ def of_weights(name: str, folder: Path, weights: dict[str, Tensor], settings: di
         weights: by name, whole.
         settings: those of its run.
         step: optimizer steps of the run.
+        adapters: those that are among the weights.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    model, weights = _without_padding(_on_meta(config), weights)
+    model, weights = _of_weights(config, weights, adapters)
     model = type(model).from_pretrained(None, config=model.config, state_dict=weights)
     return _known(name, str(folder), model, tokenizers.load(folder, ""), settings, step)
 
@@ -181,17 +190,24 @@ def checkpoint_model(checkpoint: Path, last: bool = False) -> tuple[PreTrainedMo
         last: whether to take the last weights even if there is an average of them.
     """
     config = AutoConfig.from_pretrained(checkpoint / "model", trust_remote_code=False)
-    model = _on_meta(config)
+    model, adapters = _on_meta(config), read_adapters(read_state(checkpoint))
+    if adapters is not None:
+        check_installed(f"{checkpoint}: has adapters, which")
+        adapt(model, adapters, 0)
     tied = tied_names(model)
     shapes = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    is_averaged = any(name.startswith(AVERAGES) for name in index(checkpoint))
-    weights = read_weights(checkpoint, shapes, AVERAGES if is_averaged and not last else WEIGHTS)
-    return _without_padding(model, weights)
+    return _of_weights(config, read_weights(checkpoint, shapes, _prefix(checkpoint, last)), adapters)
 
 
-def _without_padding(model: PreTrainedModel, weights: dict[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    """Leave out what a vocabulary was rounded up by."""
-    config = model.config
+def _of_weights(
+    config: PreTrainedConfig, weights: dict[str, Tensor], adapters: Adapters | None
+) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """Add adapters to the weights, and leave out what a vocabulary was rounded up by."""
+    if adapters is not None:
+        adapted = _on_meta(config)
+        adapt(adapted, adapters, 0)
+        weights = merged(adapted, weights)
+    model = _on_meta(config)
     if (unpadded := config.__dict__.pop(UNPADDED, None)) is None:
         return model, weights
     set_vocab_size(config, unpadded)
@@ -199,6 +215,28 @@ def _without_padding(model: PreTrainedModel, weights: dict[str, Tensor]) -> tupl
     shapes = {name: tensor for name, tensor in model.state_dict().items() if name in weights}
     tokens = {name: tuple(map(slice, tensor.shape)) for name, tensor in shapes.items()}  # what comes after is padding
     return model, {name: weights[name][places].contiguous() for name, places in tokens.items()}
+
+
+def export_adapter(checkpoint: Path, folder: Path, base: str | None, last: bool = False) -> None:
+    """Write the adapters of a checkpoint that has some as peft's own folder; of another, do nothing.
+
+    Args:
+        base: the pretrained model that they stand on, as it was given.
+        last: as for `checkpoint_model`.
+    """
+    if (adapters := read_adapters(read_state(checkpoint))) is None:
+        return
+    config = AutoConfig.from_pretrained(checkpoint / "model", trust_remote_code=False)
+    model = _on_meta(config)
+    adapt(model, adapters, 0)
+    weights = read_weights(checkpoint, adapter_weights(model, adapters), _prefix(checkpoint, last))
+    write_adapter(folder, _on_meta(config), adapters, weights, base)
+
+
+def _prefix(checkpoint: Path, last: bool) -> str:
+    """What names of the weights begin with: those of their average, if there is one and the last aren't asked for."""
+    is_averaged = any(name.startswith(AVERAGES) for name in index(checkpoint))
+    return AVERAGES if is_averaged and not last else WEIGHTS
 
 
 def _on_meta(config: Any) -> PreTrainedModel:

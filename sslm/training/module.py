@@ -24,6 +24,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from sslm.config import AnomalyConfig, OptimConfig, RobustConfig
 from sslm.data.stream.batches import StepBatch
 from sslm.data.stream.recipe import Recipe
+from sslm.models.adapters import ADAPTERS_LR, Adapters, adapt
 from sslm.models.architecture import check_fits
 from sslm.models.build import on_meta
 from sslm.models.freezing import Frozen, freeze
@@ -86,6 +87,7 @@ class Objective(Evaluated):
         reduce_gradients: whether FSDP2 reduces gradients once a step, or after each micro-batch to save memory.
         static_shapes: as in `Evaluated`.
         frozen: parts of the model that are not trained. Default: none.
+        adapters: low-rank adapters that are trained instead of the model. Default: none.
     """
 
     auto_class: ClassVar[str]
@@ -126,16 +128,17 @@ class Objective(Evaluated):
         reduce_gradients: Literal["step", "micro_batch"] = "step",
         static_shapes: bool = False,
         frozen: Frozen | None = None,
+        adapters: Adapters | None = None,
     ) -> None:
         super().__init__(micro_batch_size, static_shapes)
         self.automatic_optimization = False
         self.recipe = recipe or self.recipe_class()
         self.optim = optim or OptimConfig()
         if self.optim.lr is None:
-            self.optim = replace(self.optim, lr=self.default_lr)
+            self.optim = replace(self.optim, lr=self.default_lr if adapters is None else ADAPTERS_LR)
         self.robust = robust or RobustConfig()
         self.anomaly_detector = AnomalyDetector(anomaly or AnomalyConfig(action="off"))
-        self.total_steps, self.seed, self.frozen = total_steps, seed, frozen
+        self.total_steps, self.seed, self.frozen, self.adapters = total_steps, seed, frozen, adapters
         self.stop_requested = self.save_requested = self.save_failed = False
         """A rank's request to stop, to save, or to end because saving failed; all learn of it with the next step."""
         self.settles = False
@@ -176,6 +179,8 @@ class Objective(Evaluated):
         if keeps_documents:
             choose_masks(model, self.trainer.strategy.root_device.type)
         model.train()
+        if self.adapters is not None:
+            adapt(model, self.adapters, self.seed)
         if self.frozen is not None:
             freeze(model, self.frozen)
         network = network_for(

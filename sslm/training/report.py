@@ -34,7 +34,7 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
         describe_text(config, data)
     else:
         describe_labels(config, data, task)
-    say(f"Model: {config.objective.name}, {model.config.model_type} with {plural(model.num_parameters(), 'parameter')}")
+    say(f"Model: {config.objective.name}, {model.config.model_type} with {parameters_in_words(model)}")
     if config.optim.weight_decay:
         say(weight_decay_of(model, config.optim.weight_decay))
     step = plural(config.batch_size, "sequence", exact=True)
@@ -50,6 +50,13 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
             say(f"Warning: {reading.warning}")
     if task is None:
         say(f"Unigram loss: {data.unigram_loss:.4f} nats/token (baseline that only knows token frequencies)")
+
+
+def parameters_in_words(model: PreTrainedModel) -> str:
+    """Say how many parameters there are, and how many of them are trained if not all."""
+    trained = model.num_parameters(only_trainable=True)
+    part = "" if trained == model.num_parameters() else f", of which {count(trained)} are trained"
+    return f"{plural(model.num_parameters(), 'parameter')}{part}"
 
 
 def describe_text(config: Config, data: DataModule) -> None:

@@ -161,7 +161,8 @@ run_dir resume resume_with seed strategy tensor_parallel_size precision accelera
 micro_batch_size max_steps max_tokens max_epochs stop_after stop_when log_every val_every eval_every eval_tasks
 eval_data eval_num_fewshot eval_limit logger compile activation_checkpointing
 start_timeout_seconds collective_timeout_seconds watchdog_seconds dry_run objective.name
-model.model_type model.pretrained model.freeze model.embedding_init model.embedding_project data.train data.val
+model.model_type model.pretrained model.freeze model.embedding_init model.embedding_project lora.rank lora.alpha
+lora.dropout lora.targets data.train data.val
 data.sources data.stages data.packing data.document_mask data.text_field data.pair_field data.label_field
 data.label_separator data.source_field data.target_field data.document_separator data.end_id data.special_tokens
 data.bos data.tokenizer data.cache_dir data.cache_gb data.block_shards data.on_bad_shard data.num_workers
@@ -173,7 +174,7 @@ deepspeed.config checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
 checkpoint.best_metric checkpoint.best_is checkpoint.export checkpoint.keep_every_steps checkpoint.sync
 checkpoint.upload anomaly.action anomaly.spike_z anomaly.patience anomaly.max_rewinds
 """
-MOST_FLAGS = 99
+MOST_FLAGS = 103
 """A flag that comes takes another's place: this number goes down, but for what no other flag can say."""
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from sslm.__main__ import main as sslm
 from sslm.cli.parse import parse
+from sslm.models.build import build
 from sslm.objectives import FINE_TUNING
 from sslm.objectives.choose import choose_objective, open_data
 from sslm.train import main
@@ -22,6 +23,7 @@ from tests.support.objectives import ENCODER, T5
 from tests.support.processes import train_forked
 from tests.support.runs import digests_of, losses_of, rows_of, val_of
 
+peft: Any = pytest.importorskip("peft")
 COLOURS, NOUNS = ("red", "green", "blue"), ("house", "river", "stone", "garden", "window")
 BERT = f"--model.model_type bert {ENCODER}"
 
@@ -111,7 +113,16 @@ TASKS = [
         "AutoModelForCausalLM",
         lambda colour, noun, n: {"source": phrase(colour, noun), "target": colour},
     ),
+    Task(
+        "classification-lora",
+        "--lora.rank 4 --lora.dropout 0.1",
+        "val/f1_macro",
+        0.5,
+        "AutoModelForSequenceClassification",
+        lambda colour, noun, n: {"text": phrase(colour, noun), "label": colour},
+    ),
 ]
+RESUMED = ("classification", "tagging", "classification-lora")
 SHORT = shlex.split(
     "--data.tokenizer bpe:300 --seq_len 32 --batch_size 8 --optim.warmup_steps 2 --log_every 1 --accelerator cpu "
     "--optim.lr 1e-2 --checkpoint.every_steps 4 --val_every 4"
@@ -134,6 +145,11 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Callable[[Task], list[str]
         for name, some in files.items():
             (folder / f"{task}-{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in some))
         named = [f"--data.{name}={folder}/{task}-{name}.jsonl" for name in files]
+        if "--lora" in task.flags:
+            sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
+            bert = transformers.BertConfig(vocab_size=320, max_position_embeddings=40, **sizes)
+            build(bert, "AutoModelForMaskedLM", 0).save_pretrained(folder / "bert")
+            named.append(f"--model.pretrained={folder}/bert")
         return [*named, f"--data.cache_dir={folder}/cache"]
 
     return flags_of
@@ -144,6 +160,7 @@ def command(task: Task, run: Path, rows: Callable[[Task], list[str]], *more: str
     return [*SHORT, *rows(task), *asked, *more]
 
 
+@pytest.mark.filterwarnings("ignore:`is_gradient_checkpointing`:FutureWarning")  # peft asks for it
 @pytest.mark.parametrize("task", TASKS, ids=str)
 def test_a_task_is_learned_and_its_export_has_the_same_loss_in_transformers(
     task: Task, rows: Callable[[Task], list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -161,11 +178,19 @@ def test_a_task_is_learned_and_its_export_has_the_same_loss_in_transformers(
     assert f"{task.auto_class}.from_pretrained" in said
     model = getattr(transformers, task.auto_class).from_pretrained(run / "export").eval()
     assert loss_in_transformers(task, model, arguments) == pytest.approx(last, abs=1e-5)
+    if "--lora" in task.flags:
+        base = getattr(transformers, task.auto_class).from_pretrained(
+            named(arguments, "model.pretrained"), num_labels=3
+        )
+        adapted = peft.PeftModel.from_pretrained(base, str(run / "export/adapter")).eval()
+        assert loss_in_transformers(task, adapted, arguments) == pytest.approx(last, abs=1e-5)
     if task.objective == "text_to_text":
-        assert sslm(["predict", str(run), "--data", named(arguments, "val"), "--out", str(tmp_path / "p.jsonl")]) == 2
+        assert (
+            sslm(["predict", str(run), "--data", named(arguments, "data.val"), "--out", str(tmp_path / "p.jsonl")]) == 2
+        )
         assert "sslm generate" in capsys.readouterr().err
         return
-    said_of = predicted(run, named(arguments, "val"), tmp_path)
+    said_of = predicted(run, named(arguments, "data.val"), tmp_path)
     assert [row["row"] for row in said_of] == list(range(30))
     if task.objective == "classification":
         right = sum(said["predicted"] == said["label"] for said in said_of) / 30
@@ -181,8 +206,8 @@ def test_a_task_is_learned_and_its_export_has_the_same_loss_in_transformers(
 
 
 def named(arguments: list[str], which: str) -> str:
-    """The file that a command line names as --data.WHICH."""
-    return next(word.partition("=")[2] for word in arguments if word.startswith(f"--data.{which}="))
+    """The file that a command line names as --WHICH."""
+    return next(word.partition("=")[2] for word in arguments if word.startswith(f"--{which}="))
 
 
 def predicted(run: Path, file: str, folder: Path) -> list[dict[str, Any]]:
@@ -221,14 +246,14 @@ def loss_in_transformers(task: Task, model: Any, arguments: list[str]) -> float:
         if task.name == "text_to_text-causal":  # its labels are the next tokens already
             loss = torch.nn.functional.cross_entropy(model(**inputs).logits[0], labels[0])
         else:
-            wanted = labels[:, 0] if task.name == "classification" else labels
+            wanted = labels[:, 0] if task.name in ("classification", "classification-lora") else labels
             wanted = labels.float() if task.name == "classification-several" else wanted
             loss = model(**inputs, labels=wanted).loss
         losses, targets = losses + num * loss.item(), targets + num
     return losses / targets
 
 
-@pytest.mark.parametrize("task", [task for task in TASKS if task.name in ("classification", "tagging")], ids=str)
+@pytest.mark.parametrize("task", [task for task in TASKS if task.name in RESUMED], ids=str)
 def test_a_task_that_is_stopped_and_resumed_is_the_whole_one_bit_for_bit(
     task: Task, rows: Callable[[Task], list[str]], tmp_path: Path
 ) -> None:
@@ -252,9 +277,14 @@ def test_a_task_that_is_stopped_and_resumed_is_the_whole_one_bit_for_bit(
 def test_two_processes_learn_a_task_as_one_does(
     task: Task, strategy: str, rows: Callable[[Task], list[str]], tmp_path: Path
 ) -> None:
-    still = {"llama": "", "bert": "hidden_dropout_prob attention_probs_dropout_prob", "": "dropout_rate"}
+    still = {
+        "--lora": "lora.dropout model.hidden_dropout_prob model.attention_probs_dropout_prob",
+        "llama": "",
+        "bert": "model.hidden_dropout_prob model.attention_probs_dropout_prob",
+        "": "model.dropout_rate",
+    }
     kind = next(kind for kind in still if kind in task.flags)
-    flags = [*(f"--model.{name}=0" for name in still[kind].split()), "--max_steps", "6"]
+    flags = [*(f"--{name}=0" for name in still[kind].split()), "--max_steps", "6"]
     one, two = tmp_path / "one", tmp_path / "two"
     for run, more in ((one, []), (two, ["--strategy", strategy, "--devices", "2"])):
         done = train_forked(command(task, run, rows, *flags, *more), tmp_path / f"{run.name}.log")

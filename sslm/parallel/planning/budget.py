@@ -152,7 +152,8 @@ class Budget:
         how: dict[str, Any] = {"weights": weights, "autocast": autocast}
         how |= {"on_gpu": self.machine.is_gpu, "tensor_parallel": launch.tensor_parallel_size}
         how |= {name: getattr(self.config.robust, name) for name in ("label_smoothing", "z_loss", "embedding_noise")}
-        key = repr((type(self.model), self.model.config.to_json_string(), self.shapes, how))
+        trained = [(name, weight.shape) for name, weight in self.model.named_parameters() if weight.requires_grad]
+        key = repr((type(self.model), self.model.config.to_json_string(), trained, self.shapes, how))
         if key not in MEASURED:
             try:
                 MEASURED[key] = measure(self.model, self.shapes, **how)

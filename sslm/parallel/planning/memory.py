@@ -66,6 +66,12 @@ class Sizes(NamedTuple):
     """Outside the blocks."""
     block: int
     """In the largest block."""
+    trained: int
+    """As `whole`, of those weights alone that are trained."""
+    trained_sharded: int
+    """As `sharded`, of those weights alone that are trained."""
+    trained_unit: int
+    """In what of `root` and the largest block has more that is trained."""
 
 
 def sizes(model: PreTrainedModel, shards: int = 1, tensor_parallel: int = 1) -> Sizes:
@@ -78,8 +84,9 @@ def sizes(model: PreTrainedModel, shards: int = 1, tensor_parallel: int = 1) -> 
     """
     shared = {name for name, style in planned(model).items() if style in STYLES and "replicated" not in style}
     block_of = {id(p): number for number, block in enumerate(blocks(model)) for p in block.parameters()}
-    whole = sharded = 0
+    whole = sharded = trained = trained_sharded = 0
     units: dict[int, int] = {-1: 0}
+    trained_units: dict[int, int] = {-1: 0}
     seen: set[int] = set()
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if id(parameter) in seen:
@@ -90,11 +97,15 @@ def sizes(model: PreTrainedModel, shards: int = 1, tensor_parallel: int = 1) -> 
             numel //= tensor_parallel
         whole += numel
         rows = parameter.shape[0] if parameter.ndim else 1
-        sharded += -(-rows // shards) * numel // rows
-        unit = block_of.get(id(parameter), -1)
+        shard, unit = -(-rows // shards) * numel // rows, block_of.get(id(parameter), -1)
+        sharded += shard
         units[unit] = units.get(unit, 0) + numel
+        if parameter.requires_grad:
+            trained, trained_sharded = trained + numel, trained_sharded + shard
+            trained_units[unit] = trained_units.get(unit, 0) + numel
     root = units.pop(-1)
-    return Sizes(whole, sharded, root, max(units.values(), default=0))
+    block = max(units.values(), default=0)
+    return Sizes(whole, sharded, root, block, trained, trained_sharded, max(trained_units.values()))
 
 
 def holds_16_bits(launch: Launch) -> bool:
@@ -110,7 +121,8 @@ def gathers_16_bits(launch: Launch) -> bool:
 def static_memory(sizes: Sizes, launch: Launch, config: Config, num_micro_batches: int) -> Memory:
     """Count weights, gradients, optimizer states and sharding's buffers; nothing that depends on a batch.
 
-    Bytes a parameter: weights and gradients 4 (in 16 bits: 2); AdamW's moments 8, in fp32; DeepSpeed's copy of the
+    Weights that aren't trained have neither gradients nor optimizer states. Bytes a parameter: weights and gradients 4
+    (in 16 bits: 2); AdamW's moments 8, in fp32; DeepSpeed's copy of the
     weights in fp32 4, whatever the weights' dtype (Rajbhandari et al. 2020, arXiv:1910.02054); an average of the
     weights 4. FSDP2 shards all of these, but gradients that are reduced once a step are whole until then
     (`fsdp.reduce_gradients`). ZeRO shards the optimizer in stage 1, gradients too in stage 2, weights too in stage 3.
@@ -119,16 +131,16 @@ def static_memory(sizes: Sizes, launch: Launch, config: Config, num_micro_batche
     width, moments = 2 if holds_16_bits(launch) else 4, 12 if stage else 8
     waits = config.fsdp.reduce_gradients == "step" and num_micro_batches > 1
     weights = width * (sizes.sharded if is_sharded or stage == 3 else sizes.whole)
-    gradients = width * (sizes.sharded if is_sharded or stage >= 2 else sizes.whole)
+    gradients = width * (sizes.trained_sharded if is_sharded or stage >= 2 else sizes.trained)
     if is_sharded and waits:
-        gradients = 4 * sizes.whole  # FSDP2 sums them in the type in which it reduces them
+        gradients = 4 * sizes.trained  # FSDP2 sums them in the type in which it reduces them
     averages = 0 if config.optim.average_decay is None else 4
-    optimizer = moments * (sizes.sharded if is_sharded or stage else sizes.whole)
+    optimizer = moments * (sizes.trained_sharded if is_sharded or stage else sizes.trained)
     optimizer += averages * (sizes.sharded if is_sharded else sizes.whole)
-    transient, unit = 0.0, max(sizes.root, sizes.block)
+    transient = 0.0
     if is_sharded:
         at_work = sizes.root + 2 * sizes.block if config.fsdp.reshard_after_forward else sizes.whole
-        transient = (2 if gathers_16_bits(launch) else width) * at_work + 4 * (1 if waits else 2) * unit
+        transient = (2 if gathers_16_bits(launch) else width) * at_work + 4 * (1 if waits else 2) * sizes.trained_unit
     elif stage:
         # on CPUs memory that is not used is not there
         bucket = ZERO_BUCKET if launch.accelerator == "gpu" else min(ZERO_BUCKET, sizes.whole)
@@ -139,7 +151,7 @@ def static_memory(sizes: Sizes, launch: Launch, config: Config, num_micro_batche
     if stage == 3 and config.deepspeed.offload_parameters:
         weights, host = 0, host + weights
     if not config.checkpoint.sync:  # what is written while training goes on, each device's share
-        copy = ((4 if stage else width) + 8 + averages) * sizes.whole / launch.world
+        copy = (((4 if stage else width) + averages) * sizes.whole + 8 * sizes.trained) / launch.world
         host, transient = (host, transient + copy) if launch.accelerator == "cpu" else (host + copy, transient)
     return Memory(weights, gradients, optimizer, transient=transient, host=host)
 

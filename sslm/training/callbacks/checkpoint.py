@@ -126,6 +126,8 @@ class Checkpoint(Callback):
             "fingerprint": data.fingerprint(),
             "anomaly": pl_module.anomaly_detector.state(),
         }
+        if pl_module.adapters is not None:
+            state["adapters"] = pl_module.adapters._asdict()
         if data.has_changed_size:
             state |= {"batch_size": data.batch_size, "first_batch_size": data.first_batch_size}
         if (scaler := pl_module.engine.loss_scaler) is not None:

@@ -21,6 +21,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
+from sslm.models.adapters import Adapters
 from sslm.system.collectives import gather_json
 from sslm.system.heartbeats import beat, this_process
 from sslm.system.terminal import say
@@ -41,6 +42,8 @@ class Copy(NamedTuple):
     """Whole, in the host's memory."""
     step: int
     device: torch.device
+    adapters: Adapters | None
+    """Those that are among the weights."""
 
 
 Measure = Callable[[Copy, Callable[[], None]], dict[str, float | None]]
@@ -113,7 +116,7 @@ class Evaluation(Callback):
             for name, content in model_files(pl_module, trainer.datamodule).items():
                 (file := Path(folder) / name).parent.mkdir(parents=True, exist_ok=True)
                 file.write_bytes(content)
-            copy = Copy(Path(folder) / "model", weights, trainer.global_step, pl_module.device)
+            copy = Copy(Path(folder) / "model", weights, trainer.global_step, pl_module.device, pl_module.adapters)
             try:
                 self.monitor.write_values(trainer, self.measure(copy, before_each_pass))
             except BrokenOff:
