@@ -69,8 +69,9 @@ Task = dict[str, Any]
 class Bench:
     """The measurements, one method each; what they find collects in `systems`."""
 
-    def __init__(self, work: Path, names: list[str], rounds: int, seconds: float, num_tokens: int) -> None:
-        self.work, self.names, self.rounds, self.seconds = work, names, rounds, seconds
+    def __init__(self, work: Path, names: list[str], options: argparse.Namespace, num_tokens: int) -> None:
+        self.work, self.names, self.rounds, self.seconds = work, names, options.rounds, options.seconds
+        self.shapes = SHAPES[: options.shapes]
         self.half = num_tokens // (SHAPES[0][0] * SHAPES[0][1]) // 2
         """Global batches in the first half of an epoch."""
         self.systems: dict[str, dict[str, Any]] = {name: {"errors": []} for name in names}
@@ -88,7 +89,7 @@ class Bench:
 
     def read(self) -> None:
         for number in range(self.rounds):
-            for batch_size, seq_len in SHAPES:
+            for batch_size, seq_len in self.shapes:
                 for workers in WORKERS:
                     for name in self.names:
                         if name == "limit" and workers:
@@ -318,6 +319,9 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--measure", type=choice(MEASURES), default=list(MEASURES), help=f"of {','.join(MEASURES)}")
     parser.add_argument("--rounds", type=int, default=3, help="of every timing (default: %(default)s)")
     parser.add_argument("--seconds", type=float, default=2.0, help="of each reading (default: %(default)s)")
+    parser.add_argument(
+        "--shapes", type=int, choices=range(1, len(SHAPES) + 1), default=len(SHAPES), help="read the first of them only"
+    )
     parser.add_argument("--work", type=Path, help="folder to keep text and prepared forms in; default: a temporary one")
     parser.add_argument("--out", type=Path, help="write the results here, as JSON")
     options = parser.parse_args(arguments)
@@ -336,10 +340,10 @@ def run(options: argparse.Namespace, work: Path) -> dict[str, Any]:
         raise SystemExit(
             f"the text has {text['tokens']} tokens; at least {MIN_TOKENS} are needed: give more with --text"
         )
-    bench = Bench(work, importable(options.only), options.rounds, options.seconds, text["tokens"])
+    bench = Bench(work, importable(options.only), options, text["tokens"])
     if "prepare" in options.measure:
         bench.prepare()
-    bench.lay_out([seq_len for _, seq_len in (SHAPES if "read" in options.measure else SHAPES[:1])])
+    bench.lay_out([seq_len for _, seq_len in (bench.shapes if "read" in options.measure else SHAPES[:1])])
     for name in ("read", "start", "resume", "memory"):
         if name in options.measure:
             getattr(bench, name)()

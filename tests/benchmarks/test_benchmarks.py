@@ -38,6 +38,8 @@ def test_the_benchmark_measures_sslm_and_the_installed_peers_in_every_column(tmp
             "1",
             "--seconds",
             "0.1",
+            "--shapes",
+            "1",
             "--only",
             ",".join(names),
             "--out",
@@ -54,9 +56,9 @@ def test_the_benchmark_measures_sslm_and_the_installed_peers_in_every_column(tmp
             assert system["errors"] == []
         if name not in ("hf_streaming", "sslm_mixture"):
             assert system["prepare"]["seconds"][0] > 0
-        for shape in ("16x1024", "8x2048"):
-            for workers in "0" if name == "limit" else "012":
-                assert system["read"][shape][workers][0] > 0
+        assert list(system["read"]) == ["16x1024"]  # the other differs in its numbers only
+        for workers in "0" if name == "limit" else "012":
+            assert system["read"]["16x1024"][workers][0] > 0
         assert 0 < system["start"]["without_imports"][0] < system["start"]["0"][0]
         assert system["memory"]["0"][0] > 50e6
     for name in ("sslm", "megatron"):

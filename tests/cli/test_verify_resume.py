@@ -93,7 +93,7 @@ BERT = shlex.split(
 def test_what_changes_a_weight_between_two_starts_is_found(verify: Verify, tmp_path: Path) -> None:
     (tmp_path / "sitecustomize.py").write_text(DAMAGE_WHEN_RESUMED.format(root=str(Path(__file__).parents[2])))
     done = verify(
-        *shlex.split("--steps 12 --checkpoint.every_steps 1 --seed 6 --also '--strategy fsdp --devices 2'"),
+        *shlex.split("--steps 12 --kills 2 --checkpoint.every_steps 1 --seed 6 --also '--strategy fsdp --devices 2'"),
         *("--val_every", "100"),  # moments act with the next update: a validation right after it would differ first
         model=tuple(BERT),
         PYTHONPATH=f"{tmp_path}:{':'.join(sys.path)}",
