@@ -13,12 +13,12 @@ layers="--model.num_hidden_layers 3 --model.num_attention_heads 4 --model.hidden
 task=(classification --data.text_field sentence --data.label_field label)
 fields=(--text_field sentence --label_field label)
 case $family in
-  encoder) pretraining=(masked_lm --objective.ratio 0.2 --optim.lr 2e-3 --max_steps 2500) ;;
-  decoder) pretraining=(causal_lm --optim.lr 2e-3 --max_steps 1250) ;;
+  encoder) pretraining=(masked_lm --objective.ratio 0.3 --optim.lr 2e-3 --max_steps 5000) ;;
+  decoder) pretraining=(causal_lm --optim.lr 2e-3 --max_steps 1000) ;;
   t5)
     layers="--model.num_layers 3 --model.num_decoder_layers 2 --model.num_heads 4 --model.d_model 128 --model.d_kv 32
       --model.d_ff 256"
-    pretraining=(span_corruption --optim.lr 3e-3 --max_steps 1500)
+    pretraining=(span_corruption --optim.lr 3e-3 --max_steps 1000)
     task=(text_to_text --data.source_field sentence --data.target_field label)
     fields=(--source_field sentence --target_field label) ;;
   *) echo "sentiment.sh $family: expected encoder, decoder or t5" >&2; exit 2 ;;
@@ -30,7 +30,7 @@ sslm train --objective "${pretraining[@]}" --data.train "$text/text.jsonl" --dat
 [ -e "$out/evaluated.json" ] || sslm evaluate "$out/pretrained" --data "$text/sentences.jsonl" --out "$out/evaluated.json"
 
 labelled=("${task[@]}" --data.train "$train" --data.val "$dev" --seq_len 128 --batch_size 64 --max_epochs 1
-  --optim.lr 5e-4 --val_every 250 "${more[@]}")
+  --optim.lr 5e-4 --val_every 100 "${more[@]}")
 sslm finetune --objective "${labelled[@]}" --model.pretrained "$out/pretrained" --run_dir "$out/finetuned"
 # shellcheck disable=SC2086
 sslm finetune --objective "${labelled[@]}" --data.tokenizer "$out/pretrained/export" $layers --run_dir "$out/from_scratch"

@@ -156,9 +156,10 @@ def _is_named(name: str, wanted: str) -> bool:
 def _peft_config(model: PreTrainedModel, adapters: Adapters, layers: list[str], **more: Any) -> Any:
     from peft import LoraConfig
 
+    alpha: Any = int(adapters.alpha) if adapters.alpha.is_integer() else adapters.alpha  # peft calls it an int
     return LoraConfig(
         r=adapters.rank,
-        lora_alpha=int(adapters.alpha) if adapters.alpha == int(adapters.alpha) else adapters.alpha,
+        lora_alpha=alpha,
         lora_dropout=adapters.dropout,
         target_modules=layers,
         fan_in_fan_out=isinstance(model.get_submodule(layers[0]), Conv1D),  # its weights are [in, out]

@@ -79,8 +79,8 @@ class Supervised(Objective):
             predicted = self.network(**rows, predict=True).tokens
         lines = []
         for ids, wanted, said in list(zip(rows["input_ids"], rows["labels"], predicted, strict=True))[:NUM_SAMPLES]:
-            text = on_one_line(str(data.tokenizer.decode(ids.tolist(), skip_special_tokens=True)))
-            lines.append(f"{shortened(text)} >> {self.in_words(said)} ({self.in_words(wanted)})")
+            text = shortened(on_one_line(str(data.tokenizer.decode(ids.tolist(), skip_special_tokens=True))))
+            lines.append(on_one_line(f"{text} >> {self.in_words(said)} ({self.in_words(wanted)})"))
         return lines
 
     def _sample_rows(self, data: Any) -> int:

@@ -64,9 +64,13 @@ def without_secrets(text: str) -> str:
     return re.sub(r"(://[^\s?'\"]*)\?[^\s'\"]*=[^\s'\"]*", r"\1", text)
 
 
+JOINERS = "\u200c\u200d"
+"""Zero-width non-joiner and joiner: Persian and Indian letters and emoji need them."""
+
+
 def printable(text: str) -> str:
-    """Escape what would steer the terminal, in text that somebody else made."""
-    return "".join(character if character.isprintable() else ascii(character)[1:-1] for character in text)
+    """Escape what would steer the terminal, in text that somebody else made; joiners of letters stay."""
+    return "".join(c if c.isprintable() or c in JOINERS else ascii(c)[1:-1] for c in text)
 
 
 def short(value: object) -> str:

@@ -42,11 +42,15 @@ def mute() -> None:
 def say(text: str = "", to_copy: bool = False) -> None:
     """Print a line at once, above a progress bar if one is showing; a terminal gets it broken between words.
 
+    What would steer a terminal is escaped: names of files, labels and samples are anybody's.
+
     Args:
         to_copy: whether there is a command or a path in it, which is left as it is.
     """
     if not _muted:
-        text = without_secrets(text)
+        text = "\n".join(
+            NO_BREAK.join(map(printable, line.split(NO_BREAK))) for line in without_secrets(text).split("\n")
+        )
         text = text if to_copy or not is_watched() else "\n".join(map(_broken, text.split("\n")))
         console().print(text.replace(NO_BREAK, " "), markup=False, highlight=False, soft_wrap=True)
 

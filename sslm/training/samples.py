@@ -3,6 +3,8 @@
 from itertools import starmap
 from typing import Any
 
+from sslm.system.errors import JOINERS
+
 NUM_SAMPLES, SAMPLE_TOKENS = 2, 60
 FILLED_IN = "[a>b] where the text has a and the model says b"
 WRITTEN = "what the model reads >> what it writes, each token after the true ones before it"
@@ -42,4 +44,4 @@ def written(inputs: list[list[int]], labels: list[list[int]], predicted: list[li
 
 def on_one_line(text: str) -> str:
     """A model that knows nothing yet writes control characters too: no terminal is to obey them."""
-    return "".join(c if c.isprintable() else "\ufffd" for c in " ".join(text.split()))
+    return "".join(c if c.isprintable() or c in JOINERS else "\ufffd" for c in " ".join(text.split()))

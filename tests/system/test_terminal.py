@@ -6,7 +6,7 @@ import pytest
 from rich.console import Console
 
 from sslm.system import terminal
-from sslm.system.terminal import NO_BREAK, Progress, TrainingProgress, preparation_progress, transfer_progress
+from sslm.system.terminal import NO_BREAK, Progress, TrainingProgress, preparation_progress, say, transfer_progress
 from tests.support.processes import Ranks
 from tests.support.runs import rows_of
 from tests.support.terminals import Terminal
@@ -38,6 +38,12 @@ def test_lines_are_few(capsys: pytest.CaptureFixture[str]) -> None:
     for step in range(1000):
         progress.show(f"{step}")
     assert capsys.readouterr().out == ""
+
+
+def test_what_would_steer_a_terminal_is_escaped(capsys: pytest.CaptureFixture[str]) -> None:
+    say("label \x1b]0;title\x07 of \u202e4\n  next line, 10\N{NO-BREAK SPACE}steps, \N{WOMAN}\u200d\N{MICROSCOPE}")
+    title = "label \\x1b]0;title\\x07 of \\u202e4"
+    assert capsys.readouterr().out == f"{title}\n  next line, 10 steps, \N{WOMAN}\u200d\N{MICROSCOPE}\n"
 
 
 def test_a_bar_shows_names_as_they_are(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

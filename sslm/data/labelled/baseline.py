@@ -50,7 +50,7 @@ def baseline(names: Sequence[str], train: Tally, val: Tally, is_one_each: bool =
     counts = [*val.counts, *[0] * (len(names) - len(val.counts))]
     if is_one_each:
         most = max(range(len(names)), key=lambda i: train.counts[i])
-        return Baseline("accuracy", counts[most] / max(sum(counts), 1), f"always {short(names[most])!r}")
+        return Baseline("accuracy", counts[most] / max(sum(counts), 1), f"always '{short(names[most])}'")
     likely = [2 * there > train.rows for there in train.counts]
     right = sum(n if says else val.rows - n for n, says in zip(counts, likely, strict=True))
     return Baseline("accuracy", right / (val.rows * len(names)), "each label as in most rows")
@@ -95,6 +95,6 @@ def describe(names: Sequence[str], tally: Tally) -> str:
         return rows
     total = max(sum(tally.counts), 1)
     often = sorted(zip(tally.counts, names, strict=False), key=lambda pair: -pair[0])
-    shown = ", ".join(f"{short(name)!r} {count:,} ({count / total:.1%})" for count, name in often[:MOST_SHOWN])
+    shown = ", ".join(f"'{short(name)}' {count:,} ({count / total:.1%})" for count, name in often[:MOST_SHOWN])
     more = f" and {len(names) - MOST_SHOWN:,} more" if len(names) > MOST_SHOWN else ""
     return f"{rows}, {plural(len(names), 'label', exact=True)}: {shown}{more}"

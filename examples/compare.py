@@ -1,0 +1,33 @@
+"""Draw how well a pretrained network does beside random weights, the more labelled rows it has read.
+
+python examples/compare.py runs/encoder runs/decoder runs/t5 --out compared.png
+"""
+
+import argparse
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+
+
+def main(arguments: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="what sentiment.sh made")
+    parser.add_argument("--out", type=Path, required=True, help="picture to write (.png)")
+    parser.add_argument("--batch_size", type=int, default=64, help="labelled rows of a step (default: %(default)s)")
+    options = parser.parse_args(arguments)
+    figure, panels = plt.subplots(1, len(options.folders), figsize=(4 * len(options.folders), 3.2), squeeze=False)
+    for panel, folder in zip(panels[0], options.folders, strict=True):
+        for name, label in (("finetuned", "pretrained"), ("from_scratch", "random weights")):
+            rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
+            points = [(row["step"] * options.batch_size, row["val/accuracy"]) for row in rows if "val/accuracy" in row]
+            panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
+        panel.set(title=folder.name, xlabel="labelled rows read", ylabel="accuracy, held out")
+        panel.grid(alpha=0.3)
+        panel.legend()
+    figure.tight_layout()
+    figure.savefig(options.out, dpi=100)
+
+
+if __name__ == "__main__":
+    main()
