@@ -20,6 +20,7 @@ class Range(NamedTuple):
 POSITIVE = Range("a number above 0", lambda number: 0 < number < math.inf)
 NOT_NEGATIVE = Range("a number of 0 or more", lambda number: 0 <= number < math.inf)
 SHARE = Range("a share from 0 to 1", lambda number: 0 <= number <= 1)
+DECAY = Range("a number above 0 and at most 1", lambda number: 0 < number <= 1)
 BELOW_ONE = Range("a number from 0 to below 1", lambda number: 0 <= number < 1)
 SEED = Range("a whole number from 0 to 2^63 - 1", lambda number: 0 <= number < 1 << 63)
 SECONDS = Range("a number above 0 and at most 1e9", lambda number: 0 < number <= 1e9)

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sslm.config.setting import BELOW_ONE, NOT_NEGATIVE, POSITIVE, SHARE, Section, setting
+from sslm.config.setting import BELOW_ONE, DECAY, NOT_NEGATIVE, POSITIVE, SHARE, Section, setting
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,9 @@ class OptimConfig(Section):
     """Optimizer; AdamW is the only one so far."""
     lr: float | None = setting(None, POSITIVE, may_change="if named")
     """Peak learning rate; default: what suits the objective's default model (causal_lm: 4e-3)."""
+    layer_decay: float | None = setting(None, DECAY, may_change="if named")
+    """Learning rate of each block as a share of that of the block after it (0.9): the head has the whole, embeddings
+    the lowest; null: all have the same."""
     schedule: Literal["cosine", "wsd", "constant"] = setting("cosine", may_change="if named")
     """After warm-up: cosine decay, warm-up-stable-decay, or constant."""
     warmup_steps: int = setting(40, NOT_NEGATIVE, may_change="if named")

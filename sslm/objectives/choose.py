@@ -24,6 +24,7 @@ from sslm.runs.resume import first_batch_size
 from sslm.system.errors import UserError
 from sslm.system.terminal import say
 from sslm.system.typed import typed
+from sslm.training.layer_decay import check_layer_decay
 from sslm.training.module import Objective
 
 
@@ -118,6 +119,8 @@ def build_on_meta(
     model = on_meta(model_config, objective.auto_class)
     check_runs(model, objective.auto_class)
     check_blocks(model, config.activation_checkpointing, compile_blocks=config.compile)
+    if config.optim.layer_decay is not None:
+        check_layer_decay(model)
     if adapters is not None:
         adapt(model, adapters, config.seed)
     if config.model.freeze is not None:

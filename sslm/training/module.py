@@ -37,7 +37,7 @@ from sslm.system.errors import UserError
 from sslm.system.heartbeats import this_process
 from sslm.system.random_words import key64
 from sslm.system.terminal import say
-from sslm.training import saved
+from sslm.training import layer_decay, saved
 from sslm.training.adversarial import adversarial_losses
 from sslm.training.agreement import StepTotals, agree, agree_on_bad_shards, agree_on_outcome
 from sslm.training.anomalies import Anomaly, AnomalyDetector
@@ -48,7 +48,7 @@ from sslm.training.engine import Engine, choose_engine
 from sslm.training.evaluated import Evaluated
 from sslm.training.lightning import check_settings, scheduler_of
 from sslm.training.micro_batches import MicroBatch, check_batch, micro_batches
-from sslm.training.optim import build_optimizer, learning_rate
+from sslm.training.optim import build_optimizer, learning_rate, set_learning_rate
 from sslm.training.stopping import Stopping
 
 Parallelize = Callable[[Network, PreTrainedModel, DeviceMesh | None], None]
@@ -222,7 +222,9 @@ class Objective(Evaluated):
         return []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return build_optimizer(self.network, self.optim, self.seed)
+        decay = self.optim.layer_decay
+        rates = None if decay is None else layer_decay.rates(self.network.model, decay)
+        return build_optimizer(self.network, self.optim, self.seed, rates)
 
     @property
     def lr(self) -> float:
@@ -335,10 +337,9 @@ class Objective(Evaluated):
         """Set the schedule's rate, and return it; if the trainer has a scheduler of its own, return that one's."""
         groups = self.trainer.optimizers[0].param_groups
         if scheduler_of(self.trainer) is not None:
-            return float(groups[0]["lr"])
+            return max(float(group["lr"]) for group in groups)
         lr = learning_rate(self.global_step, self._num_steps, self.optim)
-        for group in groups:
-            group["lr"] = lr
+        set_learning_rate(groups, lr)
         return lr
 
     @property

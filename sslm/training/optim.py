@@ -2,7 +2,7 @@
 
 import hashlib
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -47,14 +47,22 @@ def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
     return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * max(share, 0.0))
 
 
-def parameter_groups(module: nn.Module, weight_decay: float) -> list[dict[str, object]]:
-    """Group a module's trained parameters by weight decay (see `exemptions`) and by device mesh."""
-    groups: dict[tuple[bool, DeviceMesh | None], list[nn.Parameter]] = {}
+RATE = "lr_rate"
+"""Key of what a parameter group's learning rate is of the schedule's, 1 if it isn't there."""
+
+
+def parameter_groups(
+    module: nn.Module, weight_decay: float, rates: Mapping[nn.Parameter, float] | None = None
+) -> list[dict[str, Any]]:
+    """Group a module's trained parameters by weight decay (see `exemptions`), by device mesh, and by rate if given."""
+    groups: dict[tuple[bool, DeviceMesh | None, float], list[nn.Parameter]] = {}
     for parameter, exempt in sorted(exemptions(module), key=lambda pair: pair[1] is not None):
         mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        groups.setdefault((exempt is None, mesh), []).append(parameter)
+        rate = 1.0 if rates is None else rates[parameter]
+        groups.setdefault((exempt is None, mesh, rate), []).append(parameter)
     return [
-        {"params": members, "weight_decay": weight_decay if decays else 0.0} for (decays, _), members in groups.items()
+        {"params": members, "weight_decay": weight_decay if decays else 0.0} | ({} if rates is None else {RATE: rate})
+        for (decays, _, rate), members in groups.items()
     ]
 
 
@@ -84,10 +92,24 @@ def _exemption(path: str, layer: nn.Module, name: str, parameter: Tensor) -> str
     return name if len(size) < 2 or name in STATE_SPACE else None
 
 
-def build_optimizer(module: nn.Module, optim: OptimConfig, seed: int = 0) -> "AdamW":
-    """AdamW for a module whose weights are where they will be trained; the seed is that of the rounding."""
+def set_learning_rate(groups: Iterable[dict[str, Any]], lr: float) -> None:
+    """Give each parameter group its part of a learning rate."""
+    for group in groups:
+        group["lr"] = lr * group.get(RATE, 1.0)
+
+
+def build_optimizer(
+    module: nn.Module, optim: OptimConfig, seed: int = 0, rates: Mapping[nn.Parameter, float] | None = None
+) -> "AdamW":
+    """AdamW for a module whose weights are where they will be trained.
+
+    Args:
+        seed: of the rounding.
+        rates: what each parameter's learning rate is multiplied by (`layer_decay.rates`); None: all have the same.
+    """
     assert optim.lr is not None
-    groups, betas = parameter_groups(module, optim.weight_decay), (optim.beta1, optim.beta2)
+    groups, betas = parameter_groups(module, optim.weight_decay, rates), (optim.beta1, optim.beta2)
+    set_learning_rate(groups, optim.lr)
     return AdamW(groups, lr=optim.lr, betas=betas, eps=optim.eps, seed=seed)
 
 

@@ -115,7 +115,7 @@ TASKS = [
     ),
     Task(
         "classification-lora",
-        "--lora.rank 4 --lora.dropout 0.1",
+        "--lora.rank 4 --lora.dropout 0.1 --optim.layer_decay 0.8",
         "val/f1_macro",
         0.5,
         "AutoModelForSequenceClassification",
