@@ -12,8 +12,19 @@ def draw_curves(rows: Rows, file: Path, title: str, unigram_loss: float | None =
     Args:
         unigram_loss: held-out loss in nats of a model that knows the targets' frequencies alone.
     """
+    from sslm.runs.drawn_text import fonts_for  # brings matplotlib, which takes a second
+
+    part = file.with_name(f".{file.name}.tmp")
+    with fonts_for([title]):
+        _figure(rows, title, unigram_loss).savefig(part, dpi=110, format="png")
+    part.replace(file)
+
+
+def _figure(rows: Rows, title: str, unigram_loss: float | None) -> Any:
     from matplotlib.figure import Figure
     from matplotlib.ticker import EngFormatter
+
+    from sslm.runs.drawn_text import drawn
 
     train = [row for row in rows if "train/loss" in row]
     val = [row for row in rows if "val/loss" in row]
@@ -24,7 +35,7 @@ def draw_curves(rows: Rows, file: Path, title: str, unigram_loss: float | None =
     loss.plot(*_xy(val, "val/loss"), label="validation", color="tab:orange", marker="o", markersize=4)
     if unigram_loss is not None:
         loss.axhline(unigram_loss, color="gray", linestyle="--", linewidth=1, label="unigram loss")
-    loss.set(ylabel="loss (nats/token)", title=title)
+    loss.set(ylabel="loss (nats/token)", title=drawn(title))
     loss.legend()
     rate.plot(*_xy(train, "lr"), color="tab:green", linewidth=1)
     rate.set(ylabel="learning rate")
@@ -35,9 +46,7 @@ def draw_curves(rows: Rows, file: Path, title: str, unigram_loss: float | None =
         in_millions.set_major_formatter(EngFormatter(sep=""))
     for axis in (loss, rate, speed):
         axis.grid(alpha=0.3)
-    part = file.with_name(f".{file.name}.tmp")
-    figure.savefig(part, dpi=110, format="png")
-    part.replace(file)
+    return figure
 
 
 def _xy(rows: Rows, key: str) -> tuple[list[float], list[float]]:

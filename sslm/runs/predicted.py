@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from sslm.runs.drawn_text import drawn, fonts_for
+
 MOST_CLASSES = 20
 """Of more classes the most frequent ones are drawn."""
 MOST_CHARS = 16
@@ -16,17 +18,24 @@ MOST_CHARS = 16
 
 def draw(pairs: Sequence[tuple[Any, Any]], file: Path, title: str) -> None:
     """Draw (true, predicted) pairs of names of classes, or of numbers; there is at least one."""
-    figure = Figure(figsize=(7, 6), layout="constrained")
-    axes = figure.add_subplot()
-    axes.set_title(title, fontsize="medium")
-    axes.set_xlabel("predicted")
-    axes.set_ylabel("true")
-    if isinstance(pairs[0][0], float):
-        _draw_numbers(axes, np.array(pairs, float))
-    else:
-        _draw_classes(figure, axes, pairs)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(file, dpi=120)
+    is_of_numbers = isinstance(pairs[0][0], float)
+    names = (
+        []
+        if is_of_numbers
+        else sorted(often for often, _ in Counter(chain.from_iterable(pairs)).most_common(MOST_CLASSES))
+    )
+    with fonts_for([title, *names]):
+        figure = Figure(figsize=(7, 6), layout="constrained")
+        axes = figure.add_subplot()
+        axes.set_title(drawn(title), fontsize="medium")
+        axes.set_xlabel("predicted")
+        axes.set_ylabel("true")
+        if is_of_numbers:
+            _draw_numbers(axes, np.array(pairs, float))
+        else:
+            _draw_classes(figure, axes, pairs, names)
+        file.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(file, dpi=120)
 
 
 def _draw_numbers(axes: Any, pairs: Any) -> None:
@@ -36,8 +45,7 @@ def _draw_numbers(axes: Any, pairs: Any) -> None:
     axes.plot(ends, ends, color="gray", linewidth=1, linestyle="--")
 
 
-def _draw_classes(figure: Figure, axes: Any, pairs: Sequence[tuple[Any, Any]]) -> None:
-    names = sorted(name for name, _ in Counter(chain.from_iterable(pairs)).most_common(MOST_CLASSES))
+def _draw_classes(figure: Figure, axes: Any, pairs: Sequence[tuple[Any, Any]], names: Sequence[str]) -> None:
     number = {name: i for i, name in enumerate(names)}
     counts = np.zeros((len(names), len(names)))
     for true, predicted in pairs:
@@ -46,7 +54,7 @@ def _draw_classes(figure: Figure, axes: Any, pairs: Sequence[tuple[Any, Any]]) -
     shares = counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
     image = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
     figure.colorbar(image, ax=axes, label="share of the true class")
-    shown = [name if len(name) <= MOST_CHARS else name[: MOST_CHARS - 1] + "…" for name in names]
+    shown = [drawn(name, MOST_CHARS) for name in names]
     axes.set_xticks(range(len(names)), shown, rotation=45, ha="right")
     axes.set_yticks(range(len(names)), shown)
     if len(names) <= MOST_CLASSES // 2:
