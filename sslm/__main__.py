@@ -4,7 +4,7 @@ import sys
 from importlib import import_module
 
 import sslm
-from sslm.cli import VERBS, finetune, usage
+from sslm.cli import VERBS, finetune, seeds, usage
 from sslm.system.errors import UserError, nearest
 from sslm.system.exits import DONE, exits_politely
 
@@ -22,6 +22,9 @@ def main(arguments: list[str] | None = None) -> int:
     if verb not in VERBS:
         raise UserError(f"sslm {verb}: there is no such verb{nearest(verb, VERBS)}; allowed: {', '.join(VERBS)}")
     if verb == "finetune":
+        if seeds.names_seeds(rest):
+            finetune.check(seeds.taken(rest)[1])
+            return seeds.main(rest)
         finetune.check(rest)
     module = "sslm.train" if verb in ("train", "finetune") else f"sslm.cli.{verb.replace('-', '_')}"
     return int(import_module(module).main(rest))
