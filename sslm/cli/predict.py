@@ -1,9 +1,9 @@
-"""Say with a fine-tuned model what the labels of rows are.
+"""Say with a fine-tuned model what the labels of rows are, or write what belongs to them.
 
     sslm predict MODEL --data FILE --out FILE.jsonl
 
 MODEL is a fine-tuned run or its export. A row of the output has the number of its row in the file, what is predicted,
-and if the file has a label, what is right.
+and if the file has a label, what is right. If there are labels, scores are told.
 """
 
 import argparse
@@ -21,10 +21,14 @@ from sslm.system.terminal import Progress, keep_libraries_quiet, plural, say
 if TYPE_CHECKING:
     from sslm.runs.trained import Trained
 
-FIELDS = ("text_field", "pair_field", "label_field", "label_separator")
+FIELDS = ("text_field", "pair_field", "label_field", "label_separator", "source_field", "target_field")
+OF_WRITERS = ("max_new_tokens", "num_beams", "tokenize")
+"""Flags that are for models that write."""
 KEPT = ("special_tokens", "bos", "cache_dir")
 """Other settings of a run's data that decide how rows are read."""
+TOKENIZE = ("auto", "13a", "intl", "zh", "char", "none")
 SEVERAL = "multi_label_classification"
+WRITES = "text_to_text"
 USUAL_LEN = 512
 """Tokens of the longest row if nothing tells how long rows may be."""
 
@@ -40,11 +44,15 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     for name in FIELDS:
         add(f"--{name}", help=f"as --data.{name} of the run; default: what the run had")
     add("--plot", type=local_path, help="picture to write (.png): what is right against what is predicted")
+    add("--max_new_tokens", type=int, help="text_to_text: tokens of the longest text (default: of the longest target)")
+    add("--num_beams", type=int, help="text_to_text: texts that are followed at a time (default: 1)")
+    add("--tokenize", choices=TOKENIZE, help="text_to_text: how BLEU finds words, by sacrebleu's names (default: auto)")
     add("--batch_size", type=int, default=32, help="rows per forward pass (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="a GPU if there is one (default: auto)")
     options = parser.parse_args(arguments)
-    if options.batch_size < 1:
-        raise UserError(f"--batch_size {options.batch_size}: expected a number above 0")
+    for name in ("batch_size", "max_new_tokens", "num_beams"):
+        if (number := getattr(options, name)) is not None and number < 1:
+            raise UserError(f"--{name} {number}: expected a number above 0")
     if options.out.exists():
         raise UserError(f"--out {options.out}: already exists; remove it, or choose another file")
     return options
@@ -56,17 +64,36 @@ def main(arguments: list[str] | None = None) -> int:
     keep_libraries_quiet()
     from sslm.runs.trained import open_trained  # brings transformers: --help and wrong flags must not wait for it
 
-    rows = predicted(open_trained(options.model, prefers_export=True), options)
+    trained = open_trained(options.model, prefers_export=True)
+    rows = predicted(trained, options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     say(f"{options.out}: {plural(len(rows), 'row', exact=True)}")
     known = [row for row in rows if "label" in row]
-    if known and not isinstance(known[0]["label"], float):
-        right = sum(row["predicted"] == row["label"] for row in known)
-        say(f"{right / len(known):.2%} of {plural(len(known), 'labelled row', exact=True)} are as labelled")
+    if known:
+        tell_scores(known, trained, options.tokenize or "auto")
     if options.plot is not None:
         plot(known, options)
     return DONE
+
+
+def tell_scores(known: list[dict[str, Any]], trained: "Trained", tokenize: Any) -> None:
+    """Say how well the rows that have labels are predicted."""
+    from sslm.objectives.predicted_scores import in_words, scores_of
+    from sslm.objectives.text_scores import text_scores
+
+    if trained.objective != WRITES:
+        say(in_words(scores_of(known, trained.objective, labels_of(trained)), len(known)))
+        return
+    found = text_scores([row["predicted"] for row in known], [row["label"] for row in known], tokenize)
+    say(in_words(found.scores, len(known)))
+    say(found.how)
+
+
+def labels_of(trained: "Trained") -> list[str]:
+    """Names of a model's labels, by number."""
+    names: Any = trained.model.config.id2label
+    return [str(names[number]) for number in range(len(names))]
 
 
 def plot(known: list[dict[str, Any]], options: argparse.Namespace) -> None:
@@ -91,33 +118,50 @@ def predicted(trained: "Trained", options: argparse.Namespace) -> list[dict[str,
     from sslm.data.stream.streams import open_to_predict
     from sslm.models.task import network_for
     from sslm.objectives import load_objective
-    from sslm.objectives.predictions import WORDS, predictions, records
+    from sslm.objectives.predictions import WORDS, predictions
+    from sslm.objectives.writing import How, written
     from sslm.system.typed import typed
 
-    if trained.objective not in WORDS:
+    if trained.objective not in (*WORDS, WRITES):
         what = f"{trained.name}: was trained for {trained.objective}"
-        raise UserError(f"{what}; sslm predict is for {', '.join(WORDS)}, sslm generate for models that write")
+        raise UserError(f"{what}; sslm predict is for {', '.join(WORDS)} and {WRITES}, sslm generate for other models")
+    check_flags(trained, options)
     if options.device == "gpu" and not torch.cuda.is_available():
         raise UserError("--device gpu: there is no GPU here; leave the flag out")
     device = torch.device("cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu")
-    kind = load_objective(trained.objective)
+    kind = load_objective(trained.objective).for_model_type(trained.model.config.model_type)
     config: Any = trained.model.config
     known = {key: value for key, value in trained.settings.get("objective", {}).items() if key != "name"}
     if config.problem_type == SEVERAL:
         known["multi_label"] = True
     recipe: Any = kind.make_recipe(typed(kind.recipe_class, "objective", known))
-    labels = [str(config.id2label[number]) for number in range(len(config.id2label))]
     data = data_config(trained.settings, options)
-    opened = open_to_predict(options.data, data, recipe, trained.seq_len or USUAL_LEN, trained.folder, labels)
-    network = network_for(trained.model.float()).eval().to(device)
+    seq_len, labels = trained.seq_len or USUAL_LEN, labels_of(trained)
+    opened = open_to_predict(options.data, data, recipe, seq_len, trained.folder, labels)
     with closing(Progress()) as bar:
 
         def report(done: int, number: int) -> None:
             share = done / number
             bar.show(f"{done:,} of {plural(number, 'row', exact=True)}, {bar.time_left(share)}", share)
 
-        found = records(network, opened.stream, recipe, opened.vocabulary, options.batch_size, report)
-        return list(predictions(found, opened.rows, trained.objective, labels, config.problem_type or ""))
+        if trained.objective == WRITES:
+            trained.model.float().to(device)
+            how = How(options.max_new_tokens, options.num_beams or 1)
+            return list(written(opened, trained, how, options.batch_size, report))
+        network = network_for(trained.model.float()).eval().to(device)
+        return list(predictions(opened, network, trained.objective, labels, options.batch_size, report))
+
+
+def check_flags(trained: "Trained", options: argparse.Namespace) -> None:
+    """Raise UserError if a flag is not for this model."""
+    from sslm.objectives.text_scores import check_installed
+
+    given = [name for name in OF_WRITERS if getattr(options, name) is not None]
+    if given and trained.objective != WRITES:
+        raise UserError(f"--{given[0]}: {trained.name} was trained for {trained.objective}, and writes no text")
+    if options.plot is not None and trained.objective == WRITES:
+        raise UserError(f"--plot {options.plot}: there is no picture of texts; leave the flag out")
+    check_installed(options.tokenize)
 
 
 def data_config(settings: dict[str, Any], options: argparse.Namespace) -> DataConfig:

@@ -19,6 +19,7 @@ from sslm.data.corpus.tokenizer import Tokenizer
 from sslm.data.labelled.baseline import baseline_loss
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
 from sslm.data.stream.batches import Batch, Loader, StepBatch, TrainSteps, ValSteps, pinned, step_batch, with_tensors
+from sslm.data.stream.labelled_rows import LabelledRows, with_all_windows
 from sslm.data.stream.recipe import Recipe
 from sslm.data.stream.stream import Places, Stream
 from sslm.data.stream.streams import open_streams
@@ -88,7 +89,7 @@ class DataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the streams (`open_streams`). Any number of processes may call at once."""
         if not hasattr(self, "train_stream"):
-            self.train_stream, self.val_stream, self._tokenizer, self.vocabulary = open_streams(
+            self.train_stream, self.val_stream, self._tokenizer, self.vocabulary, self._val_rows = open_streams(
                 self.config,
                 self.recipe,
                 self.seq_len,
@@ -169,8 +170,19 @@ class DataModule(LightningDataModule):
         parts = []
         for i, (source, share) in enumerate(zip(stream.sources, shares, strict=True)):
             num = min(max(round(at_most * share), 1) if share else 0, source.num_windows)
-            parts.append(stream.places_of(i, np.arange(num) * source.num_windows // max(num, 1)))
+            numbers = np.arange(num) * source.num_windows // max(num, 1)
+            task = self.recipe.task(self.seq_len)
+            parts.append(
+                stream.places_of(i, with_all_windows(source, numbers) if task and task.has_windows else numbers)
+            )
         return Places.joined(parts)
+
+    @functools.cached_property
+    def held_out(self) -> LabelledRows | None:
+        """The labelled rows to validate on, or None if it is text."""
+        if not self._val_rows or self.vocabulary is None:
+            return None
+        return LabelledRows(self.val_stream, self.val_places, self._val_rows, self.recipe, self.vocabulary)
 
     @functools.cached_property
     def val_tokens(self) -> list[NDArray[np.int64]]:

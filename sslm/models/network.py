@@ -24,6 +24,8 @@ class Predicted(NamedTuple):
     """[batch] summed loss of each row."""
     tokens: Tensor
     """Like the labels: what the model takes for the likeliest, IGNORED where nothing is scored."""
+    spans: Tensor | None = None
+    """[batch, 4] of models that look for answers: `likeliest_spans`."""
 
 
 class Network(nn.Module):

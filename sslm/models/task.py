@@ -83,7 +83,10 @@ class SpanModel(Network):
         embedding_noise: as in `Network`.
     """
 
-    def forward(self, labels: Tensor | None = None, *, predict: bool = False, **inputs: Tensor) -> Any:
+    def forward(
+        self, labels: Tensor | None = None, *, predict: bool = False, context: Tensor | None = None, **inputs: Tensor
+    ) -> Any:
+        """Sum each row's loss, as every network; `context` [batch, seq_len] is 1 where an answer may stand."""
         self.begin_pass()
         with unread_masks(self.model):
             outputs = self.model(**inputs)
@@ -94,23 +97,47 @@ class SpanModel(Network):
         if labels is None:
             return edges
         losses = F.cross_entropy(edges.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).sum(dim=1)
-        return Predicted(losses, best_spans(edges, labels)) if predict else losses
+        if not predict:
+            return losses
+        spans = likeliest_spans(edges, torch.ones_like(edges[:, 0]) if context is None else context)
+        has_answer = (spans[:, 2] > spans[:, 3])[:, None]
+        found = torch.where(has_answer, spans[:, :2], 0.0).to(labels.dtype)
+        return Predicted(losses, torch.where(labels == IGNORED, IGNORED, found), spans)
 
 
-def best_spans(edges: Tensor, labels: Tensor, longest: int = LONGEST_ANSWER) -> Tensor:
-    """[batch, 2] first and last place of the likeliest span of at most `longest` tokens; IGNORED if nothing is scored.
+def likeliest_spans(edges: Tensor, context: Tensor, longest: int = LONGEST_ANSWER) -> Tensor:
+    """[batch, 4] of each window: first and last place of its likeliest answer, that one's score, and that of none.
+
+    An answer's score is the sum of its two logits; having none is an answer at the first token, [CLS] (Devlin et al.
+    2018, section 4.3).
 
     Args:
-        edges: [batch, 2, seq_len] logits of beginnings and of ends.
-        labels: [batch, 2].
+        edges: [batch, 2, seq_len] logits of beginnings and of ends, fp32 at least.
+        context: [batch, seq_len] 1 where an answer may stand; where it can't at all, the score is −∞.
+        longest: tokens that an answer may have.
     """
-    starts, ends = edges.unbind(1)
+    starts, ends = edges.masked_fill(context[:, None] == 0, -torch.inf).unbind(1)
     length = starts.shape[1]
     both = starts[:, :, None] + ends[:, None, :]
     allowed = torch.ones(length, length, dtype=torch.bool, device=edges.device).triu().tril(longest - 1)
-    best = both.masked_fill(~allowed, -torch.inf).flatten(1).argmax(dim=1)
-    found = torch.stack([best // length, best % length], dim=1)
-    return torch.where(labels == IGNORED, IGNORED, found)
+    score, best = both.masked_fill(~allowed, -torch.inf).flatten(1).max(dim=1)
+    none = edges[:, :, 0].sum(dim=1)
+    return torch.stack([best // length, best % length, score, none], dim=1).to(score.dtype)
+
+
+def window_with_answer(spans: Tensor) -> int | None:
+    """Choose the window of a question that has its answer; None if having none is likelier in one of them.
+
+    Args:
+        spans: [windows, 4], as `likeliest_spans` finds them.
+
+    >>> window_with_answer(torch.tensor([[3, 4, 1.5, 1.0], [7, 7, 2.5, 2.0]]))
+    1
+    >>> window_with_answer(torch.tensor([[3, 4, 1.5, 4.0], [7, 7, 2.5, 3.0]])) is None
+    True
+    """
+    score, window = spans[:, 2].max(dim=0)
+    return int(window) if score > spans[:, 3].min() else None
 
 
 def network_for(

@@ -7,13 +7,18 @@ are the answer:
     input_ids         2 7 8 3 11 12 13 3 0 0
     token_type_ids    0 0 0 0  1  1  1 1 0 0
     attention_mask    1 1 1 1  1  1  1 1 0 0
+    context           0 0 0 0  1  1  1  0 0 0
     labels            5 6
+
+`context` tells where an answer may stand. Answers of a question's windows become one, the likeliest, and are scored as
+SQuAD's program scores them.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 from torch import Tensor
 
 from sslm.data.labelled.answers import Answers
@@ -22,7 +27,7 @@ from sslm.data.stream.recipe import Arrays, Examples, Recipe
 from sslm.data.stream.vocabulary import Vocabulary
 from sslm.objectives.labelled import LabelledRecipe, Supervised, inputs
 from sslm.system.errors import UserError
-from sslm.training.scores import Scores, span_scores
+from sslm.training.window_scores import AnswerScores
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,8 @@ class ExtractionRecipe(LabelledRecipe):
     def make_batch(self, examples: Examples, vocabulary: Vocabulary | None, seed: int) -> Arrays:
         assert vocabulary is not None
         fields = self.fields(examples, vocabulary)
-        return {**inputs(fields, vocabulary), "labels": fields["labels"]}
+        context = (fields["ends"] > 0).astype(np.int64)
+        return {**inputs(fields, vocabulary), "context": context, "labels": fields["labels"]}
 
 
 class Extraction(Supervised):
@@ -59,8 +65,8 @@ class Extraction(Supervised):
     def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         return {}
 
-    def scores(self) -> Scores:
-        return span_scores()
+    def scores(self) -> AnswerScores | None:
+        return None if self.data is None or self.data.held_out is None else AnswerScores(self.data.held_out)
 
     def in_words(self, label: Tensor) -> str:
         first, last = label.tolist()

@@ -2,20 +2,18 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from itertools import groupby
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sslm.data.labelled.rows import Rows
+from sslm.data.labelled.answers import text_at
 from sslm.data.labelled.task import Example
+from sslm.data.stream.labelled_rows import LabelledRows
 from sslm.data.stream.recipe import Ints
-from sslm.data.stream.stream import Stream
-from sslm.data.stream.vocabulary import Vocabulary
 from sslm.models.network import Network
-from sslm.models.task import NUMBER, SEVERAL, best_spans
-from sslm.objectives.labelled import LabelledRecipe
+from sslm.models.task import NUMBER, SEVERAL, likeliest_spans, window_with_answer
 
 MOST_SCORES = 20
 """Probabilities of more classes than these are not written, but for the likeliest ones."""
@@ -66,22 +64,14 @@ def answer_of(logits: Tensor, example: Example, fields: Fields, labels: Sequence
         labels: none.
         kind: not used.
     """
-    found: list[tuple[float, int, int]] = []
-    least_nothing = np.inf
-    for edges, starts, ends in zip(logits, fields["starts"], fields["ends"], strict=True):
-        length = edges.shape[1]
-        is_context = torch.from_numpy(ends[:length] > 0)
-        inside = edges.masked_fill(~is_context.to(edges.device), -torch.inf)
-        first, last = best_spans(inside[None], torch.zeros(1, 2, dtype=torch.long, device=edges.device))[0].tolist()
-        least_nothing = min(least_nothing, float(edges[:, 0].sum()))
-        if is_context.any():
-            found.append((float(edges[0, first] + edges[1, last]), int(starts[first]), int(ends[last])))
-    score, start, end = max(found, default=(-np.inf, 0, 0))
-    if score <= least_nothing:
-        return {"predicted": "", "start": None, "score": round(score - least_nothing, 6)}
-    answer = example.text[start:end]
-    start += len(answer) - len(answer.lstrip())  # a token may begin with the space before its word
-    return {"predicted": answer.strip(), "start": start, "score": round(score - least_nothing, 6)}
+    spans = likeliest_spans(logits, torch.from_numpy(fields["ends"][:, : logits.shape[2]] > 0))
+    score = float(spans[:, 2].max() - spans[:, 3].min())
+    said = {"score": round(score, 6) if np.isfinite(score) else None}
+    if (window := window_with_answer(spans)) is None:
+        return {"predicted": "", "start": None, **said}
+    first, last = spans[window, :2].long().tolist()
+    answer, start = text_at(example.text, int(fields["starts"][window, first]), int(fields["ends"][window, last]))
+    return {"predicted": answer, "start": start, **said}
 
 
 WORDS = {"classification": classes_of, "regression": classes_of, "tagging": tags_of, "extraction": answer_of}
@@ -93,14 +83,15 @@ def truth_of(example: Example, objective: str, kind: str) -> Any:
     if objective == "regression":
         return example.target
     if objective == "extraction":
-        return None if example.target is None else example.text[slice(*example.target)]
+        return None if example.target is None else list(example.answers)
     if objective == "tagging":
         return list(example.labels) if any(example.labels) else None
     return list(example.labels) if kind == SEVERAL else next(iter(example.labels), None)
 
 
 def pairs_of(rows: Sequence[Prediction]) -> list[tuple[Any, Any]]:
-    """Pair what is right with what is predicted, for a picture: classes, tags word by word, numbers.
+    """Pair what is right with what is predicted, for a picture: classes, tags word by word, numbers, whether there is
+    an answer.
 
     Of several labels a row, each that is there or predicted is a pair, the other half of it `none` if there is none.
 
@@ -114,6 +105,8 @@ def pairs_of(rows: Sequence[Prediction]) -> list[tuple[Any, Any]]:
         true, predicted = row["label"], row["predicted"]
         if not isinstance(true, list):
             pairs.append((true, predicted))
+        elif "start" in row:
+            pairs.append(("an answer" if true else "none", "an answer" if predicted else "none"))
         elif "words" in row:
             pairs += [pair for pair in zip(true, predicted, strict=True) if None not in pair]
         else:
@@ -124,64 +117,64 @@ def pairs_of(rows: Sequence[Prediction]) -> list[tuple[Any, Any]]:
     return pairs
 
 
-class Record(NamedTuple):
-    """What a model says of a record, of which a row has one or more."""
-
-    row: int
-    logits: Tensor
-    """[1, …]."""
-    fields: Fields
+Window = tuple[Tensor, Fields]
+"""[1, …] logits of a record, and its fields."""
 
 
-def records(
+def predictions(
+    rows: LabelledRows,
     network: Network,
-    stream: Stream,
-    recipe: LabelledRecipe,
-    vocabulary: Vocabulary,
+    objective: str,
+    labels: Sequence[str],
     batch_size: int,
-    report: Callable[[int, int], None],
-) -> Iterator[Record]:
-    """Run a model on all records of a stream, in the order of the file.
+    report: Callable[[int, int], object] = lambda done, number: None,
+) -> Iterator[Prediction]:
+    """Yield for each row its number, its texts, what is predicted, and what is right if the file says so.
 
     Args:
+        rows: in the order of their file.
         network: in evaluation mode, on its device.
-        stream: labelled rows, of one source.
-        recipe: what makes batches of them.
-        vocabulary: the tokenizer's tables.
+        objective: what the model was trained for.
+        labels: names of its labels, by number.
         batch_size: records at a time; logits don't depend on it but for rounding.
         report: told of (records done, all records).
     """
-    device = next(network.parameters()).device
-    for first in range(0, stream.num_windows, batch_size):
-        places = np.arange(first, min(first + batch_size, stream.num_windows))
-        examples = stream.read(stream.places_of(0, places)).rows(slice(None))
-        fields, arrays = recipe.fields(examples, vocabulary), recipe.make_batch(examples, vocabulary, 0)
+    kind = network.model.config.problem_type or ""
+    has_truth = [{"label", "target"} & table.columns.keys() for table in rows.tables]
+    windows = zip(rows.rows, _windows(rows, network, batch_size, report), strict=True)
+    for row, group in groupby(windows, key=lambda pair: pair[0]):
+        logits, fields = _joined([window for _, window in group], objective)
+        example = rows.examples[row]
+        texts = {"text": example.text} | ({} if example.pair is None else {"pair": example.pair})
+        said = WORDS[objective](logits, example, fields, labels, kind)
+        truth = truth_of(example, objective, kind) if has_truth[row.source] else None
+        yield {"row": row.number, **texts, **said, **({} if truth is None else {"label": truth})}
+
+
+def _windows(
+    rows: LabelledRows, network: Network, batch_size: int, report: Callable[[int, int], object]
+) -> Iterator[Window]:
+    """Run a model on all records, in their order."""
+    device, number, recipe = next(network.parameters()).device, len(rows.places.positions), rows.recipe
+    for first in range(0, number, batch_size):
+        places = rows.places.rows(slice(first, first + batch_size))
+        examples = rows.stream.read(places).rows(slice(None))
+        fields, arrays = recipe.fields(examples, rows.vocabulary), recipe.make_batch(examples, rows.vocabulary, 0)
         width = int(arrays["attention_mask"].sum(axis=1).max())
         inputs = {n: torch.from_numpy(array[:, :width]).to(device) for n, array in arrays.items() if n != "labels"}
         with torch.no_grad():
             logits = network(**inputs).float().cpu()
-        for i in range(len(places)):
-            one = slice(i, i + 1)
-            yield Record(int(fields["row"][i, 0]), logits[one], {name: values[one] for name, values in fields.items()})
-        report(first + len(places), stream.num_windows)
+        for i in range(len(logits)):
+            yield logits[i : i + 1], {name: values[i : i + 1] for name, values in fields.items()}
+        report(first + len(logits), number)
 
 
-def predictions(
-    found: Iterator[Record], rows: Rows, objective: str, labels: Sequence[str], kind: str
-) -> Iterator[Prediction]:
-    """Yield for each row its number, its texts, what is predicted, and what is right if the file says so."""
-    examples = rows.examples()
-    for number, group in groupby(found, key=lambda record: record.row):
-        of_row = list(group)
-        example = next(example for example in examples if example.row == number)
-        axis = 1 if objective == "tagging" else -1  # along which places stand
-        width = max(record.logits.shape[axis] for record in of_row)
-        logits = torch.cat([padded(record.logits, width, axis) for record in of_row])
-        fields = {name: np.concatenate([record.fields[name] for record in of_row]) for name in of_row[0].fields}
-        texts = {"text": example.text} | ({} if example.pair is None else {"pair": example.pair})
-        said = WORDS[objective](logits, example, fields, labels, kind)
-        truth = truth_of(example, objective, kind) if {"label", "target"} & rows.columns.keys() else None
-        yield {"row": number, **texts, **said, **({} if truth is None else {"label": truth})}
+def _joined(windows: Sequence[Window], objective: str) -> tuple[Tensor, Fields]:
+    """Join a row's windows: [windows, …] logits, and their fields."""
+    axis = 1 if objective == "tagging" else -1  # along which places stand
+    width = max(logits.shape[axis] for logits, _ in windows)
+    logits = torch.cat([padded(logits, width, axis) for logits, _ in windows])
+    return logits, {name: np.concatenate([fields[name] for _, fields in windows]) for name in windows[0][1]}
 
 
 def padded(logits: Tensor, width: int, axis: int) -> Tensor:

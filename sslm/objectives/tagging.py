@@ -24,6 +24,7 @@ from sslm.data.stream.vocabulary import Vocabulary
 from sslm.models.task import CLASSES
 from sslm.objectives.labelled import LabelledRecipe, Supervised, inputs
 from sslm.training.scores import Scores, tag_scores
+from sslm.training.window_scores import TagScores
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ class Tagging(Supervised):
     def model_keys(cls, recipe: Recipe, labels: Sequence[str]) -> dict[str, Any]:
         return {**super().model_keys(recipe, labels), "problem_type": CLASSES}
 
-    def scores(self) -> Scores:
-        return tag_scores(self.labels)
+    def scores(self) -> Scores | TagScores:
+        held_out = None if self.data is None else self.data.held_out
+        return tag_scores(self.labels) if held_out is None else TagScores(self.labels, held_out)
 
     def in_words(self, label: Tensor) -> str:
         return " ".join(self.labels[number] for number in label.tolist() if number != IGNORED)

@@ -66,7 +66,7 @@ class CausalTextToTextRecipe(TextToTextRecipe):
     """What stands between a source and its target."""
 
     def task(self, seq_len: int) -> Task:
-        return Continuations(seq_len, self.max_target_len, self.prefix, self.separator)
+        return Continuations(seq_len, self.max_target_len, self.prefix, separator=self.separator)
 
     def num_positions(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         return seq_len

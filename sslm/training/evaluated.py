@@ -17,6 +17,7 @@ from sslm.training.micro_batches import check_batch, micro_batches
 from sslm.training.samples import FILLED_IN, NUM_SAMPLES, WRITTEN, filled_in, written
 from sslm.training.scores import Scores
 from sslm.training.validation import ValidationMetrics
+from sslm.training.window_scores import WindowScores
 
 
 class Evaluated(LightningModule):
@@ -69,7 +70,7 @@ class Evaluated(LightningModule):
         for micro in micro_batches(batch, self.micro_batch_size, self.static_shapes):
             predicted = self.network(**micro.tensors, predict=True)
             correct = self.correct(micro.tensors, predicted.tokens)
-            self._metrics.update(predicted, micro.tensors["labels"], micro.sources, correct)
+            self._metrics.update(predicted, micro.tensors["labels"], micro.sources, correct, micro.position)
 
     def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Which predictions are right, and where they count: name of a metric -> (right, looked at), booleans.
@@ -81,7 +82,7 @@ class Evaluated(LightningModule):
         labels = batch["labels"]
         return {"accuracy": (predicted == labels, labels != IGNORED)}
 
-    def scores(self) -> Scores | None:
+    def scores(self) -> Scores | WindowScores | None:
         """Begin to count a task's scores; None if the objective has none."""
         return None
 

@@ -10,11 +10,11 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torchmetrics import MeanMetric, Metric
+from torchmetrics import Metric
 from torchmetrics.classification import MulticlassF1Score, MultilabelExactMatch, MultilabelF1Score
 from torchmetrics.regression import MeanAbsoluteError, PearsonCorrCoef, SpearmanCorrCoef
 
-from sslm.models.network import IGNORED, is_scored
+from sslm.models.network import IGNORED, Predicted, is_scored
 
 OUTSIDE = "O"
 
@@ -30,11 +30,19 @@ class Scores(NamedTuple):
     select: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
     """(predictions, labels) of a batch -> those that are scored."""
 
-    def update(self, predicted: Tensor, labels: Tensor) -> None:
-        """Add a batch: predictions and labels of one shape."""
-        predicted, labels = self.select(predicted, labels)
+    def update(self, predicted: Predicted, labels: Tensor, position: int) -> None:
+        """Add a batch: predictions and labels of one shape, and the position of its first row."""
+        self.add(predicted.tokens, labels)
+
+    def add(self, said: Tensor, labels: Tensor) -> None:
+        """Add predictions and labels of one shape."""
+        said, labels = self.select(said, labels)
         for metric in self.metrics.values() if len(labels) else ():
-            metric.update(predicted, labels)
+            metric.update(said, labels)
+
+    def compute(self) -> dict[str, Tensor]:
+        """Scores by name, without those that nothing was added to; all ranks compute them together."""
+        return {name: metric.compute() for name, metric in self.metrics.items() if metric.update_called}
 
     def to(self, device: torch.device) -> "Scores":
         """Move what is counted."""
@@ -76,29 +84,6 @@ def number_scores() -> Scores:
 def tag_scores(names: Sequence[str]) -> Scores:
     """Scores of tagged words: F1 of spans if the tags have prefixes, else those of classes."""
     return Scores({"f1": SpanF1(names)}, rows) if all(map(BIO.fullmatch, names)) else class_scores(len(names))
-
-
-def span_scores() -> Scores:
-    """Scores of answers' places, window by window: how many are right, and F1 of the tokens."""
-    return Scores({"exact_match": SameSpan(), "f1": TokenF1()}, rows)
-
-
-class SameSpan(MeanMetric):
-    """Share of rows whose first and last place are right."""
-
-    def update(self, predicted: Tensor, labels: Tensor) -> None:
-        """Add rows, [n, 2] of each."""
-        super().update((predicted == labels).all(dim=1).float())
-
-
-class TokenF1(MeanMetric):
-    """Mean over rows of the F1 of an answer's tokens, as SQuAD counts words."""
-
-    def update(self, predicted: Tensor, labels: Tensor) -> None:
-        """Add rows, [n, 2] of each: first and last place."""
-        common = torch.minimum(predicted[:, 1], labels[:, 1]) - torch.maximum(predicted[:, 0], labels[:, 0]) + 1
-        lengths = (predicted[:, 1] - predicted[:, 0] + 1) + (labels[:, 1] - labels[:, 0] + 1)
-        super().update(2 * common.clamp(min=0) / lengths)
 
 
 class Matthews(Metric):

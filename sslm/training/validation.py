@@ -8,6 +8,7 @@ from torchmetrics import MeanMetric, Metric
 
 from sslm.models.network import Predicted, is_scored
 from sslm.training.scores import Scores
+from sslm.training.window_scores import WindowScores
 
 
 class TokenLoss(Metric):
@@ -49,7 +50,11 @@ class ValidationMetrics:
     """
 
     def __init__(
-        self, sources: Sequence[str], shares: Sequence[str], device: torch.device, scores: Scores | None = None
+        self,
+        sources: Sequence[str],
+        shares: Sequence[str],
+        device: torch.device,
+        scores: Scores | WindowScores | None = None,
     ) -> None:
         self.sources = sources
         self.scores = None if scores is None else scores.to(device)
@@ -57,7 +62,12 @@ class ValidationMetrics:
         self.shares = {name: MeanMetric(nan_strategy="ignore").to(device) for name in shares}  # "disable" drops weights
 
     def update(
-        self, predicted: Predicted, labels: Tensor, sources: Tensor, correct: Mapping[str, tuple[Tensor, Tensor]]
+        self,
+        predicted: Predicted,
+        labels: Tensor,
+        sources: Tensor,
+        correct: Mapping[str, tuple[Tensor, Tensor]],
+        position: int = 0,
     ) -> None:
         """Add a batch.
 
@@ -66,12 +76,13 @@ class ValidationMetrics:
             labels: [batch, …] targets.
             sources: [batch] number of each row's source.
             correct: name of a share -> (what is right, what is looked at).
+            position: of the first row among those to validate on.
         """
         self.loss.update(predicted.row_losses, is_scored(labels).flatten(1).sum(1), sources)
         for name, (right, looked_at) in correct.items():
             self.shares[name].update(right.float(), looked_at.float())
         if self.scores is not None:
-            self.scores.update(predicted.tokens, labels)
+            self.scores.update(predicted, labels, position)
 
     def compute(self) -> dict[str, Tensor]:
         """Loss [nats/token], shares, and each source's loss if there are several; without what was not measured."""
@@ -81,7 +92,7 @@ class ValidationMetrics:
             if share.update_called and not (value := share.compute()).isnan():
                 metrics[name] = value
         if self.scores is not None:
-            metrics |= {name: metric.compute() for name, metric in self.scores.metrics.items() if metric.update_called}
+            metrics |= self.scores.compute()
         if len(self.sources) > 1:
             for name, mean, num in zip(self.sources, losses / scored, scored, strict=True):
                 if num:

@@ -311,7 +311,7 @@ def test_rows_without_labels_are_read_as_those_with(
         assert not is_target(batch["labels"]).any()
     if isinstance(recipe, TaggingRecipe):
         assert [set(row.tolist()) - {0, IGNORED} for row in fields["words"]] == [{1, 2}, set()]
-    texts = [list(row.values.values()) for row in opened.rows.table.rows(opened.rows.columns)]
+    texts = [list(row.values.values()) for row in opened.tables[0].table.rows(opened.tables[0].columns)]
     assert texts == [list(row.values()) for row in rows]
 
 
@@ -360,12 +360,20 @@ EXAMPLES: list[tuple[LabelledRecipe, int, list[list[int]], list[str], dict[str, 
     (
         ExtractionRecipe(),
         10,
-        [[0], [2, 7, 8, 3, 11, 12, 13, 3], [0, 0, 0, 0, 1, 1, 1, 1], [0] * 8, [0] * 8, [5, 6]],
+        [
+            [0],
+            [2, 7, 8, 3, 11, 12, 13, 3],
+            [0, 0, 0, 0, 1, 1, 1, 1],
+            [0, 0, 0, 0, 0, 1, 2, 0],
+            [0, 0, 0, 0, 1, 2, 3, 0],
+            [5, 6],
+        ],
         [],
         {
             "input_ids": [2, 7, 8, 3, 11, 12, 13, 3, 0, 0],
             "token_type_ids": [0, 0, 0, 0, 1, 1, 1, 1, 0, 0],
             "attention_mask": [1, 1, 1, 1, 1, 1, 1, 1, 0, 0],
+            "context": [0, 0, 0, 0, 1, 1, 1, 0, 0, 0],
             "labels": [5, 6],
         },
     ),

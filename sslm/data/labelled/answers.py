@@ -33,6 +33,7 @@ class Answers(Task):
     has_names: ClassVar[bool] = False
     is_counted: ClassVar[bool] = False
     targets_are_places: ClassVar[bool] = True
+    has_windows: ClassVar[bool] = True
     cut_in_words: ClassVar[str] = "cut into windows"
 
     def columns(self, data: DataConfig) -> list[Column]:
@@ -46,12 +47,14 @@ class Answers(Task):
 
     def example(self, number: int, row: Row, data: DataConfig, is_complete: bool) -> Example:
         context = row.text("text")
-        spans = spans_of(row, context) if "label" in row.columns else None
+        answers = list(answers_of(row)) if "label" in row.columns else []
+        spans = spans_of(answers, context) if "label" in row.columns else None
         if spans is None and not is_complete:
             raise Missing("whose answer is not in the context")
         group = hash64(context) >> 1  # an int64
         target = None if spans is None else [*spans, NO_ANSWER][0]
-        return Example(number, row.where, context, row.text("pair"), target=target, group=group)
+        texts = tuple(dict.fromkeys(text for text, _ in answers))
+        return Example(number, row.where, context, row.text("pair"), target=target, answers=texts, group=group)
 
     def records(
         self, examples: Sequence[Example], encoder: Encoder, numbers: dict[str, int]
@@ -112,14 +115,9 @@ def places_of(span: Span, starts: Sequence[int], ends: Sequence[int]) -> list[in
     return [inside[0], inside[-1]] if inside else [0, 0]
 
 
-def spans_of(row: Row, context: str) -> list[Span] | None:
-    """Find a question's answers in its context: an empty list if it has none, None if they don't stand there.
-
-    Raises:
-        UserError: what is there can't be answers.
-    """
+def spans_of(answers: Sequence[tuple[str, int]], context: str) -> list[Span] | None:
+    """Find a question's answers in its context: an empty list if it has none, None if they don't stand there."""
     spans = []
-    answers = list(answers_of(row))
     for text, start in answers:
         if (found := nearest_place(context, text, start)) is not None:
             spans.append((found, found + len(text)))
@@ -130,6 +128,9 @@ def answers_of(row: Row) -> Iterator[tuple[str, int]]:
     """Yield the answers and where they are said to begin (−1: anywhere), in each of the forms that there are.
 
     SQuAD's {"text": […], "answer_start": […]}, a list of {"text", "answer_start"}, texts, or a single one.
+
+    Raises:
+        UserError: what is there can't be answers.
     """
     value = row.values.get("label")
     if isinstance(value, dict) and isinstance(value.get("text"), list):
@@ -142,6 +143,16 @@ def answers_of(row: Row) -> Iterator[tuple[str, int]]:
             raise UserError(f"{row.place('label')} holds {kind_of(text)}, not the text of an answer")
         if text:
             yield sound(text), start if isinstance(start, int) else -1
+
+
+def text_at(context: str, start: int, end: int) -> tuple[str, int]:
+    """Return a context's text at a span of tokens, without white space at its edges, and where it begins.
+
+    >>> text_at("who is it", 3, 6)
+    ('is', 4)
+    """
+    text = context[start:end]
+    return text.strip(), start + len(text) - len(text.lstrip())  # a token may begin with the space before its word
 
 
 def nearest_place(context: str, text: str, start: int) -> int | None:

@@ -53,6 +53,8 @@ class LabelledCorpora(NamedTuple):
     """Folder or name of their tokenizer."""
     names: tuple[str, ...]
     """Names of the labels, by number."""
+    val_rows: tuple[Rows, ...]
+    """Tables in which the rows to validate on stand: that of `val`, or of each of `train`."""
 
 
 def open_labelled(
@@ -87,12 +89,13 @@ def open_labelled(
     known = tokenizers.load(first.tokenizer_folder)
     held_out: HeldOut = "some" if val is None else "none"
     corpora = [first, *(maker.open(rows, known, held_out, first.labelled.names) for rows in tables[1:])]
-    val_corpus = None
+    val_corpus, val_rows = None, tables
     if val is not None:
         rows = _rows(val, task, data, hash_file, is_held_out=True)
+        val_rows = [rows]
         val_corpus = maker.open(rows, known, "all", first.labelled.names)
     name = asked if isinstance(asked, str) and Path(asked).exists() else str(first.tokenizer_folder)
-    return LabelledCorpora(corpora, val_corpus, name, first.labelled.names)
+    return LabelledCorpora(corpora, val_corpus, name, first.labelled.names, tuple(val_rows))
 
 
 def open_rows(

@@ -31,6 +31,7 @@ class Tags(Task):
     name: ClassVar[str] = "tagging"
     fields: ClassVar[tuple[str, ...]] = ("row", "input_ids", "token_type_ids", "words", "labels")
     """`words`: 1 + the number of the word that begins with a token, else 0; `labels`: 1 + its tag's number, or 0."""
+    has_windows: ClassVar[bool] = True
     cut_in_words: ClassVar[str] = "cut into windows"
     first_names: ClassVar[tuple[str, ...]] = ("O",)
 

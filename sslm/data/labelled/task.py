@@ -51,6 +51,8 @@ class Example(NamedTuple):
     """Names of its labels: one a word if words are tagged, an empty one for a word that is not."""
     target: Any = None
     """What is to be predicted, if it is no name; None if nobody knows."""
+    answers: tuple[str, ...] = ()
+    """All texts that are right, of a question; none if it has no answer."""
     group: int | None = None
     """Rows with equal numbers are not parted when some are held out; None: each row is by itself."""
 
@@ -73,6 +75,9 @@ class Task:
     is_counted: ClassVar[bool] = True
     """Whether labels, or numbers, are counted, so that a baseline can be told."""
 
+    has_windows: ClassVar[bool] = False
+    """Whether a long row becomes several records, windows; else it is cut."""
+
     targets_are_places: ClassVar[bool] = False
     """Whether targets are places in a sequence; if they are not counted, they are places or ids of tokens."""
 
@@ -89,6 +94,10 @@ class Task:
     def identity(self) -> dict[str, Any]:
         """Record what decides the records."""
         return {"task": self.name, **asdict(self)}
+
+    def to_predict(self) -> "Task":
+        """Return the task as it reads rows whose labels may be unknown."""
+        return self
 
     def columns(self, data: DataConfig) -> list[Column]:
         """List the fields to read."""

@@ -1,7 +1,7 @@
 """Texts and what to make of each: translations, summaries, answers; for encoder–decoders, and for causal models."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from sslm.config import DataConfig
@@ -19,11 +19,17 @@ class Texts(Task):
     """Longest target in tokens; None: as long as the source may be."""
     prefix: str = ""
     """What stands before each source."""
+    leaves_room: bool = False
+    """Whether each source leaves room for the longest target, as if its own were not known."""
 
     name: ClassVar[str] = "text_to_text"
     fields: ClassVar[tuple[str, ...]] = ("row", "input_ids", "labels")
+    """The second is what a model reads before it writes."""
     has_names: ClassVar[bool] = False
     is_counted: ClassVar[bool] = False
+
+    def to_predict(self) -> Task:
+        return replace(self, leaves_room=True)
 
     def columns(self, data: DataConfig) -> list[Column]:
         target = Column("target", "data.target_field", (data.target_field,))
@@ -83,7 +89,8 @@ class Continuations(Texts):
         targets = encoder.plain([example.pair or "" for example in examples])
         for example, source, target in zip(examples, sources, targets, strict=True):
             written = [*target, encoder.end][: self.most_written]
-            room = max(self.seq_len + 1 - len(written) - len(encoder.before), 1)
+            after = self.most_written if self.leaves_room else len(written)
+            room = max(self.seq_len + 1 - after - len(encoder.before), 1)
             was_cut = len(source) > room or len(target) >= self.most_written
             if len(source) > room:
                 source = source[: max(room - last, 0)] + source[len(source) - min(last, room) :]

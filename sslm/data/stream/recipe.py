@@ -68,6 +68,10 @@ class Recipe:
     keeps_documents: ClassVar[bool] = False
     """Whether a batch can tell documents apart, so that attention stays inside them."""
 
+    def fields(self, examples: Examples, vocabulary: Vocabulary | None) -> dict[str, Ints]:
+        """Read the fields of labelled rows' records: name -> [n, largest length], IGNORED after a field's end."""
+        raise NotImplementedError
+
     @property
     def moves_words(self) -> bool:
         """Whether whole words are hidden or moved, which are told apart by white space and marks."""

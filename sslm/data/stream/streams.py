@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import platformdirs
 
 from sslm.config import DataConfig, SourceConfig
@@ -23,6 +24,7 @@ from sslm.data.labelled.prepare import open_labelled, open_rows
 from sslm.data.labelled.rows import Rows
 from sslm.data.stream import windows
 from sslm.data.stream.check import check_recipe
+from sslm.data.stream.labelled_rows import LabelledRows
 from sslm.data.stream.mixture import Mixture, Stage, parse_weights, source_names
 from sslm.data.stream.order import Order
 from sslm.data.stream.packing import Packed, pack
@@ -46,6 +48,8 @@ class Streams(NamedTuple):
     """Folder or name of the tokenizer that made the ids, or None if they came without one."""
     vocabulary: Vocabulary | None
     """The tokenizer's tables, with the special tokens that the recipe needs, or None if it needs none."""
+    val_rows: tuple[Rows, ...] = ()
+    """The table in which each source's held-out rows stand, if they are labelled."""
 
 
 class Part(NamedTuple):
@@ -92,9 +96,10 @@ def open_streams(
     if isinstance(asked, str) and special_tokens is not None:
         extended(tokenizers.load(asked), special_tokens)  # one that can't be is refused before any text is prepared
     labels: tuple[str, ...] = ()
+    val_rows: tuple[Rows, ...] = ()
     if task := recipe.task(seq_len):
         paths = [source.path for source in sources]
-        corpora, val, tokenizer, labels = open_labelled(paths, data.val, task, asked, data, cache_dir)
+        corpora, val, tokenizer, labels, val_rows = open_labelled(paths, data.val, task, asked, data, cache_dir)
     else:
         validation = [] if data.val is None else [SourceConfig(data.val)]
         corpora, tokenizer = open_corpora([*sources, *validation], asked, data, cache_dir)
@@ -115,38 +120,29 @@ def open_streams(
         largest = max(part.corpus.vocab_size for part in parts)
         return Stream(opened, mixture, window_len, largest, data.document_mask)
 
-    streams = Streams(stream(train_parts), stream(val_parts), tokenizer, vocabulary)
+    streams = Streams(stream(train_parts), stream(val_parts), tokenizer, vocabulary, val_rows)
     _check_enough(data, streams, seq_len, batch_size)
     return streams
 
 
-class ToPredict(NamedTuple):
-    """Rows whose labels may be unknown, as a model reads them."""
-
-    stream: Stream
-    """All of the rows, in the order of the file (`places_of`); a question may take several windows."""
-    vocabulary: Vocabulary
-    rows: Rows
-    """The table, to read texts again: record field `row` is a row's number there."""
-
-
 def open_to_predict(
     path: str, data: DataConfig, recipe: Recipe, seq_len: int, tokenizer: str, labels: Sequence[str]
-) -> ToPredict:
-    """Open rows to predict the labels of, by a model with this tokenizer and these names of labels.
+) -> LabelledRows:
+    """Open all rows of a file to predict their labels, by a model with this tokenizer and these names of labels.
 
     Raises:
         UserError: they can't be read, or have labels that the model doesn't know.
     """
     task = recipe.task(seq_len)
     assert task is not None
-    corpus, rows = open_rows(path, task, tokenizer, labels, data, cache_folder(data))
+    corpus, rows = open_rows(path, task.to_predict(), tokenizer, labels, data, cache_folder(data))
     vocabulary = _vocabulary(recipe.special_tokens(seq_len), tokenizer, tuple(labels))
     assert vocabulary is not None
     window_len = recipe.window_len(seq_len, vocabulary)
     source = _source(Part("", corpus, windows.whole(corpus)), data, window_len, window_len, 0, cache_folder(data))
     stream = Stream([source], Mixture((Stage(0, (1,)),)), window_len, corpus.vocab_size, False)
-    return ToPredict(stream, vocabulary, rows)
+    places = stream.places_of(0, np.arange(stream.num_windows))
+    return LabelledRows(stream, places, (rows,), recipe, vocabulary)
 
 
 def _parts(names: list[str], corpora: list[Corpus], val: Corpus | None, least: int) -> tuple[list[Part], list[Part]]:
