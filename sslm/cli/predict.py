@@ -7,16 +7,13 @@ and if the file has a label, what is right. If there are labels, scores are told
 """
 
 import argparse
-import json
-from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from sslm.config import DataConfig
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, exits_politely
-from sslm.system.files import write_atomically
 from sslm.system.paths import followed, local_path
-from sslm.system.terminal import Progress, keep_libraries_quiet, plural, say
+from sslm.system.terminal import keep_libraries_quiet, plural, say
 
 if TYPE_CHECKING:
     from sslm.runs.trained import Trained
@@ -65,35 +62,17 @@ def main(arguments: list[str] | None = None) -> int:
     from sslm.runs.trained import open_trained  # brings transformers: --help and wrong flags must not wait for it
 
     trained = open_trained(options.model, prefers_export=True)
+    from sslm.objectives.closing import tell_scores, write_rows
+
     rows = predicted(trained, options)
     options.out.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(options.out, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    write_rows(rows, options.out)
     say(f"{options.out}: {plural(len(rows), 'row', exact=True)}")
     known = [row for row in rows if "label" in row]
-    if known:
-        tell_scores(known, trained, options.tokenize or "auto")
+    tell_scores(known, trained, options.tokenize or "auto")
     if options.plot is not None:
         plot(known, options)
     return DONE
-
-
-def tell_scores(known: list[dict[str, Any]], trained: "Trained", tokenize: Any) -> None:
-    """Say how well the rows that have labels are predicted."""
-    from sslm.objectives.predicted_scores import in_words, scores_of
-    from sslm.objectives.text_scores import text_scores
-
-    if trained.objective != WRITES:
-        say(in_words(scores_of(known, trained.objective, labels_of(trained)), len(known)))
-        return
-    found = text_scores([row["predicted"] for row in known], [row["label"] for row in known], tokenize)
-    say(in_words(found.scores, len(known)))
-    say(found.how)
-
-
-def labels_of(trained: "Trained") -> list[str]:
-    """Names of a model's labels, by number."""
-    names: Any = trained.model.config.id2label
-    return [str(names[number]) for number in range(len(names))]
 
 
 def plot(known: list[dict[str, Any]], options: argparse.Namespace) -> None:
@@ -116,10 +95,10 @@ def predicted(trained: "Trained", options: argparse.Namespace) -> list[dict[str,
     import torch
 
     from sslm.data.stream.streams import open_to_predict
-    from sslm.models.task import network_for
     from sslm.objectives import load_objective
-    from sslm.objectives.predictions import WORDS, predictions
-    from sslm.objectives.writing import How, written
+    from sslm.objectives.closing import labels_of, said_of
+    from sslm.objectives.predictions import WORDS
+    from sslm.objectives.writing import How
     from sslm.system.typed import typed
 
     if trained.objective not in (*WORDS, WRITES):
@@ -138,18 +117,8 @@ def predicted(trained: "Trained", options: argparse.Namespace) -> list[dict[str,
     data = data_config(trained.settings, options)
     seq_len, labels = trained.seq_len or USUAL_LEN, labels_of(trained)
     opened = open_to_predict(options.data, data, recipe, seq_len, trained.folder, labels)
-    with closing(Progress()) as bar:
-
-        def report(done: int, number: int) -> None:
-            share = done / number
-            bar.show(f"{done:,} of {plural(number, 'row', exact=True)}, {bar.time_left(share)}", share)
-
-        if trained.objective == WRITES:
-            trained.model.float().to(device)
-            how = How(options.max_new_tokens, options.num_beams or 1)
-            return list(written(opened, trained, how, options.batch_size, report))
-        network = network_for(trained.model.float()).eval().to(device)
-        return list(predictions(opened, network, trained.objective, labels, options.batch_size, report))
+    how = How(options.max_new_tokens, options.num_beams or 1)
+    return said_of(trained, opened, device, options.batch_size, how)
 
 
 def check_flags(trained: "Trained", options: argparse.Namespace) -> None:

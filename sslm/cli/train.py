@@ -9,6 +9,7 @@ from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from torch.distributed import DistStoreError
 from transformers import PreTrainedConfig, PreTrainedModel
@@ -32,6 +33,7 @@ from sslm.objectives.choose import (
     open_data,
     with_epochs,
 )
+from sslm.objectives.closing import predict_held_out
 from sslm.parallel import strategies
 from sslm.parallel.checks import check_processes
 from sslm.parallel.launch import Launch
@@ -190,6 +192,8 @@ def train(setup: Setup, module: Objective, trainer: Trainer, callbacks: Callback
         if trainer.is_global_zero:
             conclude(setup, callbacks)
         module.wait_for_all()
+        if trainer.is_global_zero and not callbacks.preemption.stopped:  # the others are done
+            predict(setup, trainer.strategy.root_device)
     except Stopped as stop:
         if trainer.is_global_zero:
             folder.write_status("stopped", exit_code=STOPPED, step=trainer.global_step, reason=str(stop))
@@ -237,8 +241,17 @@ def already_done(setup: Setup, checkpoint: Path) -> int:
         if not (setup.folder.export / "config.json").is_file():
             export(exported(setup, checkpoint), setup.folder.export)
         declare_done(setup, checkpoint)
+        if not setup.folder.predictions.exists():
+            setup.data.setup()
+            predict(setup, torch.device("cuda" if setup.launch.accelerator == "gpu" else "cpu"))
         say(f"{done_in_words(setup.config, checkpoint)}; to start anew: another --run_dir.")
     return DONE
+
+
+def predict(setup: Setup, device: torch.device) -> None:
+    """Predict the rows that are held out, if they are labelled and this is wanted."""
+    if setup.config.predictions and setup.data.held_out is not None:
+        predict_held_out(setup.folder, setup.data.held_out, device)
 
 
 def done_in_words(config: Config, checkpoint: Path) -> str:

@@ -89,6 +89,8 @@ class Config(Section):
     """Optimizer steps between rows of metrics.jsonl."""
     val_every: int = setting(100, POSITIVE, may_change=True)
     """Optimizer steps between validations; there is always one at step 0 and one at the end."""
+    predictions: bool = setting(True, may_change=True)
+    """Fine-tuning: predict the held-out rows when the run is done: predictions.jsonl, predicted.png, and scores."""
     eval_every: int | None = setting(None, POSITIVE, may_change=True)
     """Optimizer steps between evaluations on eval_tasks and eval_data; default: one at the end, as there always is."""
     eval_tasks: str | None = setting(None, may_change=True)

@@ -33,6 +33,8 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"  # step-000100/, whole or not there, and so on; `latest` names one
         self.export = path / "export"  # a plain Hugging Face folder
         self.curves = path / "curves.png"  # loss, learning rate, throughput over tokens
+        self.predictions = path / "predictions.jsonl"  # held-out rows as the exported model predicts them (fine-tuning)
+        self.predicted = path / "predicted.png"  # what is right against what is predicted
         self.micro_batch_sizes = path / "micro_batch_size.json"  # what `auto` found, by kind of devices and strategy
         self.amendments = path / "amendments.jsonl"  # what the data stream could not know beforehand (a bad shard)
         self.changes = path / "changes.jsonl"  # what a person has changed on purpose (--resume_with), and from where on

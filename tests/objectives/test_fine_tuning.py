@@ -195,6 +195,11 @@ def test_a_task_is_learned_and_its_export_has_the_same_loss_in_transformers(
         assert loss_in_transformers(task, adapted, arguments) == pytest.approx(last, abs=1e-5)
     said_of = predicted(run, named(arguments, "data.val"), tmp_path, can_plot=task.objective != "text_to_text")
     assert [row["row"] for row in said_of] == list(range(30))
+    at_the_end = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
+    if task.objective in ("classification", "tagging", "extraction"):
+        assert [row["predicted"] for row in at_the_end] == [row["predicted"] for row in said_of]
+    assert [(row["row"], row["label"]) for row in at_the_end] == [(row["row"], row["label"]) for row in said_of]
+    assert (run / "predicted.png").exists() == (task.objective != "text_to_text")
     if task.objective == "text_to_text":
         check_texts(said_of, run, tmp_path, capsys)
         return
