@@ -12,18 +12,14 @@ from matplotlib.figure import Figure
 from sslm.runs.drawn_text import drawn, fonts_for
 
 MOST_CLASSES = 20
-"""Of more classes the most frequent ones are drawn."""
+"""Of more classes the most frequent ones are drawn, and all others as one."""
 MOST_CHARS = 16
 
 
 def draw(pairs: Sequence[tuple[Any, Any]], file: Path, title: str) -> None:
     """Draw (true, predicted) pairs of names of classes, or of numbers; there is at least one."""
     is_of_numbers = isinstance(pairs[0][0], float)
-    names = (
-        []
-        if is_of_numbers
-        else sorted(often for often, _ in Counter(chain.from_iterable(pairs)).most_common(MOST_CLASSES))
-    )
+    pairs, names = (pairs, []) if is_of_numbers else gathered(pairs)
     with fonts_for([title, *names]):
         figure = Figure(figsize=(7, 6), layout="constrained")
         axes = figure.add_subplot()
@@ -36,6 +32,21 @@ def draw(pairs: Sequence[tuple[Any, Any]], file: Path, title: str) -> None:
             _draw_classes(figure, axes, pairs, names)
         file.parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(file, dpi=120)
+
+
+def gathered(pairs: Sequence[tuple[str, str]], most: int = MOST_CLASSES) -> tuple[list[tuple[str, str]], list[str]]:
+    """Give rare classes one name together: (pairs, the names that are left).
+
+    >>> gathered([("a", "a"), ("b", "b"), ("c", "d"), ("b", "a")], most=2)
+    ([('a', 'a'), ('b', 'b'), ('2 others', '2 others'), ('b', 'a')], ['a', 'b', '2 others'])
+    """
+    counts = Counter(chain.from_iterable(pairs))
+    names = sorted(name for name, _ in counts.most_common(most))
+    if len(counts) == len(names):
+        return list(pairs), names
+    often, rest = set(names), f"{len(counts) - len(names):,} others"
+    kept = [(a if a in often else rest, b if b in often else rest) for a, b in pairs]
+    return kept, [*names, rest]
 
 
 def _draw_numbers(axes: Any, pairs: Any) -> None:
