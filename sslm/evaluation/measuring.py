@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
@@ -14,9 +15,10 @@ from sslm.data.token_documents import TokenDocuments, first_documents
 from sslm.evaluation.journal import Journal
 from sslm.evaluation.methods import Method
 from sslm.evaluation.scores import Scores
+from sslm.evaluation.sharing import ALONE, Processes, shared
 from sslm.evaluation.tasks import Harness, TaskSpec
 from sslm.models.head import LanguageModel
-from sslm.models.scoring import LOSS, Tally, in_batches, scored
+from sslm.models.scoring import LOSS, Pairs, Row, Tally, in_batches, scored
 from sslm.runs.trained import Trained
 from sslm.system.errors import UserError
 from sslm.system.terminal import Progress, count, plural, say
@@ -46,13 +48,17 @@ class Measuring:
     network: LanguageModel
     journal: Journal
     limits: Limits = Limits()
+    processes: Processes = ALONE
+    """Those that share the work."""
 
     @classmethod
-    def of(cls, trained: Trained, device: torch.device, journal: Journal, limits: Limits) -> "Measuring":
+    def of(
+        cls, trained: Trained, device: torch.device, journal: Journal, limits: Limits, processes: Processes = ALONE
+    ) -> "Measuring":
         """Put a model on its device, in fp32."""
         max_scored = None if trained.model.config.is_encoder_decoder else 1
         network = LanguageModel(trained.model.float(), max_scored).eval().to(device)
-        return cls(trained, network, journal, limits)
+        return cls(trained, network, journal, limits, processes)
 
     @functools.cached_property
     def weights(self) -> str:
@@ -84,12 +90,16 @@ class Measuring:
         return scores
 
     def _answer(self, spec: TaskSpec, harness: Harness) -> Scores:
+        from sslm.evaluation.answers import CHUNK, InChunks
         from sslm.evaluation.harness_models import harness_model  # the harness is there only if it is asked for
 
         start, limits = time.monotonic(), self.limits
         say(f"{self.trained.name} on {spec.name} …")
         model = harness_model(self.trained, self.network, limits.seq_len, limits.batch_size, self.batch_tokens)
-        figures, num = harness.run(spec, model)
+        chunk = max(CHUNK, 8 * (limits.batch_size or 1))
+        key = self.journal.key(self.weights, limits.seq_len)
+        asked = InChunks(model, spec.name, self.journal, key, chunk, self.processes, sys.stdout)
+        figures, num = harness.run(spec, asked)
         record = [{"num_fewshot": harness.num_fewshot, "limit": harness.limit}]
         return Scores(spec.name, spec.path, figures, {"examples": num}, time.monotonic() - start, record)
 
@@ -98,10 +108,9 @@ class Measuring:
         pieces = first_documents(text.pieces(), self.limits.limit)
         batches = in_batches(tally.watch(method.rows(tally.read(pieces))), self.limits.batch_size, self.batch_tokens)
         with closing(Progress()) as bar:
-            for batch in scored(self.network, batches, method.collate, self.device):
-                extra = method.extra(self.network, batch.tensors) if method.extra else [{} for _ in batch.rows]
-                for row, pairs, more in zip(batch.rows, batch.pairs, extra, strict=True):
-                    tally.add(row, pairs | more)
+            for rows, counted in shared(batches, lambda rows: self._count(rows, method), self.processes):
+                for row, pairs in zip(rows, counted, strict=True):
+                    tally.add(row, pairs)
                     num_scored += int(pairs.get(LOSS, (0, 0))[1])
                 done = _progress(self.trained.name, text, tally, num_scored, bar.seconds())
                 bar.show(done, _share(text, tally, self.limits.limit))
@@ -111,6 +120,12 @@ class Measuring:
         if math.isfinite(tally.num_bytes):
             counts["bytes"] = round(tally.num_bytes)
         return Scores(text.name, text.path, method.figures(tally.ratios), counts, time.monotonic() - start, text.record)
+
+    def _count(self, rows: list[Row], method: Method) -> list[Pairs]:
+        """Let a batch go through the model, and count of each row what the method counts."""
+        (batch,) = scored(self.network, [rows], method.collate, self.device)
+        extra = method.extra(self.network, batch.tensors) if method.extra else [{} for _ in rows]
+        return [pairs | more for pairs, more in zip(batch.pairs, extra, strict=True)]
 
 
 def _share(text: TokenDocuments, tally: Tally, limit: int | None) -> float | None:

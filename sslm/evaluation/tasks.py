@@ -19,7 +19,7 @@ from typing import Any
 import yaml
 
 from sslm.models.standard_error import Estimate
-from sslm.system.errors import UserError, one_line, short
+from sslm.system.errors import RunFailed, UserError, one_line, short
 from sslm.system.paths import followed
 from sslm.system.plain_yaml import BadYaml, load
 
@@ -244,7 +244,7 @@ def _told(spec: TaskSpec) -> Iterator[None]:
     try:
         with contextlib.redirect_stderr(io.StringIO()), contextlib.redirect_stdout(io.StringIO()):
             yield
-    except UserError:
+    except (UserError, RunFailed):
         raise
     except (MemoryError, KeyboardInterrupt):
         raise

@@ -1,7 +1,7 @@
 """A figure and its standard error: of a ratio of sums, one pair of numbers a document."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 
@@ -21,6 +21,38 @@ class Estimate(NamedTuple):
         return Estimate(value, value * self.stderr)
 
 
+class ExactSum:
+    """A sum of floats that is exact until it is asked for, so that no order of adding makes another one.
+
+    It is kept in parts that don't overlap (Shewchuk 1997, "Adaptive precision floating-point arithmetic").
+
+    >>> total = ExactSum()
+    >>> for number in (0.1, 1e16, -1e16):
+    ...     total.add(number)
+    >>> total.value()
+    0.1
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[float] = []
+
+    def add(self, number: float) -> None:
+        parts, number = self.parts, float(number)
+        kept = 0
+        for part in parts:
+            if abs(number) < abs(part):
+                number, part = part, number
+            high = number + part
+            if low := part - (high - number):
+                parts[kept] = low
+                kept += 1
+            number = high
+        parts[kept:] = [number]
+
+    def value(self) -> float:
+        return math.fsum(self.parts) if all(map(math.isfinite, self.parts)) else math.nan
+
+
 @dataclass
 class Ratio:
     """Sum of x over sum of y, one pair a document.
@@ -36,26 +68,24 @@ class Ratio:
     """
 
     num: int = 0
-    x: float = 0.0
-    y: float = 0.0
-    xx: float = 0.0
-    xy: float = 0.0
-    yy: float = 0.0
+    x: ExactSum = field(default_factory=ExactSum)
+    y: ExactSum = field(default_factory=ExactSum)
+    xx: ExactSum = field(default_factory=ExactSum)
+    xy: ExactSum = field(default_factory=ExactSum)
+    yy: ExactSum = field(default_factory=ExactSum)
 
     def add(self, x: float, y: float) -> None:
         self.num += 1
-        self.x += x
-        self.y += y
-        self.xx += x * x
-        self.xy += x * y
-        self.yy += y * y
+        for total, number in ((self.x, x), (self.y, y), (self.xx, x * x), (self.xy, x * y), (self.yy, y * y)):
+            total.add(number)
 
     def estimate(self) -> Estimate:
         """Return the ratio, not a number if there is nothing to divide by."""
-        if not self.y:
+        x, y, xx, xy, yy = (total.value() for total in (self.x, self.y, self.xx, self.xy, self.yy))
+        if not y:
             return Estimate(math.nan, math.nan)
-        ratio = self.x / self.y
+        ratio = x / y
         if self.num < 2:
             return Estimate(ratio, math.nan)
-        squares = max(self.xx - 2 * ratio * self.xy + ratio * ratio * self.yy, 0.0)
-        return Estimate(ratio, math.sqrt(squares * self.num / (self.num - 1)) / self.y)
+        squares = max(xx - 2 * ratio * xy + ratio * ratio * yy, 0.0)
+        return Estimate(ratio, math.sqrt(squares * self.num / (self.num - 1)) / y)

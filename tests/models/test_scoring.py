@@ -140,5 +140,6 @@ def test_the_standard_error_is_that_of_many_samples() -> None:
     estimates = [sample().estimate() for _ in range(300)]
     spread = np.std([estimate.value for estimate in estimates])
     assert np.mean([estimate.stderr for estimate in estimates]) == pytest.approx(spread, rel=0.1)
-    assert math.isnan(Ratio(num=1, x=3.0, y=2.0).estimate().stderr)
+    (one := Ratio()).add(3.0, 2.0)
+    assert math.isnan(one.estimate().stderr)
     assert math.isnan(Ratio().estimate().value)

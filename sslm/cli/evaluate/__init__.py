@@ -7,6 +7,7 @@ has held out.
 """
 
 import os
+import sys
 from pathlib import Path
 
 from sslm.cli.evaluate.flags import parsed
@@ -25,9 +26,16 @@ def main(arguments: list[str] | None = None) -> int:
     from sslm.cli.evaluate.measure import measure_all  # brings torch: --help and wrong flags must not wait for it
     from sslm.cli.evaluate.report import say_results, write_results
     from sslm.evaluation.journal import Journal
+    from sslm.evaluation.sharing import Processes
+    from sslm.parallel.local_processes import check_devices, processes_of
 
-    journal = Journal(options.out)
-    results = measure_all(options, journal)
+    check_devices(options.devices, options.device)
+    typed = sys.argv[2:] if arguments is None else arguments
+    with processes_of("evaluate", typed, options.devices) as (rank, group):
+        journal = Journal(options.out, writes=rank == 0)
+        results = measure_all(options, journal, Processes(rank, options.devices, group))
+    if rank:
+        return DONE
     say_results(results)
     if options.out is not None:
         write_results(results, options.out)

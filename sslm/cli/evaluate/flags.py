@@ -31,6 +31,7 @@ def _parser() -> argparse.ArgumentParser:
     seq_len = "tokens of a window, at most; default: what a run was trained with, or the model takes, up to 4096"
     stride = "tokens that each window of a long document adds; default: half of seq_len"
     size = "sequences per forward pass; default: what suits the device; no figure depends on it"
+    devices = "number of devices of this machine that share the work; no figure depends on it (default: 1)"
     separator = "regular expression between the documents of a .txt; default: a file is one document"
     add = parser.add_argument
     add("models", nargs="+", metavar="MODEL", type=followed, help=model)
@@ -50,7 +51,8 @@ def _parser() -> argparse.ArgumentParser:
     add("--seq_len", type=_positive, help=seq_len)
     add("--stride", type=_positive, help=stride)
     add("--batch_size", type=_positive, help=size)
-    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="kind of device; one is used (default: auto)")
+    add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="kind of device (default: auto)")
+    add("--devices", type=_positive, default=1, help=devices)
     add(
         "--cache_dir",
         "--data.cache_dir",

@@ -17,6 +17,7 @@ from sslm.evaluation.journal import Journal
 from sslm.evaluation.measuring import Limits, Measuring
 from sslm.evaluation.methods import method_of
 from sslm.evaluation.scores import Model, Results, Scores
+from sslm.evaluation.sharing import ALONE, Processes
 from sslm.evaluation.tasks import Harness, TaskSpec, read_tasks
 from sslm.evaluation.texts import named, rules_of
 from sslm.models.scoring import unsound_weight
@@ -24,13 +25,13 @@ from sslm.runs.trained import Trained, check_there, open_language_model
 from sslm.system.errors import UserError
 
 
-def measure_all(options: argparse.Namespace, journal: Journal) -> Results:
+def measure_all(options: argparse.Namespace, journal: Journal, processes: Processes = ALONE) -> Results:
     """Measure each model on each text and each task, but for what the journal has.
 
     Raises:
         UserError: a model or a text can't be opened, or they don't go together.
     """
-    device = _device(options.device)
+    device = _device(options.device, processes.rank)
     given = [named(text) for text in options.data or []]
     if twice := {name for name, _ in given if [other for other, _ in given].count(name) > 1}:
         raise UserError(f"--data: two are called {min(twice)}; give each a name: --data NAME=PATH")
@@ -38,11 +39,11 @@ def measure_all(options: argparse.Namespace, journal: Journal) -> Results:
     asked = Asked(given, tasks, Harness(tasks, options.num_fewshot, options.limit) if tasks else None)
     for path in options.models[1:]:  # the first is opened at once
         check_there(path)
-    measured = [_of_model(path, asked, options, journal, device) for path in options.models]
+    measured = [_of_model(path, asked, options, journal, device, processes) for path in options.models]
     versions = {"sslm": sslm.__version__, "torch": torch.__version__, "transformers": transformers.__version__}
     if tasks:
         versions["lm_eval"] = version("lm_eval")
-    return Results([model for model, _ in measured], [scores for _, scores in measured], versions, str(device))
+    return Results([model for model, _ in measured], [scores for _, scores in measured], versions, device.type)
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Asked:
 
 
 def _of_model(
-    path: str, asked: Asked, options: argparse.Namespace, journal: Journal, device: torch.device
+    path: str, asked: Asked, options: argparse.Namespace, journal: Journal, device: torch.device, processes: Processes
 ) -> tuple[Model, list[Scores]]:
     """Measure one model; when this returns, it is out of memory."""
     trained = open_language_model(path, options.last)
@@ -66,7 +67,8 @@ def _of_model(
     texts = texts_of(trained, asked.texts, options)
     training = [] if options.against is None else training_texts(options.against, trained, options)
     method = method_of(trained, rules_of(trained), options.seq_len, options.stride) if texts else None
-    one = Measuring.of(trained, device, journal, Limits(options.limit, options.seq_len, options.batch_size))
+    limits = Limits(options.limit, options.seq_len, options.batch_size)
+    one = Measuring.of(trained, device, journal, limits, processes)
     scores = [one.on_text(text, method) for text in texts if method is not None]
     if asked.harness is not None:
         scores += [one.on_task(spec, asked.harness) for spec in asked.tasks]
@@ -82,10 +84,10 @@ def _overlaps(texts: list[TokenDocuments], asked: Asked, tokenizer: Tokenizer, l
     return overlaps
 
 
-def _device(name: str) -> torch.device:
+def _device(name: str, rank: int) -> torch.device:
     if name == "gpu" and not torch.cuda.is_available():
         raise UserError("--device gpu: there is no GPU here; leave the flag out")
-    return torch.device("cuda" if torch.cuda.is_available() and name != "cpu" else "cpu")
+    return torch.device("cuda", rank) if torch.cuda.is_available() and name != "cpu" else torch.device("cpu")
 
 
 def _known(trained: Trained, convention: str) -> Model:
