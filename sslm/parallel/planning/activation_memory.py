@@ -17,6 +17,7 @@ import inspect
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -101,7 +102,7 @@ def measure(
         loss: settings of the loss, such as z_loss.
 
     Raises:
-        Exception: of any kind, if the architecture looks at its tensors' contents (some mixtures of experts do).
+        Exception: of any kind, if the architecture looks at its tensors' contents for more than `_EvenShares` answers.
     """
     if (
         "segment_ids" in inspect.signature(model.forward).parameters
@@ -112,11 +113,14 @@ def measure(
         bare = copy.deepcopy(model)
         with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
             _empty(bare, weights, tensor_parallel)
+            for module in bare.modules():
+                module.to = partial(_same, module)  # type: ignore[method-assign]
             network = network_for(bare.train(), **loss)
             rows = {name: torch.empty(size, *shape, dtype=torch.long) for name, shape in shapes.items()}
             record = _Record(network)
             kernels: Any = _OfGpus(record) if on_gpu else nullcontext()
-            with record.watching(), _autocast(autocast, on_gpu), kernels:
+            shares = _EvenShares(size * shapes["input_ids"][0] * _experts_per_token(model))
+            with record.watching(), _autocast(autocast, on_gpu), kernels, shares:
                 network(**rows)
         runs.append(record)
     return Activations(runs[0].kept(), runs[1].kept(), runs[0].has_head)
@@ -332,6 +336,49 @@ def _only_source(function: Any, args: Any) -> Tensor | None:
 
 def _key(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
+
+
+def _same(module: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Stand in for `Module.to` of a router that casts itself: tensors that autograd has saved can't be exchanged.
+
+    Raises:
+        TypeError: it would be cast, which isn't measured.
+    """
+    if any(parameter.dtype != dtype for parameter in module.parameters()):
+        raise TypeError(f"{type(module).__name__} computes in {dtype}")
+    return module
+
+
+def _experts_per_token(model: PreTrainedModel) -> int:
+    return getattr(model.config, "num_experts_per_tok", None) or 1
+
+
+class _EvenShares(TorchFunctionMode):
+    """Tell a mixture of experts, which asks how many tokens go to each of its experts, that equally many do.
+
+    And tell layerdrop, which asks a number drawn by chance, to keep the layer.
+
+    Args:
+        num_sent: tokens, each counted as often as there are experts that it is sent to.
+    """
+
+    def __init__(self, num_sent: int) -> None:
+        super().__init__()
+        self.num_sent, self.num_experts = num_sent, 1
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is torch.Tensor.item and not args[0].is_floating_point():  # JetMoE: the sizes of the shares
+            number, num_experts = args[0].storage_offset(), args[0].untyped_storage().nbytes() // args[0].itemsize
+            return self.num_sent * (number + 1) // num_experts - self.num_sent * number // num_experts
+        if function is torch.Tensor.nonzero and args[0].ndim == 1:  # Switch, NLLB: the experts that any token goes to
+            self.num_experts = len(args[0])
+            return [[number] for number in range(self.num_experts)]
+        if function is torch.where and len(args) == 1:  # which tokens go to one of them, as [expert of a token, token]
+            share = args[0].numel() // self.num_experts
+            return args[0].new_empty(share, dtype=torch.long), args[0].new_empty(share, dtype=torch.long)
+        if function is torch.Tensor.__bool__:
+            return False
+        return function(*args, **(kwargs or {}))
 
 
 class _OfGpus(TorchFunctionMode):

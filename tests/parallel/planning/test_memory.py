@@ -1,5 +1,6 @@
 """What is planned of memory is what real runs take."""
 
+import copy
 import json
 import os
 from dataclasses import replace
@@ -21,7 +22,9 @@ from transformers import (
     LlamaConfig,
     MixtralConfig,
     ModernBertConfig,
+    NllbMoeConfig,
     PreTrainedConfig,
+    SwitchTransformersConfig,
     T5Config,
 )
 
@@ -31,7 +34,7 @@ from sslm.models.head import LanguageModel
 from sslm.models.lstm import LstmConfig
 from sslm.parallel.launch import Launch
 from sslm.parallel.parallelize import parallelize
-from sslm.parallel.planning.activation_memory import LSTM_RESERVE, Activations, Kept, by_formula, measure
+from sslm.parallel.planning.activation_memory import LSTM_RESERVE, Kept, by_formula, measure
 from sslm.parallel.planning.budget import Budget
 from sslm.parallel.planning.host_memory import free_memory
 from sslm.parallel.planning.machines import Machine, named
@@ -77,6 +80,43 @@ FAMILIES: dict[str, tuple[PreTrainedConfig, str]] = {
     ),
     "lstm": (LstmConfig(hidden_size=64, vocab_size=VOCABULARY), CAUSAL),
     "mixtral": (MixtralConfig(**BLOCKS, vocab_size=VOCABULARY, num_local_experts=4, num_key_value_heads=2), CAUSAL),
+    "jetmoe": (
+        JetMoeConfig(**BLOCKS, vocab_size=VOCABULARY, num_local_experts=4, num_key_value_heads=2, kv_channels=16),
+        CAUSAL,
+    ),
+    "switch": (
+        SwitchTransformersConfig(
+            d_model=64,
+            d_kv=16,
+            d_ff=128,
+            num_layers=2,
+            num_decoder_layers=2,
+            num_heads=4,
+            num_experts=4,
+            num_sparse_encoder_layers=1,
+            num_sparse_decoder_layers=1,
+            vocab_size=VOCABULARY,
+        ),
+        SEQ2SEQ,
+    ),
+    "nllb": (
+        NllbMoeConfig(
+            d_model=64,
+            encoder_layers=2,
+            decoder_layers=2,
+            encoder_attention_heads=4,
+            decoder_attention_heads=4,
+            encoder_ffn_dim=128,
+            decoder_ffn_dim=128,
+            encoder_layerdrop=0,
+            decoder_layerdrop=0,
+            num_experts=4,
+            encoder_sparse_step=2,
+            decoder_sparse_step=2,
+            vocab_size=VOCABULARY,
+        ),
+        SEQ2SEQ,
+    ),
 }
 SHAPES = {"input_ids": (LENGTH,), "labels": (LENGTH,)}
 T5_BASE = T5Config(num_layers=12, num_heads=12, d_model=768, d_ff=3072, feed_forward_proj="gated-gelu")
@@ -394,13 +434,21 @@ def test_auto_takes_what_communicates_least_of_what_fits() -> None:
 
 
 def test_an_architecture_that_can_not_be_measured_is_planned_by_formula() -> None:
-    config = JetMoeConfig(**BLOCKS, vocab_size=VOCABULARY, num_local_experts=4, num_key_value_heads=2, kv_channels=16)
-    mixture = replace(budget(named("h100:2")), model=on_meta(config, CAUSAL))
-    activations = mixture.activations(mixture.launch("ddp"))
-    assert isinstance(activations, Activations)
-    assert activations == by_formula(mixture.model, SHAPES, bytes_per_number=2, casts=True)
-    copies = 2 * sum(p.numel() for p in mixture.model.model.layers.parameters())
+    mixture = replace(budget(named("h100:2")), model=on_meta(*FAMILIES["switch"]))
+    in_bf16 = replace(mixture.launch("ddp"), precision="bf16-true")  # but for its router, which casts itself
+    assert mixture.activations(in_bf16) == by_formula(mixture.model, SHAPES, bytes_per_number=2)
+    model = on_meta(*FAMILIES["jetmoe"])
+    activations = by_formula(model, SHAPES, bytes_per_number=2, casts=True)
+    copies = 2 * sum(p.numel() for p in model.model.layers.parameters())
     assert activations.of(8).inside == pytest.approx(8 * (activations.one.inside - copies) + copies)
+
+
+def test_a_layer_that_chance_may_drop_is_planned_for() -> None:
+    config, auto_class = FAMILIES["bart"]
+    dropping = copy.deepcopy(config)
+    dropping.encoder_layerdrop = dropping.decoder_layerdrop = 0.5
+    kept, always = (measure(on_meta(c, auto_class), SHAPES, on_gpu=False) for c in (dropping, config))
+    assert kept == always
 
 
 # ------------------------------------------------------------------------------------------------ free memory
