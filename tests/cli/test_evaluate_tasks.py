@@ -165,7 +165,7 @@ def test_what_is_wrong_with_a_file_is_one_sentence(
             "SecurityError",
         ),
         (CHOICE.replace("test_split: test", "test_split: nowhere"), "nowhere"),
-        (None, "no_such_task"),
+        pytest.param(None, "no_such_task", marks=pytest.mark.slow),  # the harness reads all of its own tasks first
     ],
 )
 def test_what_the_harness_refuses_is_one_sentence(

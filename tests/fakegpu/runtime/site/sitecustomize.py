@@ -1,6 +1,9 @@
-"""Python runs this first: when torch is imported, what the fake runtime can't do is switched off in it."""
+"""Python runs this first: packages that the environment lacks are found in that of the tests; when torch is imported,
+what the fake runtime can't do is switched off in it.
+"""
 
 import importlib.util
+import os
 import sys
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
@@ -28,4 +31,5 @@ class AfterTorch(MetaPathFinder):
         return spec
 
 
+sys.path.append(os.environ["FAKE_SITE"])
 sys.meta_path.insert(0, AfterTorch())
