@@ -244,7 +244,7 @@ def scored(
         network.max_scored = max(int(num.max()), 1) if gathers else None
         tensors = {name: tensor.to(device, non_blocking=True) for name, tensor in tensors.items()}
         output = network(**tensors, predict=predict)
-        losses, predicted = output if predict else (output, output[:0])
+        losses, predicted = output[:2] if predict else (output, output[:0])
         sums = zip(batch, losses.double().tolist(), num.tolist(), strict=True)
         pairs = [dict.fromkeys(row.counts_for, (loss, n)) for row, loss, n in sums]
         yield Scored(batch, tensors, pairs, predicted)

@@ -73,6 +73,8 @@ def _scored(scores: Scores, said: Tensor, right: Tensor) -> dict[str, float]:
 
 
 def _floats(scores: Scores) -> dict[str, float]:
+    for metric in scores.metrics.values():  # one process predicts: the others have nothing to add, and are gone
+        metric.distributed_available_fn = bool
     return {name: float(score) for name, score in scores.compute().items()}
 
 

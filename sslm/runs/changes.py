@@ -16,6 +16,7 @@ WHY_FIXED = {
     "model": "the weights have its shape; of the model's settings dropout alone may change",
     "objective": "another objective is another run",
     "data": "it decides what every batch holds",
+    "lora": "adapters are weights of that shape",
     "seed": "order, noise and dropout follow from it, from the first step on",
     "seq_len": "it decides what every batch holds",
     "optim.name": "each optimizer has states of its own",

@@ -114,7 +114,7 @@ def test_entries_that_round_the_vocabulary_up_never_win(max_scored: int | None) 
     network = LanguageModel(model, max_scored)
     with torch.no_grad():
         assert network(input_ids=ids).shape == (3, 24, 96)
-        losses, predicted = network(labels, input_ids=ids, predict=True)
+        losses, predicted, _ = network(labels, input_ids=ids, predict=True)
     assert predicted.max() < 96
     assert ((predicted == IGNORED) == (labels == IGNORED)).all()
     assert losses.max() < 5 * 10

@@ -206,7 +206,9 @@ def test_a_task_is_learned_and_its_export_has_the_same_loss_in_transformers(
     labels = list(getattr(model.config, "id2label", {}).values())
     scores = {f"val/{name}": score for name, score in scores_of(said_of, task.objective, labels).items()}
     assert task.metric in scores
-    assert scores == pytest.approx({name: row[name] for name in scores}, abs=1e-5)
+    swapped = {"val/spearman": 1e-3}  # of predictions that are almost equal, rounding decides which is larger
+    for name, score in scores.items():
+        assert score == pytest.approx(row[name], abs=swapped.get(name, 1e-5)), name
     if task.objective == "classification":
         right = sum(said["predicted"] == said["label"] for said in said_of) / 30
         assert right == pytest.approx(row.get("val/exact_match", row["val/accuracy"]), abs=1e-6)
