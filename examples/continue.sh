@@ -9,6 +9,6 @@ model=$1 train=$2 held_out=$3 out=$4 more=("${@:5}")
 separator='\n-----\n+'
 
 sslm train --model.pretrained "$model" --data.train "$train" --data.val "$held_out" --data.document_separator "$separator" \
-  --seq_len 128 --batch_size 8 --max_steps 60 --optim.lr 1e-4 --optim.warmup_steps 6 --val_every 20 --checkpoint.every_steps 60 \
+  --seq_len 128 --batch_size 4 --max_steps 40 --optim.lr 1e-4 --optim.warmup_steps 5 --val_every 20 --checkpoint.every_steps 40 \
   "${more[@]}" --run_dir "$out"
 sslm evaluate "$model" "$out" --data "$held_out" --document_separator "$separator" --seq_len 128 --out "$out/evaluated.json"
