@@ -11,16 +11,14 @@ set -euo pipefail
 family=$1 text=$2 train=$3 dev=$4 out=$5 more=("${@:6}")
 layers="--model.num_hidden_layers 3 --model.num_attention_heads 4 --model.hidden_size 128 --model.intermediate_size 256"
 task=(classification --data.text_field sentence --data.label_field label)
-fields=(--text_field sentence --label_field label)
 case $family in
   encoder) pretraining=(masked_lm --objective.ratio 0.3 --optim.lr 2e-3 --max_steps 5000) ;;
-  decoder) pretraining=(causal_lm --optim.lr 2e-3 --max_steps 1000) ;;
+  decoder) pretraining=(causal_lm --optim.lr 2e-3 --max_steps 600) ;;
   t5)
     layers="--model.num_layers 3 --model.num_decoder_layers 2 --model.num_heads 4 --model.d_model 128 --model.d_kv 32
       --model.d_ff 256"
-    pretraining=(span_corruption --optim.lr 3e-3 --max_steps 1000)
-    task=(text_to_text --data.source_field sentence --data.target_field label)
-    fields=(--source_field sentence --target_field label) ;;
+    pretraining=(span_corruption --optim.lr 3e-3 --max_steps 600)
+    task=(text_to_text --data.source_field sentence --data.target_field label) ;;
   *) echo "sentiment.sh $family: expected encoder, decoder or t5" >&2; exit 2 ;;
 esac
 
@@ -34,7 +32,3 @@ labelled=("${task[@]}" --data.train "$train" --data.val "$dev" --seq_len 128 --b
 sslm finetune --objective "${labelled[@]}" --model.pretrained "$out/pretrained" --run_dir "$out/finetuned"
 # shellcheck disable=SC2086
 sslm finetune --objective "${labelled[@]}" --data.tokenizer "$out/pretrained/export" $layers --run_dir "$out/from_scratch"
-
-for run in finetuned from_scratch; do
-  [ -e "$out/$run.jsonl" ] || sslm predict "$out/$run" --data "$dev" "${fields[@]}" --out "$out/$run.jsonl" --plot "$out/$run.png"
-done

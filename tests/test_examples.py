@@ -26,7 +26,7 @@ def test_the_road_from_text_to_a_classifier(tmp_path: Path) -> None:
     commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     subprocess.run(run, cwd=tmp_path, check=True, timeout=300, env=os.environ | {"PATH": commands})
     for name in ("finetuned", "from_scratch"):
-        assert len((tmp_path / f"out/{name}.jsonl").read_text().splitlines()) == 10
+        assert len((tmp_path / f"out/{name}/predictions.jsonl").read_text().splitlines()) == 10
     (measured,) = json.loads((tmp_path / "out/evaluated.json").read_text())["models"]
     assert measured["scores"][0]["counts"]["documents"] == 5
 
