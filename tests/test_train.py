@@ -91,7 +91,7 @@ def test_export_gives_the_reported_loss_in_transformers_without_sslm(
     )
     data = DataModule(source, CausalLMRecipe(), seq_len=32, batch_size=4)
     data.setup()
-    (tmp_path / "windows.json").write_text(json.dumps([row.tolist() for row in data.val_tokens]))
+    (tmp_path / "windows.json").write_text(json.dumps([row.tolist() for row in data.held_out.tokens]))
     shutil.copytree(finished / "export", tmp_path / "export")
     (tmp_path / "evaluate.py").write_text(EVALUATE)
     done = run_command(["-I", str(tmp_path / "evaluate.py"), str(tmp_path / "export"), str(tmp_path / "windows.json")])

@@ -250,8 +250,8 @@ def already_done(setup: Setup, checkpoint: Path) -> int:
 
 def predict(setup: Setup, device: torch.device) -> None:
     """Predict the rows that are held out, if they are labelled and this is wanted."""
-    if setup.config.predictions and setup.data.held_out is not None:
-        predict_held_out(setup.folder, setup.data.held_out, device)
+    if setup.config.predictions and setup.data.held_out.labelled is not None:
+        predict_held_out(setup.folder, setup.data.held_out.labelled, device)
 
 
 def done_in_words(config: Config, checkpoint: Path) -> str:

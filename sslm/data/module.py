@@ -6,26 +6,23 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from numpy.typing import NDArray
-from torch import Tensor
 
 from sslm.config import DataConfig
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.labelled import Tally, combined
 from sslm.data.corpus.tokenizer import Tokenizer
+from sslm.data.held_out import HeldOut
 from sslm.data.labelled.baseline import baseline_loss
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
-from sslm.data.stream.batches import Batch, Loader, StepBatch, TrainSteps, ValSteps, pinned, step_batch, with_tensors
-from sslm.data.stream.labelled_rows import LabelledRows, with_all_windows
+from sslm.data.stream.batches import Batch, Loader, StepBatch, TrainSteps, pinned, step_batch, with_tensors
 from sslm.data.stream.recipe import Recipe
-from sslm.data.stream.stream import Places, Stream
-from sslm.data.stream.streams import open_streams
+from sslm.data.stream.stream import Stream
+from sslm.data.stream.streams import Streams, open_streams
 from sslm.data.stream.verify import Verifier
-from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, unspaced_share
-from sslm.data.targets import Counts, bytes_per_target, check_targets, count_targets, nothing_in, unigram_loss
+from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended
+from sslm.data.targets import check_targets, count_targets, unigram_loss
 from sslm.system.errors import UserError
 from sslm.system.files import append_json_lines, json_lines
 from sslm.system.ranks import is_first_of_node
@@ -78,8 +75,8 @@ class DataModule(LightningDataModule):
         self.first_step = 0
         """Optimizer steps already taken: the train loader starts there."""
         self._offset = 0
+        self._streams: Streams
         self.train_stream: Stream
-        self.val_stream: Stream
         self.vocabulary: Vocabulary | None
         self._verifier: Verifier | None = None
         self._train_steps: TrainSteps | None = None
@@ -89,7 +86,7 @@ class DataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the streams (`open_streams`). Any number of processes may call at once."""
         if not hasattr(self, "train_stream"):
-            self.train_stream, self.val_stream, self._tokenizer, self.vocabulary, self._val_rows = open_streams(
+            self._streams = open_streams(
                 self.config,
                 self.recipe,
                 self.seq_len,
@@ -98,11 +95,12 @@ class DataModule(LightningDataModule):
                 self.default_tokenizer,
                 self.first_batch_size,
             )
+            self.train_stream, self.vocabulary = self._streams.train, self._streams.vocabulary
             self._check_targets()
 
     def _check_targets(self) -> None:
         """Refuse sequences to validate on, or the first to train on, without targets; remote shards stay there."""
-        val, train = self._val_steps(CHECKED_ROWS), self._first_train_steps(CHECKED_ROWS)
+        val, train = self.held_out.steps(CHECKED_ROWS), self._first_train_steps(CHECKED_ROWS)
         for steps, number, which in ((val, val.num_steps, "held-out"), (*train, "first training")):
             if not any(source.corpus.is_remote for source in steps.stream.sources):
                 check_targets((steps[step] for step in range(number)), self.recipe, which)
@@ -115,9 +113,9 @@ class DataModule(LightningDataModule):
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
         """The tokenizer with the objective's special tokens, or None if the corpora are ids without one."""
-        if self._tokenizer is None:
+        if (name := self._streams.tokenizer) is None:
             return None
-        return extended(tokenizers.load(self._tokenizer), self.recipe.special_tokens(self.seq_len) or SpecialTokens())
+        return extended(tokenizers.load(name), self.recipe.special_tokens(self.seq_len) or SpecialTokens())
 
     # -------------------------------------------------------------------------------------------- streams
 
@@ -140,7 +138,7 @@ class DataModule(LightningDataModule):
         """One more than the largest id of the tokenizer, or of the corpora without one."""
         if self.tokenizer is not None:
             return tokenizers.num_ids(self.tokenizer)
-        return max(source.corpus.vocab_size for source in (*self.train_stream.sources, *self.val_stream.sources))
+        return max(source.corpus.vocab_size for source in (*self.train_stream.sources, *self._streams.val.sources))
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -151,7 +149,7 @@ class DataModule(LightningDataModule):
     def label_counts(self) -> tuple[Tally, Tally]:
         """What is counted of the labelled rows to train on, and of those held out."""
         train = [source.corpus.labelled for source in self.train_stream.sources]
-        val = [source.corpus.labelled for source in self.val_stream.sources]
+        val = [source.corpus.labelled for source in self.held_out.stream.sources]
         return combined(filter(None, train), "train"), combined(filter(None, val), "val")
 
     @property
@@ -160,41 +158,19 @@ class DataModule(LightningDataModule):
         return len(self.train_stream.sources) > 1
 
     @functools.cached_property
-    def val_places(self) -> Places:
-        """Places of the sequences to validate on: each source's share, evenly spread over it."""
-        stream, at_most = self.val_stream, self.config.val_sequences
-        shares = np.ones(1)
-        if len(stream.sources) > 1:
-            stages = np.array([stage.weights for stage in stream.mixture.stages], float)
-            shares = (stages / stages.sum(1, keepdims=True)).mean(0)
-        parts = []
-        for i, (source, share) in enumerate(zip(stream.sources, shares, strict=True)):
-            num = min(max(round(at_most * share), 1) if share else 0, source.num_windows)
-            numbers = np.arange(num) * source.num_windows // max(num, 1)
-            task = self.recipe.task(self.seq_len)
-            parts.append(
-                stream.places_of(i, with_all_windows(source, numbers) if task and task.has_windows else numbers)
-            )
-        return Places.joined(parts)
-
-    @functools.cached_property
-    def held_out(self) -> LabelledRows | None:
-        """The labelled rows to validate on, or None if it is text."""
-        if not self._val_rows or self.vocabulary is None:
-            return None
-        return LabelledRows(self.val_stream, self.val_places, self._val_rows, self.recipe, self.vocabulary)
-
-    @functools.cached_property
-    def val_tokens(self) -> list[NDArray[np.int64]]:
-        """The sequences to validate on, without padding."""
-        tokens, *_, lengths, _ = self.val_stream.read(self.val_places).rows(slice(None))
-        return list(tokens) if lengths is None else [row[:n] for row, n in zip(tokens, lengths, strict=True)]
-
-    @functools.cached_property
-    def unspaced_share(self) -> float:
-        """Share of the letters of the first held-out sequences whose scripts put no space between words."""
-        rows = [row.tolist() for row in self.val_tokens[:UNIGRAM_ROWS]]
-        return 0.0 if self.tokenizer is None else unspaced_share("".join(self.tokenizer.batch_decode(rows)))
+    def held_out(self) -> HeldOut:
+        """The sequences to validate on."""
+        return HeldOut(
+            self._streams.val,
+            self.recipe,
+            self.seq_len,
+            self.seed,
+            self.vocabulary,
+            self.tokenizer,
+            self._num_targets,
+            self.config.val_sequences,
+            self._streams.val_rows,
+        )
 
     @functools.cached_property
     def unigram_loss(self) -> float:
@@ -205,33 +181,17 @@ class DataModule(LightningDataModule):
         """
         if (task := self.recipe.task(self.seq_len)) and task.is_counted:
             return baseline_loss(*self.label_counts, task.is_one_each)
-        seen = self._held_out_counts
+        seen = self.held_out.counts
         if not any(source.corpus.is_remote for source in self.train_stream.sources):
             train, number = self._first_train_steps(UNIGRAM_ROWS)
             seen = count_targets((train[step] for step in range(number)), self._num_targets)
-        return unigram_loss(self._held_out_counts, seen)
+        return unigram_loss(self.held_out.counts, seen)
 
     @property
     def _num_targets(self) -> int:
         """How many different targets there can be: ids, or places in a sequence."""
         task = self.recipe.task(self.seq_len)
         return self.seq_len if task is not None and task.targets_are_places else self.vocab_size
-
-    @functools.cached_property
-    def _held_out_counts(self) -> Counts:
-        """How often each id is a target in the sequences to validate on; UserError if none is."""
-        val = self._val_steps(UNIGRAM_ROWS)
-        counts = count_targets((val[step] for step in range(val.num_steps)), self._num_targets)
-        if not counts.any():
-            raise nothing_in("held-out", self.recipe)
-        return counts
-
-    @functools.cached_property
-    def val_bytes_per_target(self) -> float | None:
-        """Bytes of text that a target of the held-out sequences stands for, or None without a tokenizer."""
-        if self.tokenizer is None:
-            return None
-        return bytes_per_target(self._held_out_counts, self.tokenizer, self.val_stream.sources)
 
     # -------------------------------------------------------------------------------------------- state
 
@@ -335,25 +295,16 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> Loader:
         self.setup()
-        steps = self._val_steps(self.batch_size, *self._rank_and_world())
+        steps = self.held_out.steps(self.batch_size, *self._rank_and_world())
         return Loader(steps, lambda: 0, steps.num_steps, self.config.num_workers)
 
     def test_dataloader(self) -> Loader:
         """Make the batches to validate on: what to test on is named as `val`."""
         return self.val_dataloader()
 
-    def val_rows(self, num: int) -> dict[str, Tensor]:
-        """The tensors of the first held-out sequences, the same on all ranks."""
-        tensors: dict[str, Tensor] = with_tensors(self._val_steps(num)[0])["tensors"]
-        return tensors
-
     def _train_steps_of(self, batch_size: int, rank: int = 0, world: int = 1, *, substitute: bool) -> TrainSteps:
         setting = self.recipe, batch_size, self.seed, rank, world, self.vocabulary
         return TrainSteps(self.train_stream, *setting, substitute=substitute)
-
-    def _val_steps(self, batch_size: int, rank: int = 0, world: int = 1) -> ValSteps:
-        setting = self.recipe, batch_size, self.seed, rank, world, self.vocabulary
-        return ValSteps(self.val_stream, *setting, places=self.val_places)
 
     def _rank_and_world(self) -> tuple[int, int]:
         rank, world = data_parallel(self.trainer) if self.trainer else (0, 1)
@@ -364,7 +315,7 @@ class DataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> StepBatch:
         if self.trainer is None or not self.trainer.training:
-            return step_batch(batch, len(self.val_stream.sources), with_lengths=self._has_padding)
+            return step_batch(batch, len(self.held_out.stream.sources), with_lengths=self._has_padding)
         step = self.trainer.global_step
         if batch["amendments"] < len(self.train_stream.amendments):  # a loader process made it before
             return self.train_batch(step)
@@ -393,7 +344,7 @@ class DataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         if self._verifier is None and is_first_of_node(trainer.local_rank):
-            self._verifier = Verifier([*self.val_stream.sources, *self.train_stream.sources])
+            self._verifier = Verifier([*self.held_out.stream.sources, *self.train_stream.sources])
         if self._verifier is not None:
             batch = self._with_what_is_bad(batch, self._verifier, is_last=step + 1 == self.num_steps)
         is_logged = (step + 1) % trainer.log_every_n_steps == 0
@@ -422,5 +373,5 @@ class DataModule(LightningDataModule):
         if self._verifier is not None:
             self._verifier.close()
             self._verifier = None
-        for source in (*self.train_stream.sources, *self.val_stream.sources):
+        for source in (*self.train_stream.sources, *self.held_out.stream.sources):
             source.corpus.close()

@@ -76,7 +76,7 @@ class CausalLM(Objective):
 
     def loss_metrics(self, loss: Tensor, data: Any) -> dict[str, Tensor]:
         metrics = super().loss_metrics(loss, data)
-        if bytes_per_target := getattr(data, "val_bytes_per_target", None):
+        if data is not None and (bytes_per_target := data.held_out.bytes_per_target):
             metrics["bits_per_byte"] = loss / math.log(2) / bytes_per_target
         return metrics
 
@@ -87,7 +87,8 @@ class CausalLM(Objective):
     def samples(self, data: Any) -> list[str]:
         if data.tokenizer is None:
             return []
-        spread = [data.val_tokens[i * len(data.val_tokens) // NUM_SAMPLES] for i in range(NUM_SAMPLES)]
+        held_out = data.held_out.tokens
+        spread = [held_out[i * len(held_out) // NUM_SAMPLES] for i in range(NUM_SAMPLES)]
         length = min(PROMPT_TOKENS, data.seq_len // 2, *map(len, spread))
         prompts = torch.from_numpy(np.stack([row[:length] for row in spread])).to(self.device)
         with evaluating(self.network), self.trainer.precision_plugin.val_step_context():

@@ -66,7 +66,8 @@ class Extraction(Supervised):
         return {}
 
     def scores(self) -> AnswerScores | None:
-        return None if self.data is None or self.data.held_out is None else AnswerScores(self.data.held_out)
+        held_out = None if self.data is None else self.data.held_out.labelled
+        return None if held_out is None else AnswerScores(held_out)
 
     def in_words(self, label: Tensor) -> str:
         first, last = label.tolist()

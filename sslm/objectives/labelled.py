@@ -74,7 +74,7 @@ class Supervised(Objective):
 
     @torch.no_grad()
     def samples(self, data: Any) -> list[str]:
-        rows = {name: tensor.to(self.device) for name, tensor in data.val_rows(self._sample_rows(data)).items()}
+        rows = {name: tensor.to(self.device) for name, tensor in data.held_out.rows(self._sample_rows(data)).items()}
         with evaluating(self.network), self.trainer.precision_plugin.val_step_context():
             predicted = self.network(**rows, predict=True).tokens
         lines = []

@@ -52,7 +52,7 @@ class Tagging(Supervised):
         return {**super().model_keys(recipe, labels), "problem_type": CLASSES}
 
     def scores(self) -> Scores | TagScores:
-        held_out = None if self.data is None else self.data.held_out
+        held_out = None if self.data is None else self.data.held_out.labelled
         return tag_scores(self.labels) if held_out is None else TagScores(self.labels, held_out)
 
     def in_words(self, label: Tensor) -> str:

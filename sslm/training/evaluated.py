@@ -56,7 +56,7 @@ class Evaluated(LightningModule):
         return None
 
     def on_validation_start(self) -> None:
-        sources = [] if self.data is None else [source.name for source in self.data.val_stream.sources]
+        sources = [] if self.data is None else [source.name for source in self.data.held_out.stream.sources]
         self._metrics = ValidationMetrics(sources, self.metric_names, self.device, self.scores())
         if self.average is not None:
             self.average.put_in(self.network)
@@ -124,7 +124,8 @@ class Evaluated(LightningModule):
         if data.tokenizer is None:
             return []
         size = self.micro_batch_size or data.batch_size // self.data_parallel_size
-        held_out = data.val_rows(-(-NUM_SAMPLES // size) * size)  # in validation's shape, which blocks are compiled for
+        num_rows = -(-NUM_SAMPLES // size) * size  # in validation's shape, which blocks are compiled for
+        held_out = data.held_out.rows(num_rows)
         parts = zip(*(tensor.to(self.device).split(size) for tensor in held_out.values()), strict=True)
         with evaluating(self.network), self.trainer.precision_plugin.val_step_context():
             predicted = [self.network(**dict(zip(held_out, part, strict=True)), predict=True).tokens for part in parts]

@@ -41,7 +41,7 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
     epochs = "" if data.mixes else f", {count(steps * config.batch_size / stream.num_windows)} epochs"
     trained = plural(steps * config.batch_size * config.seq_len, "token")
     say(f"Training: {plural(steps, 'step', exact=True)} of {step}, {trained}{epochs}")
-    if data.recipe.moves_words and (share := data.unspaced_share) > UNSPACED_SHARE:
+    if data.recipe.moves_words and (share := data.held_out.unspaced_share) > UNSPACED_SHARE:
         what = "of the letters are of scripts that put no space between words, so whole clauses count as words"
         say(f"Warning: {share:.0%} {what}; an objective on tokens may suit the text better (--objective.unit token)")
     for reading in readings(config, data) if data.mixes else []:
@@ -67,7 +67,7 @@ def describe_text(config: Config, data: DataModule) -> None:
     text = f"Text: {plural(documents, 'document', exact=True)}" if documents else "Ids of other tools"
     tokens = plural(sum(corpus.num_tokens for corpus in corpora), "token")
     say(f"{text}, {tokens}, vocabulary {data.vocab_size:,}")
-    held_out = f"{data.val_stream.num_windows:,} held out"
+    held_out = f"{data.held_out.stream.num_windows:,} held out"
     say(f"Sequences of {plural(config.seq_len, 'token')}: {stream.num_windows:,} to train on, {held_out}")
     for source in stream.sources:
         of_it = f" of {source.name}" if source.name else ""

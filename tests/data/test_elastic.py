@@ -134,7 +134,7 @@ def test_source_of_weight_nothing_is_not_read(text: Path, cache: Path, tmp_path:
     )
     data.setup()
     assert {int(source) for batch in data.train_dataloader() for source in batch["sources"]} == {0}
-    assert set(data.val_places.sources.tolist()) == {0}
+    assert set(data.held_out.places.sources.tolist()) == {0}
     assert data.train_stream.seen(120) == {
         "read": (120, pytest.approx(120 / data.train_stream.sources[0].num_windows)),
         "not": (0, 0),

@@ -65,11 +65,11 @@ def test_scored_tokens_stand_for_the_bytes_of_the_text(tmp_path: Path, make: Any
     (tmp_path / "a.txt").write_text(text)
     file, tokenizer = str(tmp_path / "a.txt"), str(tmp_path / "tokenizer")
     module = module_of(tmp_path, CausalLMRecipe(), train=file, val=file, tokenizer=tokenizer, val_sequences=10**6)
-    [source] = module.val_stream.sources
-    scored, all_tokens = int(module._held_out_counts.sum()), source.corpus.num_tokens
+    [source] = module.held_out.stream.sources
+    scored, all_tokens = int(module.held_out.counts.sum()), source.corpus.num_tokens
     assert all_tokens - 17 <= scored < all_tokens  # but the first, and what fills no window
-    assert module.val_bytes_per_target is not None
-    said = module.val_bytes_per_target * scored
+    assert module.held_out.bytes_per_target is not None
+    said = module.held_out.bytes_per_target * scored
     assert said == pytest.approx(len(text.encode()), abs=17 * 6)  # so many bytes those may have
     if make is byte_level:  # exact in any window, too
         tokens = np.concatenate([source.corpus.tokens(shard) for shard in source.corpus.shards])[1 : scored + 1]
@@ -101,9 +101,9 @@ def test_words_that_nothing_divides_are_refused_or_told_of(tmp_path: Path) -> No
     text = {"train": str(tmp_path / "a.txt"), "tokenizer": "bpe:300"}
     with pytest.raises(UserError, match=r"longer than what it may hide .* --objective\.unit token"):
         module_of(tmp_path, MaskedLMRecipe(unit="word"), **text)
-    assert module_of(tmp_path, MaskedLMRecipe(unit="span"), **text).unspaced_share > 0.8
+    assert module_of(tmp_path, MaskedLMRecipe(unit="span"), **text).held_out.unspaced_share > 0.8
     (tmp_path / "a.txt").write_text(ENGLISH)
-    assert module_of(tmp_path, MaskedLMRecipe(unit="word"), **text).unspaced_share == 0
+    assert module_of(tmp_path, MaskedLMRecipe(unit="word"), **text).held_out.unspaced_share == 0
 
 
 def test_batch_without_targets_is_on_record(train_tiny: TrainTiny, tmp_path: Path) -> None:

@@ -268,7 +268,7 @@ def loss_in_transformers(task: Task, model: Any, arguments: list[str]) -> float:
     """The held-out loss that transformers' own class tells, row by row without padding."""
     config = parse(arguments)
     data = open_data(config, choose_objective(config)[1])
-    batch = data.val_rows(data.val_stream.num_windows)
+    batch = data.held_out.rows(data.held_out.stream.num_windows)
     data.teardown("fit")
     losses, targets = 0.0, 0
     for number, length in enumerate(batch["attention_mask"].sum(1).tolist()):

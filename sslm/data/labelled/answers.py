@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 from sslm.config import DataConfig
 from sslm.data.corpus.labelled import Tally
 from sslm.data.labelled.encoder import Encoder
-from sslm.data.labelled.held_out import hash64
+from sslm.data.labelled.split import hash64
 from sslm.data.labelled.task import Column, Example, Missing, Record, Task
 from sslm.data.labelled.values import Row, kind_of, sound
 from sslm.system.errors import UserError

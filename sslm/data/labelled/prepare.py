@@ -23,9 +23,9 @@ from sslm.data.corpus.shards import Corpus, Split, cached_corpus, is_corpus
 from sslm.data.corpus.tokenizer import Tokenizer, TokenizerChoice, TokenRules, TrainBPE, train_bpe
 from sslm.data.corpus.writer import CorpusWriter
 from sslm.data.labelled.encoder import Encoder
-from sslm.data.labelled.held_out import chosen, hash64
 from sslm.data.labelled.label_names import alike_names, check_names, in_order
 from sslm.data.labelled.rows import Rows, nothing_in, texts_of
+from sslm.data.labelled.split import chosen, hash64
 from sslm.data.labelled.tables import open_table
 from sslm.data.labelled.task import Task, packed
 from sslm.system.errors import UserError, short

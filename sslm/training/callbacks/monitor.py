@@ -68,7 +68,7 @@ class Monitor(Callback):
         if self.model_config is None or data is None or not trainer.is_global_zero:
             return
         model = on_meta(self.model_config, pl_module.auto_class)
-        row = data.val_rows(1)
+        row = data.held_out.rows(1)
         input_len, target_len = row["input_ids"].shape[1], row["labels"].shape[1]
         if (per_row := flops.flops_per_sequence(model, input_len, target_len, data.max_scored)) is not None:
             self.flops_per_token = per_row / data.seq_len

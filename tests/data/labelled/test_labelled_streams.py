@@ -126,7 +126,8 @@ def test_numbers_below_zero_are_targets_and_have_a_baseline(folder: Path) -> Non
     assert (train.targets, val.targets) == (45, 5)
     numbers = [-1.0 - i for i in range(50)]
     fields = RegressionRecipe().fields
-    rows = fields(data.val_stream.read(data.val_places).rows(slice(None)), data.vocabulary)["row"][:, 0].tolist()
+    records = data.held_out.stream.read(data.held_out.places).rows(slice(None))
+    rows = fields(records, data.vocabulary)["row"][:, 0].tolist()
     mean = np.mean([numbers[i] for i in range(50) if i not in rows])
     found = baseline((), train, val)
     assert found is not None
