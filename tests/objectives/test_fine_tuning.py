@@ -5,6 +5,7 @@ import json
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from sslm.__main__ import main as sslm
 from sslm.cli.parse import parse
 from sslm.models.build import build
 from sslm.objectives import FINE_TUNING
-from sslm.objectives.choose import choose_objective, open_data
+from sslm.objectives.choose import choose_model, choose_objective, open_data
 from sslm.objectives.predicted_scores import scores_of
 from sslm.train import main
 from tests.support.objectives import ENCODER, T5
@@ -289,6 +290,45 @@ def loss_in_transformers(task: Task, model: Any, arguments: list[str]) -> float:
             loss = model(**inputs, labels=wanted).loss
         losses, targets = losses + num * loss.item(), targets + num
     return losses / targets
+
+
+@pytest.mark.slow
+def test_a_task_is_learned_step_by_step_as_the_trainer_of_transformers_learns_it(
+    rows: Callable[[Task], list[str]], tmp_path: Path
+) -> None:
+    run, still = tmp_path / "run", ["--model.hidden_dropout_prob=0", "--model.attention_probs_dropout_prob=0"]
+    constant = ["--optim.schedule=constant", "--optim.warmup_steps=0", "--optim.weight_decay=0.1", "--optim.lr=3e-3"]
+    arguments = command(TASKS[0], run, rows, "--max_steps", "12", *still, *constant)
+    assert main(arguments) == 0
+    config = parse(arguments)
+    objective, recipe = choose_objective(config)
+    data = open_data(config, recipe)
+    model = build(choose_model(config, objective, data), objective.auto_class, config.seed)
+    batches = [batch["tensors"] for batch in islice(data.train_dataloader(), 12)]
+    data.teardown("fit")
+    settings = transformers.TrainingArguments(
+        output_dir=str(tmp_path / "theirs"),
+        per_device_train_batch_size=config.batch_size,
+        max_steps=len(batches),
+        learning_rate=3e-3,
+        lr_scheduler_type="constant",
+        adam_beta2=config.optim.beta2,
+        weight_decay=0.1,
+        max_grad_norm=1.0,
+        train_sampling_strategy="sequential",
+        save_strategy="no",
+        report_to="none",
+        use_cpu=True,
+    )
+    examples = [
+        {name: tensor[n] if name != "labels" else tensor[n, 0] for name, tensor in batch.items()}
+        for batch in batches
+        for n in range(config.batch_size)
+    ]
+    losses: list[float] = []
+    model.register_forward_hook(lambda _, inputs, outputs: losses.append(outputs.loss.item()))
+    transformers.Trainer(model, settings, train_dataset=examples).train()  # type: ignore[arg-type]
+    assert losses == pytest.approx(losses_of(run), rel=1e-5)
 
 
 @pytest.mark.parametrize("task", [task for task in TASKS if task.name in RESUMED], ids=str)
