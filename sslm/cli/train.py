@@ -285,6 +285,9 @@ def initial_model(setup: Setup) -> PreTrainedConfig | PreTrainedModel:
     if (pretrained := pretrained_folder(config)) is not None:
         model, new = build.load_pretrained(pretrained, setup.model_config, auto_class, config.seed)
         say(f"Weights from {config.model.pretrained}; new: {', '.join(new) or 'none'}")
+        if setup.adapters is not None:
+            whole = dict.fromkeys(name.rpartition(".")[0] for name in setup.adapters.trained)
+            say(f"Beside adapters of rank {setup.adapters.rank}, trained as a whole: {', '.join(whole) or 'nothing'}")
     if (file := config.model.embedding_init) is not None:
         model = build.build(setup.model_config, auto_class, config.seed)
         matched = initialise_embedding(model, data.tokenizer, file, config.model.embedding_project, config.seed)

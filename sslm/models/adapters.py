@@ -1,8 +1,9 @@
 """Low-rank adapters (LoRA; Hu et al. 2021, arXiv:2106.09685), by peft: a model's weights stay, small matrices learn.
 
 Beside a linear layer W of a block, which stays, stands (alpha / rank) B A: A [rank, in] and B [out, rank] are trained,
-B from zeros. What the pretrained weights lacked, such as a task's head or BERT's pooler, and a task's head in any case,
-is trained as a whole. Checkpoints hold the model with its adapters; `merged` adds them up, to a model without any.
+B from zeros. What the pretrained weights lacked, such as a task's head, BERT's pooler or new rows of the vocabulary, is
+trained as a whole, and so is a task's head in any case. Checkpoints hold the model with its adapters; `merged` adds
+them up, to a model without any.
 """
 
 import math
@@ -18,8 +19,10 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.pytorch_utils import Conv1D
 
 from sslm.config import Config
-from sslm.models.architecture import LANGUAGE_MODELS, auto_class_named
+from sslm.models.architecture import LANGUAGE_MODELS, auto_class_named, read_config
 from sslm.models.blocks import blocks
+from sslm.models.head import UNPADDED
+from sslm.models.weights import tied_to
 from sslm.system.errors import UserError, nearest, one_line, short
 from sslm.system.random_words import key64
 
@@ -69,7 +72,7 @@ def check_installed(what: str) -> None:
 
 
 def trained_in_full(folder: str, config: PreTrainedConfig, auto_class: str) -> tuple[str, ...]:
-    """Name the weights that are trained beside the adapters: what a checkpoint lacks, and a task's head.
+    """Name the weights that are trained beside the adapters: what a checkpoint lacks, rows too, and a task's head.
 
     Args:
         folder: the checkpoint's, or its name on the hub; its weights are not read, only their names.
@@ -89,8 +92,16 @@ def trained_in_full(folder: str, config: PreTrainedConfig, auto_class: str) -> t
     except Exception as error:  # missing, cut or foreign files
         raise UserError(f"--model.pretrained {folder}: its weights can't be read ({one_line(error)})") from None
     weights = [name for name, _ in model.named_parameters()]
-    lacking = {name for name in report["missing_keys"] if name in weights}
+    lacking = {*report["missing_keys"]}
+    if _has_new_tokens(config, folder):
+        lacking |= {name for name, *_ in report["mismatched_keys"]}
     return tuple(name for name in weights if name in lacking or _is_of_head(model, name, auto_class))
+
+
+def _has_new_tokens(config: PreTrainedConfig, folder: str) -> bool:
+    """Whether a vocabulary has rows that the checkpoint's lacks, but for a decoder's padding, which is never read."""
+    had, size = read_config(folder).vocab_size, getattr(config, UNPADDED, None) or config.vocab_size
+    return bool(size > had + (config.pad_token_id == had and not config.is_encoder_decoder))
 
 
 def _is_of_head(model: PreTrainedModel, name: str, auto_class: str) -> bool:
@@ -206,8 +217,8 @@ def merged(model: PreTrainedModel, weights: dict[str, Tensor]) -> dict[str, Tens
 
 
 def adapter_weights(model: PreTrainedModel, adapters: Adapters) -> dict[str, Tensor]:
-    """Name and weight, as the model has it, of everything that peft's folder of an adapter holds."""
-    whole = _whole_modules(adapters)
+    """Name and weight, as the model has it, of everything that peft's folder of an adapter holds, shared ones too."""
+    whole = _whole_modules(model, adapters)
     return {
         name: tensor
         for name, tensor in model.state_dict().items()
@@ -215,9 +226,10 @@ def adapter_weights(model: PreTrainedModel, adapters: Adapters) -> dict[str, Ten
     }
 
 
-def _whole_modules(adapters: Adapters) -> list[str]:
-    """Name the modules that are trained as a whole, those inside others left out."""
-    owners = {name.rpartition(".")[0] for name in adapters.trained} - {""}
+def _whole_modules(model: PreTrainedModel, adapters: Adapters) -> list[str]:
+    """Name the modules that are trained as a whole, those inside others left out; peft copies what modules share."""
+    shared = [name for name, source in tied_to(model).items() if source in adapters.trained]
+    owners = {name.rpartition(".")[0] for name in (*adapters.trained, *shared)} - {""}
     return sorted(name for name in owners if not any(name.startswith(f"{other}.") for other in owners))
 
 
@@ -237,12 +249,13 @@ def write_adapter(
         adapters,
         target_layers(model, adapters),
         task_type=TASK_TYPES.get(auto_class_named(type(model).__name__)),
-        modules_to_save=_whole_modules(adapters) or None,
+        modules_to_save=_whole_modules(model, adapters) or None,
         base_model_name_or_path=base,
         inference_mode=True,
     ).save_pretrained(folder)
     named = {f"base_model.model.{name.replace(f'.{ADAPTER}.', '.')}": tensor for name, tensor in weights.items()}
-    save_file({name: tensor.contiguous() for name, tensor in named.items()}, folder / "adapter_model.safetensors")
+    apart = {name: tensor.clone(memory_format=torch.contiguous_format) for name, tensor in named.items()}
+    save_file(apart, folder / "adapter_model.safetensors")
 
 
 def read_adapters(state: dict[str, Any]) -> Adapters | None:

@@ -20,7 +20,12 @@ def weights_of(network: Network) -> dict[str, Any]:
 
 def tied_names(model: nn.Module) -> set[str]:
     """Second names of weights that stand under two."""
-    return set(getattr(model, "all_tied_weights_keys", None) or {})
+    return set(tied_to(model))
+
+
+def tied_to(model: nn.Module) -> dict[str, str]:
+    """Map second names of weights that stand under two to their first."""
+    return dict(getattr(model, "all_tied_weights_keys", None) or {})
 
 
 def local_part(tensor: Tensor) -> Tensor:

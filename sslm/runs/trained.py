@@ -22,7 +22,7 @@ from sslm.models.architecture import (
 from sslm.models.head import UNPADDED
 from sslm.models.masks import num_positions
 from sslm.models.task import NUMBER
-from sslm.models.weights import tied_names
+from sslm.models.weights import tied_names, tied_to
 from sslm.runs.checkpoints.folder import read_state
 from sslm.runs.checkpoints.shards import index
 from sslm.runs.checkpoints.tensors import read_weights
@@ -207,14 +207,18 @@ def _of_weights(
         adapted = _on_meta(config)
         adapt(adapted, adapters, 0)
         weights = merged(adapted, weights)
-    model = _on_meta(config)
+    return _unpadded(config, weights)
+
+
+def _unpadded(config: PreTrainedConfig, weights: dict[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Tensor]]:
+    """Make a model on the meta device, without what its vocabulary was rounded up by, and leave that out of weights."""
     if (unpadded := config.__dict__.pop(UNPADDED, None)) is None:
-        return model, weights
+        return _on_meta(config), weights
     set_vocab_size(config, unpadded)
     model = _on_meta(config)
-    shapes = {name: tensor for name, tensor in model.state_dict().items() if name in weights}
-    tokens = {name: tuple(map(slice, tensor.shape)) for name, tensor in shapes.items()}  # what comes after is padding
-    return model, {name: weights[name][places].contiguous() for name, places in tokens.items()}
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    tokens = {name: tuple(map(slice, shapes.get(name, tensor.shape))) for name, tensor in weights.items()}
+    return model, {name: weights[name][places].contiguous() for name, places in tokens.items()}  # padding comes after
 
 
 def export_adapter(checkpoint: Path, folder: Path, base: str | None, last: bool = False) -> None:
@@ -229,8 +233,10 @@ def export_adapter(checkpoint: Path, folder: Path, base: str | None, last: bool 
     config = AutoConfig.from_pretrained(checkpoint / "model", trust_remote_code=False)
     model = _on_meta(config)
     adapt(model, adapters, 0)
-    weights = read_weights(checkpoint, adapter_weights(model, adapters), _prefix(checkpoint, last))
-    write_adapter(folder, _on_meta(config), adapters, weights, base)
+    shapes, first = adapter_weights(model, adapters), tied_to(model)
+    read = read_weights(checkpoint, {first.get(n, n): t for n, t in shapes.items()}, _prefix(checkpoint, last))
+    plain, weights = _unpadded(config, {name: read[first.get(name, name)] for name in shapes})
+    write_adapter(folder, plain, adapters, weights, base)
 
 
 def _prefix(checkpoint: Path, last: bool) -> str:
