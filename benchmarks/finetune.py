@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-SEQ_LEN, BATCH_SIZE = 128, 64
+BATCH_SIZE = 64
 OPTIM = {"lr": 5e-4, "warmup_steps": 40, "min_lr_ratio": 0.1, "weight_decay": 0.1}
 BETAS, MAX_NORM = (0.9, 0.95), 1.0
 NEVER = 1_000_000
@@ -27,7 +27,7 @@ NEVER = 1_000_000
 
 def sslm(options: argparse.Namespace, seed: int, folder: Path) -> float:
     flags = [f"--optim.{name}={value}" for name, value in OPTIM.items()]
-    flags += ["--seq_len", str(SEQ_LEN), "--batch_size", str(BATCH_SIZE)]
+    flags += ["--seq_len", str(options.seq_len), "--batch_size", str(BATCH_SIZE)]
     flags += ["--data.train", options.train, "--data.val", options.val, "--model.pretrained", options.model]
     flags += ["--data.text_field", options.text_field, "--data.label_field", options.label_field]
     flags += ["--max_epochs", "1", "--val_every", str(NEVER), "--data.val_sequences", str(NEVER)]
@@ -57,7 +57,7 @@ def hugging_face(options: argparse.Namespace, seed: int, folder: Path) -> float:
     def encoded(rows: Any) -> Any:
         texts = [text.strip() for text in rows[options.text_field]]
         labels = [names.index(label) for label in rows[options.label_field]]
-        return {**tokenizer(texts, truncation=True, max_length=SEQ_LEN), "labels": labels}
+        return {**tokenizer(texts, truncation=True, max_length=options.seq_len), "labels": labels}
 
     table = table.map(encoded, batched=True, remove_columns=table["train"].column_names)
     model = transformers.AutoModelForSequenceClassification.from_pretrained(options.model, num_labels=len(names))
@@ -116,6 +116,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("val", help="table to validate on")
     parser.add_argument("--text_field", default="sentence")
     parser.add_argument("--label_field", default="label")
+    parser.add_argument("--seq_len", type=int, default=128)
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--out", type=Path, help="file for the figures (.json)")
     parser.add_argument("--one", choices=CONTESTANTS, help=argparse.SUPPRESS)
