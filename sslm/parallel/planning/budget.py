@@ -19,7 +19,9 @@ from sslm.data.stream.packing import Packed
 from sslm.data.stream.recipe import Examples
 from sslm.parallel.checks import check_batch, check_strategy
 from sslm.parallel.launch import STRATEGIES, Launch, devices, tensor_parallel_size
-from sslm.parallel.planning.activation_memory import Activations, by_formula, measure
+from sslm.parallel.planning.activation_formula import by_formula
+from sslm.parallel.planning.activation_memory import measure
+from sslm.parallel.planning.kept import Activations
 from sslm.parallel.planning.machines import Machine, here
 from sslm.parallel.planning.memory import (
     ROOM,

@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from sslm.config import Config
 from sslm.models.blocks import blocks
 from sslm.parallel.launch import Launch
-from sslm.parallel.planning.activation_memory import Activations
+from sslm.parallel.planning.kept import Activations
 from sslm.parallel.planning.machines import Machine
 from sslm.parallel.recompute import Recompute
 from sslm.parallel.tensor_parallel import STYLES, planned

@@ -1,6 +1,5 @@
 """What is planned of memory is what real runs take."""
 
-import copy
 import json
 import os
 from dataclasses import replace
@@ -9,34 +8,20 @@ from typing import Any
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
-from transformers import (
-    BartConfig,
-    BertConfig,
-    Gemma2Config,
-    GPT2Config,
-    JetMoeConfig,
-    LlamaConfig,
-    MixtralConfig,
-    ModernBertConfig,
-    NllbMoeConfig,
-    PreTrainedConfig,
-    SwitchTransformersConfig,
-    T5Config,
-)
+from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, T5Config
 
 from sslm.config import Config, OptimConfig
 from sslm.models.build import build, on_meta
 from sslm.models.head import LanguageModel
-from sslm.models.lstm import LstmConfig
 from sslm.parallel.launch import Launch
 from sslm.parallel.parallelize import parallelize
-from sslm.parallel.planning.activation_memory import LSTM_RESERVE, Kept, by_formula, measure
+from sslm.parallel.planning.activation_formula import by_formula
+from sslm.parallel.planning.activation_memory import measure
 from sslm.parallel.planning.budget import Budget
-from sslm.parallel.planning.host_memory import free_memory
 from sslm.parallel.planning.machines import Machine, named
 from sslm.parallel.planning.memory import (
     Memory,
@@ -49,76 +34,9 @@ from sslm.parallel.planning.memory import (
 from sslm.parallel.recompute import Recompute, parse_recompute
 from sslm.system.errors import UserError
 from sslm.training.optim import build_optimizer
+from tests.support.families import BLOCKS, CAUSAL, FAMILIES, LENGTH, LLAMA, SEQ2SEQ, SHAPES, VOCABULARY
 from tests.support.processes import run_command, run_ranks
 
-CAUSAL, MASKED, SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM"
-LENGTH, VOCABULARY = 64, 512
-BLOCKS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
-IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
-LLAMA = LlamaConfig(**BLOCKS, vocab_size=VOCABULARY, num_key_value_heads=2)
-FAMILIES: dict[str, tuple[PreTrainedConfig, str]] = {
-    "llama": (LLAMA, CAUSAL),
-    "gpt2": (GPT2Config(n_embd=64, n_layer=2, n_head=4, vocab_size=VOCABULARY, **IDS), CAUSAL),
-    "bert": (BertConfig(**BLOCKS, vocab_size=VOCABULARY), MASKED),
-    "modernbert": (
-        ModernBertConfig(**BLOCKS, vocab_size=VOCABULARY, **IDS, cls_token_id=1, sep_token_id=2, local_attention=16),
-        MASKED,
-    ),
-    "t5": (T5Config(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, vocab_size=VOCABULARY), SEQ2SEQ),
-    "bart": (
-        BartConfig(
-            d_model=64,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=128,
-            decoder_ffn_dim=128,
-            vocab_size=VOCABULARY,
-        ),
-        SEQ2SEQ,
-    ),
-    "lstm": (LstmConfig(hidden_size=64, vocab_size=VOCABULARY), CAUSAL),
-    "mixtral": (MixtralConfig(**BLOCKS, vocab_size=VOCABULARY, num_local_experts=4, num_key_value_heads=2), CAUSAL),
-    "jetmoe": (
-        JetMoeConfig(**BLOCKS, vocab_size=VOCABULARY, num_local_experts=4, num_key_value_heads=2, kv_channels=16),
-        CAUSAL,
-    ),
-    "switch": (
-        SwitchTransformersConfig(
-            d_model=64,
-            d_kv=16,
-            d_ff=128,
-            num_layers=2,
-            num_decoder_layers=2,
-            num_heads=4,
-            num_experts=4,
-            num_sparse_encoder_layers=1,
-            num_sparse_decoder_layers=1,
-            vocab_size=VOCABULARY,
-        ),
-        SEQ2SEQ,
-    ),
-    "nllb": (
-        NllbMoeConfig(
-            d_model=64,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=128,
-            decoder_ffn_dim=128,
-            encoder_layerdrop=0,
-            decoder_layerdrop=0,
-            num_experts=4,
-            encoder_sparse_step=2,
-            decoder_sparse_step=2,
-            vocab_size=VOCABULARY,
-        ),
-        SEQ2SEQ,
-    ),
-}
-SHAPES = {"input_ids": (LENGTH,), "labels": (LENGTH,)}
 T5_BASE = T5Config(num_layers=12, num_heads=12, d_model=768, d_ff=3072, feed_forward_proj="gated-gelu")
 
 
@@ -128,92 +46,7 @@ def launch(
     return Launch("cpu", world // num_nodes, num_nodes, strategy, precision, **how)
 
 
-def everything(kept: Kept) -> float:
-    return kept.outside + kept.inputs + kept.inside + kept.head
-
-
 # ------------------------------------------------------------------------------------------------ activations
-
-
-def saved_by_a_real_forward_pass(
-    config: PreTrainedConfig, auto_class: str, rows: int, dtype: torch.dtype | None
-) -> int:
-    network = LanguageModel(build(config, auto_class, 0).train())
-    weights = {t.untyped_storage().data_ptr() for t in (*network.parameters(), *network.buffers())}
-    saved: dict[int, Tensor] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        saved[tensor.untyped_storage().data_ptr()] = tensor
-        return tensor
-
-    ids = torch.ones(rows, LENGTH, dtype=torch.long)
-    with (
-        torch.autocast("cpu", dtype or torch.bfloat16, enabled=dtype is not None, cache_enabled=False),
-        torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor),
-    ):
-        network(input_ids=ids, labels=ids)
-    return sum(tensor.untyped_storage().nbytes() for key, tensor in saved.items() if key not in weights)
-
-
-@pytest.mark.parametrize("dtype", [None, torch.bfloat16], ids=["fp32", "bf16"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_activations_without_contents_are_those_of_a_real_forward_pass(family: str, dtype: torch.dtype | None) -> None:
-    config, auto_class = FAMILIES[family]
-    measured = measure(on_meta(config, auto_class), SHAPES, on_gpu=False, autocast=dtype)
-    real = saved_by_a_real_forward_pass(config, auto_class, 3, dtype)
-    # whether there is a fused LSTM in bf16, with its buffer, depends on the CPU: it is planned for on all
-    buffer = LSTM_RESERVE * 3 * LENGTH * 2 * 64 if family == "lstm" and dtype else 0
-    assert everything(measured.of(3)) <= 1.04 * real + buffer
-    assert everything(measured.of(3)) >= 0.98 * real
-
-
-def test_a_fused_kernel_keeps_no_matrix_of_attention_and_an_eager_one_does() -> None:
-    def kept(implementation: str, length: int, groups: int = 1) -> float:
-        model = on_meta(LlamaConfig(**BLOCKS, vocab_size=VOCABULARY, num_key_value_heads=4 // groups), CAUSAL)
-        model.set_attn_implementation(implementation)
-        shapes = {"input_ids": (length,), "labels": (length,)}
-        return everything(measure(model, shapes, on_gpu=True).one)
-
-    assert kept("sdpa", 1024) == pytest.approx(4 * kept("sdpa", 256), rel=0.01)
-    matrices = 0.95 * 2 * 4 * 1024 * 1024 * 4  # layers, heads, its two sides, fp32
-    assert kept("eager", 1024) - kept("sdpa", 1024) > matrices
-    assert kept("sdpa", 1024, groups=2) - kept("sdpa", 1024) > matrices  # in fp32 no fused kernel groups queries
-
-
-def test_on_gpus_attention_with_dropout_and_learned_biases_is_fused_too() -> None:
-    for family in ("bert", "t5"):
-        config, auto_class = FAMILIES[family]
-        cpu, gpu = (measure(on_meta(config, auto_class), SHAPES, on_gpu=on_gpu).one for on_gpu in (False, True))
-        assert gpu.inside < 0.6 * cpu.inside
-
-
-def test_a_compiled_block_keeps_the_scores_that_a_soft_cap_is_computed_from() -> None:
-    def kept(soft_cap: float | None) -> float:
-        config = Gemma2Config(
-            **BLOCKS, vocab_size=VOCABULARY, num_key_value_heads=4, head_dim=16, attn_logit_softcapping=soft_cap
-        )
-        model = on_meta(config, CAUSAL)
-        model.set_attn_implementation("eager")
-        return measure(model, SHAPES, on_gpu=True).one.compiled
-
-    assert kept(50.0) - kept(None) == 2 * 4 * LENGTH * LENGTH * 4  # layers, heads, fp32
-
-
-def test_each_compiled_block_keeps_the_mask_as_the_numbers_that_its_kernel_adds() -> None:
-    def kept(num_windows: int) -> float:
-        layers = ["sliding_attention"] * num_windows + ["full_attention"] * (2 - num_windows)
-        config = ModernBertConfig(**BLOCKS, vocab_size=VOCABULARY, **IDS, layer_types=layers, local_attention=16)
-        return measure(on_meta(config, MASKED), SHAPES, on_gpu=True).one.compiled
-
-    assert kept(2) - kept(1) == kept(1) - kept(0) == LENGTH * LENGTH * 4
-
-
-def test_devices_that_share_matrices_keep_a_part_of_what_comes_up_between_them() -> None:
-    model = on_meta(LLAMA, CAUSAL)
-    whole, half = (measure(model, SHAPES, on_gpu=True, tensor_parallel=size).one for size in (1, 2))
-    assert half.head == whole.head
-    assert half.inputs == whole.inputs
-    assert 0.4 * whole.inside < half.inside < 0.8 * whole.inside
 
 
 def test_recomputation_keeps_less_the_more_is_recomputed() -> None:
@@ -265,15 +98,6 @@ def test_logits_are_counted_at_scored_places_with_their_gradients() -> None:
     some = batch_memory(activations, 2, Recompute(), False, 0.25, LENGTH * VOCABULARY // 4).logits
     assert some == pytest.approx(all_places / 4)
     assert all_places > 12 * 2 * LENGTH * VOCABULARY  # log-softmax, and two gradients
-
-
-def test_the_formula_for_what_cannot_be_measured_agrees_with_a_measured_llama() -> None:
-    config = LlamaConfig(
-        hidden_size=256, intermediate_size=704, num_hidden_layers=4, num_attention_heads=4, vocab_size=VOCABULARY
-    )
-    model = on_meta(config, CAUSAL)
-    measured, formula = measure(model, SHAPES, on_gpu=True), by_formula(model, SHAPES, bytes_per_number=4)
-    assert formula.of(8).inside == pytest.approx(measured.of(8).inside, rel=0.3)
 
 
 # ------------------------------------------------------------------------------------------------ weights and states
@@ -441,41 +265,6 @@ def test_an_architecture_that_can_not_be_measured_is_planned_by_formula() -> Non
     activations = by_formula(model, SHAPES, bytes_per_number=2, casts=True)
     copies = 2 * sum(p.numel() for p in model.model.layers.parameters())
     assert activations.of(8).inside == pytest.approx(8 * (activations.one.inside - copies) + copies)
-
-
-def test_a_layer_that_chance_may_drop_is_planned_for() -> None:
-    config, auto_class = FAMILIES["bart"]
-    dropping = copy.deepcopy(config)
-    dropping.encoder_layerdrop = dropping.decoder_layerdrop = 0.5
-    kept, always = (measure(on_meta(c, auto_class), SHAPES, on_gpu=False) for c in (dropping, config))
-    assert kept == always
-
-
-# ------------------------------------------------------------------------------------------------ free memory
-
-
-def test_free_memory_is_what_the_kernel_and_every_group_leave(tmp_path: Path) -> None:
-    def write(name: str, text: str) -> None:
-        file = tmp_path / name
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    gib = 1 << 30
-    write("proc/meminfo", f"MemTotal: 99999999 kB\nMemAvailable: {16 * gib // 1024} kB\n")
-    assert free_memory(root=tmp_path) == 16 * gib
-    write("proc/self/cgroup", "4:memory:/jobs/7\n0::/slice/job\n")
-    assert free_memory(root=tmp_path) == 16 * gib  # no files
-    write("sys/fs/cgroup/slice/job/memory.max", "max\n")
-    write("sys/fs/cgroup/slice/job/memory.current", f"{gib}\n")
-    assert free_memory(root=tmp_path) == 16 * gib  # no limit
-    write("sys/fs/cgroup/slice/memory.max", f"{10 * gib}\n")
-    write("sys/fs/cgroup/slice/memory.current", f"{3 * gib}\n")
-    write("sys/fs/cgroup/slice/memory.stat", f"anon 5\ninactive_file {gib}\n")
-    assert free_memory(root=tmp_path) == 8 * gib
-    write("sys/fs/cgroup/memory/jobs/7/memory.limit_in_bytes", f"{4 * gib}\n")
-    write("sys/fs/cgroup/memory/jobs/7/memory.usage_in_bytes", f"{gib}\n")
-    assert free_memory(root=tmp_path) == 3 * gib
-    assert free_memory(2, root=tmp_path) < 1.5 * gib
 
 
 # ------------------------------------------------------------------------------------------------ a real run
