@@ -10,6 +10,11 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 
 
+def accuracy(row: dict[str, float]) -> float:
+    """Share of right labels: a model that writes them has it as exact match, and accuracy is that of their tokens."""
+    return row.get("val/exact_match", row["val/accuracy"])
+
+
 def main(arguments: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="what sentiment.sh made")
@@ -20,7 +25,7 @@ def main(arguments: list[str] | None = None) -> None:
     for panel, folder in zip(panels[0], options.folders, strict=True):
         for name, label in (("finetuned", "pretrained"), ("from_scratch", "random weights")):
             rows = [json.loads(line) for line in (folder / name / "metrics.jsonl").read_text().splitlines()]
-            points = [(row["step"] * options.batch_size, row["val/accuracy"]) for row in rows if "val/accuracy" in row]
+            points = [(row["step"] * options.batch_size, accuracy(row)) for row in rows if "val/accuracy" in row]
             panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
         panel.set(title=folder.name, xlabel="labelled rows read", ylabel="accuracy, held out")
         panel.grid(alpha=0.3)

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
+from torch import Tensor
 
 from sslm.data.labelled.task import Task
 from sslm.data.labelled.texts import Continuations, Texts
@@ -91,6 +92,17 @@ class TextToText(Objective):
     default_model: ClassVar[dict[str, Any]] = SpanCorruption.default_model
     default_lr: ClassVar[float] = 5e-4
     recipe_class = TextToTextRecipe
+    metric_names = ("accuracy", "exact_match")
+
+    def correct(self, batch: dict[str, Tensor], predicted: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+        """Count right tokens, and targets all of whose tokens are right, each predicted from the true ones before it.
+
+        A target is written so, the likeliest token after the other, if and only if all of its tokens are right.
+        """
+        labels = batch["labels"]
+        is_target = labels != IGNORED
+        is_whole = ~(is_target & (predicted != labels)).any(dim=1)
+        return {**super().correct(batch, predicted), "exact_match": (is_whole, is_target.any(dim=1))}
 
     @classmethod
     def for_model_type(cls, model_type: str) -> type[Objective]:

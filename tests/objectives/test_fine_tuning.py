@@ -243,7 +243,9 @@ def check_texts(said_of: list[dict[str, Any]], run: Path, folder: Path, capsys: 
     texts, right = [row["predicted"] for row in said_of], [row["label"] for row in said_of]
     assert f"bleu {sacrebleu.corpus_bleu(texts, [right]).score:.4f}, chrf" in told
     assert f"chrf {sacrebleu.corpus_chrf(texts, [right]).score:.4f}" in told
-    assert f"exact_match {sum(map(str.__eq__, texts, right)) / 30:.4f}" in told
+    exact = sum(map(str.__eq__, texts, right)) / 30
+    assert f"exact_match {exact:.4f}" in told
+    assert exact == pytest.approx([row["val/exact_match"] for row in rows_of(run) if "val/exact_match" in row][-1])
     assert "tok:13a" in told
     prompts, out = folder / "prompts.jsonl", folder / "written.jsonl"
     prompts.write_text("".join(json.dumps({"prompt": row["text"]}) + "\n" for row in said_of))
