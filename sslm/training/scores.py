@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torchmetrics import Metric
-from torchmetrics.classification import MulticlassF1Score, MultilabelExactMatch, MultilabelF1Score
+from torchmetrics.classification import MultilabelExactMatch, MultilabelF1Score
 from torchmetrics.regression import MeanAbsoluteError, PearsonCorrCoef, SpearmanCorrCoef
 
 from sslm.models.network import IGNORED, Predicted, is_scored
@@ -63,7 +63,7 @@ def rows(predicted: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 def class_scores(num_classes: int) -> Scores:
     """Scores of a choice among classes; a class that is neither there nor predicted has no part in macro-F1."""
-    return Scores({"f1_macro": MulticlassF1Score(num_classes, average="macro"), "mcc": Matthews(num_classes)}, each)
+    return Scores({"f1_macro": MacroF1(num_classes), "mcc": Matthews(num_classes)}, each)
 
 
 def label_scores(num_labels: int) -> Scores:
@@ -86,7 +86,43 @@ def tag_scores(names: Sequence[str]) -> Scores:
     return Scores({"f1": SpanF1(names)}, rows) if all(map(BIO.fullmatch, names)) else class_scores(len(names))
 
 
-class Matthews(Metric):
+class CountsByClass(Metric):
+    """How often each class is there, is predicted, and is predicted where it is: memory grows with classes alone."""
+
+    full_state_update = False
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.right: Tensor
+        self.true: Tensor
+        self.predicted: Tensor
+        for name in ("right", "true", "predicted"):
+            self.add_state(name, torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, predicted: Tensor, labels: Tensor) -> None:
+        """Add classes, [n] of each."""
+        ones = torch.ones_like(labels)
+        self.right.index_add_(0, labels, (predicted == labels).to(ones.dtype))
+        self.true.index_add_(0, labels, ones)
+        self.predicted.index_add_(0, predicted, ones)
+
+
+class MacroF1(CountsByClass):
+    """Mean F1 of the classes that are there or predicted.
+
+    >>> metric = MacroF1(3)
+    >>> metric.update(torch.tensor([1, 1, 1, 0]), torch.tensor([1, 1, 0, 0]))
+    >>> round(float(metric.compute()), 3)
+    0.733
+    """
+
+    def compute(self) -> Tensor:
+        seen = self.true + self.predicted
+        found: Tensor = (2 * self.right.double() / seen)[seen > 0].mean()
+        return found
+
+
+class Matthews(CountsByClass):
     """Matthews' correlation coefficient for any number of classes (Gorodkin 2004, R_K), from counts by class.
 
     With s examples of which c are right, t_k of class k and p_k predicted so:
@@ -98,29 +134,11 @@ class Matthews(Metric):
     0.577
     """
 
-    full_state_update = False
-
-    def __init__(self, num_classes: int) -> None:
-        super().__init__()
-        self.right: Tensor
-        self.true: Tensor
-        self.predicted: Tensor
-        self.add_state("right", torch.zeros((), dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("true", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-        self.add_state("predicted", torch.zeros(num_classes, dtype=torch.int64), dist_reduce_fx="sum")
-
-    def update(self, predicted: Tensor, labels: Tensor) -> None:
-        """Add classes, [n] of each."""
-        ones = torch.ones_like(labels)
-        self.right += (predicted == labels).sum()
-        self.true.index_add_(0, labels, ones)
-        self.predicted.index_add_(0, predicted, ones)
-
     def compute(self) -> Tensor:
         true, predicted = self.true.double(), self.predicted.double()
         num = true.sum()
         spread = ((num**2 - (predicted**2).sum()) * (num**2 - (true**2).sum())).sqrt()
-        found: Tensor = torch.where(spread > 0, (self.right * num - predicted @ true) / spread, 0.0)
+        found: Tensor = torch.where(spread > 0, (self.right.sum() * num - predicted @ true) / spread, 0.0)
         return found
 
 

@@ -6,8 +6,10 @@ import re
 import string
 
 import pytest
+import torch
+from torchmetrics.classification import MulticlassF1Score, MulticlassMatthewsCorrCoef
 
-from sslm.training.scores import spans
+from sslm.training.scores import class_scores, spans
 from sslm.training.window_scores import squad_scores
 
 WORDS = [
@@ -84,6 +86,18 @@ def f1_of(said: str, right: str) -> float:
     common = sum((collections.Counter(a) & collections.Counter(b)).values())
     precision, recall = common / len(a), common / len(b)
     return 0.0 if common == 0 else 2 * precision * recall / (precision + recall)
+
+
+def test_classes_are_scored_as_torchmetrics_does_in_memory_of_classes_alone() -> None:
+    generator = torch.Generator().manual_seed(0)
+    said, right = (torch.randint(0, high, (500,), generator=generator) for high in (7, 9))
+    oracle = {"f1_macro": MulticlassF1Score(12, average="macro"), "mcc": MulticlassMatthewsCorrCoef(12)}
+    for num_classes in (12, 200_000):  # squared: 320 GB
+        scores = class_scores(num_classes)
+        for part in (slice(0, 99), slice(99, 500)):
+            scores.add(said[part], right[part])
+        for name, score in scores.compute().items():
+            assert float(score) == pytest.approx(float(oracle[name](said, right)), abs=1e-6), name
 
 
 def test_answers_are_scored_as_squads_program_does() -> None:
