@@ -128,10 +128,6 @@ def _check_deepspeed(config: Config, launch: Launch) -> None:
         raise UserError(
             "--precision 16-mixed: DeepSpeed has it on GPUs alone; give --precision bf16-mixed, or --strategy ddp"
         )
-    if config.model.freeze is not None:
-        raise UserError(f"--model.freeze {config.model.freeze}: not with {name}; give --strategy fsdp")
-    if config.lora.rank is not None:
-        raise UserError(f"--lora.rank {config.lora.rank}: not with {name}; give --strategy fsdp")
     if config.deepspeed.offload_parameters and launch.traits.zero_stage < 3:
         raise UserError(
             f"--deepspeed.offload_parameters: {name} keeps all weights on each device; give --strategy deepspeed_3"

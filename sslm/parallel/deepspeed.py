@@ -268,24 +268,24 @@ class DeepSpeedStates:
 
     def tensors(self) -> Tensors:
         """This rank's share, in the host's memory: each parameter belongs to one rank. All ranks ask together."""
-        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
+        from deepspeed.utils import safe_get_full_optimizer_state
 
         mine: Tensors = self._buffers()
         for number, (name, parameter) in enumerate(self.network.named_parameters()):
-            whole = {f"model.{name}": safe_get_full_fp32_param(parameter)}
-            whole |= {f"optim.state.{name}.{m}": safe_get_full_optimizer_state(parameter, m) for m in MOMENTS}
+            whole = {f"model.{name}": whole_weight(parameter)}
+            moments = MOMENTS if parameter.requires_grad else ()
+            whole |= {f"optim.state.{name}.{m}": safe_get_full_optimizer_state(parameter, m) for m in moments}
             if number % dist.get_world_size() == dist.get_rank():
                 mine |= {key: tensor.to("cpu", copy=True) for key, tensor in whole.items()}
-                mine[f"optim.state.{name}.step"] = self._steps()[0].to("cpu", torch.float32, copy=True)
+                if moments:
+                    mine[f"optim.state.{name}.step"] = self._steps()[0].to("cpu", torch.float32, copy=True)
         return mine
 
     def weights(self, keeps: bool) -> dict[str, torch.Tensor]:
         """Gather the model's weights, as `States.weights` does."""
-        from deepspeed.utils import safe_get_full_fp32_param
-
         found = self._buffers() if keeps else {}
         for name, parameter in self.network.named_parameters():
-            whole = safe_get_full_fp32_param(parameter)
+            whole = whole_weight(parameter)
             if keeps:
                 found[f"model.{name}"] = whole.to("cpu", copy=True)
         return {name.removeprefix("model.model."): tensor for name, tensor in found.items()}
@@ -297,15 +297,16 @@ class DeepSpeedStates:
             targets: dict[str, tuple[Any, str | None]] = {}
             for name in names:
                 parameter: Any = self.network.get_parameter(name)
-                of_it = {f"model.{name}": None} | {f"optim.state.{name}.{moment}": moment for moment in MOMENTS}
+                moments = MOMENTS if parameter.requires_grad else ()
+                of_it = {f"model.{name}": None} | {f"optim.state.{name}.{moment}": moment for moment in moments}
                 targets |= {key: (parameter, state) for key, state in of_it.items()}
                 tensors |= {key: torch.empty(getattr(parameter, "ds_shape", parameter.shape)) for key in of_it}
-            step = {f"optim.state.{names[0]}.step": torch.empty(())}
-            read_tensors(checkpoint, tensors | step)
+            read_tensors(checkpoint, tensors)
             for key, (parameter, state) in targets.items():
                 self._set(parameter, tensors[key], state)
-        buffers = self._buffers()
-        read_tensors(checkpoint, buffers)
+        trained = next(name for name, parameter in self.network.named_parameters() if parameter.requires_grad)
+        buffers, step = self._buffers(), {f"optim.state.{trained}.step": torch.empty(())}
+        read_tensors(checkpoint, buffers | step)
         for name, value in buffers.items():
             self.network.get_buffer(name.removeprefix("model.")).copy_(value)
         for counter in self._steps():
@@ -321,17 +322,28 @@ class DeepSpeedStates:
             size, rank = parameter.ds_tensor.numel(), dist.get_rank()
             padding = size * dist.get_world_size() - value.numel()
             part = nn.functional.pad(value.flatten(), (0, padding))[rank * size : (rank + 1) * size]
-            self.zero.set_local_hp_param(part.to(self.device), parameter, state)
+            self.zero.set_local_hp_param(part.to(self.device), parameter, state)  # of what is not trained it has none
             if state is None:
                 parameter.ds_tensor.data.copy_(part)
             return
-        if parameter._hp_mapping is not None:
+        if getattr(parameter, "_hp_mapping", None) is not None:
             parameter.set_full_hp_param(value.to(self.device), state)
         if state is None:
             parameter.data.copy_(value)
 
     def _steps(self) -> list[Tensor]:
         return [state["step"] for state in self.zero.optimizer.state.values()]
+
+
+def whole_weight(parameter: nn.Parameter) -> Tensor:
+    """Gather a weight in fp32; one that is not trained has no master, and is as the model has it. All ranks ask."""
+    from deepspeed import zero
+    from deepspeed.utils import safe_get_full_fp32_param
+
+    if parameter.requires_grad:
+        return safe_get_full_fp32_param(parameter)  # type: ignore[no-any-return]
+    with zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+        return parameter.detach().float().clone()
 
 
 def make_moments(zero: Any) -> None:

@@ -355,6 +355,7 @@ def test_a_task_that_is_stopped_and_resumed_is_the_whole_one_bit_for_bit(
     [
         (TASKS[0], "ddp"),
         *(pytest.param(task, name, marks=pytest.mark.slow) for task in TASKS for name in ("ddp", "fsdp")),
+        *(pytest.param(TASKS[-1], f"deepspeed_{stage}", marks=pytest.mark.slow) for stage in (1, 2, 3)),
     ],
     ids=str,
 )

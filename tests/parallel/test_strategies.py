@@ -65,6 +65,12 @@ def train(run: Path, tiny: list[str], *flags: str) -> int:
 
 
 @pytest.fixture(scope="module")
+def tiny(tiny: list[str]) -> list[str]:
+    """With a learning rate for each depth: losses and weights show whether a strategy takes each group's."""
+    return [*tiny, "--optim.layer_decay", "0.8"]
+
+
+@pytest.fixture(scope="module")
 def single(tmp_path_factory: pytest.TempPathFactory, tiny: list[str]) -> Path:
     run = tmp_path_factory.mktemp("single") / "run"
     train(run, tiny, *STRATEGIES["single"])

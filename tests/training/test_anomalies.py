@@ -535,12 +535,13 @@ def test_killed_at_random_moments_of_going_back(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["deepspeed_2", "deepspeed_3"])
 def test_deepspeed_which_can_withhold_nothing_goes_back_at_once(
-    broken: list[str], spoil: Spoil, tmp_path: Path
+    broken: list[str], spoil: Spoil, tmp_path: Path, strategy: str
 ) -> None:
     pytest.importorskip("deepspeed")
     run = tmp_path / "run"
-    flags = [*broken, *spoil([22, 59]), "--devices", "2", "--strategy", "deepspeed_2", "--max_steps", "20"]
+    flags = [*broken, *spoil([22, 59]), "--devices", "2", "--strategy", strategy, "--max_steps", "20"]
     done = train_forked([*flags, "--run_dir", str(run)], tmp_path / "log")
     assert done.returncode == 0, done.stdout
     amendments = [json.loads(line) for line in (run / "amendments.jsonl").read_text().splitlines()]

@@ -14,7 +14,10 @@ from tests.support.runs import losses_of, tensors_of
 FREEZE = ["--model.freeze", "embeddings,blocks:1", "--model.tie_word_embeddings", "false"]
 
 
-@pytest.mark.parametrize("strategy", ["single", "ddp", "fsdp"])
+@pytest.mark.parametrize(
+    "strategy",
+    ["single", "ddp", "fsdp", *(pytest.param(f"deepspeed_{stage}", marks=pytest.mark.slow) for stage in (1, 2, 3))],
+)
 def test_frozen_parts_stay_and_the_rest_learns(tiny: list[str], tmp_path: Path, strategy: str) -> None:
     run = tmp_path / "run"
     two = [] if strategy == "single" else ["--devices", "2"]
