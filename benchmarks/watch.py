@@ -12,6 +12,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from sslm.cli import train as cli_train
+from sslm.models.head import LanguageModel
+from sslm.parallel import materialise
+from sslm.parallel.planning import forward_record
+from sslm.parallel.planning.even_shares import even_shares
+from sslm.training.callbacks.validation import Validation
 
 MATMULS = {"mm", "addmm", "_scaled_mm"}
 """Of linear layers; attention's are batched."""
@@ -118,3 +123,28 @@ class Peak(Callback):
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
         if trainer.global_step == 2:
             self.then(torch.cuda.max_memory_allocated())
+
+
+def without_contents() -> None:
+    """Let this process train where kernels do nothing: on a fake GPU, at real sizes.
+
+    Weights are left as they are, nothing is validated, and each expert of a mixture is sent equally many tokens. An
+    LSTM's buffer is not planned for: the fake cuDNN asks for none.
+    """
+    forward_record.LSTM_RESERVE = 0
+    materialise.fill = lambda target, whole: None
+    materialise.in_turn = lambda model, seed: iter(())
+    Validation.on_train_start = lambda *_: None  # which looks at what the kernels left undone
+    forward = LanguageModel.forward
+
+    def forward_in_shares(network: Any, *arguments: Any, input_ids: Any, **inputs: Any) -> Any:
+        if not (input_ids.is_cuda and is_mixture(network.model.config)):
+            return forward(network, *arguments, input_ids=input_ids, **inputs)
+        with even_shares(network.model, input_ids.numel()):
+            return forward(network, *arguments, input_ids=input_ids, **inputs)
+
+    LanguageModel.forward = forward_in_shares
+
+
+def is_mixture(config: Any) -> bool:
+    return bool(getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None))

@@ -1,7 +1,9 @@
-"""benchmarks/gpu.py runs whole on a fake GPU, so that minutes on a real one are not lost to a slip."""
+"""The benchmarks for GPUs run whole on a fake one, so that minutes on a real one are not lost to a slip."""
 
 import json
+import os
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -41,3 +43,19 @@ def test_what_a_machine_lacks_and_what_takes_too_long_is_told_in_a_line(fake_env
     done = subprocess.run([*command, *short], capture_output=True, text=True, timeout=100, env=variables, check=False)
     assert [json.loads(line).get("status") for line in done.stdout.splitlines()] == ["late", "late", None]
     assert done.returncode == 1
+
+
+def test_the_table_of_plans_beside_peaks_has_a_mixture_within_8_percent(fake_environment: Path, tmp_path: Path) -> None:
+    out = tmp_path / "memory.json"
+    command = [sys.executable, environment.CHECKOUT / "benchmarks/memory.py", "--fake", "--only", "jetmoe"]
+    done = subprocess.run(
+        [*command, "--uncompiled", "--out", out],
+        capture_output=True,
+        text=True,
+        timeout=200,
+        env={**os.environ, "SSLM_FAKEGPU_VENV": str(fake_environment), "TMPDIR": str(tmp_path)},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(out.read_text())["cases"]["jetmoe"].keys() == {"32", "bf16-mixed"}
+    assert done.stdout.count("%)") == 2

@@ -62,7 +62,7 @@ def measure(
             rows = {name: torch.empty(size, *shape, dtype=torch.long) for name, shape in shapes.items()}
             record = ForwardRecord(network)
             kernels: Any = GpuKernels(record) if on_gpu else nullcontext()
-            shares = even_shares(bare, size * shapes["input_ids"][0])
+            shares = even_shares(bare, size * shapes["input_ids"][0], record.note_graph_break)
             with record.watching(), _autocast(autocast, on_gpu), kernels, shares:
                 network(**rows)
         runs.append(record)

@@ -3,7 +3,8 @@
 A compiled block keeps what goes into and comes out of matmuls and attention, sums (of the residual stream), and which
 numbers dropout dropped, each in its narrowest type: torch's partitioner computes the rest again between the matmuls, or
 would have to write it for them. What is kept of a number-by-number function of a matmul's output, such as attention's
-scores under a soft cap, is that output.
+scores under a soft cap, is that output. A block that looks at its tensors' contents ends its graph there; it is taken
+to keep what it keeps uncompiled.
 """
 
 from collections.abc import Iterator
@@ -48,6 +49,8 @@ class ForwardRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
         """Storage of a copy -> that of what it is a copy of."""
         self._sources: dict[int, int] = {}
         """Storage of a number-by-number function of one tensor -> that of the tensor."""
+        self.broken: set[int | None] = set()
+        """Blocks that look at their tensors' contents, for which a compiled graph ends there."""
         self.has_head = False
         self._block: int | None = None
         self._num_bodies = 0
@@ -97,6 +100,9 @@ class ForwardRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
             if tensor.dtype == torch.bool:
                 self.note_anchors(tensor)
         return tensor
+
+    def note_graph_break(self) -> None:
+        self.broken.add(self._block)
 
     def note_product(self, output: Any) -> None:
         if self._block is not None:
@@ -151,7 +157,9 @@ class ForwardRecord(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 continue
             if block is not None:
                 inside[block] += size
-                if (anchor := self._anchor(key)) is not None:
+                if block in self.broken:
+                    compiled[key] = size
+                elif (anchor := self._anchor(key)) is not None:
                     compiled[anchor] = self.anchors.get(anchor, size)
             elif 0 < num_bodies == self._num_bodies:
                 head += size

@@ -29,6 +29,11 @@ COMFORT = 0.7
 """Largest fraction of a device's memory that DDP may take, with one sequence at a time, to be chosen by `auto`."""
 ZERO_BUCKET = 500_000_000
 """Numbers that DeepSpeed reduces at a time; it allocates memory for them in advance."""
+WORKSPACES = 2 * 32 * 2**20
+"""Bytes that torch gives cuBLAS to work in: 32 MiB to the thread of forward passes, and to that of backward passes.
+
+That is on GPUs since Hopper, 8 MiB on those before (aten/src/ATen/cuda/CublasHandlePool.cpp).
+"""
 
 
 @dataclass(frozen=True)
@@ -42,7 +47,7 @@ class Memory:
     logits: float = 0
     """Logits at scored places and what the loss makes of them, in fp32, with their gradients."""
     transient: float = 0
-    """Weights gathered for the blocks at work, and gradients being reduced."""
+    """Weights gathered for the blocks at work, gradients being reduced, and what a GPU's matmuls work in."""
     host: float = 0
     """What each device offloads to the host's memory; not part of the total."""
 
@@ -119,7 +124,7 @@ def gathers_16_bits(launch: Launch) -> bool:
 
 
 def static_memory(sizes: Sizes, launch: Launch, config: Config, num_micro_batches: int) -> Memory:
-    """Count weights, gradients, optimizer states and sharding's buffers; nothing that depends on a batch.
+    """Count weights, gradients, optimizer states and buffers; nothing that depends on a batch.
 
     Weights that aren't trained have neither gradients nor optimizer states. Bytes a parameter: weights and gradients 4
     (in 16 bits: 2); AdamW's moments 8, in fp32; DeepSpeed's copy of the
@@ -137,14 +142,14 @@ def static_memory(sizes: Sizes, launch: Launch, config: Config, num_micro_batche
     averages = 0 if config.optim.average_decay is None else 4
     optimizer = moments * (sizes.trained_sharded if is_sharded or stage else sizes.trained)
     optimizer += averages * (sizes.sharded if is_sharded else sizes.whole)
-    transient = 0.0
+    transient = float(WORKSPACES) if launch.accelerator == "gpu" else 0.0
     if is_sharded:
         at_work = sizes.root + 2 * sizes.block if config.fsdp.reshard_after_forward else sizes.whole
-        transient = (2 if gathers_16_bits(launch) else width) * at_work + 4 * (1 if waits else 2) * sizes.trained_unit
+        transient += (2 if gathers_16_bits(launch) else width) * at_work + 4 * (1 if waits else 2) * sizes.trained_unit
     elif stage:
         # on CPUs memory that is not used is not there
         bucket = ZERO_BUCKET if launch.accelerator == "gpu" else min(ZERO_BUCKET, sizes.whole)
-        transient = width * (bucket + (sizes.root + 2 * sizes.block if stage == 3 else 0))
+        transient += width * (bucket + (sizes.root + 2 * sizes.block if stage == 3 else 0))
     host = 0.0
     if stage and config.deepspeed.offload_optimizer:
         optimizer, host = 0, optimizer

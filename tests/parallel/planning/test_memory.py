@@ -24,6 +24,8 @@ from sslm.parallel.planning.activation_memory import measure
 from sslm.parallel.planning.budget import Budget
 from sslm.parallel.planning.machines import Machine, named
 from sslm.parallel.planning.memory import (
+    ROOM,
+    WORKSPACES,
     Memory,
     batch_memory,
     choose_strategy,
@@ -210,7 +212,8 @@ def budget(machine: Machine, **asked: Any) -> Budget:
 
 def test_the_micro_batch_grows_with_memory_until_it_is_the_whole_share() -> None:
     found = [
-        budget(replace(named("h100:2"), memory=mib * 2.0**20), micro_batch_size="auto") for mib in (8, 16, 32, 64, 128)
+        budget(replace(named("h100:2"), memory=mib * 2.0**20 + WORKSPACES / ROOM), micro_batch_size="auto")
+        for mib in (8, 16, 32, 64, 128)
     ]
     of = [n.micro_batch_size(n.launch("ddp")) for n in found]
     assert of == sorted(of)
@@ -222,11 +225,11 @@ def test_the_micro_batch_grows_with_memory_until_it_is_the_whole_share() -> None
 
 
 def test_what_can_not_fit_is_refused_saying_by_how_much_and_what_would() -> None:
-    small = budget(replace(named("h100:2"), memory=10 * 2.0**20))
+    small = budget(replace(named("h100:2"), memory=81 * 2.0**20))
     with pytest.raises(
         UserError,
         match=r"--strategy ddp: with micro-batches of 32 each device needs \d+ MiB of memory, \d+ MiB more than "
-        r"the 10 MiB of each H100; what would fit: .*--micro_batch_size \d",
+        r"the 81 MiB of each H100; what would fit: .*--micro_batch_size \d",
     ) as refused:
         small.micro_batch_size(small.launch("ddp"))
     flags = str(refused.value).split("what would fit: ")[1].split(", or ")[0].split()
