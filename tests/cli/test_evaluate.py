@@ -3,16 +3,21 @@
 import gzip
 import json
 import math
+import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForMaskedLM, AutoModelForSeq2SeqLM, AutoTokenizer
 
 from sslm.cli.evaluate import main
 from sslm.cli.prepare import main as prepare
+from sslm.evaluation.methods import method_of
+from sslm.evaluation.texts import rules_of
+from sslm.runs.trained import open_trained
+from sslm.train import main as train
 from tests.support.runs import TrainTiny
 from tests.support.trained import byte_level, save_model, word_piece
 
@@ -146,6 +151,63 @@ def test_pseudo_perplexity_is_that_of_one_pass_a_token(
     within = scores["figures"]["pseudo_perplexity_within_word"]["value"]
     assert within == pytest.approx(math.exp(nats[True] / num), rel=1e-4)
     assert scores["figures"]["loss"]["stderr"] is None  # of one document
+
+
+class Document(NamedTuple):
+    """A whole one, to make rows of."""
+
+    document: int
+    ids: Any
+    num_bytes: float
+    is_end: bool = True
+
+
+def spans_of(text: str) -> dict[str, str]:
+    """Sentinel -> what stands behind it, in a target or in what was written."""
+    parts = re.split(r"(<extra_id_\d+>)", text.partition("<|endoftext|>")[0])
+    return dict(zip(parts[-2::-2], parts[:0:-2], strict=True))
+
+
+@pytest.mark.slow
+def test_exact_spans_are_those_that_plain_transformers_writes(evaluate: Callable[..., Figures], tmp_path: Path) -> None:
+    """By a T5 that has learned its text: each document has one letter."""
+    files = {"train": [60 + n % 7 for n in range(400)], "held": [20 + n % 9 for n in range(40)]}
+    texts = {name: [" ".join("abcdefgh"[n % 8] * length) for n, length in enumerate(of)] for name, of in files.items()}
+    for name, some in texts.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in some))
+    sizes = "--model.d_model 32 --model.d_kv 16 --model.d_ff 64 --model.num_layers 1 --model.dropout_rate 0"
+    flags = f"--objective span_corruption --objective.mean_span 1 --data.tokenizer bpe:280 --seq_len 32 {sizes}".split()
+    flags += [
+        "--batch_size",
+        "32",
+        "--max_steps",
+        "60",
+        "--optim.lr",
+        "1e-2",
+        "--optim.warmup_steps",
+        "20",
+        "--accelerator",
+        "cpu",
+    ]
+    files_of_run = [f"--data.train={tmp_path}/train.jsonl", f"--data.cache_dir={tmp_path}/cache"]
+    assert train([*flags, *files_of_run, f"--run_dir={tmp_path}/run"]) == 0
+    found = scores_of(evaluate(tmp_path / "run", "--data", tmp_path / "held.jsonl"))["figures"]["span_exact_match"]
+
+    trained = open_trained(str(tmp_path / "run"))
+    method = method_of(trained, rules_of(trained), None, None)
+    export = tmp_path / "run/export"
+    model, tokenizer = AutoModelForSeq2SeqLM.from_pretrained(export).eval(), AutoTokenizer.from_pretrained(export)
+    documents = [Document(n, tokenizer(text).input_ids, len(text)) for n, text in enumerate(texts["held"])]
+    right = number = 0
+    for row in method.rows(documents):
+        batch = method.collate([row])
+        how = {"max_new_tokens": batch["labels"].shape[1], "do_sample": False}
+        written = model.generate(input_ids=batch["input_ids"], **how)[0, 1:]
+        wanted, said = (spans_of(tokenizer.decode(ids)) for ids in (batch["labels"][0], written))
+        right, number = right + sum(said.get(name) == text for name, text in wanted.items()), number + len(wanted)
+    assert number > 40
+    assert right / number > 0.5
+    assert found["value"] == pytest.approx(right / number)
 
 
 def test_a_run_is_measured_on_what_it_holds_out(
