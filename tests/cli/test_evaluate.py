@@ -177,19 +177,8 @@ def test_exact_spans_are_those_that_plain_transformers_writes(evaluate: Callable
         (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in some))
     sizes = "--model.d_model 32 --model.d_kv 16 --model.d_ff 64 --model.num_layers 1 --model.dropout_rate 0"
     flags = f"--objective span_corruption --objective.mean_span 1 --data.tokenizer bpe:280 --seq_len 32 {sizes}".split()
-    flags += [
-        "--batch_size",
-        "32",
-        "--max_steps",
-        "60",
-        "--optim.lr",
-        "1e-2",
-        "--optim.warmup_steps",
-        "20",
-        "--accelerator",
-        "cpu",
-    ]
-    files_of_run = [f"--data.train={tmp_path}/train.jsonl", f"--data.cache_dir={tmp_path}/cache"]
+    flags += ["--batch_size", "32", "--max_steps", "60", "--optim.lr", "1e-2", "--optim.warmup_steps", "20"]
+    files_of_run = [f"--data.train={tmp_path}/train.jsonl", f"--data.cache_dir={tmp_path}/cache", "--accelerator=cpu"]
     assert train([*flags, *files_of_run, f"--run_dir={tmp_path}/run"]) == 0
     found = scores_of(evaluate(tmp_path / "run", "--data", tmp_path / "held.jsonl"))["figures"]["span_exact_match"]
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, XLNetConfig
+from transformers import AutoConfig, GPT2Config, LlamaConfig, PreTrainedConfig, XLNetConfig
 
 from sslm.config import OptimConfig
 from sslm.data.corpus.tokenizer import load as load_tokenizer
@@ -14,7 +14,7 @@ from sslm.data.corpus.tokenizer import special_ids
 from sslm.models import flops
 from sslm.models.architecture import class_named, model_config, read_config
 from sslm.models.blocks import blocks
-from sslm.models.build import build, check_causal, construct, on_meta
+from sslm.models.build import build, check_causal, check_runs, construct, on_meta
 from sslm.models.head import LanguageModel, sample
 from sslm.objectives.causal_lm import CausalLM
 from sslm.parallel.parallelize import parallelize
@@ -250,3 +250,12 @@ def test_where_nothing_ends_a_text_by_name_the_separator_does() -> None:
         special_ids=ids,
     )
     assert (bart.decoder_start_token_id, bart.eos_token_id, bart.forced_eos_token_id) == (3, 3, 3)
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_a_model_that_classifies_by_its_end_of_text_is_tried_with_one(name: str) -> None:
+    sizes = {"d_model": 16, "num_layers": 1, "encoder_layers": 1, "decoder_layers": 1}
+    config = AutoConfig.for_model(
+        name, vocab_size=16, eos_token_id=3, pad_token_id=0, decoder_start_token_id=0, **sizes
+    )
+    check_runs(on_meta(config, "AutoModelForSequenceClassification"), "AutoModelForSequenceClassification")
