@@ -56,8 +56,9 @@ def check_runs(model: PreTrainedModel, auto_class: str) -> None:
     def fails(candidate: PreTrainedModel, device: str) -> str:
         try:
             ids = torch.zeros(1, 4, dtype=torch.long, device=device)
-            ids[:, -1] = candidate.config.eos_token_id or 0  # by which an encoder-decoder classifies a text
             both = {"decoder_input_ids": ids} if candidate.config.is_encoder_decoder else {}
+            if both and isinstance(end := candidate.config.eos_token_id, int):
+                ids[:, -1] = end  # by which it classifies a text
             with unread_masks(candidate):
                 candidate.train()(input_ids=ids, **both, use_cache=False)
         except Exception as error:

@@ -259,3 +259,9 @@ def test_a_model_that_classifies_by_its_end_of_text_is_tried_with_one(name: str)
         name, vocab_size=16, eos_token_id=3, pad_token_id=0, decoder_start_token_id=0, **sizes
     )
     check_runs(on_meta(config, "AutoModelForSequenceClassification"), "AutoModelForSequenceClassification")
+
+
+def test_a_model_with_several_ends_of_text_is_tried() -> None:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = LlamaConfig(vocab_size=16, eos_token_id=[3, 700], **sizes)
+    check_runs(on_meta(config, "AutoModelForCausalLM"), "AutoModelForCausalLM")
