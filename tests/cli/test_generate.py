@@ -363,8 +363,10 @@ def test_a_model_that_fills_in_takes_each_line_by_itself(generate: Generate, mon
 
 
 def test_ctrl_c_ends_a_reply_and_what_was_written_of_it_stays(
-    folders: Path, capsys: pytest.CaptureFixture[str]
+    folders: Path, capsys: pytest.CaptureFixture[str], request: pytest.FixtureRequest
 ) -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job has it ignored
+    request.addfinalizer(lambda: signal.signal(signal.SIGINT, before))
     trained = open_trained(str(folders / "llama"))
     texts = Texts(trained, "plain", "document")
     task = task_class(trained)(trained, texts, Settings(Sampling(1.0), 50, 1, [], True))
