@@ -47,15 +47,7 @@ def micro_batches(batch: StepBatch, size: int | None, keeps_shape: bool = False)
     for start in range(0, rows, size):
         here, end = slice(start, start + size), start + size
         tensors = {name: tensor[here] for name, tensor in batch["tensors"].items()}
-        if "lengths" in batch and not keeps_shape:
-            tensors = cut(tensors, -(-max(batch["lengths"][here]) // WIDTHS) * WIDTHS)
+        if not keeps_shape:
+            for name, lengths in batch.get("lengths", {}).items():
+                tensors[name] = tensors[name][:, : -(-max(lengths[here]) // WIDTHS) * WIDTHS]
         yield MicroBatch(tensors, batch["sources"][here], batch["first_position"] + start, end >= rows)
-
-
-def cut(tensors: dict[str, Tensor], width: int) -> dict[str, Tensor]:
-    """Cut the columns after `width` off, of the inputs and of what has a column for each of theirs."""
-    columns = tensors["input_ids"].shape[1]
-    return {
-        name: tensor[:, :width] if tensor.ndim > 1 and tensor.shape[1] == columns else tensor
-        for name, tensor in tensors.items()
-    }

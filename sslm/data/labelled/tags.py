@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from sslm.config import DataConfig
 from sslm.data.labelled.encoder import Encoder
-from sslm.data.labelled.task import Column, Example, Missing, Record, Task
+from sslm.data.labelled.task import Column, Columns, Example, Missing, Record, Task
 from sslm.data.labelled.values import Row, label_of
 from sslm.system.errors import UserError
 from sslm.system.terminal import plural
@@ -31,6 +31,7 @@ class Tags(Task):
     name: ClassVar[str] = "tagging"
     fields: ClassVar[tuple[str, ...]] = ("row", "input_ids", "token_type_ids", "words", "labels")
     """`words`: 1 + the number of the word that begins with a token, else 0; `labels`: 1 + its tag's number, or 0."""
+    labels_have: ClassVar[Columns] = "input tokens"
     has_windows: ClassVar[bool] = True
     cut_in_words: ClassVar[str] = "cut into windows"
     first_names: ClassVar[tuple[str, ...]] = ("O",)

@@ -6,7 +6,7 @@ tokens are as the tokenizer itself frames and cuts them for seq_len, so that a b
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -57,6 +57,9 @@ class Example(NamedTuple):
     """Rows with equal numbers are not parted when some are held out; None: each row is by itself."""
 
 
+Columns = Literal["input tokens", "target tokens", "classes"]
+
+
 @dataclass(frozen=True)
 class Task:
     """What a task makes of rows. All of its settings decide what the corpus holds."""
@@ -77,6 +80,9 @@ class Task:
 
     has_windows: ClassVar[bool] = False
     """Whether a long row becomes several records, windows; else it is cut."""
+
+    labels_have: ClassVar[Columns] = "classes"
+    """What labels have columns for: tokens of the input, tokens of a target of their own, or something else."""
 
     targets_are_places: ClassVar[bool] = False
     """Whether targets are places in a sequence; if they are not counted, they are places or ids of tokens."""

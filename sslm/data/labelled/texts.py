@@ -7,7 +7,7 @@ from typing import ClassVar
 from sslm.config import DataConfig
 from sslm.data.corpus.labelled import Tally
 from sslm.data.labelled.encoder import Encoder
-from sslm.data.labelled.task import Column, Example, Missing, Record, Task
+from sslm.data.labelled.task import Column, Columns, Example, Missing, Record, Task
 from sslm.data.labelled.values import Row
 
 
@@ -27,6 +27,7 @@ class Texts(Task):
     """The second is what a model reads before it writes."""
     has_names: ClassVar[bool] = False
     is_counted: ClassVar[bool] = False
+    labels_have: ClassVar[Columns] = "target tokens"
 
     def to_predict(self) -> Task:
         return replace(self, leaves_room=True)
@@ -75,6 +76,7 @@ class Continuations(Texts):
     """What stands between a source and its target."""
 
     fields: ClassVar[tuple[str, ...]] = ("row", "source", "labels")
+    labels_have: ClassVar[Columns] = "input tokens"
 
     @property
     def most_written(self) -> int:

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
 from sslm.data.corpus.shards import BadShard
+from sslm.data.labelled.task import Task
 from sslm.data.stream.recipe import Arrays, Examples, Recipe, is_target, unscored
 from sslm.data.stream.stream import Places, Stream
 from sslm.data.stream.vocabulary import Vocabulary
@@ -62,8 +63,8 @@ class StepBatch(TypedDict, total=False):
     """Number of targets in this share, per source."""
     digest: int
     """Digest of this share, or 0 without one."""
-    lengths: list[int]
-    """[share] tokens of each row, the rest of which is padding; absent if rows of text are as full as they can be."""
+    lengths: dict[str, list[int]]
+    """Name of a tensor that has padding at its rows' ends -> [share] columns before it; absent if rows are full."""
     bad: list[str]
     """(source, file, reason) of a shard that could not be read and is to be replaced."""
 
@@ -291,8 +292,15 @@ def _widened(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(np.int64) if array.dtype.kind == "i" and array.itemsize < 8 else array
 
 
-def step_batch(batch: Batch, num_sources: int, with_digest: bool = False, with_lengths: bool = False) -> StepBatch:
-    """Turn a loader's batch, its arrays already tensors, into what a step takes."""
+def step_batch(batch: Batch, num_sources: int, with_digest: bool = False, task: Task | None = None) -> StepBatch:
+    """Turn a loader's batch, its arrays already tensors, into what a step takes.
+
+    Args:
+        batch: the batch.
+        num_sources: of the mixture.
+        with_digest: compute its digest.
+        task: of labelled rows, which are one text each and so of many lengths; None if rows are full.
+    """
     if "bad" in batch:
         return {"tensors": {}, "bad": batch["bad"], "scored": [0] * num_sources, "digest": 0}
     arrays = {name: tensor.numpy() for name, tensor in batch["tensors"].items()}
@@ -303,9 +311,20 @@ def step_batch(batch: Batch, num_sources: int, with_digest: bool = False, with_l
         "scored": _scored(arrays["labels"], batch["sources"], num_sources),
         "digest": digest(arrays, batch["positions"]) if with_digest else 0,
     }
-    if with_lengths:
-        made["lengths"] = arrays["attention_mask"].sum(axis=1).tolist()
+    if task is not None:
+        made["lengths"] = _lengths(arrays, task)
     return made
+
+
+def _lengths(arrays: Arrays, task: Task) -> dict[str, list[int]]:
+    """Columns before the padding, by tensor: labels may have columns for other tokens than the inputs, or for none."""
+    read = arrays["attention_mask"].sum(axis=1).tolist()
+    found = {name: read for name in arrays if name != "labels"}
+    if task.labels_have == "input tokens":
+        found["labels"] = read
+    elif task.labels_have == "target tokens":
+        found["labels"] = is_target(arrays["labels"]).sum(axis=1).tolist()
+    return found
 
 
 def _scored(labels: NDArray[Any], sources: NDArray[np.int64], num_sources: int) -> list[int]:
