@@ -49,5 +49,6 @@ def micro_batches(batch: StepBatch, size: int | None, keeps_shape: bool = False)
         tensors = {name: tensor[here] for name, tensor in batch["tensors"].items()}
         if not keeps_shape:
             for name, lengths in batch.get("lengths", {}).items():
-                tensors[name] = tensors[name][:, : -(-max(lengths[here]) // WIDTHS) * WIDTHS]
+                longest = max(*lengths[here], 1)  # rows that only fill a batch up have no targets
+                tensors[name] = tensors[name][:, : -(-longest // WIDTHS) * WIDTHS]
         yield MicroBatch(tensors, batch["sources"][here], batch["first_position"] + start, end >= rows)
