@@ -27,6 +27,7 @@ TOKENIZE = ("auto", "13a", "intl", "zh", "char", "none")
 SEVERAL = "multi_label_classification"
 WRITES = "text_to_text"
 USUAL_LEN = 512
+NO_LABEL = "no row has a label, so there is nothing to compare with"
 """Tokens of the longest row if nothing tells how long rows may be."""
 
 
@@ -81,7 +82,7 @@ def plot(known: list[dict[str, Any]], options: argparse.Namespace) -> None:
     from sslm.runs.predicted import draw
 
     if not (pairs := pairs_of(known)):
-        raise UserError(f"--plot {options.plot}: no row has a label, so there is nothing to compare with")
+        raise UserError(f"--plot {options.plot}: {NO_LABEL}")
     draw(pairs, options.plot, options.model)
     say(f"Picture: {options.plot}")
 
@@ -117,6 +118,8 @@ def predicted(trained: "Trained", options: argparse.Namespace) -> list[dict[str,
     data = data_config(trained.settings, options)
     seq_len, labels = trained.seq_len or USUAL_LEN, labels_of(trained)
     opened = open_to_predict(options.data, data, recipe, seq_len, trained.folder, labels)
+    if options.plot is not None and not any(opened.has_truth):
+        raise UserError(f"--plot {options.plot}: {NO_LABEL}")
     how = How(options.max_new_tokens, options.num_beams or 1)
     return said_of(trained, opened, device, options.batch_size, how)
 

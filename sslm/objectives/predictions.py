@@ -140,14 +140,13 @@ def predictions(
         report: told of (records done, all records).
     """
     kind = network.model.config.problem_type or ""
-    has_truth = [{"label", "target"} & table.columns.keys() for table in rows.tables]
     windows = zip(rows.rows, _windows(rows, network, batch_size, report), strict=True)
     for row, group in groupby(windows, key=lambda pair: pair[0]):
         logits, fields = _joined([window for _, window in group], objective)
         example = rows.examples[row]
         texts = {"text": example.text} | ({} if example.pair is None else {"pair": example.pair})
         said = WORDS[objective](logits, example, fields, labels, kind)
-        truth = truth_of(example, objective, kind) if has_truth[row.source] else None
+        truth = truth_of(example, objective, kind) if rows.has_truth[row.source] else None
         yield {"row": row.number, **texts, **said, **({} if truth is None else {"label": truth})}
 
 

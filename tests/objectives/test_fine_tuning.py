@@ -217,6 +217,11 @@ def test_a_task_is_learned_and_its_export_has_the_same_loss_in_transformers(
     if task.objective == "classification":
         right = sum(said["predicted"] == said["label"] for said in said_of) / 30
         assert right == pytest.approx(row.get("val/exact_match", row["val/accuracy"]), abs=1e-6)
+        (tmp_path / "plain.jsonl").write_text('{"text": "the red house"}\n')
+        asked = ["--data", str(tmp_path / "plain.jsonl"), "--out", str(tmp_path / "plain.out")]
+        assert sslm(["predict", str(run), *asked, "--plot", str(tmp_path / "plain.png")]) == 2
+        assert not (tmp_path / "plain.out").exists()
+        assert sslm(["predict", str(run), *asked]) == 0
     if task.objective == "regression":
         error = sum((said["predicted"] - said["label"]) ** 2 for said in said_of) / 30
         assert error == pytest.approx(last, abs=1e-5)

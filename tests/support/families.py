@@ -20,6 +20,12 @@ from sslm.parallel.planning.kept import Kept
 CAUSAL, MASKED, SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM"
 LENGTH, VOCABULARY = 64, 512
 BLOCKS = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+BOTH = {"d_model": 64} | {
+    f"{part}_{key}": size
+    for part in ("encoder", "decoder")
+    for key, size in (("layers", 2), ("attention_heads", 4), ("ffn_dim", 128))
+}
+"""Sizes of BART's kin."""
 IDS = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 2}
 LLAMA = LlamaConfig(**BLOCKS, vocab_size=VOCABULARY, num_key_value_heads=2)
 FAMILIES: dict[str, tuple[PreTrainedConfig, str]] = {
@@ -31,19 +37,7 @@ FAMILIES: dict[str, tuple[PreTrainedConfig, str]] = {
         MASKED,
     ),
     "t5": (T5Config(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_heads=4, vocab_size=VOCABULARY), SEQ2SEQ),
-    "bart": (
-        BartConfig(
-            d_model=64,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=128,
-            decoder_ffn_dim=128,
-            vocab_size=VOCABULARY,
-        ),
-        SEQ2SEQ,
-    ),
+    "bart": (BartConfig(**BOTH, vocab_size=VOCABULARY), SEQ2SEQ),
     "lstm": (LstmConfig(hidden_size=64, vocab_size=VOCABULARY), CAUSAL),
     "mixtral": (MixtralConfig(**BLOCKS, vocab_size=VOCABULARY, num_local_experts=4, num_key_value_heads=2), CAUSAL),
     "jetmoe": (
@@ -67,13 +61,7 @@ FAMILIES: dict[str, tuple[PreTrainedConfig, str]] = {
     ),
     "nllb": (
         NllbMoeConfig(
-            d_model=64,
-            encoder_layers=2,
-            decoder_layers=2,
-            encoder_attention_heads=4,
-            decoder_attention_heads=4,
-            encoder_ffn_dim=128,
-            decoder_ffn_dim=128,
+            **BOTH,
             encoder_layerdrop=0,
             decoder_layerdrop=0,
             num_experts=4,

@@ -43,6 +43,11 @@ class LabelledRows:
         return [Row(source, int(numbers[source][window])) for source, window in zip(sources, windows, strict=True)]
 
     @cached_property
+    def has_truth(self) -> list[bool]:
+        """Whether each table says what is right."""
+        return [bool({"label", "target"} & table.columns.keys()) for table in self.tables]
+
+    @cached_property
     def examples(self) -> dict[Row, Example]:
         """What the tables say of the rows; they are read once more."""
         wanted = set(self.rows)
