@@ -4,6 +4,7 @@ Until training begins there is nothing to save; later all is saved first (traini
 """
 
 import functools
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterable
@@ -13,6 +14,8 @@ from typing import Any, Protocol
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """SIGHUP comes when a terminal or an ssh connection closes."""
 
+AFTER_IMPORT_SECONDS = 0.05
+"""A signal that comes amid an import is sent again so much later."""
 
 Handler = Callable[[int, FrameType | None], Any]
 Handlers = dict[signal.Signals, Any]
@@ -27,9 +30,17 @@ class Stopped(BaseException):
 
 
 def stops_on_signals(verb: Verb) -> Verb:
-    """Wrap a verb's `main` so that a signal raises `Stopped` in it."""
+    """Wrap a verb's `main` so that a signal raises `Stopped` in it.
+
+    Not amid an import: code that runs there may swallow an exception, or, if it is C++, abort the process.
+    """
 
     def stop(number: int, frame: FrameType | None) -> None:
+        if imports(frame):
+            again = threading.Timer(AFTER_IMPORT_SECONDS, os.kill, (os.getpid(), number))
+            again.daemon = True
+            again.start()
+            return
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one is for the impatient
         raise Stopped(signal.Signals(number).name)
 
@@ -42,6 +53,15 @@ def stops_on_signals(verb: Verb) -> Verb:
             give_back(before)
 
     return wrapped
+
+
+def imports(frame: FrameType | None) -> bool:
+    """Whether an import is under way in this frame or one that called it."""
+    while frame is not None:
+        if frame.f_code.co_filename.startswith("<frozen importlib"):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def take_signals(handler: Handler, numbers: Iterable[signal.Signals] = STOP_SIGNALS) -> Handlers:

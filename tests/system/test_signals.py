@@ -1,10 +1,15 @@
-"""A terminal that is closed asks a run to stop; nohup, and a thread, leave it alone."""
+"""A terminal that is closed asks a run to stop; nohup, and a thread, leave it alone; an import ends before it stops."""
 
+import importlib
 import json
 import signal
 import threading
+import time
 from pathlib import Path
 
+import pytest
+
+from sslm.system.signals import Stopped, stops_on_signals
 from sslm.train import main
 from tests.support.processes import Ranks, train_forked
 from tests.support.runs import rows_of
@@ -32,6 +37,23 @@ def test_under_nohup_a_run_outlives_its_terminal(tiny: list[str], tmp_path: Path
     run = tmp_path / "run"
     assert end_after_closed_terminal(signal.SIG_IGN, [*tiny, "--max_steps", "40"], run) == 0
     assert rows_of(run)[-1]["step"] == 40
+
+
+def test_a_signal_amid_an_import_waits_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once in 60 such signals, the RecursionError of an import that swallowed `Stopped` ended the process with 1."""
+    swallowing = "import signal\ntry:\n    signal.raise_signal(signal.SIGUSR1)\nexcept BaseException:\n    whole = False"
+    (tmp_path / "signalled.py").write_text(f"{swallowing}\nelse:\n    whole = True\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    whole: list[bool] = []
+
+    def verb(arguments: list[str] | None = None) -> int:
+        whole.append(importlib.import_module("signalled").whole)
+        time.sleep(30)
+        return 0
+
+    with pytest.raises(Stopped, match="SIGUSR1"):
+        stops_on_signals(verb)()
+    assert whole == [True]
 
 
 def _in_a_thread(arguments: list[str]) -> int:
