@@ -26,8 +26,8 @@ KEPT = ("special_tokens", "bos", "cache_dir")
 TOKENIZE = ("auto", "13a", "intl", "zh", "char", "none")
 SEVERAL = "multi_label_classification"
 WRITES = "text_to_text"
-USUAL_LEN = 512
 NO_LABEL = "no row has a label, so there is nothing to compare with"
+USUAL_LEN = 512
 """Tokens of the longest row if nothing tells how long rows may be."""
 
 

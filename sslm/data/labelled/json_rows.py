@@ -20,11 +20,8 @@ def fields(file: Path, named: Sequence[str]) -> list[str]:
 
 
 def rows(file: Path, wanted: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield (where, field -> value) of each row."""
-    for where, row in _rows(file):
-        if missing := next((name for name in wanted if name not in row), None):
-            raise UserError(f"{where}: no field {missing!r}; it has {', '.join(row) or 'none'}")
-        yield where, {name: row[name] for name in wanted}
+    """Yield (where, field -> value) of each row, all that it has: it may lack some of those that are wanted."""
+    return _rows(file)
 
 
 def _rows(file: Path) -> Iterator[tuple[str, dict[str, Any]]]:

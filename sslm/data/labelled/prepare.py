@@ -24,7 +24,7 @@ from sslm.data.corpus.tokenizer import Tokenizer, TokenizerChoice, TokenRules, T
 from sslm.data.corpus.writer import CorpusWriter
 from sslm.data.labelled.encoder import Encoder
 from sslm.data.labelled.label_names import alike_names, check_names, in_order
-from sslm.data.labelled.rows import Rows, nothing_in, texts_of
+from sslm.data.labelled.rows import TRUTHS, Rows, nothing_in, texts_of
 from sslm.data.labelled.split import chosen, hash64
 from sslm.data.labelled.tables import open_table
 from sslm.data.labelled.task import Task, packed
@@ -114,7 +114,7 @@ def open_rows(
     Raises:
         UserError: a field is not there, a row can't be read, or has a label that the model doesn't know.
     """
-    columns = [column._replace(is_needed=column.role not in ("label", "target")) for column in task.columns(data)]
+    columns = [column._replace(is_needed=column.role not in TRUTHS) for column in task.columns(data)]
     table = open_table(path, data, remembering_hash(cache_dir), is_held_out=True)
     rows = Rows(table, table.choose(columns), task, data, is_complete=True)
     maker = _Maker(task, TokenRules(data.special_tokens, data.bos), cache_dir, [rows])

@@ -9,6 +9,9 @@ from sslm.data.labelled.tables import Table
 from sslm.data.labelled.task import Example, Missing, Task
 from sslm.system.terminal import plural
 
+TRUTHS = ("label", "target")
+"""Roles of what is predicted."""
+
 
 @dataclass(frozen=True)
 class Rows:
@@ -31,7 +34,8 @@ class Rows:
     def examples(self) -> Iterator[Example]:
         """Read the examples; UserError if a row can't be read."""
         self.left_out.clear()
-        for number, row in enumerate(self.table.rows(self.columns)):
+        may_lack = TRUTHS if self.is_complete else ()
+        for number, row in enumerate(self.table.rows(self.columns, may_lack)):
             try:
                 yield self.task.example(number, row, self.data, self.is_complete)
             except Missing as missing:

@@ -3,7 +3,7 @@
 import dataclasses
 import difflib
 import glob
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
@@ -38,13 +38,16 @@ class Table:
     fields: tuple[str, ...]
     """Names of the fields there are; one that stands there twice can't be chosen."""
     read: Callable[[Iterable[str]], Iterator[tuple[str, dict[str, Any]]]]
-    """Yields (where, field -> value) of each row, for some fields."""
+    """Yields (where, field -> value) of each row, for some fields at least."""
     class_names: dict[str, list[str]] = field(default_factory=dict)
     """Field -> names of its classes by number, as far as a dataset tells them."""
 
-    def rows(self, columns: Columns) -> Iterator[Row]:
-        """Read the rows, values by role."""
+    def rows(self, columns: Columns, may_lack: Container[str] = ()) -> Iterator[Row]:
+        """Read the rows, values by role; UserError if one lacks a field whose role is not among those it may lack."""
+        needed = [name for role, name in columns.items() if role not in may_lack]
         for where, values in self.read(dict.fromkeys(columns.values())):
+            if lacking := next((name for name in needed if name not in values), None):
+                raise UserError(f"{where}: no field {lacking!r}; it has {', '.join(values) or 'none'}")
             yield Row(where, {role: values.get(name) for role, name in columns.items()}, dict(columns))
 
     def choose(self, columns: Iterable[Column]) -> dict[str, str]:

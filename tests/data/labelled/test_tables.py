@@ -312,6 +312,9 @@ def test_rows_without_labels_are_kept_to_be_predicted(tmp_path: Path, tokenizer:
     corpus, rows = open_rows(str(tmp_path / "test.tsv"), Classes(8), tokenizer, ["x", "y"], DataConfig(), tmp_path)
     assert corpus.num_documents == 2
     assert [row.text("text") for row in rows.table.rows(rows.columns)] == ["a", "b"]
+    (tmp_path / "some.jsonl").write_text('{"text": "a", "label": "y"}\n{"text": "b"}\n{"text": "c", "label": null}\n')
+    _, rows = open_rows(str(tmp_path / "some.jsonl"), Classes(8), tokenizer, ["x", "y"], DataConfig(), tmp_path)
+    assert [example.labels for example in rows.examples()] == [("y",), (), ()]
     (tmp_path / "odd.tsv").write_text("text\tlabel\na\tz\n")
     with pytest.raises(UserError, match="the label 'z' is not among"):
         open_rows(str(tmp_path / "odd.tsv"), Classes(8), tokenizer, ["x", "y"], DataConfig(), tmp_path)
