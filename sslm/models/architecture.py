@@ -92,7 +92,7 @@ def model_config(
         keys = default if kind == default["model_type"] else {}
         config = _fresh_config(kind, keys, settings, auto_class, vocab_size, seq_len, special_ids)
     else:
-        config = _pretrained_config(pretrained, model_type, settings, vocab_size, special_ids)
+        config = _pretrained_config(pretrained, model_type, settings, auto_class, vocab_size, special_ids)
     check_fits(config, vocab_size, seq_len)
     return config
 
@@ -105,11 +105,12 @@ def check_keys(settings: Keys, model_type: str, auto_class: str, pretrained: str
 
 
 def _pretrained_config(
-    pretrained: str, model_type: str | None, settings: Keys, vocab_size: int, special_ids: Ids
+    pretrained: str, model_type: str | None, settings: Keys, auto_class: str, vocab_size: int, special_ids: Ids
 ) -> PreTrainedConfig:
     config = read_config(pretrained)
     if model_type not in (None, config.model_type):
         raise UserError(f"--model.model_type {model_type}: {pretrained} is a {config.model_type}; leave the flag out")
+    _check_has_model(type(config), auto_class, f"--model.pretrained {pretrained}: {config.model_type}")
     _check_keys(type(config), settings)
     follow = {**special_ids, **(_vocabulary_keys(vocab_size) if vocab_size > config.vocab_size else {})}
     try:
@@ -193,14 +194,18 @@ def _known_class(model_type: str) -> type[PreTrainedConfig]:
 
 def _config_class(model_type: str, auto_class: str) -> type[PreTrainedConfig]:
     config_class = _known_class(model_type)
+    _check_has_model(config_class, auto_class, f"--model.model_type {model_type}:")
+    return config_class
+
+
+def _check_has_model(config_class: type[PreTrainedConfig], auto_class: str, what: str) -> None:
     known = getattr(transformers, auto_class)._model_mapping
     # BART counts as a masked LM too
     one_half = auto_class in ("AutoModelForMaskedLM", "AutoModelForCausalLM")
     both_halves = one_half and config_class().is_encoder_decoder
     if config_class not in known or both_halves:
-        what = f"has no model for this objective ({auto_class}); {EXAMPLES[auto_class]} and others have"
-        raise UserError(f"--model.model_type {model_type}: {what}")
-    return config_class
+        has = f"has no model for this objective ({auto_class}); {EXAMPLES[auto_class]} and others have"
+        raise UserError(f"{what} {has}")
 
 
 def auto_class_of(model_type: str) -> str:

@@ -164,6 +164,17 @@ def test_what_does_not_fit_gets_a_sentence(
     assert not (tmp_path / "run").exists()
 
 
+def test_a_pretrained_model_without_one_for_the_objective_gets_a_sentence(
+    small_run: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from transformers import BartConfig
+
+    BartConfig(vocab_size=1024).save_pretrained(tmp_path / "bart")
+    flags = f"--objective masked_lm --model.pretrained {tmp_path / 'bart'} --run_dir {tmp_path / 'run'}"
+    assert main([*small_run, *flags.split()]) == 2
+    assert f"{tmp_path / 'bart'}: bart has no model for this objective (Auto" in capsys.readouterr().err
+
+
 def differ(ours: dict[str, torch.Tensor], theirs: dict[str, torch.Tensor]) -> float:
     """The largest difference, beside the largest gradient."""
     assert ours.keys() == theirs.keys()

@@ -40,9 +40,9 @@ def test_under_nohup_a_run_outlives_its_terminal(tiny: list[str], tmp_path: Path
 
 
 def test_a_signal_amid_an_import_waits_for_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Once in 60 such signals, the RecursionError of an import that swallowed `Stopped` ended the process with 1."""
-    swallowing = "import signal\ntry:\n    signal.raise_signal(signal.SIGUSR1)\nexcept BaseException:\n    whole = False"
-    (tmp_path / "signalled.py").write_text(f"{swallowing}\nelse:\n    whole = True\n")
+    """Of 60 such signals one ended the process with the RecursionError of an import that had swallowed `Stopped`."""
+    source = "import signal\ntry:\n    signal.raise_signal(signal.SIGUSR1)\nexcept BaseException:\n    whole = False"
+    (tmp_path / "signalled.py").write_text(f"{source}\nelse:\n    whole = True\n")
     monkeypatch.syspath_prepend(tmp_path)
     whole: list[bool] = []
 
