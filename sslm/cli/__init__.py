@@ -12,6 +12,7 @@ VERBS = {
     "generate": "let a trained model write: go on with prompts, or fill in what is missing in them",
     "export": "make a plain Hugging Face folder of a run's checkpoint",
     "evaluate": "measure trained models: perplexity, bits per byte, pseudo-perplexity, exact spans",
+    "plot": "draw runs beside each other: any metric over steps, tokens, hours or FLOPs",
     "ckpt": "list, verify, compare, reshard or remove checkpoints",
 }
 

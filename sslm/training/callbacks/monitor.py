@@ -163,6 +163,7 @@ class Monitor(Callback):
             "grad_norm": float(outputs["grad_norm"]),
             "tokens_per_second": round(speed, 1),
             "mfu": round(mfu, 4) if (mfu := self._mfu(speed)) is not None else None,
+            "flops": self._tokens(trainer) * self.flops_per_token if self.flops_per_token else None,
             "data_wait": round(self._data_wait / seconds, 4),
             "batch_digest": f"{outputs['totals'].digest:016x}",
             **self._per_source(trainer, outputs["totals"].scored, loss_sums),
