@@ -487,15 +487,14 @@ def test_an_error_saves_what_was_trained_since_the_last_checkpoint(
     command: list[str], straight: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    flags = ["--checkpoint.every_steps", "1000", "--logger", "csv"]
+    (other := tmp_path / "other.txt").write_text("to be measured on\n")
+    flags = ["--checkpoint.every_steps", "1000", "--eval_every", "5", "--eval_data", str(other)]
     ranks = Ranks([*command, "--run_dir", str(run), *flags], tmp_path / "log")
     wait_for_step(run, ranks, 4)
-    (run / "csv").rename(tmp_path / "csv")  # its logger falls over this when it next writes
-    (run / "csv").write_text("in the way")
+    other.unlink()  # the next evaluation falls over this
     assert ranks.wait(60) != [0]
     assert "before this error" in ranks.said()
     assert step_of(newest_first(run / "checkpoints")[0]) >= 4
-    (run / "csv").unlink()
     assert Ranks([*command, "--run_dir", str(run), "--checkpoint.every_steps", str(EVERY)], tmp_path / "log").wait(
         90
     ) == [0]

@@ -16,6 +16,7 @@ from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_stop_after
 from sslm.config.written import to_tree
 from sslm.objectives import load_objective, usual_settings
 from sslm.runs.changes import parse_resume_with
+from sslm.runs.trackers import parse_trackers
 from sslm.system.errors import UserError, nearest, short
 from sslm.system.other_names import SETTINGS
 from sslm.system.paths import local_path
@@ -231,6 +232,7 @@ def _checked(config: Config) -> Config:
     if config.stop_when is not None:
         parse_stop_when(config.stop_when)
     parse_resume_with(config.resume_with)
+    parse_trackers(config.logger)
     return config
 
 

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.cli.plan import Plan
 from sslm.config import Config
+from sslm.config.written import to_tree
 from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Recipe
 from sslm.evaluation.in_training import Evaluations, asked_in
@@ -48,7 +49,7 @@ from sslm.runs.checkpoints.mirror import Mirror, check_upload
 from sslm.runs.export import export
 from sslm.runs.folder import RunFolder, pretrained_folder, run_of
 from sslm.runs.resume import choose_checkpoint, reaches_the_end, total_steps
-from sslm.runs.trackers import build_tracker, check_logger
+from sslm.runs.trackers import Trackers, check_trackers, parse_trackers
 from sslm.system import exits, ranks, terminal
 from sslm.system.errors import sentence_of
 from sslm.system.exits import DONE, FAILED, INTERRUPTED, STOPPED, USER_ERROR
@@ -113,7 +114,7 @@ def run(config: Config, arguments: list[str]) -> int:
     objective, recipe = choose_objective(config)
     folder.check_config(config)
     check_processes(config)
-    check_logger(config.logger)
+    check_trackers(parse_trackers(config.logger))
     check_upload(config)
     evaluations = asked_in(config, objective, measures=ranks.is_first_process())
 
@@ -344,8 +345,9 @@ def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
     auto = [MicroBatch(folder.micro_batch_sizes, micro_batch_key(config, budget, setup.launch))] if is_auto else []
     watchdog = [Watchdog(folder.path, config.watchdog_seconds)] if config.watchdog_seconds is not None else []
     timeouts = Timeouts(config.collective_timeout_seconds)
-    tracker = build_tracker(config, folder)
-    monitor = Monitor(folder.path, total, batch_tokens, setup.model_config, setup.data.unigram_loss, tracker)
+    trackers = Trackers(parse_trackers(config.logger), folder, to_tree(config))
+    checkpoint.tell_step = trackers.hold
+    monitor = Monitor(folder.path, total, batch_tokens, setup.model_config, setup.data.unigram_loss, trackers)
     preemption = Preemption(config.stop_after, ranks.STARTED_AT, lambda: checkpoint.saving_seconds)
     return Callbacks(
         monitor,

@@ -103,8 +103,9 @@ class Config(Section):
     """Examples before each question of eval_tasks; default: what the task says."""
     eval_limit: int | None = setting(None, POSITIVE, may_change=True)
     """Take the first so many examples of each task and documents of each text in an evaluation; default: all."""
-    logger: Literal["none", "wandb", "csv", "tensorboard"] = setting("none", may_change=True)
-    """Logger in addition to metrics.jsonl; wandb works offline if nobody is logged in."""
+    logger: str = setting("none", may_change=True)
+    """Trackers in addition to metrics.jsonl, separated by commas: csv, tensorboard, wandb (offline if nobody is logged
+    in), trackio, mlflow."""
     compile: bool = setting(False, may_change=True)
     """Compile each block of the model with torch.compile."""
     activation_checkpointing: str = setting("none", may_change=True)

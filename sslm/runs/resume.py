@@ -24,7 +24,7 @@ from sslm.runs.checkpoints.tensors import check_weights
 from sslm.runs.checkpoints.transaction import set_damaged_aside
 from sslm.runs.find import find_checkpoint
 from sslm.runs.folder import RunFolder, check_same_run, run_of
-from sslm.runs.trackers import restore_wandb_id
+from sslm.runs.trackers.identity import restore_id
 from sslm.system import ranks
 from sslm.system.errors import UserError
 from sslm.system.files import is_size
@@ -48,7 +48,7 @@ def choose_checkpoint(config: Config, run: RunFolder, data: DataModule, model: P
     elif own and ranks.is_first_process():
         checkpoint = set_damaged_aside(run.checkpoints, say)
         if checkpoint is not None:
-            restore_wandb_id(run, read_state(checkpoint).get("wandb_id"))
+            restore_id(run, read_state(checkpoint).get("wandb_id"))
     elif own:  # a glance: the callback makes all go on from what the first one has verified
         checkpoint = next((one for one in own if not damage_of(one, hashed=False)), None)
     elif config.resume not in ("auto", "never"):

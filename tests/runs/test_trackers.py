@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,16 @@ from lightning.pytorch.loggers import CSVLogger
 from transformers import LlamaConfig
 
 from sslm import CausalLM, DataConfig, DataModule, Monitor
+from sslm.cli.parse import parse
 from sslm.config import Config
 from sslm.config.written import to_tree
 from sslm.runs.checkpoints.folder import newest_first, number_of
 from sslm.runs.folder import RunFolder
-from sslm.runs.trackers import Wandb, build_tracker
+from sslm.runs.trackers import Trackers, parse_trackers
+from sslm.runs.trackers.feed import Feed
+from sslm.runs.trackers.tracker import unsent
+from sslm.runs.trackers.wandb import Wandb
+from sslm.system.errors import UserError
 from tests.support.processes import Ranks, run_command, train_forked
 from tests.support.runs import TrainTiny, rows_of, wait_for_rows
 
@@ -68,51 +74,119 @@ def check_wandb(run: Path, last_step: int, env: dict[str, str]) -> None:
     history = [record["history"]["item"] for record in records if record["type"] == "history"]
     steps: dict[int, dict[str, Any]] = {}
     for row in rows_of(run):
-        steps.setdefault(row["step"], {}).update((key, value) for key, value in row.items() if value is not None)
+        shown = {key: value for key, value in row.items() if value is not None and key != "samples"}
+        steps.setdefault(row["step"], {}).update(shown)
     assert [item["_step"] for item in history] == list(steps) == list(range(last_step + 1))
-    shown = [{key: value for key, value in item.items() if not key.startswith("_")} for item in history]
-    assert shown == list(steps.values())
+    numbers = [{k: v for k, v in item.items() if not k.startswith(("_", "samples"))} for item in history]
+    assert numbers == list(steps.values())
+    assert [item["_step"] for item in history if item.get("samples.nrows")] == [
+        row["step"] for row in rows_of(run) if row.get("samples")
+    ]
     [made] = [record["run"] for record in records if record["type"] == "run"]
     assert (made["run_id"], made["display_name"]) == ((run / "wandb_id").read_text(), "run")
-    assert made["config"]["update"]["logger"] == "wandb"
+    assert "wandb" in made["config"]["update"]["logger"]
     assert made["config"]["update"]["model"]["hidden_size"] == 32
 
 
-def test_wandb_has_each_step_once_offline_without_asking(tiny: list[str], tmp_path: Path) -> None:
+def test_wandb_has_each_step_once_offline_beside_a_table_without_asking(tiny: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     env = {"HOME": str(tmp_path), "WANDB_API_KEY": ""}
-    done = train_forked(
-        [*tiny, "--run_dir", str(run), "--max_steps", "2", "--logger", "wandb"], tmp_path / "log", env=env
-    )
+    flags = ["--run_dir", str(run), "--max_steps", "2", "--logger", "wandb,csv"]
+    done = train_forked([*tiny, *flags], tmp_path / "log", env=env)
     assert done.returncode == 0, done.stdout
     check_wandb(run, 2, env)
+    assert rows_of_csv(run / "csv/metrics.csv") == list(map(as_text, rows_of(run)))
 
 
 @pytest.mark.slow
-def test_wandb_has_each_step_once_after_kill_9(tiny: list[str], tmp_path: Path) -> None:
+def test_wandb_has_each_step_once_after_three_kills(tiny: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     env = {"HOME": str(tmp_path), "WANDB_API_KEY": ""}
     arguments = [*tiny, "--run_dir", str(run), "--logger", "wandb", "--optim.schedule", "constant"]
-    first = Ranks([*arguments, "--max_steps", "2000"], tmp_path / "log", env=env)
-    wait_for_rows(run, 12, first)
-    first.signal(signal.SIGKILL)
-    first.wait()
-    [before] = (run / "wandb").glob("offline-run-*")
+    for kill in range(1, 4):
+        ranks = Ranks([*arguments, "--max_steps", "2000"], tmp_path / "log", env=env)
+        wait_for_rows(run, 12 * kill, ranks)
+        ranks.signal(signal.SIGKILL)
+        ranks.wait()
+        assert (run / "wandb").is_dir()
     end = number_of(newest_first(run / "checkpoints")[0]) + 6
     done = train_forked([*arguments, "--max_steps", str(end)], tmp_path / "second", env=env)
     assert done.returncode == 0, done.stdout
     assert "resuming at step" in done.stdout
-    assert not before.exists()
     check_wandb(run, end, env)
 
 
 def test_a_tracker_gets_all_settings_without_secrets_and_writes_nothing_before_it_begins(tmp_path: Path) -> None:
     config = Config(run_dir=str(tmp_path), logger="wandb", data=DataConfig(train="https://me:geheim@host/x?sig=f00d"))
-    tracker = build_tracker(config, RunFolder(tmp_path))
-    assert isinstance(tracker, Wandb)
-    assert tracker.settings["data"]["train"] == "https://host/x"
-    assert tracker.settings.keys() == to_tree(config).keys()
+    [feed] = Trackers(parse_trackers(config.logger), RunFolder(tmp_path), to_tree(config)).feeds
+    assert isinstance(feed.tracker, Wandb)
+    assert feed.tracker.settings["data"]["train"] == "https://host/x"
+    assert feed.tracker.settings.keys() == to_tree(config).keys()
     assert not list(tmp_path.iterdir())
+
+
+class Kept:
+    """A tracker that takes no row back, as a server; it may be made to fall over at a step."""
+
+    takes_back = False
+
+    def __init__(self, falls_over_at: int | None = None) -> None:
+        self.rows: list[dict[str, Any]] = []
+        self.falls_over_at = falls_over_at
+
+    def begin(self, rows: list[dict[str, Any]]) -> None:
+        self.rows += unsent(rows, [row["step"] for row in self.rows])
+
+    def write(self, row: dict[str, Any]) -> None:
+        if row["step"] == self.falls_over_at:
+            raise OSError("no space left")
+        self.rows.append(row)
+
+    def close(self, failed: bool = False) -> None:
+        pass
+
+
+def test_rows_are_sent_once_a_checkpoint_is_past_them_and_what_did_not_hold_never_is() -> None:
+    tracker = Kept()
+    feed = Feed("kept", tracker, "later")
+    first, second, other = {"step": 1}, {"step": 2, "lr": 0.1}, {"step": 2, "lr": 0.2}
+    feed.begin([])
+    feed.write(first)
+    feed.hold(1)
+    feed.write(second)
+    feed.begin([first])  # the run goes back
+    feed.write(other)
+    feed.write({"step": 3})
+    feed.hold(2)
+    feed.close()
+    assert tracker.rows == [first, other]
+
+
+def test_a_tracker_that_raises_is_left_alone_and_said_once(capsys: pytest.CaptureFixture[str]) -> None:
+    tracker = Kept(falls_over_at=2)
+    feed = Feed("kept", tracker, "sslm track run --to kept")
+    feed.begin([])
+    for step in range(4):
+        feed.write({"step": step})
+        feed.hold(step)
+    feed.close()
+    assert [row["step"] for row in tracker.rows] == [0, 1]
+    said = capsys.readouterr().out
+    assert said.count("Warning") == 1
+    assert "no space left; the run goes on without. Later: sslm track run --to kept" in said
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ("wandb,tensorbord", "there is no tensorbord (did you mean tensorboard?); expected one or several of csv"),
+        ("none,csv", "none stands alone"),
+    ],
+)
+def test_unknown_trackers_are_refused_with_the_nearest(given: str, said: str) -> None:
+    with pytest.raises(UserError, match=re.escape(said)):
+        parse(["--logger", given])
+    assert parse_trackers("wandb, csv,wandb") == ["wandb", "csv"]
 
 
 def test_loggers_of_anothers_trainer_have_loss_and_tokens_at_one_step(text: Path, cache: Path, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import copy
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from sslm.runs.checkpoints.mirror import Mirror
 from sslm.runs.checkpoints.retention import expired
 from sslm.runs.checkpoints.saver import Saver
 from sslm.runs.folder import RunFolder
-from sslm.runs.trackers import known_wandb_id
+from sslm.runs.trackers.identity import known_id
 from sslm.system.heartbeats import beat
 from sslm.system.terminal import say
 from sslm.training.callbacks.resume import Resume
@@ -40,6 +41,8 @@ class Checkpoint(Callback):
         """What writes; None before the first step."""
         self.mirror: Mirror | None = None
         """What uploads checkpoints, or None if nothing does."""
+        self.tell_step: Callable[[int], None] | None = None
+        """What is told the step of each checkpoint that is on the disk, or None if nobody waits for it."""
         self.dropped: set[int] = set()
         """Steps whose checkpoints were removed here, as no longer to be kept."""
         self.saved_at = time.monotonic()
@@ -141,7 +144,7 @@ class Checkpoint(Callback):
                 )
         if pl_module.stopping is not None:
             state["stopping"] = pl_module.stopping.state()
-        if (wandb_id := known_wandb_id(RunFolder(self.folder.parent))) is not None:
+        if (wandb_id := known_id(RunFolder(self.folder.parent))) is not None:
             state["wandb_id"] = wandb_id
         return state
 
@@ -149,6 +152,8 @@ class Checkpoint(Callback):
 
     def _when_written(self, checkpoint: Path) -> list[Path]:
         """Upload a new checkpoint, and say which old ones may go. Called on rank 0, in the saver's thread."""
+        if self.tell_step is not None:
+            self.tell_step(number_of(checkpoint))
         there = {number_of(path): path for path in newest_first(self.folder)}
         metrics = {step: metric_of(path, self.when.best_metric) for step, path in there.items()}
         going = [there[step] for step in expired(metrics, number_of(checkpoint), self.when)]

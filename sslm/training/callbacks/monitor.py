@@ -19,7 +19,7 @@ from sslm.models.build import on_meta
 from sslm.parallel.planning import machines
 from sslm.runs import curves
 from sslm.runs.folder import RunFolder
-from sslm.runs.trackers import Tracker
+from sslm.runs.trackers import Trackers
 from sslm.system.files import json_lines
 from sslm.system.terminal import NO_BREAK, TrainingProgress, say
 from sslm.training.lightning import data_of
@@ -37,7 +37,7 @@ class Monitor(Callback):
         batch_tokens: tokens per optimizer step, over all devices.
         model_config: the model's config, from which its FLOPs follow, or None to leave MFU out.
         unigram_loss: loss of a baseline that only knows token frequencies, which curves.png shows, or None.
-        tracker: what gets each row of metrics.jsonl too, or None.
+        trackers: what gets each row of metrics.jsonl too, or None.
     """
 
     def __init__(
@@ -47,11 +47,11 @@ class Monitor(Callback):
         batch_tokens: int,
         model_config: PreTrainedConfig | None = None,
         unigram_loss: float | None = None,
-        tracker: Tracker | None = None,
+        trackers: Trackers | None = None,
     ) -> None:
         self.run = RunFolder(Path(run_dir))
         self.total_steps, self.batch_tokens = total_steps, batch_tokens
-        self.model_config, self.unigram_loss, self.tracker = model_config, unigram_loss, tracker
+        self.model_config, self.unigram_loss, self.trackers = model_config, unigram_loss, trackers
         self.bar: TrainingProgress | None = None
         self._has_shown_samples = False
         self._unwritten: list[str] = []
@@ -90,8 +90,8 @@ class Monitor(Callback):
             self._close()
             self._unwritten, self._waiting = [], {}
             self.run.drop_metrics_after(trainer.global_step)
-            if self.tracker is not None:
-                self.tracker.begin(self.run.rows())
+            if self.trackers is not None:
+                self.trackers.begin(self.run.rows())
             self._write_changes(trainer)
             self.bar = TrainingProgress(self.total_steps, trainer.global_step)
         pl_module.batch_ended_at = time.perf_counter()
@@ -228,13 +228,13 @@ class Monitor(Callback):
         self._close()
         if trainer.is_global_zero:
             self.draw()
-            if self.tracker is not None:
-                self.tracker.close()
+            if self.trackers is not None:
+                self.trackers.close()
 
     def on_exception(self, trainer: Trainer, pl_module: Objective, exception: BaseException) -> None:
         self._close()
-        if self.tracker is not None and trainer.is_global_zero:
-            self.tracker.close(failed=True)
+        if self.trackers is not None and trainer.is_global_zero:
+            self.trackers.close(failed=True)
 
     def _close(self) -> None:
         if self.bar is not None:
@@ -259,8 +259,8 @@ class Monitor(Callback):
     def _write(self, row: dict[str, Any]) -> None:
         self._unwritten.append(json.dumps(row, ensure_ascii=False) + "\n")
         self.write_rows()
-        if self.tracker is not None:
-            self.tracker.write(row)
+        if self.trackers is not None:
+            self.trackers.write(row)
 
 
 def _short(name: str, value: float) -> str:

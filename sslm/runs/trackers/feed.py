@@ -1,0 +1,82 @@
+"""A tracker on a thread of its own, so that training neither waits for it nor ends with it."""
+
+import queue
+import threading
+from collections import deque
+from collections.abc import Callable
+
+from sslm.runs.trackers.tracker import Row, Tracker
+from sslm.system.errors import one_line
+from sslm.system.terminal import say
+
+SECONDS_TO_FINISH = 20.0
+"""How long the end of a run waits for a tracker; a job's last half minute is kept free for its end."""
+
+
+class Feed:
+    """Gives a tracker the rows that hold.
+
+    A tracker that can take rows back has them at once; another one those that a checkpoint is past of, since the run
+    may go back to the newest checkpoint, and come by these steps again. A tracker that raises is left alone from then
+    on, which is said once.
+
+    Args:
+        later: the command that gives the tracker its rows later.
+    """
+
+    def __init__(self, name: str, tracker: Tracker, later: str) -> None:
+        self.name, self.tracker, self.later = name, tracker, later
+        self.failed = False
+        self._held: deque[Row] = deque()
+        self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def begin(self, rows: list[Row]) -> None:
+        """Have these rows, which hold."""
+        self._held.clear()
+        self._do(lambda: self.tracker.begin(rows))
+
+    def write(self, row: Row) -> None:
+        """Add a row that may yet turn out not to hold."""
+        if self.tracker.takes_back:
+            self._do(lambda: self.tracker.write(row))
+        else:
+            self._held.append(row)
+
+    def hold(self, step: int) -> None:
+        """Give away the rows up to this step: a checkpoint of it is on the disk."""
+        while self._held and self._held[0]["step"] <= step:
+            self._give(self._held.popleft())
+
+    def _give(self, row: Row) -> None:
+        self._do(lambda: self.tracker.write(row))
+
+    def close(self, failed: bool = False) -> None:
+        """Finish within SECONDS_TO_FINISH; may be called again."""
+        if self._thread is None:
+            return
+        self._jobs.put(lambda: self.tracker.close(failed))
+        self._jobs.put(None)
+        self._thread.join(SECONDS_TO_FINISH)
+        if self._thread.is_alive():
+            self._give_up(f"has not taken all rows within {SECONDS_TO_FINISH:g} s")
+        self._thread = None
+
+    def _do(self, job: Callable[[], None]) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._work, name=f"tracker {self.name}", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def _work(self) -> None:
+        while (job := self._jobs.get()) is not None:
+            if not self.failed:
+                try:
+                    job()
+                except Exception as error:  # whatever it is, the run goes on
+                    self._give_up(one_line(error) or type(error).__name__)
+
+    def _give_up(self, why: str) -> None:
+        if not self.failed:
+            self.failed = True
+            say(f"Warning: --logger {self.name}: {why}; the run goes on without. Later: {self.later}", to_copy=True)

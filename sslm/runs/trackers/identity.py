@@ -1,0 +1,48 @@
+"""Who a run is to trackers, and what they are told of it beside its rows."""
+
+import json
+import os
+import re
+from typing import Any
+
+from sslm.runs.folder import RunFolder
+from sslm.system.errors import without_secrets
+from sslm.system.files import write_atomically
+
+
+def known_id(run: RunFolder) -> str | None:
+    """Return the id of this run at its trackers, or None if it was never at any."""
+    return run.wandb_id.read_text() if run.wandb_id.is_file() else None
+
+
+def id_of(run: RunFolder) -> str:
+    """Return the id of this run at its trackers, the same for all times; it is made when first asked for."""
+    if (known := known_id(run)) is None:
+        write_atomically(run.wandb_id, known := os.urandom(4).hex())
+    return known
+
+
+def restore_id(run: RunFolder, known: object) -> None:
+    """Go on at trackers as the run that a checkpoint names, if the run folder does not name one."""
+    if known_id(run) is None and isinstance(known, str) and re.fullmatch(r"\w{1,64}", known):
+        write_atomically(run.wandb_id, known)
+
+
+def name_of(run: RunFolder) -> str:
+    """Name of the run folder, by which people know the run."""
+    return run.path.resolve().name
+
+
+def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:
+    """Return the settings of a tree that are set, as texts by their dotted names.
+
+    >>> flat({"seed": 0, "optim": {"lr": 0.001, "decay": None}})
+    {'seed': '0', 'optim.lr': '0.001'}
+    """
+    found: dict[str, str] = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            found |= flat(value, f"{prefix}{key}.")
+        elif value is not None:
+            found[f"{prefix}{key}"] = without_secrets(value if isinstance(value, str) else json.dumps(value))
+    return found
