@@ -13,6 +13,7 @@ VERBS = {
     "export": "make a plain Hugging Face folder of a run's checkpoint",
     "evaluate": "measure trained models: perplexity, bits per byte, pseudo-perplexity, exact spans",
     "plot": "draw runs beside each other: any metric over steps, tokens, hours or FLOPs",
+    "ui": "show runs on a local page, also while they go on",
     "ckpt": "list, verify, compare, reshard or remove checkpoints",
 }
 

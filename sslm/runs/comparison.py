@@ -4,7 +4,7 @@ import math
 import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from itertools import pairwise, takewhile
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -53,9 +53,8 @@ def short_names(paths: Sequence[Path]) -> list[str]:
     >>> short_names([Path("/runs/gpt/a"), Path("/runs/gpt/b/first")]), short_names([Path("/runs/a")])
     (['a', 'b/first'], ['a'])
     """
-    parts = [path.resolve().parts for path in paths]
-    shared = len(list(takewhile(lambda names: len(set(names)) == 1, zip(*parts, strict=False))))
-    return ["/".join(own[min(shared, len(own) - 1) :]) for own in parts]
+    shared = os.path.commonpath([path.resolve().parent for path in paths])
+    return [os.path.relpath(path.resolve(), shared) for path in paths]
 
 
 def metrics_of(rows: Iterable[Row]) -> list[str]:

@@ -117,7 +117,7 @@ class RunFolder:
     def drop_metrics_after(self, step: int) -> None:
         """Drop the rows past `step`, which come again (past 0: all rows), and a torn last line."""
         if self.metrics.is_file():
-            rows = [(line, _row(line)) for line in _lines(self.metrics)]
+            rows = [(line, parse_row(line)) for line in _lines(self.metrics)]
             if damaged := [number for number, (_, row) in enumerate(rows[:-1], start=1) if row is None]:
                 say(f"{self.metrics}: {plural(len(damaged), 'damaged line')} left out, the first is line {damaged[0]}")
             kept = [line for line, row in rows if row and row["step"] <= step and step > 0]
@@ -135,7 +135,7 @@ class RunFolder:
 
     def rows(self) -> list[dict[str, Any]]:
         """Return the rows of metrics.jsonl."""
-        return [row for line in _lines(self.metrics) if (row := _row(line))] if self.metrics.is_file() else []
+        return [row for line in _lines(self.metrics) if (row := parse_row(line))] if self.metrics.is_file() else []
 
 
 def run_of(checkpoint: Path) -> RunFolder:
@@ -174,8 +174,8 @@ def _lines(file: Path) -> list[str]:
     return file.read_text(encoding="utf-8", errors="replace").splitlines()
 
 
-def _row(line: str) -> dict[str, Any] | None:
-    """Parse a line into a row, or None if it is torn or no row of ours."""
+def parse_row(line: str) -> dict[str, Any] | None:
+    """Parse a line of metrics.jsonl into a row, or None if it is torn or no row of ours."""
     try:
         row = json.loads(line)
     except (ValueError, RecursionError):

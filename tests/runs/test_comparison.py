@@ -1,27 +1,13 @@
 """sslm plot: which runs and metrics are found, where they stand on an axis, and what is refused."""
 
-import json
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from sslm.cli.plot import main
 from sslm.runs.comparison import find_runs, marks_of, place, short_names
 from sslm.runs.folder import RunFolder
-
-
-def write_run(folder: Path, steps: int = 4, **values: Any) -> Path:
-    """A run's rows, 100 tokens a step, at 100 and then at 50 tokens per second."""
-    folder.mkdir(parents=True)
-    rows: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "val/loss": 5.0}]
-    for step in range(1, steps + 1):
-        speed = 100.0 if step <= 2 else 50.0
-        row = {"step": step, "tokens": 100 * step, "train/loss": 5.0 / step, "lr": 0.1, "tokens_per_second": speed}
-        rows.append(row | values)
-    rows.append({"step": steps, "tokens": 100 * steps, "val/loss": 2.0})
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return folder
+from tests.support.written_runs import append_rows, write_run
 
 
 def test_hours_are_those_of_training_at_each_rows_speed(tmp_path: Path) -> None:
@@ -46,7 +32,7 @@ def test_a_picture_of_broken_rows_and_misleading_names_is_drawn(tmp_path: Path) 
     with open(broken / "metrics.jsonl", "a") as stream:
         stream.write('{"step": 5, "tokens": 500, "train/loss": NaN}\n{"step": 6, "tok')
     anomalies = [{"step": 3, "kind": "spike", "action": "rewind"}, {"step": 99, "kind": "nan", "action": "skip"}]
-    (broken / "anomalies.jsonl").write_text("".join(json.dumps(entry) + "\n" for entry in anomalies))
+    append_rows(broken, *anomalies, name="anomalies.jsonl")
     assert [mark.is_rewind for mark in marks_of(RunFolder(broken))] == [True, False]
     for axis in ("hours", "flops"):
         out = tmp_path / f"{axis}.png"
