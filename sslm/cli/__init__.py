@@ -14,6 +14,7 @@ VERBS = {
     "evaluate": "measure trained models: perplexity, bits per byte, pseudo-perplexity, exact spans",
     "plot": "draw runs beside each other: any metric over steps, tokens, hours or FLOPs",
     "ui": "show runs on a local page, also while they go on",
+    "track": "give a run's rows to trackers: W&B, trackio, MLflow, TensorBoard, CSV",
     "ckpt": "list, verify, compare, reshard or remove checkpoints",
 }
 

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger
 from transformers import LlamaConfig
 
 from sslm import CausalLM, DataConfig, DataModule, Monitor
+from sslm.cli import track
 from sslm.cli.parse import parse
 from sslm.config import Config
 from sslm.config.written import to_tree
@@ -173,7 +174,7 @@ def test_a_tracker_that_raises_is_left_alone_and_said_once(capsys: pytest.Captur
     assert [row["step"] for row in tracker.rows] == [0, 1]
     said = capsys.readouterr().out
     assert said.count("Warning") == 1
-    assert "no space left; the run goes on without. Later: sslm track run --to kept" in said
+    assert "no space left; it is left alone. To send the rows later: sslm track run --to kept" in said
 
 
 @pytest.mark.parametrize(
@@ -218,3 +219,32 @@ def test_loggers_of_anothers_trainer_have_loss_and_tokens_at_one_step(text: Path
     rows = rows_of(tmp_path / "run")
     assert [float(row["train/loss"]) for row in (first, second)] == [row["train/loss"] for row in rows]
     assert {"lr", "grad_norm", "tokens_per_second"} <= first.keys()
+
+
+def test_a_finished_runs_rows_are_given_to_trackers_again_and_again(
+    train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = tmp_path / "run"
+    assert train_tiny(run, "--max_steps", "4") == 0
+    for _ in range(2):
+        assert track.main([str(run), "--to", "csv,tensorboard"]) == 0
+        assert rows_of_csv(run / "csv/metrics.csv") == list(map(as_text, rows_of(run)))
+        assert len(list((run / "tensorboard").iterdir())) == 1
+    with open(run / "metrics.jsonl", "a") as stream:
+        stream.write('{"step": 5, "tokens": 640}\n')  # it comes again when the run goes on
+    assert track.main([str(run), "--to", "csv"]) == 0
+    assert len(rows_of_csv(run / "csv/metrics.csv")) == len(rows_of(run)) - 1
+    (run / "csv/metrics.csv").unlink()
+    (run / "csv").rmdir()
+    (run / "csv").write_text("in the way")
+    assert track.main([str(run), "--to", "csv"]) == 1
+    assert "Warning: csv:" in capsys.readouterr().out
+
+
+def test_a_run_whose_tracker_fails_in_the_middle_ends_well(tiny: list[str], tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "csv").write_text("in the way")
+    done = train_forked([*tiny, "--run_dir", str(run), "--max_steps", "3", "--logger", "csv"], tmp_path / "log")
+    assert done.returncode == 0, done.stdout
+    assert done.stdout.count("Warning: csv:") == 1

@@ -11,7 +11,7 @@ from typing import Any
 
 from sslm.runs.folder import RunFolder
 from sslm.runs.trackers.csv import Csv
-from sslm.runs.trackers.feed import Feed
+from sslm.runs.trackers.feed import SECONDS_TO_FINISH, Feed
 from sslm.runs.trackers.mlflow import Mlflow
 from sslm.runs.trackers.tensorboard import TensorBoard
 from sslm.runs.trackers.tracker import Row, Tracker
@@ -68,10 +68,16 @@ class Trackers:
     Args:
         names: which, as `parse_trackers` returns them.
         settings: the run's settings without secrets, which trackers keep, too.
+        seconds_to_finish: how long `close` waits for each.
     """
 
-    def __init__(self, names: list[str], run: RunFolder, settings: dict[str, Any]) -> None:
-        self.feeds = [Feed(name, TRACKERS[name](run, settings), f"sslm track {run.path} --to {name}") for name in names]
+    def __init__(
+        self, names: list[str], run: RunFolder, settings: dict[str, Any], seconds_to_finish: float = SECONDS_TO_FINISH
+    ) -> None:
+        self.feeds = [
+            Feed(name, TRACKERS[name](run, settings), f"sslm track {run.path} --to {name}", seconds_to_finish)
+            for name in names
+        ]
 
     def begin(self, rows: list[Row]) -> None:
         """Have these rows and no others, all of which hold; may be called again when the run goes back."""

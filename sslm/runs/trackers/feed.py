@@ -22,10 +22,11 @@ class Feed:
 
     Args:
         later: the command that gives the tracker its rows later.
+        seconds_to_finish: how long `close` waits.
     """
 
-    def __init__(self, name: str, tracker: Tracker, later: str) -> None:
-        self.name, self.tracker, self.later = name, tracker, later
+    def __init__(self, name: str, tracker: Tracker, later: str, seconds_to_finish: float = SECONDS_TO_FINISH) -> None:
+        self.name, self.tracker, self.later, self.seconds_to_finish = name, tracker, later, seconds_to_finish
         self.failed = False
         self._held: deque[Row] = deque()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -52,14 +53,14 @@ class Feed:
         self._do(lambda: self.tracker.write(row))
 
     def close(self, failed: bool = False) -> None:
-        """Finish within SECONDS_TO_FINISH; may be called again."""
+        """Finish, or give up when the time is over; may be called again."""
         if self._thread is None:
             return
         self._jobs.put(lambda: self.tracker.close(failed))
         self._jobs.put(None)
-        self._thread.join(SECONDS_TO_FINISH)
+        self._thread.join(self.seconds_to_finish)
         if self._thread.is_alive():
-            self._give_up(f"has not taken all rows within {SECONDS_TO_FINISH:g} s")
+            self._give_up(f"has not taken all rows within {self.seconds_to_finish:g} s")
         self._thread = None
 
     def _do(self, job: Callable[[], None]) -> None:
@@ -79,4 +80,4 @@ class Feed:
     def _give_up(self, why: str) -> None:
         if not self.failed:
             self.failed = True
-            say(f"Warning: --logger {self.name}: {why}; the run goes on without. Later: {self.later}", to_copy=True)
+            say(f"Warning: {self.name}: {why}; it is left alone. To send the rows later: {self.later}", to_copy=True)

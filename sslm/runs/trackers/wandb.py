@@ -46,7 +46,7 @@ class Wandb:
         try:
             return self._init(mode)
         except wandb.errors.Error as error:
-            say(f"Warning: --logger wandb: {one_line(error)}; it goes on offline: `wandb sync` sends the rows later")
+            say(f"Warning: wandb: {one_line(error)}; it goes on offline: `wandb sync` sends the rows later")
             return self._init("offline")
 
     def _init(self, mode: Any) -> Any:

@@ -1,0 +1,48 @@
+"""A run's rows, given to trackers from its metrics.jsonl; what they have is not given again.
+
+sslm track RUN --to wandb,mlflow
+"""
+
+import argparse
+
+from sslm.runs.checkpoints.folder import newest_first, number_of
+from sslm.runs.folder import RunFolder, settings_in
+from sslm.runs.trackers import TRACKERS, Trackers, check_trackers, parse_trackers
+from sslm.runs.trackers.tracker import Row
+from sslm.system.errors import UserError
+from sslm.system.exits import DONE, FAILED, exits_politely
+from sslm.system.paths import local_path
+from sslm.system.terminal import plural, say
+
+SECONDS_TO_SEND = 3600.0
+"""How long a tracker may take for all rows of a run."""
+
+
+@exits_politely
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="sslm track", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=local_path, help="run folder of a run that is done or has stopped")
+    to = f"trackers, separated by commas: {', '.join(TRACKERS)}"
+    parser.add_argument("--to", required=True, metavar="TRACKERS", help=to)
+    options = parser.parse_args(arguments)
+    names = parse_trackers(options.to, "--to")
+    check_trackers(names, "--to")
+    run = RunFolder(options.run)
+    if not run.metrics.is_file() or not run.config.is_file():
+        raise UserError(f"{run.path}: not a run folder: it needs metrics.jsonl and config.yaml")
+    settings = settings_in(str(run.path), run.config.read_bytes())
+    with run.locked():
+        rows = rows_that_hold(run)
+        trackers = Trackers(names, run, settings, SECONDS_TO_SEND)
+        trackers.begin(rows)
+        trackers.close()
+    for feed in trackers.feeds:
+        if not feed.failed:
+            say(f"{feed.name}: has the {plural(len(rows), 'row')} of {run.path}")
+    return FAILED if any(feed.failed for feed in trackers.feeds) else DONE
+
+
+def rows_that_hold(run: RunFolder) -> list[Row]:
+    """Return the rows that do not come again if the run goes on: those up to its newest checkpoint, or all."""
+    newest = next((number_of(checkpoint) for checkpoint in newest_first(run.checkpoints)), None)
+    return [row for row in run.rows() if newest is None or row["step"] <= newest]
