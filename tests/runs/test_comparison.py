@@ -27,8 +27,8 @@ def test_runs_are_found_below_a_folder_each_once_and_named_by_what_tells_them_ap
 
 
 def test_a_picture_of_broken_rows_and_misleading_names_is_drawn(tmp_path: Path) -> None:
-    write_run(tmp_path / "$x$", flops=1e9)
-    broken = write_run(tmp_path / "broken", flops=2e9)
+    write_run(tmp_path / "$x$", flops_per_token=1e6)
+    broken = write_run(tmp_path / "broken", flops_per_token=2e6)
     with open(broken / "metrics.jsonl", "a") as stream:
         stream.write('{"step": 5, "tokens": 500, "train/loss": NaN}\n{"step": 6, "tok')
     anomalies = [{"step": 3, "kind": "spike", "action": "rewind"}, {"step": 99, "kind": "nan", "action": "skip"}]

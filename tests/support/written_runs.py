@@ -5,11 +5,13 @@ from pathlib import Path
 from typing import Any
 
 
-def write_run(folder: Path, steps: int = 4, **values: Any) -> Path:
+def write_run(folder: Path, steps: int = 4, flops_per_token: float | None = None, **values: Any) -> Path:
     """A run's rows, 100 tokens a step, at 100 and then at 50 tokens per second."""
     folder.mkdir(parents=True)
     rows: list[dict[str, Any]] = [{"step": 0, "tokens": 0, "val/loss": 5.0}]
-    rows += [row_of(step) | values for step in range(1, steps + 1)]
+    for step in range(1, steps + 1):
+        flops = {} if flops_per_token is None else {"flops": flops_per_token * 100 * step}
+        rows.append(row_of(step) | flops | values)
     append_rows(folder, *rows, {"step": steps, "tokens": 100 * steps, "val/loss": 2.0})
     return folder
 

@@ -6,8 +6,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -17,7 +15,6 @@ import pytest
 import sslm.ui.answers as answers
 from sslm.cli.ui import main, ssh_hint
 from sslm.runs.folder import RunFolder
-from sslm.ui.answers import Shown
 from sslm.ui.server import STATIC, Server
 from tests.support.written_runs import append_rows, row_of, write_run
 
@@ -45,20 +42,8 @@ class Client:
 
 
 @pytest.fixture
-def runs(tmp_path: Path) -> Path:
-    write_run(tmp_path / "runs/b<i>")
-    write_run(tmp_path / "runs/a")
-    return tmp_path / "runs"
-
-
-@pytest.fixture
-def client(runs: Path) -> Iterator[Client]:
-    with Server(Shown([runs]), "127.0.0.1", 0) as server:
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield Client(server.server_address[1])
-        server.shutdown()
-        thread.join()
+def client(server: Server) -> Client:
+    return Client(server.server_address[1])
 
 
 def test_runs_are_named_by_number_and_those_that_begin_later_come_behind(client: Client, runs: Path) -> None:

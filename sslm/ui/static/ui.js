@@ -259,7 +259,11 @@ function makeChart(title) {
   const chart = { title, figure, canvas, hair, band, legend, from: null };
   canvas.setAttribute("aria-label", TITLES[title] ?? title);
   const at = (event) => Math.min(Math.max(event.offsetX, PAD.left), canvas.clientWidth - PAD.right);
-  canvas.addEventListener("pointerdown", (event) => { chart.from = at(event); canvas.setPointerCapture(event.pointerId); });
+  canvas.addEventListener("pointerdown", (event) => {
+    chart.from = at(event);
+    canvas.setPointerCapture(event.pointerId);
+    hover(chart, chart.from, event);
+  });
   canvas.addEventListener("pointermove", (event) => {
     hover(chart, at(event), event);
     band.hidden = chart.from === null || Math.abs(at(event) - chart.from) < 6;
@@ -267,7 +271,10 @@ function makeChart(title) {
     band.style.left = `${Math.min(chart.from, at(event))}px`;
     band.style.width = `${Math.abs(at(event) - chart.from)}px`;
   });
-  const leave = () => { [chart.from, band.hidden, $("tip").hidden] = [null, true, true]; charts.forEach((one) => (one.hair.hidden = true)); };
+  const leave = (event) => {
+    [chart.from, band.hidden] = [null, true];
+    if (event.pointerType !== "touch") hideTip(); // a finger that is lifted leaves what it pointed at
+  };
   canvas.addEventListener("pointerup", (event) => {
     const ends = chart.from === null ? [] : [chart.from, at(event)].sort((a, b) => a - b);
     [chart.from, band.hidden] = [null, true];
@@ -277,6 +284,11 @@ function makeChart(title) {
   canvas.addEventListener("pointercancel", leave);
   canvas.addEventListener("dblclick", () => show({ zoom: null }));
   return chart;
+}
+
+function hideTip() {
+  $("tip").hidden = true;
+  for (const chart of charts.values()) chart.hair.hidden = true;
 }
 
 function scale([low, high], from, to, isLog) {
@@ -455,7 +467,7 @@ function draw() {
   for (const button of $("tabs").children) button.ariaPressed = button.value === view.open;
   if (view.open === "curves") return drawCurves();
   drawn = null;
-  $("tip").hidden = true;
+  hideTip();
   $("content").replaceChildren(...PAGES[view.open]());
 }
 
@@ -498,6 +510,7 @@ $("all").addEventListener("click", () => choose((run) => !run.node?.hidden, true
 $("none").addEventListener("click", () => choose((run) => !run.node?.hidden, false));
 window.addEventListener("hashchange", () => { readFragment(); draw(); hurry(); });
 document.addEventListener("visibilitychange", hurry);
+document.addEventListener("pointerdown", (event) => event.target.tagName === "CANVAS" || hideTip());
 matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => draw());
 new ResizeObserver(() => view.open === "curves" && draw()).observe($("content"));
 readFragment();
