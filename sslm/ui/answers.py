@@ -20,7 +20,8 @@ from sslm.system.errors import UserError, without_secrets
 Answer = dict[str, Any]
 MOST_BYTES = 1 << 20
 """How much of metrics.jsonl one answer has."""
-TAIL_BYTES = 256
+TAIL_BYTES = 1 << 12
+"""How much before a place in metrics.jsonl tells it from the same place after the run went back."""
 
 
 class Shown:
@@ -62,7 +63,7 @@ class Shown:
     def _about(self, run: RunFolder) -> Answer:
         try:
             metrics = run.metrics.stat()
-            version, age = f"{metrics.st_ino}-{metrics.st_size}", max(time.time() - metrics.st_mtime, 0.0)
+            version, age = f"{metrics.st_mtime_ns}-{metrics.st_size}", max(time.time() - metrics.st_mtime, 0.0)
         except OSError:  # removed since
             version, age = "", None
         name = os.path.relpath(run.path.resolve(), self._base)
@@ -128,16 +129,14 @@ def rows_since(run: RunFolder, mark: str) -> Answer:
 
 def _known(stream: BufferedReader, mark: str) -> int:
     """Up to which byte a mark says that this very file is known."""
-    told = re.fullmatch(r"[0-9]{1,20}-([0-9]{1,18})-[0-9a-f]{64}", mark)
-    end = int(told[1]) if told else 0
-    return end if told and _mark(stream, end) == mark else 0
+    told = re.fullmatch("([0-9]{1,18})-[0-9a-f]{64}", mark)
+    return int(told[1]) if told and _mark(stream, int(told[1])) == mark else 0
 
 
 def _mark(stream: BufferedReader, end: int) -> str:
-    """Tell a file and a place in it: a rewritten file has another number, or other bytes before that place."""
+    """Tell a place in a file by the bytes before it: speeds are among them, and no two courses of a run share those."""
     stream.seek(max(end - TAIL_BYTES, 0))
-    tail = stream.read(min(end, TAIL_BYTES))
-    return f"{os.fstat(stream.fileno()).st_ino}-{end}-{hashlib.sha256(tail).hexdigest()}"
+    return f"{end}-{hashlib.sha256(stream.read(min(end, TAIL_BYTES))).hexdigest()}"
 
 
 def _shown(row: Answer) -> Answer:

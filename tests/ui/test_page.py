@@ -109,6 +109,9 @@ def test_rows_come_while_a_run_goes_on_and_go_where_it_goes_back(page: Any, many
     RunFolder(many / "b<i>").drop_metrics_after(2)
     append_rows(many / "b<i>", row_of(3) | {"train/loss": 7.5})
     playwright.expect(state).to_contain_text("step 3 · loss 7.5")
+    assert page.evaluate("runs[1].rows.map((row) => row.step)") == [0, 1, 2, 3]
+    size = (many / "b<i>/metrics.jsonl").stat().st_size
+    assert page.evaluate("runs[1].mark").startswith(f"{size}-")  # from where it asks for more
     write_run(many / "z")
     page.get_by_role("listitem").filter(has_text="z").wait_for()
 
