@@ -50,6 +50,7 @@ from sslm.runs.export import export
 from sslm.runs.folder import RunFolder, pretrained_folder, run_of
 from sslm.runs.resume import choose_checkpoint, reaches_the_end, total_steps
 from sslm.runs.trackers import Trackers, check_trackers, parse_trackers
+from sslm.runs.trackers.about import write_about
 from sslm.system import exits, ranks, terminal
 from sslm.system.errors import sentence_of
 from sslm.system.exits import DONE, FAILED, INTERRUPTED, STOPPED, USER_ERROR
@@ -146,6 +147,9 @@ def run(config: Config, arguments: list[str]) -> int:
         if checkpoint is None and ranks.is_first_process():
             for file in (folder.amendments, folder.changes, folder.anomalies):
                 file.unlink(missing_ok=True)  # of a run that never had a checkpoint
+        if ranks.is_first_process():
+            device = torch.cuda.get_device_name() if launch.accelerator == "gpu" else "cpu"
+            write_about(folder, data.fingerprint(), device, launch.world)
         setup = with_end(setup, checkpoint)
         module = build_module(setup, checkpoint)
         callbacks = build_callbacks(setup, checkpoint)

@@ -41,7 +41,8 @@ class RunFolder:
         self.anomalies = path / "anomalies.jsonl"  # one object per step out of the ordinary, with its examples' texts
         self.stacks = path / "stacks"  # heartbeats of the running ranks, and after a stall where each thread was
         self.former_stacks = path / "stacks.former"  # those of the stall before
-        self.wandb_id = path / "wandb_id"  # of the run at W&B, if it is there
+        self.about = path / "about.json"  # with what it was last trained: versions, git, machine, data
+        self.wandb_id = path / "wandb_id"  # of the run at its trackers, if it is at any
         self.lock = path / "lock"  # held by the running process; the lock dies with it
 
     @contextmanager

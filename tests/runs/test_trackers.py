@@ -4,10 +4,12 @@ import csv
 import json
 import re
 import signal
+import subprocess
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from transformers import LlamaConfig
@@ -20,6 +22,7 @@ from sslm.config.written import to_tree
 from sslm.runs.checkpoints.folder import newest_first, number_of
 from sslm.runs.folder import RunFolder
 from sslm.runs.trackers import Trackers, parse_trackers
+from sslm.runs.trackers.about import git_state, known_about, write_about
 from sslm.runs.trackers.feed import Feed
 from sslm.runs.trackers.tracker import unsent
 from sslm.runs.trackers.wandb import Wandb
@@ -87,6 +90,7 @@ def check_wandb(run: Path, last_step: int, env: dict[str, str]) -> None:
     assert (made["run_id"], made["display_name"]) == ((run / "wandb_id").read_text(), "run")
     assert "wandb" in made["config"]["update"]["logger"]
     assert made["config"]["update"]["model"]["hidden_size"] == 32
+    assert made["config"]["update"]["about"] == json.loads((run / "about.json").read_text())
 
 
 def test_wandb_has_each_step_once_offline_beside_a_table_without_asking(tiny: list[str], tmp_path: Path) -> None:
@@ -97,6 +101,31 @@ def test_wandb_has_each_step_once_offline_beside_a_table_without_asking(tiny: li
     assert done.returncode == 0, done.stdout
     check_wandb(run, 2, env)
     assert rows_of_csv(run / "csv/metrics.csv") == list(map(as_text, rows_of(run)))
+
+
+def test_a_run_tells_its_versions_its_machine_and_its_text(tmp_path: Path) -> None:
+    run, data = RunFolder(tmp_path), {"seed": 0, "sources": {"all": {"tokenizer": "f00d", "shards": {}}}}
+    write_about(run, data, "cpu", 2)
+    about = known_about(run)
+    assert about["versions"]["torch"] == torch.__version__
+    assert (about["hardware"]["device"], about["hardware"]["devices"]) == ("cpu", 2)
+    assert about["data"]["all"]["tokenizer"] == "f00d"
+    run.about.write_text("{")
+    assert known_about(run) == {}
+
+
+def test_gits_state_is_the_commit_and_whether_files_differ(tmp_path: Path) -> None:
+    assert git_state(tmp_path) is None
+    who = ["-c", "user.name=a", "-c", "user.email=a@b"]
+    (tmp_path / "file").write_text("one")
+    for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "first"]):
+        subprocess.run(["git", "-C", str(tmp_path), *words], check=True)
+    state = git_state(tmp_path)
+    assert state is not None
+    assert re.fullmatch(r"[0-9a-f]{40}", state["commit"])
+    assert state["dirty"] is False
+    (tmp_path / "file").write_text("two")
+    assert git_state(tmp_path) == state | {"dirty": True}
 
 
 @pytest.mark.slow
@@ -159,7 +188,8 @@ def test_rows_are_sent_once_a_checkpoint_is_past_them_and_what_did_not_hold_neve
     feed.write(other)
     feed.write({"step": 3})
     feed.hold(2)
-    feed.close()
+    feed.end()
+    feed.wait()
     assert tracker.rows == [first, other]
 
 
@@ -170,7 +200,8 @@ def test_a_tracker_that_raises_is_left_alone_and_said_once(capsys: pytest.Captur
     for step in range(4):
         feed.write({"step": step})
         feed.hold(step)
-    feed.close()
+    feed.end()
+    feed.wait()
     assert [row["step"] for row in tracker.rows] == [0, 1]
     said = capsys.readouterr().out
     assert said.count("Warning") == 1

@@ -5,11 +5,13 @@ killed process had not written, or had written too much, is put right. A file a 
 """
 
 import json
+import time
 from collections.abc import Callable
 from importlib.util import find_spec
 from typing import Any
 
 from sslm.runs.folder import RunFolder
+from sslm.runs.trackers.about import known_about
 from sslm.runs.trackers.csv import Csv
 from sslm.runs.trackers.feed import SECONDS_TO_FINISH, Feed
 from sslm.runs.trackers.mlflow import Mlflow
@@ -19,14 +21,14 @@ from sslm.runs.trackers.trackio import Trackio
 from sslm.runs.trackers.wandb import Wandb
 from sslm.system.errors import UserError, nearest, short
 
-TRACKERS: dict[str, Callable[[RunFolder, dict[str, Any]], Tracker]] = {
-    "csv": lambda run, settings: Csv(run),
-    "tensorboard": lambda run, settings: TensorBoard(run),
+TRACKERS: dict[str, Callable[[RunFolder, dict[str, Any], float], Tracker]] = {
+    "csv": lambda run, *_: Csv(run),
+    "tensorboard": lambda run, *_: TensorBoard(run),
     "wandb": Wandb,
-    "trackio": Trackio,
-    "mlflow": Mlflow,
+    "trackio": lambda run, settings, _: Trackio(run, settings),
+    "mlflow": lambda run, settings, _: Mlflow(run, settings),
 }
-"""Name -> what makes the tracker of a run with these settings, which writes nothing yet."""
+"""Name -> what makes a tracker, of a run, its settings, and the seconds that the tracker may take to finish."""
 PACKAGES = {
     "tensorboard": ("tensorboard", "tensorboardX"),
     "wandb": ("wandb",),
@@ -68,14 +70,16 @@ class Trackers:
     Args:
         names: which, as `parse_trackers` returns them.
         settings: the run's settings without secrets, which trackers keep, too.
-        seconds_to_finish: how long `close` waits for each.
+        seconds_to_finish: how long `close` waits.
     """
 
     def __init__(
         self, names: list[str], run: RunFolder, settings: dict[str, Any], seconds_to_finish: float = SECONDS_TO_FINISH
     ) -> None:
+        told = settings | {"about": about} if (about := known_about(run)) else settings
+        self.seconds_to_finish = seconds_to_finish
         self.feeds = [
-            Feed(name, TRACKERS[name](run, settings), f"sslm track {run.path} --to {name}", seconds_to_finish)
+            Feed(name, TRACKERS[name](run, told, seconds_to_finish), f"sslm track {run.path} --to {name}")
             for name in names
         ]
 
@@ -96,6 +100,9 @@ class Trackers:
             feed.hold(step)
 
     def close(self, failed: bool = False) -> None:
-        """Finish what is being written; may be called again."""
+        """Finish what is being written, all at the same time; may be called again."""
         for feed in self.feeds:
-            feed.close(failed)
+            feed.end(failed)
+        end = time.monotonic() + self.seconds_to_finish
+        for feed in self.feeds:
+            feed.wait(end - time.monotonic())

@@ -22,11 +22,10 @@ class Feed:
 
     Args:
         later: the command that gives the tracker its rows later.
-        seconds_to_finish: how long `close` waits.
     """
 
-    def __init__(self, name: str, tracker: Tracker, later: str, seconds_to_finish: float = SECONDS_TO_FINISH) -> None:
-        self.name, self.tracker, self.later, self.seconds_to_finish = name, tracker, later, seconds_to_finish
+    def __init__(self, name: str, tracker: Tracker, later: str) -> None:
+        self.name, self.tracker, self.later = name, tracker, later
         self.failed = False
         self._held: deque[Row] = deque()
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
@@ -52,15 +51,19 @@ class Feed:
     def _give(self, row: Row) -> None:
         self._do(lambda: self.tracker.write(row))
 
-    def close(self, failed: bool = False) -> None:
-        """Finish, or give up when the time is over; may be called again."""
+    def end(self, failed: bool = False) -> None:
+        """Begin to finish; `wait` waits for it."""
+        if self._thread is not None:
+            self._jobs.put(lambda: self.tracker.close(failed))
+            self._jobs.put(None)
+
+    def wait(self, seconds: float = SECONDS_TO_FINISH) -> None:
+        """Return when the tracker has finished, or give it up when the time is over; may be called again."""
         if self._thread is None:
             return
-        self._jobs.put(lambda: self.tracker.close(failed))
-        self._jobs.put(None)
-        self._thread.join(self.seconds_to_finish)
+        self._thread.join(max(seconds, 0))
         if self._thread.is_alive():
-            self._give_up(f"has not taken all rows within {self.seconds_to_finish:g} s")
+            self._give_up("has not taken all rows in time")
         self._thread = None
 
     def _do(self, job: Callable[[], None]) -> None:

@@ -17,15 +17,16 @@ from sslm.runs.trackers.tracker import Row, parts_of
 from sslm.system.errors import one_line, without_secrets
 from sslm.system.terminal import say
 
-INIT_SECONDS, FINISH_SECONDS = 30.0, 15.0
-"""How long W&B may take to begin a run, and to be sent the rest at its end."""
+INIT_SECONDS = 30.0
+"""How long W&B's server may take to begin a run."""
 
 
 class Wandb:
     takes_back = False
 
-    def __init__(self, run: RunFolder, settings: dict[str, Any]) -> None:
+    def __init__(self, run: RunFolder, settings: dict[str, Any], seconds_to_finish: float) -> None:
         self.folder, self.settings = run, settings
+        self.seconds_to_finish = 0.75 * seconds_to_finish  # W&B itself has something to say after it has given up
         self.run: Any = None
 
     def begin(self, rows: list[Row]) -> None:
@@ -40,10 +41,8 @@ class Wandb:
     def _start(self) -> Any:
         import wandb
 
-        mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
-        if mode == "offline":
-            return self._init("offline")
         try:
+            mode = os.environ.get("WANDB_MODE") or ("online" if wandb.login(prompt=False) else "offline")
             return self._init(mode)
         except wandb.errors.Error as error:
             say(f"Warning: wandb: {one_line(error)}; it goes on offline: `wandb sync` sends the rows later")
@@ -66,7 +65,7 @@ class Wandb:
                 allow_val_change=True,
                 mode=mode,
                 resume=None if mode == "offline" else "allow",
-                settings=wandb.Settings(init_timeout=INIT_SECONDS, finish_timeout=FINISH_SECONDS),
+                settings=wandb.Settings(init_timeout=INIT_SECONDS, finish_timeout=self.seconds_to_finish),
             )
 
     def write(self, row: Row) -> None:
