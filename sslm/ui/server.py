@@ -9,6 +9,7 @@ import json
 import socket
 import sys
 from collections.abc import Callable
+from errno import EADDRINUSE
 from functools import partial
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -57,7 +58,11 @@ class Server(ThreadingHTTPServer):
             super().__init__((host, port), Handler)
         except (OSError, UnicodeError) as error:
             why = getattr(error, "strerror", None) or "no such host"
-            instead = f"another port, such as --port {port % 65535 + 1}, or --port 0 for any free one"
+            is_taken = getattr(error, "errno", None) == EADDRINUSE
+            ports = f"another port, such as --port {port % 65535 + 1}, or --port 0 for any free one"
+            instead = (
+                ports if is_taken else "an address of this machine, such as --host 127.0.0.1, and a port from 1024 on"
+            )
             raise UserError(f"--host {short(host)} --port {port}: can't listen there ({why}); give {instead}") from None
 
     @property

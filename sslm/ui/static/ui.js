@@ -187,19 +187,27 @@ function chartOf(metric) {
   return what && (first === "tokens" || first === "epochs") ? `${first} by source` : metric;
 }
 
+/** Metric -> its points; they are kept until there are other rows, or another axis. */
+function pointsOf(run) {
+  if (run.drawnRows === run.rows && run.drawnOver === view.over) return run.points;
+  Object.assign(run, { drawnRows: run.rows, drawnOver: view.over, place: placer(run), points: new Map() });
+  for (const row of run.place ? run.rows : []) {
+    const x = run.place(row.tokens);
+    for (const metric in row) {
+      if (!isNumber(row[metric]) || NO_CURVES.has(metric)) continue;
+      if (!run.points.has(metric)) run.points.set(metric, []);
+      run.points.get(metric).push([x, row[metric]]);
+    }
+  }
+  run.events = run.place ? eventsOf(run) : [];
+  return run.points;
+}
+
 /** Chart's title -> its curves, in the order of TITLES, then as they come. */
 function curves() {
   const found = new Map(Object.keys(TITLES).map((title) => [title, []]));
   for (const run of chosen()) {
-    run.place = placer(run);
-    const points = new Map();
-    for (const row of run.place ? run.rows : [])
-      for (const [metric, value] of Object.entries(row))
-        if (isNumber(value) && !NO_CURVES.has(metric)) {
-          if (!points.has(metric)) points.set(metric, []);
-          points.get(metric).push([run.place(row.tokens), value]);
-        }
-    for (const [metric, raw] of points) {
+    for (const [metric, raw] of pointsOf(run)) {
       const title = chartOf(metric), isNoisy = metric.startsWith("train/") || NOISY.has(metric);
       if (!found.has(title)) found.set(title, []);
       const isSmoothed = view.smooth > 0 && isNoisy;
@@ -396,7 +404,6 @@ let drawn = null; // which charts are on the page
 
 function drawCurves() {
   const found = curves(), several = chosen().length > 1, places = [];
-  for (const run of chosen()) run.events = run.place ? eventsOf(run) : [];
   for (const [title, series] of found) {
     const metrics = [...new Set(series.map((one) => one.metric))].sort(); // train/… before val/…
     for (const one of series) {
