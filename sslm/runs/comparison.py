@@ -176,7 +176,7 @@ def _figure(runs: Sequence[RunFolder], names: Sequence[str], view: View) -> Any:
         panel.set(yscale="log" if "y" in view.log else "linear")
         panel.grid(alpha=0.3, which="both")
     panel.set(xlabel=AXES[view.over])
-    if "x" not in view.log:
+    if "x" not in view.log and view.over != "hours":  # 200m hours would be milli
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     legend = [Line2D([], [], color=color, label=name) for name, color in zip(names, _colors(len(runs)), strict=True)]
     styles = [Line2D([], [], color="gray", label=drawn(metric), **_style(metric)) for metric in view.metrics]

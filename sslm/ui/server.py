@@ -95,6 +95,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             is_ours = self.server.knows(self.headers.get("Host", ""))
             parts = urlsplit(self.path)
+            given = {key: values[-1] for key, values in parse_qs(parts.query, max_num_fields=8).items()}
         except ValueError:
             return self.send_error(HTTPStatus.BAD_REQUEST)
         if not is_ours:
@@ -102,7 +103,6 @@ class Handler(BaseHTTPRequestHandler):
         if parts.path in FILES:
             name, kind = FILES[parts.path]
             return self._send(HTTPStatus.OK, kind, (STATIC / name).read_bytes())
-        given = {key: values[-1] for key, values in parse_qs(parts.query, max_num_fields=8).items()}
         run = self.server.shown.run(given.get("run", ""))
         rows = partial(rows_since, mark=given.get("after", ""))
         answers: dict[str, Callable[[RunFolder], Answer]] = {"/rows": rows, "/settings": settings}

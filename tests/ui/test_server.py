@@ -119,6 +119,11 @@ def test_no_path_leads_anywhere(client: Client, runs: Path, path: str) -> None:
     assert content == b"Not Found\n"
 
 
+@pytest.mark.parametrize("path", ["/rows?" + "a=1&" * 50, "/" + "a" * 70_000])
+def test_what_no_page_asks_is_refused(client: Client, path: str) -> None:
+    assert client.ask(path)[0].status in (400, 414)
+
+
 @pytest.mark.parametrize("mark", ["../../etc/passwd", "99999999999-" + "0" * 64, "5-" + "0" * 64, "-1", "%00", "1-2"])
 def test_a_made_up_mark_gets_all_rows(client: Client, mark: str) -> None:
     answer = client.json(f"/rows?run=0&after={mark}")
