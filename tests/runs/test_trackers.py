@@ -5,6 +5,8 @@ import json
 import re
 import signal
 import subprocess
+import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +23,7 @@ from sslm.config import Config
 from sslm.config.written import to_tree
 from sslm.runs.checkpoints.folder import newest_first, number_of
 from sslm.runs.folder import RunFolder
-from sslm.runs.trackers import Trackers, parse_trackers
+from sslm.runs.trackers import Trackers, check_trackers, parse_trackers
 from sslm.runs.trackers.about import git_state, known_about, write_about
 from sslm.runs.trackers.feed import Feed
 from sslm.runs.trackers.tracker import unsent
@@ -133,12 +135,16 @@ def test_wandb_has_each_step_once_after_three_kills(tiny: list[str], tmp_path: P
     run = tmp_path / "run"
     env = {"HOME": str(tmp_path), "WANDB_API_KEY": ""}
     arguments = [*tiny, "--run_dir", str(run), "--logger", "wandb", "--optim.schedule", "constant"]
-    for kill in range(1, 4):
-        ranks = Ranks([*arguments, "--max_steps", "2000"], tmp_path / "log", env=env)
-        wait_for_rows(run, 12 * kill, ranks)
+    before: set[Path] = set()
+    for _ in range(3):
+        ranks = Ranks([*arguments, "--max_steps", "100000"], tmp_path / "log", env=env)
+        while not (begun := set((run / "wandb").glob("offline-run-*/run-*.wandb")) - before):
+            assert ranks.is_alive(), ranks.said()
+            time.sleep(0.01)
+        wait_for_rows(run, len(rows_of(run)) + 12, ranks)
         ranks.signal(signal.SIGKILL)
         ranks.wait()
-        assert (run / "wandb").is_dir()
+        before |= begun
     end = number_of(newest_first(run / "checkpoints")[0]) + 6
     done = train_forked([*arguments, "--max_steps", str(end)], tmp_path / "second", env=env)
     assert done.returncode == 0, done.stdout
@@ -279,3 +285,53 @@ def test_a_run_whose_tracker_fails_in_the_middle_ends_well(tiny: list[str], tmp_
     done = train_forked([*tiny, "--run_dir", str(run), "--max_steps", "3", "--logger", "csv"], tmp_path / "log")
     assert done.returncode == 0, done.stdout
     assert done.stdout.count("Warning: csv:") == 1
+
+
+@pytest.mark.skipif(find_spec("mlflow") is not None, reason="MLflow is installed")
+def test_a_tracker_whose_package_is_missing_is_refused_with_what_to_install(
+    train_tiny: TrainTiny, tmp_path: Path
+) -> None:
+    with pytest.raises(
+        UserError, match=re.escape("--logger mlflow: mlflow is not installed; pip install 'sslm[mlflow]'")
+    ):
+        check_trackers(["csv", "mlflow"])
+    assert train_tiny(tmp_path / "run", "--logger", "csv,mlflow") == 2
+    assert not (tmp_path / "run").exists()
+
+
+READ = {
+    "trackio": """
+from trackio.sqlite_storage import SQLiteStorage
+[name] = SQLiteStorage.get_runs("sslm")
+rows = [(row["step"], row.get("train/loss")) for row in SQLiteStorage.get_logs("sslm", name)]
+""",
+    "mlflow": """
+from mlflow.tracking import MlflowClient
+client = MlflowClient(f"sqlite:///{run}/mlflow/mlflow.db")
+[made] = client.search_runs([client.get_experiment_by_name("sslm").experiment_id])
+losses = {m.step: m.value for m in client.get_metric_history(made.info.run_id, "train/loss")}
+steps = [int(m.value) for m in client.get_metric_history(made.info.run_id, "step")]
+rows = [(step, losses.get(step) if step not in steps[:place] else None) for place, step in enumerate(steps)]
+""",
+}
+"""Name -> code that reads (step, training loss) of each row that a tracker has of a run."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", READ)
+def test_stores_that_take_nothing_back_have_each_row_once(
+    name: str, train_tiny: TrainTiny, tiny: list[str], tmp_path: Path
+) -> None:
+    pytest.importorskip(name)
+    run = tmp_path / "run"
+    env = {"TRACKIO_DIR": str(tmp_path / "trackio")}
+    assert train_tiny(run, "--stop_after", "5steps") == 75
+    for _ in range(2):
+        done = run_command(["-m", "sslm", "track", str(run), "--to", name], env=env)
+        assert done.returncode == 0, done.stdout
+    assert train_tiny(run) == 0
+    done = run_command(["-m", "sslm", "track", str(run), "--to", name], env=env)
+    assert done.returncode == 0, done.stdout
+    printed = run_command(["-c", f"import json\nrun = {str(run)!r}\n{READ[name]}\nprint(json.dumps(rows))"], env=env)
+    wanted = [[row["step"], row.get("train/loss")] for row in rows_of(run)]
+    assert json.loads(printed.stdout.splitlines()[-1]) == wanted
