@@ -1,15 +1,18 @@
 """A run's rows, given to trackers from its metrics.jsonl; what they have is not given again.
 
 sslm track RUN --to wandb,mlflow
+sslm track RUN --workspace ENTITY/PROJECT
 """
 
 import argparse
+from importlib.util import find_spec
 
 from sslm.runs.checkpoints.folder import newest_first, number_of
 from sslm.runs.folder import RunFolder, settings_in
 from sslm.runs.trackers import TRACKERS, Trackers, check_trackers, parse_trackers
 from sslm.runs.trackers.tracker import Row
-from sslm.system.errors import UserError
+from sslm.runs.trackers.workspace import build_workspace
+from sslm.system.errors import RunFailed, UserError, one_line, short
 from sslm.system.exits import DONE, FAILED, exits_politely
 from sslm.system.paths import local_path
 from sslm.system.terminal import plural, say
@@ -23,10 +26,16 @@ def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="sslm track", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("run", metavar="RUN", type=local_path, help="run folder of a run that is done or has stopped")
     to = f"trackers, separated by commas: {', '.join(TRACKERS)}"
-    parser.add_argument("--to", required=True, metavar="TRACKERS", help=to)
+    parser.add_argument("--to", default="", metavar="TRACKERS", help=to)
+    workspace = "make a dashboard of a run's metrics in this project of W&B (pip install wandb-workspaces)"
+    parser.add_argument("--workspace", metavar="ENTITY/PROJECT", help=workspace)
     options = parser.parse_args(arguments)
     names = parse_trackers(options.to, "--to")
     check_trackers(names, "--to")
+    if not names and options.workspace is None:
+        raise UserError("sslm track: give --to TRACKERS, --workspace ENTITY/PROJECT, or both")
+    if options.workspace is not None:
+        check_workspace(options.workspace)
     run = RunFolder(options.run)
     if not run.metrics.is_file() or not run.config.is_file():
         raise UserError(f"{run.path}: not a run folder: it needs metrics.jsonl and config.yaml")
@@ -39,7 +48,31 @@ def main(arguments: list[str] | None = None) -> int:
     for feed in trackers.feeds:
         if not feed.failed:
             say(f"{feed.name}: has the {plural(len(rows), 'row')} of {run.path}")
+    if options.workspace is not None:
+        send_workspace(rows, options.workspace)
     return FAILED if any(feed.failed for feed in trackers.feeds) else DONE
+
+
+def check_workspace(place: str) -> None:
+    """Refuse what names no project, or a package that is missing."""
+    if len(list(filter(None, place.split("/")))) != 2:
+        raise UserError(f"--workspace {short(place)}: expected ENTITY/PROJECT, such as me/sslm")
+    if find_spec("wandb_workspaces") is None:
+        raise UserError("--workspace: wandb-workspaces is not installed; pip install wandb-workspaces")
+
+
+def send_workspace(rows: list[Row], place: str) -> None:
+    """Make the dashboard at W&B.
+
+    Raises:
+        RunFailed: W&B does not take it.
+    """
+    entity, project = place.split("/")
+    try:
+        made = build_workspace(rows, entity, project).save()
+    except Exception as error:  # of the library, of the network, or of W&B's server
+        raise RunFailed(f"--workspace {short(place)}: {one_line(error) or type(error).__name__}") from error
+    say(f"Dashboard: {made.url}", to_copy=True)
 
 
 def rows_that_hold(run: RunFolder) -> list[Row]:

@@ -28,6 +28,7 @@ from sslm.runs.trackers.about import git_state, known_about, write_about
 from sslm.runs.trackers.feed import Feed
 from sslm.runs.trackers.tracker import unsent
 from sslm.runs.trackers.wandb import Wandb
+from sslm.runs.trackers.workspace import build_workspace
 from sslm.system.errors import UserError
 from tests.support.processes import Ranks, run_command, train_forked
 from tests.support.runs import TrainTiny, rows_of, wait_for_rows
@@ -335,3 +336,27 @@ def test_stores_that_take_nothing_back_have_each_row_once(
     printed = run_command(["-c", f"import json\nrun = {str(run)!r}\n{READ[name]}\nprint(json.dumps(rows))"], env=env)
     wanted = [[row["step"], row.get("train/loss")] for row in rows_of(run)]
     assert json.loads(printed.stdout.splitlines()[-1]) == wanted
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of wandb-workspaces, by pydantic
+def test_a_dashboard_has_a_panel_for_each_metric_of_a_run_over_tokens() -> None:
+    pytest.importorskip("wandb_workspaces")
+    rows = [{"step": 1, "tokens": 64, "lr": 0.1, "train/loss": 2.0, "train/loss/web": 1.0, "val/f1": 0.5, "mfu": None}]
+    made = build_workspace(rows, "me", "sslm")
+    sections = made._to_model().spec.section.panel_bank_config.sections
+    shown = {one.name: [panel.config.metrics for panel in one.panels] for one in sections}
+    assert shown == {
+        "Loss": [["train/loss"]],
+        "Optimisation": [["lr"]],
+        "Sources": [["train/loss/web"]],
+        "Scores": [["val/f1"]],
+    }
+    assert {panel.config.x_axis for one in sections for panel in one.panels} == {"tokens"}
+
+
+@pytest.mark.parametrize(("given", "said"), [([], "give --to"), (["--workspace", "me"], "expected ENTITY/PROJECT")])
+def test_what_is_to_be_tracked_where_must_be_said(
+    given: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert track.main([str(tmp_path), *given]) == 2
+    assert said in capsys.readouterr().err
