@@ -213,7 +213,7 @@ def train(setup: Setup, module: Objective, trainer: Trainer, callbacks: Callback
             raise RuntimeError(f"not all processes connected within {limit}") from error
         raise
     if callbacks.preemption.stopped and not ranks.is_first_process():
-        exits.leave()
+        exits.leave(STOPPED if ranks.tells_exit_code() else DONE)
     return STOPPED if callbacks.preemption.stopped else DONE
 
 

@@ -71,7 +71,8 @@ def _ended(code: int) -> int:
 def leave(code: int = DONE) -> None:
     """End this process at once.
 
-    Ranks other than the first leave a stopped run with 0 (see docs/lessons.md, 'srun reports the highest exit code').
+    Ranks whose code nobody waits for (`ranks.tells_exit_code`) leave a stopped run with 0; see docs/lessons.md, 'srun
+    reports the highest exit code'.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -26,6 +26,14 @@ def is_child() -> bool:
     return os.environ.get("LOCAL_RANK", "0") != "0" and not under_torchrun() and not under_srun()
 
 
+def tells_exit_code() -> bool:
+    """Whether what started this process goes by its exit code; torchrun and srun go by the first rank's.
+
+    Where sslm starts the processes of several nodes itself, somebody started one on each, and waits for each.
+    """
+    return is_first_process() if under_torchrun() or under_srun() else not is_child()
+
+
 def is_first_of_node(local_rank: int) -> bool:
     """Whether this is the first of its node's processes: all of srun's tasks may have local rank 0 (see `Slurm`)."""
     return (os.environ["SLURM_LOCALID"] == "0") if under_srun() else local_rank == 0

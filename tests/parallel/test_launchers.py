@@ -14,7 +14,7 @@ from sslm.parallel.launch import Launch, data_parallel_size, devices
 from sslm.parallel.launchers import Slurm
 from sslm.parallel.strategies import trainer_settings
 from sslm.system.errors import UserError
-from sslm.system.ranks import is_first_of_node, is_first_process
+from sslm.system.ranks import is_first_of_node, is_first_process, tells_exit_code
 from tests.support.processes import free_port, kill_group, run_command, start_command, train_forked
 from tests.support.runs import ranks_of, wait_for_step
 
@@ -88,6 +88,23 @@ def test_a_process_that_the_others_dont_meet_ends_in_time(tiny: list[str], tmp_p
     done = train_forked([*tiny, "--run_dir", str(tmp_path / "run"), *flags], tmp_path / "log", env=alone)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].endswith("not all processes connected within 3 s (--start_timeout_seconds)")
+
+
+def test_each_node_that_nothing_else_started_tells_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A pod of an indexed Job that ended with 0 would never be started again."""
+    monkeypatch.setenv("NODE_RANK", "1")
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
+    assert tells_exit_code()
+    assert not is_first_process()
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    assert not tells_exit_code()
+
+
+def test_torchruns_ranks_but_the_first_tell_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHELASTIC_RUN_ID", "run")
+    for rank in ("0", "8"):
+        monkeypatch.setenv("RANK", rank)
+        assert tells_exit_code() == (rank == "0")
 
 
 # ------------------------------------------------------------------------------------------------ SLURM

@@ -1,0 +1,97 @@
+"""docker/kubernetes says what sslm understands, and leaves it the time to save."""
+
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from sslm.cli.parse import parse
+from sslm.config import Config
+from sslm.system.exits import STOPPED, USER_ERROR
+
+ROOT = Path(__file__).parent.parent
+FOLDER = ROOT / "docker/kubernetes"
+
+
+def manifest(name: str) -> Any:
+    return yaml.safe_load((FOLDER / f"{name}.yaml").read_text())
+
+
+def job_of(name: str) -> Any:
+    """The specification of the Job that a file makes, by itself or inside a JobSet."""
+    spec = manifest(name)["spec"]
+    return spec["replicatedJobs"][0]["template"]["spec"] if name == "jobset" else spec
+
+
+def pod_of(name: str) -> Any:
+    return job_of(name)["template"]["spec"]
+
+
+def settings_of(name: str) -> Config:
+    """The settings that the container's arguments ask for, with the image's configs in the place of this checkout's."""
+    [container] = pod_of(name)["containers"]
+    return parse([word.replace("/opt/sslm/", f"{ROOT}/") for word in container["args"]])
+
+
+both = pytest.mark.parametrize("name", ["job", "jobset"])
+
+
+@both
+def test_devices_and_nodes_are_those_that_are_asked_of_the_cluster(name: str) -> None:
+    settings, job = settings_of(name), job_of(name)
+    [container] = pod_of(name)["containers"]
+    assert str(settings.devices) == container["resources"]["limits"]["nvidia.com/gpu"]
+    assert settings.num_nodes == job.get("completions", 1) == job.get("parallelism", 1)
+
+
+@both
+def test_mistakes_end_the_job_and_stops_are_no_failures(name: str) -> None:
+    rules = job_of(name)["podFailurePolicy"]["rules"]
+    actions = {code: rule["action"] for rule in rules for code in rule.get("onExitCodes", {}).get("values", [])}
+    assert actions == {USER_ERROR: "FailJob", STOPPED: "Ignore"}
+    assert pod_of(name)["restartPolicy"] == "Never"  # or Kubernetes refuses the policy
+
+
+@both
+def test_pods_are_no_root_and_keep_no_secret(name: str) -> None:
+    pod = pod_of(name)
+    [container] = pod["containers"]
+    assert pod["securityContext"]["runAsNonRoot"]
+    assert not container["securityContext"]["allowPrivilegeEscalation"]
+    secrets = [entry for entry in container["env"] if re.search("KEY|TOKEN|PASSWORD|SECRET", entry["name"])]
+    assert secrets
+    assert all(entry["valueFrom"]["secretKeyRef"]["optional"] for entry in secrets)
+
+
+@both
+def test_shared_memory_and_what_is_kept_are_volumes(name: str) -> None:
+    pod = pod_of(name)
+    [container] = pod["containers"]
+    volumes = {volume["name"]: volume for volume in pod["volumes"]}
+    mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
+    assert mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
+    assert mounts["/work"]["persistentVolumeClaim"]["claimName"] == manifest("volumes")["metadata"]["name"]
+    assert "WORKDIR /work\n" in (ROOT / "docker/Dockerfile").read_text()  # relative paths lie there
+
+
+def test_nodes_meet_at_the_first_pod_of_the_jobset() -> None:
+    jobset = manifest("jobset")
+    [container] = pod_of("jobset")["containers"]
+    env = {entry["name"]: entry for entry in container["env"]}
+    first = f"{jobset['metadata']['name']}-{jobset['spec']['replicatedJobs'][0]['name']}-0-0"
+    assert env["MASTER_ADDR"]["value"] == f"{first}.{jobset['spec']['network']['subdomain']}"
+    assert "job-completion-index" in env["NODE_RANK"]["valueFrom"]["fieldRef"]["fieldPath"]
+
+
+def test_manifests_follow_kubernetes_schemas() -> None:
+    """The JobSet's own fields are not in them: its Job is looked at as one."""
+    kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
+    job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "nodes"}, "spec": job_of("jobset")}
+    version = kubernetes_validate.latest_version()
+    for document in (manifest("volumes"), manifest("job"), job):
+        kubernetes_validate.validate(document, version, strict=True)
+    job["spec"]["backoffLimits"] = 1
+    with pytest.raises(kubernetes_validate.ValidationError):
+        kubernetes_validate.validate(job, version, strict=True)
