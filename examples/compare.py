@@ -28,6 +28,7 @@ def main(arguments: list[str] | None = None) -> None:
             points = [(row["step"] * options.batch_size, accuracy(row)) for row in rows if "val/accuracy" in row]
             panel.plot(*zip(*points, strict=True), marker="o", markersize=3, label=label)
         panel.set(title=folder.name, xlabel="labelled rows read", ylabel="accuracy, held out")
+        panel.set_ylim(bottom=0.45)  # a model that writes labels begins at 0, where nothing is to be seen
         panel.grid(alpha=0.3)
         panel.legend()
     figure.tight_layout()
