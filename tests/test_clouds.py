@@ -1,6 +1,8 @@
-"""docker/kubernetes says what sslm understands, and leaves it the time to save."""
+"""docker/kubernetes and docker/sky.yaml say what sslm understands, and leave it the time to save."""
 
+import os
 import re
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -95,3 +97,51 @@ def test_manifests_follow_kubernetes_schemas() -> None:
     job["spec"]["backoffLimits"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(job, version, strict=True)
+
+
+# ------------------------------------------------------------------------------------------------ SkyPilot
+
+
+def sky_run(tmp_path: Path, nodes: int = 1, **env: str) -> "subprocess.CompletedProcess[str]":
+    """What docker/sky.yaml types on the last machine, said by an interpreter that prints its environment and words."""
+    python = tmp_path / "sslm/bin/python"
+    python.parent.mkdir(parents=True, exist_ok=True)
+    python.write_text('#!/bin/bash\necho "$NODE_RANK $MASTER_ADDR ${WANDB_API_KEY-unset}"\nprintf "%s\\n" "$@"\n')
+    python.chmod(0o755)
+    sky = {
+        "SKYPILOT_NUM_NODES": str(nodes),
+        "SKYPILOT_NODE_RANK": str(nodes - 1),
+        "SKYPILOT_NODE_IPS": "\n".join(f"10.0.0.{1 + node}" for node in range(nodes)),
+        "SKYPILOT_NUM_GPUS_PER_NODE": "8",
+    }
+    task = yaml.safe_load((ROOT / "docker/sky.yaml").read_text())
+    asked = {"RUN": "mine", "BUCKET": "s3://bucket/runs", "DATA": "s3://bucket/corpus"}
+    given = {name: value for name, value in (task["envs"] | task["secrets"]).items() if value is not None}
+    whole = {"PATH": os.environ["PATH"], "HOME": str(tmp_path), **sky, **given, **asked, **env}
+    return subprocess.run(["bash", "-c", task["run"]], env=whole, cwd=ROOT, capture_output=True, text=True)
+
+
+def test_skys_machines_type_what_sslm_understands(tmp_path: Path) -> None:
+    heard, module, name, *flags = sky_run(tmp_path, nodes=2, RUNS="/shared", FLAGS="--seed 7").stdout.splitlines()
+    assert (heard, module, name) == ("1 10.0.0.1 unset", "-m", "sslm.train")
+    settings = parse(flags)
+    assert (settings.num_nodes, settings.devices, settings.seed) == (2, 8, 7)
+    assert (str(settings.run_dir), settings.checkpoint.upload) == ("/shared/mine", "s3://bucket/runs/mine")
+
+
+def test_several_of_skys_machines_without_a_shared_folder_are_refused(tmp_path: Path) -> None:
+    done = sky_run(tmp_path, nodes=2)
+    assert done.returncode == USER_ERROR
+    assert "--env RUNS=" in done.stderr
+    assert f"--run_dir\n{tmp_path}/runs/mine\n" in sky_run(tmp_path).stdout
+
+
+def test_skys_file_follows_its_schema() -> None:
+    schemas = pytest.importorskip("sky.utils.schemas", reason="skypilot needs an environment of its own")
+    jsonschema = pytest.importorskip("jsonschema")
+    task = yaml.safe_load((ROOT / "docker/sky.yaml").read_text())
+    jsonschema.validate(task, schemas.get_task_schema())
+    jsonschema.validate(task["resources"], schemas.get_resources_schema())
+    assert STOPPED in task["resources"]["job_recovery"]["recover_on_exit_codes"]
+    with pytest.raises(jsonschema.ValidationError):
+        jsonschema.validate(task | {"runs": ""}, schemas.get_task_schema())
