@@ -92,7 +92,7 @@ def test_manifests_follow_kubernetes_schemas() -> None:
     kubernetes_validate = pytest.importorskip("kubernetes_validate", reason="pip install kubernetes-validate")
     job = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "nodes"}, "spec": job_of("jobset")}
     version = kubernetes_validate.latest_version()
-    for document in (manifest("volumes"), manifest("job"), job):
+    for document in (manifest("volumes"), manifest("desk"), manifest("job"), job):
         kubernetes_validate.validate(document, version, strict=True)
     job["spec"]["backoffLimits"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):

@@ -378,6 +378,16 @@ def test_second_process_in_the_same_run_folder_is_refused(
     assert not (tmp_path / "run").exists()
 
 
+def test_in_a_pod_a_former_process_is_waited_for_and_is_no_mistake(
+    train_tiny: TrainTiny, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The pod before this one may still run on a lost node: exit code 2 would end the job for good."""
+    with RunFolder(tmp_path / "run").locked():
+        assert train_tiny(tmp_path / "run") == 2
+        monkeypatch.setenv("KUBERNETES_SERVICE_HOST", "10.0.0.1")
+        assert train_tiny(tmp_path / "run", "--start_timeout_seconds", "0.1") == 1
+
+
 def test_the_id_at_wandb_comes_back_with_the_checkpoint(train_tiny: TrainTiny, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()

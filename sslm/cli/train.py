@@ -4,7 +4,6 @@ Mistakes in what was asked are found before another process is started and befor
 """
 
 import functools
-import os
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -138,8 +137,7 @@ def run(config: Config, arguments: list[str]) -> int:
     describe(config, data, weightless)
     describe_launch(config, launch, weightless)
 
-    # a job that is requeued after it lost a node may meet itself: its old first process, which has not noticed yet
-    patience = config.start_timeout_seconds if os.environ.get("SLURM_RESTART_COUNT") else 0.0
+    patience = config.start_timeout_seconds if ranks.may_meet_former_self() else 0.0
     with folder.locked(patience) if ranks.is_first_process() else nullcontext():
         checkpoint = choose_checkpoint(config, folder, data, weightless)
         if checkpoint is not None and reaches_the_end(checkpoint, config):

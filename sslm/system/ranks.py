@@ -34,6 +34,11 @@ def tells_exit_code() -> bool:
     return is_first_process() if under_torchrun() or under_srun() else not is_child()
 
 
+def may_meet_former_self() -> bool:
+    """Whether SLURM or Kubernetes may have started this job anew while its first process still runs on a lost node."""
+    return bool(os.environ.get("SLURM_RESTART_COUNT") or os.environ.get("KUBERNETES_SERVICE_HOST"))
+
+
 def is_first_of_node(local_rank: int) -> bool:
     """Whether this is the first of its node's processes: all of srun's tasks may have local rank 0 (see `Slurm`)."""
     return (os.environ["SLURM_LOCALID"] == "0") if under_srun() else local_rank == 0
