@@ -57,6 +57,17 @@ def test_mistakes_end_the_job_and_stops_are_no_failures(name: str) -> None:
 
 
 @both
+def test_the_time_to_save_is_what_the_page_says(name: str) -> None:
+    page = (ROOT / "docs/clouds.md").read_text()
+    [seconds] = re.findall(r"leave\n?\s?(\d+) seconds for it", page)
+    assert pod_of(name)["terminationGracePeriodSeconds"] == int(seconds)
+    assert f"--stop-timeout {seconds} " in page
+    [on_slurm] = re.findall(r"--signal=USR1@(\d+)", (ROOT / "slurm/pretrain.sbatch").read_text())
+    assert int(seconds) >= int(on_slurm)
+    assert f"at most {settings_of(name).checkpoint.every_minutes:g} minutes of work are lost" in page
+
+
+@both
 def test_pods_are_no_root_and_keep_no_secret(name: str) -> None:
     pod = pod_of(name)
     [container] = pod["containers"]
