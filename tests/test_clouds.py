@@ -58,8 +58,8 @@ def test_mistakes_end_the_job_and_stops_are_no_failures(name: str) -> None:
 
 @both
 def test_the_time_to_save_is_what_the_page_says(name: str) -> None:
-    page = (ROOT / "docs/clouds.md").read_text()
-    [seconds] = re.findall(r"leave\n?\s?(\d+) seconds for it", page)
+    page = " ".join((ROOT / "docs/clouds.md").read_text().split())
+    [seconds] = re.findall(r"leave (\d+) seconds for it", page)
     assert pod_of(name)["terminationGracePeriodSeconds"] == int(seconds)
     assert f"--stop-timeout {seconds} " in page
     [on_slurm] = re.findall(r"--signal=USR1@(\d+)", (ROOT / "slurm/pretrain.sbatch").read_text())
@@ -108,6 +108,13 @@ def test_manifests_follow_kubernetes_schemas() -> None:
     job["spec"]["backoffLimits"] = 1
     with pytest.raises(kubernetes_validate.ValidationError):
         kubernetes_validate.validate(job, version, strict=True)
+
+
+def test_what_docker_is_told_is_understood() -> None:
+    page = (ROOT / "docs/clouds.md").read_text().replace("\\\n", "")
+    [flags] = re.findall(r"^    box --detach .* sslm +(--.*)$", page, re.MULTILINE)
+    settings = parse(flags.replace("/opt/sslm/", f"{ROOT}/").split())
+    assert f"work/{settings.run_dir}/export/" in page
 
 
 # ------------------------------------------------------------------------------------------------ SkyPilot
