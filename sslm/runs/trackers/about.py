@@ -66,7 +66,7 @@ def git_state(folder: Path) -> dict[str, Any] | None:
 
 
 def _git(folder: Path, *words: str) -> str:
-    command = ["git", "--no-optional-locks", "-C", str(folder), *words]
+    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(folder), *words]  # runs no hook
     done = subprocess.run(command, capture_output=True, text=True, timeout=GIT_SECONDS, check=True)
     return done.stdout.strip()
 

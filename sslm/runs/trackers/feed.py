@@ -28,25 +28,29 @@ class Feed:
         self.name, self.tracker, self.later = name, tracker, later
         self.failed = False
         self._held: deque[Row] = deque()
+        self._lock = threading.Lock()  # `hold` is called in the thread that writes checkpoints
         self._jobs: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def begin(self, rows: list[Row]) -> None:
         """Have these rows, which hold."""
-        self._held.clear()
-        self._do(lambda: self.tracker.begin(rows))
+        with self._lock:
+            self._held.clear()
+            self._do(lambda: self.tracker.begin(rows))
 
     def write(self, row: Row) -> None:
         """Add a row that may yet turn out not to hold."""
         if self.tracker.takes_back:
             self._do(lambda: self.tracker.write(row))
         else:
-            self._held.append(row)
+            with self._lock:
+                self._held.append(row)
 
     def hold(self, step: int) -> None:
         """Give away the rows up to this step: a checkpoint of it is on the disk."""
-        while self._held and self._held[0]["step"] <= step:
-            self._give(self._held.popleft())
+        with self._lock:
+            while self._held and self._held[0]["step"] <= step:
+                self._give(self._held.popleft())
 
     def _give(self, row: Row) -> None:
         self._do(lambda: self.tracker.write(row))
