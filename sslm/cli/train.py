@@ -145,9 +145,6 @@ def run(config: Config, arguments: list[str]) -> int:
         if checkpoint is None and ranks.is_first_process():
             for file in (folder.amendments, folder.changes, folder.anomalies):
                 file.unlink(missing_ok=True)  # of a run that never had a checkpoint
-        if ranks.is_first_process():
-            device = torch.cuda.get_device_name() if launch.accelerator == "gpu" else "cpu"
-            write_about(folder, data.fingerprint(), device, launch.world)
         setup = with_end(setup, checkpoint)
         module = build_module(setup, checkpoint)
         callbacks = build_callbacks(setup, checkpoint)
@@ -187,6 +184,8 @@ def train(setup: Setup, module: Objective, trainer: Trainer, callbacks: Callback
         if start is not None:
             folder.record_changes(setup.config, first, read_state(start)["position"], run_of(start))
         folder.write_config(setup.config)
+        device = torch.cuda.get_device_name() if setup.launch.accelerator == "gpu" else "cpu"
+        write_about(folder, setup.data.fingerprint(), device, setup.launch.world)
         folder.write_status("running", step=first)
         say(f"Run folder: {folder.path}" + (f"; resuming at step {first}" if first else ""), to_copy=True)
     try:

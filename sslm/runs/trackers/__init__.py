@@ -76,15 +76,17 @@ class Trackers:
     def __init__(
         self, names: list[str], run: RunFolder, settings: dict[str, Any], seconds_to_finish: float = SECONDS_TO_FINISH
     ) -> None:
-        told = settings | {"about": about} if (about := known_about(run)) else settings
+        self.run, self.settings = run, dict(settings)
         self.seconds_to_finish = seconds_to_finish
         self.feeds = [
-            Feed(name, TRACKERS[name](run, told, seconds_to_finish), f"sslm track {run.path} --to {name}")
+            Feed(name, TRACKERS[name](run, self.settings, seconds_to_finish), f"sslm track {run.path} --to {name}")
             for name in names
         ]
 
     def begin(self, rows: list[Row]) -> None:
         """Have these rows and no others, all of which hold; may be called again when the run goes back."""
+        if about := known_about(self.run):  # it is written when the run begins
+            self.settings["about"] = about
         for feed in self.feeds:
             feed.begin(rows)
 
