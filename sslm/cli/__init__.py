@@ -15,6 +15,7 @@ VERBS = {
     "plot": "draw runs beside each other: any metric over steps, tokens, hours or FLOPs",
     "ui": "show runs on a local page, also while they go on",
     "track": "give a run's rows to trackers: W&B, trackio, MLflow, TensorBoard, CSV",
+    "doctor": "look whether this machine can train, and say what would hurt a run",
     "ckpt": "list, verify, compare, reshard or remove checkpoints",
 }
 

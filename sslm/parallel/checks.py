@@ -35,7 +35,12 @@ def check_processes(config: Config) -> None:
         raise UserError(
             f"--data.num_workers {asked}: this machine has {plural(cores, 'CPU core')}; give at most {4 * cores}"
         )
-    allow_open_files(FILES + (FILES_OF_MANY + 2 * world) * (world > 1) + FILES_OF_LOADER * asked)
+    allow_open_files(open_files_needed(world, asked))
+
+
+def open_files_needed(world: int, num_workers: int) -> int:
+    """Return the files, pipes and sockets that a rank has open at most, of so many, with so many loader processes."""
+    return FILES + (FILES_OF_MANY + 2 * world) * (world > 1) + FILES_OF_LOADER * num_workers
 
 
 def check_batch(config: Config, data_parallel_size: int) -> None:

@@ -31,25 +31,33 @@ def _available(root: Path) -> float:
 
 def _left_in_groups(root: Path) -> Iterator[float]:
     """Yield the bytes that this process' group, and each group around it, may still take."""
+    for group in control_groups("memory", root):
+        for limit, usage in (("memory.max", "memory.current"), ("memory.limit_in_bytes", "memory.usage_in_bytes")):
+            with suppress(OSError, ValueError):  # no limit ("max"), or a container that does not show it
+                most, used = int((group / limit).read_text()), int((group / usage).read_text())
+                yield max(most - used + _reclaimable(group), 0)
+
+
+def control_groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
+    """Yield the folder of this process' control group, and of each group around it (cgroups, v1 and v2).
+
+    Args:
+        controller: what v1 has a hierarchy of its own for: memory, cpu, pids.
+    """
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
         return
     for line in lines:
         _, controllers, path = line.split(":", 2)
-        mounted, limit, usage = {
-            "": (root / "sys/fs/cgroup", "memory.max", "memory.current"),
-            "memory": (root / "sys/fs/cgroup/memory", "memory.limit_in_bytes", "memory.usage_in_bytes"),
-        }.get(controllers, (root, "", ""))
-        if not limit:
+        if controllers and controller not in controllers.split(","):
             continue
+        mounted = root / "sys/fs/cgroup" / (controller if controllers else "")
         inside = mounted / path.lstrip("/")
         for group in (inside, *inside.parents):
             if group == mounted.parent:
                 break
-            with suppress(OSError, ValueError):  # no limit ("max"), or a container that does not show it
-                most, used = int((group / limit).read_text()), int((group / usage).read_text())
-                yield max(most - used + _reclaimable(group), 0)
+            yield group
 
 
 def _reclaimable(group: Path) -> int:

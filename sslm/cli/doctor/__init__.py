@@ -1,0 +1,70 @@
+"""Look whether this machine can train: packages, GPUs, limits, disks, network, and three real steps of each strategy.
+
+    sslm doctor [--quick] [--json] [--strategies single,ddp]
+
+The exit code is 1 if something would hurt a run, and 0 if nothing would.
+"""
+
+import argparse
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from functools import partial
+
+from sslm.cli.doctor import environment, versions
+from sslm.cli.doctor.finding import Check, Finding, findings_of
+from sslm.system.errors import without_secrets
+from sslm.system.exits import DONE, FAILED, exits_politely
+from sslm.system.terminal import keep_libraries_quiet, plural, print_table, say
+
+MARKS = {"good": "good", "note": "note", "bad": "BAD"}
+
+
+@exits_politely
+def main(arguments: list[str] | None = None) -> int:
+    options, environ = _parser().parse_args(arguments), dict(os.environ)  # before libraries add to it
+    keep_libraries_quiet()
+    findings = [finding for check in checks(options, environ) for finding in findings_of(check)]
+    if options.json:
+        print(as_json(findings))
+    else:
+        show(findings)
+    return FAILED if any(finding.level == "bad" for finding in findings) else DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sslm doctor", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    return parser
+
+
+def checks(options: argparse.Namespace, environ: Mapping[str, str]) -> Iterator[Check]:
+    """Yield what is looked at, in the order of the table."""
+    from sslm.cli.doctor import host  # heavy
+
+    yield Check("versions", versions.look, seconds=120)
+    yield Check("host", host.look, seconds=60)
+    yield Check("environment", partial(environment.look, environ), seconds=10)
+
+
+def as_json(findings: list[Finding]) -> str:
+    """Write findings as one JSON object: `hurts` (whether one is bad) and the list."""
+    rows = [{key: without_secrets(text) for key, text in asdict(finding).items()} for finding in findings]
+    return json.dumps({"hurts": any(finding.level == "bad" for finding in findings), "findings": rows}, indent=1)
+
+
+def show(findings: list[Finding]) -> None:
+    """Print a table, and after it what to do about each finding that isn't good."""
+    cells = [[MARKS[finding.level], finding.name, without_secrets(finding.found)] for finding in findings]
+    print_table(["", "looked at", "found"], cells, right=(), wide=(2,))
+    for finding in findings:
+        if finding.hurts or finding.to_type:
+            say()
+            say(f"{MARKS[finding.level]}: {finding.name}: {finding.found}")
+            say(f"  hurts: {finding.hurts}")
+            if finding.to_type:
+                say(f"  do:    {finding.to_type}", to_copy=True)
+    say()
+    bad = sum(finding.level == "bad" for finding in findings)
+    say(f"{plural(bad, 'thing')} would hurt a run" if bad else "nothing found that would hurt a run")
