@@ -6,11 +6,13 @@ import sys
 from pathlib import Path
 
 import pytest
+from transformers import GPT2Config, LlamaConfig
 
-from sslm.cli import VERBS, ckpt
+from sslm.cli import VERBS, ckpt, seeds
 from sslm.cli.evaluate.flags import parsed as evaluate_flags
 from sslm.cli.generate.flags import parsed as generate_flags
 from sslm.cli.parse import parse
+from sslm.config import FLAGS
 from sslm.objectives import OBJECTIVES
 from sslm.train import main
 from tests.support.runs import losses_of
@@ -43,6 +45,8 @@ def test_make_commands_are_targets() -> None:
 def test_verbs_exist(command: str) -> None:
     verb, *flags = shlex.split(command)[1:]
     assert verb in VERBS
+    if verb in ("train", "finetune"):
+        parse(seeds.taken(flags)[1] if "--seeds" in flags else flags)
     if verb == "generate":
         generate_flags(flags)
     if verb == "evaluate":
@@ -50,6 +54,22 @@ def test_verbs_exist(command: str) -> None:
     if verb == "ckpt":
         with pytest.raises(SystemExit, match="0"):
             ckpt.main([flags[0], "--help"])
+
+
+def test_settings_named_beside_another_trainers_are_ours() -> None:
+    """Theirs stand in the first column of a table; whatever else begins with -- is ours, and so are values."""
+    lines = [line for line in (ROOT / "docs/coming_from.md").read_text().splitlines() if not line.startswith("    ")]
+    text = "\n".join(line.split("|", 2)[-1] if line.startswith("| ") else line for line in lines)
+    spans = [shlex.split(span) for span in re.findall(r"`(?:sslm finetune )?(--[^`]+)`", text)]
+    assert spans
+    for flag, *rest in spans:
+        section, _, key = flag.removeprefix("--").rpartition(".")
+        if section == "model" and f"model.{key}" not in FLAGS:
+            assert hasattr(LlamaConfig, key) or key in vars(LlamaConfig()) | vars(GPT2Config()), flag
+        elif section != "objective":
+            assert flag.removeprefix("--") in FLAGS or flag == "--objective", flag
+        if rest:
+            parse([flag, *rest])
 
 
 def test_every_objective_is_in_the_table() -> None:

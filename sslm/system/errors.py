@@ -45,10 +45,11 @@ def nearest(given: str, allowed: Iterable[str], known_as: Mapping[str, str] | No
     """Return ' (did you mean X?)' for the nearest allowed name, or '' if none is near.
 
     Args:
-        known_as: names of other tools -> what is meant (`other_names`); they go by the last part of what was given.
+        known_as: names of other tools -> what is meant (`other_names`); they go by the last part of what was given,
+            with dashes as underscores.
     """
     name = given.removeprefix("--")
-    if meant := (known_as or {}).get(name.rpartition(".")[2]):
+    if meant := (known_as or {}).get(name.rpartition(".")[2].replace("-", "_")):
         return f" (did you mean {given.removesuffix(name)}{meant}?)"
     close = difflib.get_close_matches(given, list(allowed), n=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""

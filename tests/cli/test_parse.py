@@ -213,7 +213,8 @@ def test_names_of_other_tools_mean_settings_and_objectives_that_exist() -> None:
     assert set(other_names.OBJECTIVES_KNOWN_AS) <= set(OBJECTIVES)
     assert not other_names.SETTINGS.keys() & FLAGS.keys() - {"seed"}
     keys = {f"objective.{key}" for key in ("ratio", "mean_span")}
-    llama = {"hidden_size", "num_hidden_layers", "num_attention_heads", "attention_dropout"}
+    heads = {"num_attention_heads", "num_key_value_heads", "attention_dropout"}
+    llama = {"hidden_size", "num_hidden_layers", "intermediate_size", *heads}
     known = {*FLAGS, "objective", *keys, *(f"model.{key}" for key in llama)}
     for meant in other_names.SETTINGS_KNOWN_AS:
         for flag in meant.split(" or --"):

@@ -67,6 +67,7 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--objective", "mlm"], ["--objective mlm", "did you mean masked_lm?"]),
         (["--lr", "1e-3"], ["--lr (did you mean --optim.lr?)"]),
         (["--train.lr_warmup_steps", "1"], ["did you mean --optim.warmup_steps?"]),
+        (["--train-iters", "1"], ["--train-iters (did you mean --max_steps?)"]),
         (["--bf16"], ["--bf16 (did you mean --precision bf16-mixed?)"]),
         (["--num_train_epochs", "3"], ["did you mean --max_epochs?"]),
         (["--objective.ratio", "0.1"], ["--objective.ratio", "no such setting"]),
