@@ -3,6 +3,7 @@
 import re
 import shlex
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -94,22 +95,50 @@ def test_python_example_trains(tmp_path: Path, text: Path, monkeypatch: pytest.M
     assert names["trainer"].global_step == 2  # type: ignore[attr-defined]
 
 
-def test_the_guides_objective_is_one_that_trains(
-    tmp_path: Path, tiny: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As a stranger would write it: a module of its own beside the others, and its name in the registry."""
-    import sslm.objectives
-
+@pytest.fixture
+def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A folder with the guide's objective, from which Python imports."""
     [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/objectives.md").read_text(), re.DOTALL)
-    (tmp_path / "prefix_lm.py").write_text(code)
-    monkeypatch.setattr(sslm.objectives, "__path__", [*sslm.objectives.__path__, str(tmp_path)])
-    monkeypatch.setitem(OBJECTIVES, "prefix_lm", "PrefixLM")
+    (folder := tmp_path / "own").mkdir()
+    (folder / "prefix_lm.py").write_text(code)
+    monkeypatch.syspath_prepend(folder)
+    yield folder
+    sys.modules.pop("prefix_lm", None)
+
+
+def test_the_guides_objective_is_one_that_trains(tmp_path: Path, tiny: list[str], own: Path) -> None:
+    """As a stranger would write it: a module of its own, first named by itself and then as an entry point."""
     runs = [tmp_path / "whole", tmp_path / "parts"]
-    flags = [*tiny, "--objective", "prefix_lm", "--objective.longest", "0.9", "--data.packing", "best_fit", "--run_dir"]
-    try:
-        assert main([*flags, str(runs[0])]) == 0
-        assert main([*flags, str(runs[1]), "--stop_after", "3steps"]) == 75
-        assert main([*flags, str(runs[1])]) == 0
-    finally:
-        sys.modules.pop("sslm.objectives.prefix_lm", None)
+    flags = [*tiny, "--objective.longest", "0.9", "--data.packing", "best_fit", "--objective"]
+    assert main([*flags, "prefix_lm:PrefixLM", "--run_dir", str(runs[0])]) == 0
+    (own / "own-1.dist-info").mkdir()
+    (own / "own-1.dist-info/entry_points.txt").write_text("[sslm.objectives]\nmy_prefix = prefix_lm:PrefixLM\n")
+    assert main([*flags, "my_prefix", "--run_dir", str(runs[1]), "--stop_after", "3steps"]) == 75
+    assert main([*flags, "my_prefix", "--run_dir", str(runs[1])]) == 0
     assert losses_of(runs[0]) == losses_of(runs[1])
+    assert (runs[1] / "export/model.safetensors").is_file()
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("prefix_lm:Prefix", "is no subclass of"),
+        ("os:path", "is no subclass of"),
+        ("no_such_module:Prefix", "no_such_module can't be imported"),
+        ("prefix", "allowed: causal_lm,"),
+    ],
+)
+def test_what_is_no_objective_of_ones_own_gets_a_sentence(
+    name: str, says: str, tiny: list[str], own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([*tiny, "--objective", name, "--run_dir", str(own / "run")]) == 2
+    assert says in capsys.readouterr().err
+
+
+def test_settings_import_no_objective(
+    tmp_path: Path, tiny: list[str], own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "config.yaml").write_text("objective: prefix_lm:PrefixLM\n")
+    assert main([*tiny, "--config", str(tmp_path / "config.yaml"), "--run_dir", str(tmp_path / "run")]) == 2
+    assert "settings, which import nothing" in capsys.readouterr().err
+    assert "prefix_lm" not in sys.modules

@@ -14,7 +14,7 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_setti
 
 from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_stop_after
 from sslm.config.written import to_tree
-from sslm.objectives import load_objective, usual_settings
+from sslm.objectives import import_own, load_objective, usual_settings
 from sslm.runs.changes import parse_resume_with
 from sslm.runs.trackers import parse_trackers
 from sslm.system.errors import UserError, nearest, short
@@ -55,6 +55,8 @@ def _tree(arguments: list[str]) -> Tree:
     for flag in flags:
         if flag.name != "config":
             _put(tree, flag)
+        if flag.name in ("objective", "objective.name"):
+            import_own(flag.value or "")
     for section, values in usual_settings(tree["objective"].get("name")).items():
         tree[section] = values | tree[section]
     return tree

@@ -146,7 +146,7 @@ class Config(Section):
 
     @property
     def run_folder(self) -> Path:
-        return Path(self.run_dir or f"runs/{self.objective.name}")
+        return Path(self.run_dir or f"runs/{self.objective.name.rpartition(':')[2]}")
 
 
 DEFAULT_STEPS = 700

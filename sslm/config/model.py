@@ -14,7 +14,7 @@ class ObjectiveConfig(Section):
 
     name: str = "causal_lm"
     """Objective: causal_lm, masked_lm, span_corruption, denoising, token_order; of labelled data classification,
-    regression, tagging, extraction, text_to_text."""
+    regression, tagging, extraction, text_to_text; or your own, package.module:Class."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The chosen objective's own settings (typed as --objective.KEY)."""
 
