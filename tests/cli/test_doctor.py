@@ -9,16 +9,17 @@ from typing import Any
 
 import pytest
 
-from sslm.cli.doctor import environment, host, main
+from sslm.cli.doctor import environment, gpus, host, main, network
 from sslm.cli.doctor.finding import Check, Finding, findings_of
-from tests.support.processes import Ranks
+from tests.support.processes import Ranks, free_port
+from tests.support.servers import HttpServer
 
 Findings = dict[str, dict[str, str]]
 
 
 def examined(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, Findings]:
     """Run the verb without its runs; return its exit code, and findings by name."""
-    code = main(["--json", *flags])
+    code = main(["--json", "--offline", *flags])
     return code, by_name(capsys.readouterr().out)
 
 
@@ -39,7 +40,7 @@ def test_each_side_of_this_machine_is_looked_at(capsys: pytest.CaptureFixture[st
 
 def test_a_limit_that_is_too_low_is_bad_with_what_to_type(tmp_path: Path) -> None:
     lower = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (100, 100))
-    forked = Ranks(["--json"], tmp_path / "log", before=lower, verb=main)
+    forked = Ranks(["--json", "--offline"], tmp_path / "log", before=lower, verb=main)
     assert forked.wait() == [1]
     finding = by_name(forked.said())["open files"]
     assert (finding["level"], finding["found"]) == ("bad", "100, and at most 100")
@@ -51,7 +52,7 @@ def test_no_secret_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         monkeypatch.setenv(name, "tell-nobody")
     monkeypatch.setenv("HTTPS_PROXY", "http://me:tell-nobody@proxy:3128")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
-    main([])
+    main(["--offline"])
     said = capsys.readouterr().out
     assert "tell-nobody" not in said
     assert all(words in said for words in ("HF_TOKEN", "(set; hidden)", "http://proxy:3128", "NCCL_DEBUG"))
@@ -76,7 +77,9 @@ def test_more_threads_than_the_quota_leaves_are_bad(tmp_path: Path, monkeypatch:
     (tmp_path / "sys/fs/cgroup/cpu.max").write_text("150000 100000\n")
     assert host.cpu_quota(tmp_path) == 1.5
     threads = host.usable_cores() + 1
-    forked = Ranks(["--json"], tmp_path / "log", before=partial(host.torch.set_num_threads, threads), verb=main)
+    forked = Ranks(
+        ["--json", "--offline"], tmp_path / "log", before=partial(host.torch.set_num_threads, threads), verb=main
+    )
     forked.wait()
     assert by_name(forked.said())["cores"]["level"] == "bad"
 
@@ -91,3 +94,59 @@ def test_an_error_and_no_answer_are_findings() -> None:
     forever.set()
     assert (error.level, error.found) == ("note", "could not be checked: ValueError: what")
     assert (late.level, late.found) == ("bad", "no answer within 0.05 s")
+
+
+def test_a_folder_that_takes_no_files_is_bad_and_one_that_does_stays_empty(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    code, findings = examined(capsys, "--run_dir", "/proc/self", "--cache_dir", str(tmp_path / "not/yet"))
+    assert code == 1
+    assert findings["run folder's disk, files"]["level"] == "bad"
+    assert "--run_dir" in findings["run folder's disk, files"]["to_type"]
+    assert findings["cache's disk, locks"]["level"] == "good"
+    assert "writes" in findings["cache's disk, speed"]["found"]
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_servers_are_asked_and_their_errors_are_notes(tmp_path: Path) -> None:
+    server = HttpServer(tmp_path)
+    try:
+        environ = {"HF_ENDPOINT": server.url.replace("//", "//me:tell-nobody@"), "WANDB_BASE_URL": server.url}
+        server.faults = [503, 407]
+        found = [*network.hub(environ), *network.wandb({**environ, "WANDB_API_KEY": "tell-nobody"})]
+        assert [finding.level for finding in found] == ["note", "note"]
+        assert "503" in found[0].found
+        assert "(logged in)" in found[1].found
+        [answering] = network.wandb(environ)
+        assert answering.level == "good"
+    finally:
+        server.stop()
+    found += network.hub({"HF_ENDPOINT": f"http://127.0.0.1:{free_port()}"})
+    assert "Connection refused" in found[-1].found
+    assert "tell-nobody" not in str(found)
+    [offline] = network.wandb({"WANDB_MODE": "offline"})
+    assert offline.level == "good"
+
+
+SMI = """#!/bin/sh
+cat <<END
+0, 570.1, 0, 1980, 1980, 40, 120.5, 700.00, 0x0000000000000004
+1, 570.1, 3, 1980, 1980, 41, 120.5, 700.00, 0x0000000000000000
+2, 570.1, [N/A], 345, 1980, 93, 120.5, 700.00, 0x0000000000000060
+END
+"""
+
+
+def test_what_the_driver_says_of_health_is_judged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PATH", f"{tmp_path}:/bin:/usr/bin")
+    (tmp_path / "nvidia-smi").write_text(SMI)
+    (tmp_path / "nvidia-smi").chmod(0o755)
+    healthy, failed, hot = gpus.health()
+    assert [healthy.level, failed.level, hot.level] == ["good", "bad", "bad"]
+    assert "too hot" in hot.found
+    assert "memory" in failed.hurts
+    (tmp_path / "nvidia-smi").write_text("#!/bin/sh\necho no devices were found; exit 6\n")
+    [silent] = gpus.health()
+    assert (silent.level, silent.found) == ("note", "no devices were found")
+    if not gpus.torch.cuda.is_available():
+        assert gpus.none_seen().level == "bad"

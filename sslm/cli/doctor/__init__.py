@@ -1,6 +1,6 @@
-"""Look whether this machine can train: packages, GPUs, limits, disks, network, and three real steps of each strategy.
+"""Look whether this machine can train: packages, GPUs, limits, disks, network.
 
-    sslm doctor [--quick] [--json] [--strategies single,ddp]
+    sslm doctor [--json] [--offline] [--run_dir runs]
 
 The exit code is 1 if something would hurt a run, and 0 if nothing would.
 """
@@ -11,17 +11,22 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
+from pathlib import Path
 
-from sslm.cli.doctor import environment, versions
+from sslm.cli.doctor import disk, environment, network, versions
 from sslm.cli.doctor.finding import Check, Finding, findings_of
+from sslm.config import DataConfig
 from sslm.system.errors import without_secrets
 from sslm.system.exits import DONE, FAILED, exits_politely
+from sslm.system.paths import local_path
+from sslm.system.signals import stops_on_signals
 from sslm.system.terminal import keep_libraries_quiet, plural, print_table, say
 
 MARKS = {"good": "good", "note": "note", "bad": "BAD"}
 
 
 @exits_politely
+@stops_on_signals
 def main(arguments: list[str] | None = None) -> int:
     options, environ = _parser().parse_args(arguments), dict(os.environ)  # before libraries add to it
     keep_libraries_quiet()
@@ -36,15 +41,28 @@ def main(arguments: list[str] | None = None) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sslm doctor", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
+    parser.add_argument("--offline", action="store_true", help="ask no server, as with HF_HUB_OFFLINE=1")
+    runs = "where runs are to be; default: runs"
+    parser.add_argument("--run_dir", metavar="DIR", type=local_path, default=Path("runs"), help=runs)
+    cache = "where prepared corpora are to be; default: as train's --data.cache_dir"
+    parser.add_argument("--cache_dir", metavar="DIR", type=local_path, help=cache)
     return parser
 
 
 def checks(options: argparse.Namespace, environ: Mapping[str, str]) -> Iterator[Check]:
     """Yield what is looked at, in the order of the table."""
-    from sslm.cli.doctor import host  # heavy
+    from sslm.cli.doctor import gpus, host  # these bring torch: --help and wrong flags must not wait for it
+    from sslm.data.stream.streams import cache_folder
 
     yield Check("versions", versions.look, seconds=120)
+    yield Check("GPUs", gpus.look, seconds=120)
     yield Check("host", host.look, seconds=60)
+    cache = options.cache_dir or cache_folder(DataConfig())
+    for name, folder, flag in (("run folder", options.run_dir, "--run_dir"), ("cache", cache, "--data.cache_dir")):
+        yield Check(f"{name}'s disk", partial(disk.look, folder, name, flag), seconds=60)
+    if not options.offline and not network.is_offline(environ):
+        yield Check("hub", partial(network.hub, environ), network.SECONDS, if_late="note")
+        yield Check("W&B", partial(network.wandb, environ), network.SECONDS, if_late="note")
     yield Check("environment", partial(environment.look, environ), seconds=10)
 
 

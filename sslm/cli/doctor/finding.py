@@ -32,6 +32,8 @@ class Check(NamedTuple):
     look: Callable[[], Iterable[Finding]]
     seconds: float
     """How long it may take."""
+    if_late: Level = "bad"
+    """Level of no answer within that time."""
 
 
 def findings_of(check: Check) -> list[Finding]:
