@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test test-slow check install clean
+.PHONY: train test test-slow check docs install clean
 
 train: .venv/installed
 	$(BIN)/python -m sslm.train $(ARGS)
@@ -20,6 +20,9 @@ check: .venv/installed-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: .venv/installed-docs
+	$(BIN)/python docs/make_site.py
+
 install: .venv/installed
 
 .venv/installed: pyproject.toml
@@ -31,5 +34,9 @@ install: .venv/installed
 	$(BIN)/python -m pip install --quiet --editable '.[dev]'
 	touch $@
 
+.venv/installed-docs: .venv/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv build *.egg-info
+	rm -rf .venv build site *.egg-info

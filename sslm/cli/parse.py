@@ -70,6 +70,14 @@ def objective_in(arguments: list[str]) -> str | None:
 
 def show_help(objective: str | None = None) -> None:
     """Print every flag with its phrase of help, those of an objective's settings if one is named, and exit with 0."""
+    flag_parser().print_help()
+    if objective is not None:
+        _show_settings_of(objective)
+    raise SystemExit(0)
+
+
+def flag_parser() -> ArgumentParser:
+    """Make the parser whose help lists every flag of a run: a group for each section, SUPPRESS for what is no flag."""
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(
         formatter_class=Help,
@@ -87,35 +95,47 @@ def show_help(objective: str | None = None) -> None:
             action.option_strings = ["--objective"]
         elif action.dest not in ("help", "config", *FLAGS):
             action.help = argparse.SUPPRESS
-    parser.print_help()
-    if objective is not None:
-        _show_settings_of(objective)
-    raise SystemExit(0)
+    return parser
 
 
 class Help(DefaultHelpFormatter):
     """A flag's phrase, and its default if the phrase doesn't tell: no types of Python."""
 
     def _get_help_string(self, action: argparse.Action) -> str:
-        default = action.default
-        if default in (None, argparse.SUPPRESS):
-            return action.help or ""
-        shown = f"{default:g}" if isinstance(default, float) else str(default)
-        return f"{action.help} (default: {shown.lower() if isinstance(default, bool) else shown})"
+        default = default_of(action)
+        return f"{action.help} (default: {default})" if default else action.help or ""
+
+
+def default_of(action: argparse.Action) -> str:
+    """Return a flag's default as a user would type it; empty if the phrase of help tells it."""
+    default = action.default
+    if default in (None, argparse.SUPPRESS):
+        return ""
+    shown = f"{default:g}" if isinstance(default, float) else str(default)
+    return shown.lower() if isinstance(default, bool) else shown
 
 
 def _show_settings_of(objective: str) -> None:
+    parser = settings_parser(objective)
+    print()
+    if parser is None:
+        print(f"{objective} has no settings of its own.")
+    else:
+        parser.print_help()
+
+
+def settings_parser(objective: str) -> ArgumentParser | None:
+    """Make the parser whose help lists an objective's own settings; None if it has none."""
     recipe = load_objective(objective).recipe_class
     if not dataclasses.fields(recipe):
-        print(f"\n{objective} has no settings of its own.")
-        return
+        return None
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
     parser = ArgumentParser(formatter_class=Help, usage=argparse.SUPPRESS, add_help=False)
     parser.add_class_arguments(recipe, "objective", help=f"Settings of {objective}")
     for action in parser._actions:  # hide that of the whole section
         if not action.dest.startswith("objective."):
             action.help = argparse.SUPPRESS
-    print()
-    parser.print_help()
+    return parser
 
 
 class Flag(NamedTuple):
