@@ -1,8 +1,12 @@
 """`sslm doctor`: what it finds on this machine, and what it says of one that lacks something."""
 
 import json
+import os
 import resource
+import signal
+import tempfile
 import threading
+import time
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,6 +15,7 @@ import pytest
 
 from sslm.cli.doctor import environment, gpus, host, main, network
 from sslm.cli.doctor.finding import Check, Finding, findings_of
+from sslm.cli.doctor.strategies import Trial, trials, tried
 from tests.support.processes import Ranks, free_port
 from tests.support.servers import HttpServer
 
@@ -19,7 +24,7 @@ Findings = dict[str, dict[str, str]]
 
 def examined(capsys: pytest.CaptureFixture[str], *flags: str) -> tuple[int, Findings]:
     """Run the verb without its runs; return its exit code, and findings by name."""
-    code = main(["--json", "--offline", *flags])
+    code = main(["--json", "--quick", "--offline", *flags])
     return code, by_name(capsys.readouterr().out)
 
 
@@ -40,7 +45,7 @@ def test_each_side_of_this_machine_is_looked_at(capsys: pytest.CaptureFixture[st
 
 def test_a_limit_that_is_too_low_is_bad_with_what_to_type(tmp_path: Path) -> None:
     lower = partial(resource.setrlimit, resource.RLIMIT_NOFILE, (100, 100))
-    forked = Ranks(["--json", "--offline"], tmp_path / "log", before=lower, verb=main)
+    forked = Ranks(["--json", "--quick", "--offline"], tmp_path / "log", before=lower, verb=main)
     assert forked.wait() == [1]
     finding = by_name(forked.said())["open files"]
     assert (finding["level"], finding["found"]) == ("bad", "100, and at most 100")
@@ -52,7 +57,7 @@ def test_no_secret_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         monkeypatch.setenv(name, "tell-nobody")
     monkeypatch.setenv("HTTPS_PROXY", "http://me:tell-nobody@proxy:3128")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
-    main(["--offline"])
+    main(["--quick", "--offline"])
     said = capsys.readouterr().out
     assert "tell-nobody" not in said
     assert all(words in said for words in ("HF_TOKEN", "(set; hidden)", "http://proxy:3128", "NCCL_DEBUG"))
@@ -78,7 +83,10 @@ def test_more_threads_than_the_quota_leaves_are_bad(tmp_path: Path, monkeypatch:
     assert host.cpu_quota(tmp_path) == 1.5
     threads = host.usable_cores() + 1
     forked = Ranks(
-        ["--json", "--offline"], tmp_path / "log", before=partial(host.torch.set_num_threads, threads), verb=main
+        ["--json", "--quick", "--offline"],
+        tmp_path / "log",
+        before=partial(host.torch.set_num_threads, threads),
+        verb=main,
     )
     forked.wait()
     assert by_name(forked.said())["cores"]["level"] == "bad"
@@ -150,3 +158,40 @@ def test_what_the_driver_says_of_health_is_judged(tmp_path: Path, monkeypatch: p
     assert (silent.level, silent.found) == ("note", "no devices were found")
     if not gpus.torch.cuda.is_available():
         assert gpus.none_seen().level == "bad"
+
+
+def test_strategies_are_tried_on_what_is_there(capsys: pytest.CaptureFixture[str]) -> None:
+    assert list(trials(["single", "ddp"], gpus=0)) == [Trial("single", "cpu", 1), Trial("ddp", "cpu", 2)]
+    on_eight = [Trial("single", "gpu", 1), Trial("ddp", "gpu", 8), Trial("ddp", "cpu", 2), Trial("fsdp", "gpu", 8)]
+    assert list(trials(["single", "ddp", "fsdp"], gpus=8)) == on_eight
+    assert main(["--strategies", "single,dpp"]) == 2
+    assert "--strategies dpp: there is no such strategy (did you mean ddp?)" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_three_steps_are_trained_or_the_error_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    main(["--json", "--offline", "--strategies", "ddp"])
+    assert by_name(capsys.readouterr().out)["ddp on 2 CPU processes"]["found"].startswith("3 steps, in ")
+    refused = tried(Trial("single", "cpu", 999), tmp_path, os.environ)
+    assert refused.level == "bad"
+    assert refused.found.startswith("--devices 999: this machine has")
+    late = tried(Trial("ddp", "cpu", 2), tmp_path, os.environ, seconds=0.5)
+    assert (late.level, late.found) == ("bad", "not done within 0.5 s")
+
+
+def use_for_temporary_files(folder: Path) -> None:
+    tempfile.tempdir = str(folder)
+
+
+@pytest.mark.slow
+def test_nothing_stays_after_an_interrupt(tmp_path: Path) -> None:
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    flags, there = ["--offline", "--strategies", "single"], partial(use_for_temporary_files, folder)
+    forked = Ranks(flags, tmp_path / "log", before=there, verb=main)
+    while not (runs := list(folder.glob("sslm-doctor-*/*"))):
+        assert forked.is_alive(), forked.said()
+        time.sleep(0.02)
+    forked.signal(signal.SIGINT)
+    assert forked.wait() == [75], runs
+    assert list(folder.iterdir()) == []

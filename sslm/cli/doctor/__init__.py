@@ -1,6 +1,6 @@
-"""Look whether this machine can train: packages, GPUs, limits, disks, network.
+"""Look whether this machine can train: packages, GPUs, limits, disks, network, and real steps of each strategy.
 
-    sslm doctor [--json] [--offline] [--run_dir runs]
+    sslm doctor [--quick] [--strategies single,ddp] [--json] [--offline] [--run_dir runs]
 
 The exit code is 1 if something would hurt a run, and 0 if nothing would.
 """
@@ -8,7 +8,9 @@ The exit code is 1 if something would hurt a run, and 0 if nothing would.
 import argparse
 import json
 import os
+import tempfile
 from collections.abc import Iterator, Mapping
+from contextlib import closing, nullcontext
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -20,7 +22,7 @@ from sslm.system.errors import without_secrets
 from sslm.system.exits import DONE, FAILED, exits_politely
 from sslm.system.paths import local_path
 from sslm.system.signals import stops_on_signals
-from sslm.system.terminal import keep_libraries_quiet, plural, print_table, say
+from sslm.system.terminal import Progress, keep_libraries_quiet, plural, print_table, say
 
 MARKS = {"good": "good", "note": "note", "bad": "BAD"}
 
@@ -29,8 +31,13 @@ MARKS = {"good": "good", "note": "note", "bad": "BAD"}
 @stops_on_signals
 def main(arguments: list[str] | None = None) -> int:
     options, environ = _parser().parse_args(arguments), dict(os.environ)  # before libraries add to it
+    from sslm.cli.doctor import strategies  # brings torch: --help and wrong flags must not wait for it
+
     keep_libraries_quiet()
+    names = strategies.parsed(options.strategies)
     findings = [finding for check in checks(options, environ) for finding in findings_of(check)]
+    if not options.quick:
+        findings += steps(names, environ, is_told=not options.json)
     if options.json:
         print(as_json(findings))
     else:
@@ -42,6 +49,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sslm doctor", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--offline", action="store_true", help="ask no server, as with HF_HUB_OFFLINE=1")
+    parser.add_argument("--quick", action="store_true", help="leave the steps of the strategies out")
+    names = "train three steps under each of these; default: single, ddp, fsdp, and deepspeed_2 if it is installed"
+    parser.add_argument("--strategies", metavar="NAMES", help=names)
     runs = "where runs are to be; default: runs"
     parser.add_argument("--run_dir", metavar="DIR", type=local_path, default=Path("runs"), help=runs)
     cache = "where prepared corpora are to be; default: as train's --data.cache_dir"
@@ -51,7 +61,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def checks(options: argparse.Namespace, environ: Mapping[str, str]) -> Iterator[Check]:
     """Yield what is looked at, in the order of the table."""
-    from sslm.cli.doctor import gpus, host  # these bring torch: --help and wrong flags must not wait for it
+    from sslm.cli.doctor import gpus, host
     from sslm.data.stream.streams import cache_folder
 
     yield Check("versions", versions.look, seconds=120)
@@ -64,6 +74,21 @@ def checks(options: argparse.Namespace, environ: Mapping[str, str]) -> Iterator[
         yield Check("hub", partial(network.hub, environ), network.SECONDS, if_late="note")
         yield Check("W&B", partial(network.wandb, environ), network.SECONDS, if_late="note")
     yield Check("environment", partial(environment.look, environ), seconds=10)
+
+
+def steps(names: list[str], environ: Mapping[str, str], is_told: bool) -> Iterator[Finding]:
+    """Train some steps under each strategy, one after another; nothing of them stays."""
+    from sslm.cli.doctor import strategies
+
+    if (refused := strategies.not_here()) is not None:
+        yield refused
+        return
+    bars = closing(Progress()) if is_told else nullcontext()
+    with tempfile.TemporaryDirectory(prefix="sslm-doctor-", ignore_cleanup_errors=True) as folder, bars as bar:
+        for trial in strategies.trials(names):
+            if bar is not None:
+                bar.show(f"Trying {trial.name}")
+            yield strategies.tried(trial, Path(folder), environ)
 
 
 def as_json(findings: list[Finding]) -> str:
