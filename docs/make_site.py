@@ -33,6 +33,13 @@ ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "build/pages"
 SITE = ROOT / "site"
 SOURCES = ("*.md", "docs/*.md", "docs/site.css", "slurm/*.md", "examples/*.md")
+TAKEN = (
+    "sslm.training.module.Objective",
+    "sslm.config.training.OptimConfig",
+    "sslm.config.training.RobustConfig",
+    "sslm.config.training.AnomalyConfig",
+)
+"""Classes that the public ones take or are made of."""
 
 
 def main() -> int:
@@ -114,14 +121,19 @@ def help_of(verb: str, *words: str) -> str:
 
 
 def api_page() -> Iterator[str]:
-    """Yield the lines of the page of public names, each described by its docstring."""
+    """Yield the lines of the page of public names, and of what they take, each described by its docstring."""
+    nodes = ast.parse((ROOT / "sslm/__init__.pyi").read_text()).body
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    public = sorted((alias.name, f"{node.module}.{alias.name}") for node in imports for alias in node.names)
     yield "# Python\n\nThe names of `from sslm import …`: [in use](README.md#in-your-own-lightning-code)."
-    for node in ast.parse((ROOT / "sslm/__init__.pyi").read_text()).body:
-        if isinstance(node, ast.ImportFrom):
-            has_signature = not f"{node.module}".startswith("sslm.config.")  # the page of flags has their defaults
-            for alias in node.names:
-                yield f"\n::: {node.module}.{alias.name}"
-                yield f"    options: {{show_signature: {str(has_signature).lower()}}}"
+    yield from (described(path) for _, path in public)
+    yield "\n## What they take\n\nThe class of all objectives, and settings of `sslm.config`."
+    yield from (described(path) for path in TAKEN)
+
+
+def described(path: str) -> str:
+    """Return what mkdocstrings makes a class's description of; of settings' defaults, the page of flags tells."""
+    return f"\n::: {path}\n    options: {{show_signature: {str(not path.startswith('sslm.config.')).lower()}}}"
 
 
 class Page(HTMLParser):

@@ -40,6 +40,13 @@ def test_every_link_leads_somewhere(page: Path) -> None:
         assert not anchor or anchor in anchors(linked), f"{target}#{anchor}"
 
 
+@each_page
+def test_every_table_is_whole(page: Path) -> None:
+    """A row that an empty line parts from its table is shown as text."""
+    for block in re.findall(r"(?:^\|.*\n)+", page.read_text(), re.MULTILINE):
+        assert re.search(r"\A.*\n\|[-:| ]+\|\n", block), block
+
+
 def test_docstrings_point_to_lessons_that_exist() -> None:
     titles = set(re.findall(r"^### (.+)$", (ROOT / "docs/lessons.md").read_text(), re.MULTILINE))
     for file in sorted((ROOT / "sslm").rglob("*.py")):
