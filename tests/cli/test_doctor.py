@@ -13,10 +13,11 @@ from typing import Any
 
 import pytest
 
+import sslm
 from sslm.cli.doctor import environment, gpus, host, main, network
 from sslm.cli.doctor.finding import Check, Finding, findings_of
 from sslm.cli.doctor.strategies import Trial, trials, tried
-from tests.support.processes import Ranks, free_port
+from tests.support.processes import Ranks, free_port, run_command
 from tests.support.servers import HttpServer
 
 Findings = dict[str, dict[str, str]]
@@ -57,9 +58,11 @@ def test_no_secret_is_shown(capsys: pytest.CaptureFixture[str], monkeypatch: pyt
         monkeypatch.setenv(name, "tell-nobody")
     monkeypatch.setenv("HTTPS_PROXY", "http://me:tell-nobody@proxy:3128")
     monkeypatch.setenv("NCCL_DEBUG", "INFO")
+    monkeypatch.setenv("HF_WHATEVER", f"hf_{'a1B2' * 8}")
     main(["--quick", "--offline"])
     said = capsys.readouterr().out
     assert "tell-nobody" not in said
+    assert "a1B2" not in said
     assert all(words in said for words in ("HF_TOKEN", "(set; hidden)", "http://proxy:3128", "NCCL_DEBUG"))
 
 
@@ -90,6 +93,20 @@ def test_more_threads_than_the_quota_leaves_are_bad(tmp_path: Path, monkeypatch:
     )
     forked.wait()
     assert by_name(forked.said())["cores"]["level"] == "bad"
+
+
+def test_a_broken_torch_is_told_with_what_else_is_there(tmp_path: Path) -> None:
+    (tmp_path / "torch.py").write_text("raise ImportError('libcudart.so: cannot open shared object file')")
+    paths = f"{tmp_path}:{Path(sslm.__file__).parents[1]}"
+    finished = run_command(["-m", "sslm", "doctor", "--json"], env={"PYTHONPATH": paths})
+    findings = by_name(finished.stdout)
+    assert finished.returncode == 1
+    assert findings["torch"]["found"] == "can't be imported: libcudart.so: cannot open shared object file"
+    assert "transformers" in findings["packages"]["found"]
+
+
+def test_a_product_in_bf16_is_exact() -> None:
+    assert gpus.product("cpu", "CPU").found == "right in bf16"
 
 
 def test_an_error_and_no_answer_are_findings() -> None:

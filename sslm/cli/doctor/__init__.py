@@ -31,13 +31,9 @@ MARKS = {"good": "good", "note": "note", "bad": "BAD"}
 @stops_on_signals
 def main(arguments: list[str] | None = None) -> int:
     options, environ = _parser().parse_args(arguments), dict(os.environ)  # before libraries add to it
-    from sslm.cli.doctor import strategies  # brings torch: --help and wrong flags must not wait for it
-
-    keep_libraries_quiet()
-    names = strategies.parsed(options.strategies)
-    findings = [finding for check in checks(options, environ) for finding in findings_of(check)]
-    if not options.quick:
-        findings += steps(names, environ, is_told=not options.json)
+    findings = [finding for check in packages_first(environ) for finding in findings_of(check)]
+    if any(finding.name == "torch" and finding.level == "good" for finding in findings):
+        findings += machine(options, environ)
     if options.json:
         print(as_json(findings))
     else:
@@ -59,21 +55,39 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def packages_first(environ: Mapping[str, str]) -> Iterator[Check]:
+    """Yield what can be looked at where torch is broken."""
+    yield Check("environment", partial(environment.look, environ), seconds=10)
+    yield Check("versions", versions.look, seconds=120)
+
+
+def machine(options: argparse.Namespace, environ: Mapping[str, str]) -> Iterator[Finding]:
+    """Look at the rest, by torch."""
+    from sslm.cli.doctor import strategies
+
+    keep_libraries_quiet()
+    names = strategies.parsed(options.strategies)
+    for check in checks(options, environ):
+        yield from findings_of(check)
+    if not options.quick:
+        yield from steps(names, environ, is_told=not options.json)
+
+
 def checks(options: argparse.Namespace, environ: Mapping[str, str]) -> Iterator[Check]:
-    """Yield what is looked at, in the order of the table."""
-    from sslm.cli.doctor import gpus, host
+    """Yield what is looked at of the machine, in the order of the table."""
+    from sslm.cli.doctor import gpus, host  # these bring torch: --help and wrong flags must not wait for it
     from sslm.data.stream.streams import cache_folder
 
-    yield Check("versions", versions.look, seconds=120)
     yield Check("GPUs", gpus.look, seconds=120)
     yield Check("host", host.look, seconds=60)
     cache = options.cache_dir or cache_folder(DataConfig())
     for name, folder, flag in (("run folder", options.run_dir, "--run_dir"), ("cache", cache, "--data.cache_dir")):
         yield Check(f"{name}'s disk", partial(disk.look, folder, name, flag), seconds=60)
-    if not options.offline and not network.is_offline(environ):
-        yield Check("hub", partial(network.hub, environ), network.SECONDS, if_late="note")
-        yield Check("W&B", partial(network.wandb, environ), network.SECONDS, if_late="note")
-    yield Check("environment", partial(environment.look, environ), seconds=10)
+    if options.offline or network.is_offline(environ):
+        yield Check("servers", network.none_asked, seconds=1)
+        return
+    yield Check("hub", partial(network.hub, environ), network.SECONDS, if_late="note")
+    yield Check("W&B", partial(network.wandb, environ), network.SECONDS, if_late="note")
 
 
 def steps(names: list[str], environ: Mapping[str, str], is_told: bool) -> Iterator[Finding]:

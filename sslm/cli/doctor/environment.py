@@ -14,6 +14,8 @@ TOLD = re.compile(
 )
 SECRET = re.compile(r"TOKEN(?!IZERS)|KEY|SECRET|PASSW|CREDENTIAL|AUTH|COOKIE", re.IGNORECASE)
 """Stands in the names of variables whose values nobody may see."""
+KEY = re.compile(r"\b(hf_|wandb_|sk-|gh[a-z]_)\w{16,}|\b[0-9a-f]{40}\b")
+"""Looks like a token or key of the hub, W&B and others, whatever the variable is called."""
 
 
 def look(environ: Mapping[str, str]) -> Iterator[Finding]:
@@ -29,7 +31,7 @@ def look(environ: Mapping[str, str]) -> Iterator[Finding]:
 
 def told(name: str, value: str) -> Finding:
     """Tell a variable, and what a value does that is known to hurt."""
-    shown = "(set; hidden)" if SECRET.search(name) else short(without_secrets(value))
+    shown = "(set; hidden)" if SECRET.search(name) or KEY.search(value) else short(without_secrets(value))
     if name == "CUDA_VISIBLE_DEVICES" and value.strip() in ("", "-1"):
         return Finding(name, shown or "(empty)", "note", "no GPU is seen", "unset CUDA_VISIBLE_DEVICES")
     if name == "CUDA_LAUNCH_BLOCKING" and value not in ("", "0"):

@@ -21,6 +21,10 @@ def is_offline(environ: Mapping[str, str]) -> bool:
     return environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
+def none_asked() -> Iterator[Finding]:
+    yield Finding("servers", "none asked (--offline, or HF_HUB_OFFLINE)")
+
+
 def hub(environ: Mapping[str, str]) -> Iterator[Finding]:
     """Ask Hugging Face's hub, or what HF_ENDPOINT names."""
     url = environ.get("HF_ENDPOINT") or "https://huggingface.co"
