@@ -54,7 +54,9 @@ def main() -> int:
     if done.returncode:
         return 1
     problems = [f"{page.relative_to(SITE)}: {what}" for page in sorted(SITE.rglob("*.html")) for what in wrong_in(page)]
-    print("\n".join(problems or [f"{SITE / 'index.html'}: every link leads somewhere"]))
+    good = f"{SITE / 'index.html'}: every link leads somewhere. Its search needs a server: "
+    good += f"{sys.executable} -m zensical serve"
+    print("\n".join(problems or [good]))
     return 1 if problems else 0
 
 
