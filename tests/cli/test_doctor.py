@@ -84,6 +84,10 @@ def test_more_threads_than_the_quota_leaves_are_bad(tmp_path: Path, monkeypatch:
     assert host.cpu_quota(tmp_path) is None
     (tmp_path / "sys/fs/cgroup/cpu.max").write_text("150000 100000\n")
     assert host.cpu_quota(tmp_path) == 1.5
+    monkeypatch.setenv("OMP_NUM_THREADS", str(host.usable_cores() + 1))
+    asked = host.cores()
+    assert asked.level != "good"
+    assert asked.to_type.startswith("export OMP_NUM_THREADS=")
     threads = host.usable_cores() + 1
     forked = Ranks(
         ["--json", "--quick", "--offline"],

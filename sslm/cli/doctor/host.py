@@ -49,6 +49,11 @@ def cores() -> Finding:
     found += f"; torch takes {plural(threads, 'thread')} (OMP_NUM_THREADS {asked or 'not set'})"
     if threads > most:
         return Finding("cores", found, "bad", "speed: threads wait for each other", f"export OMP_NUM_THREADS={most}")
+    if asked is not None and asked.isdecimal() and int(asked) > most:
+        hurts = "speed of libraries that obey it; torch doesn't"
+        return Finding("cores", found, "note", hurts, f"export OMP_NUM_THREADS={most}")
+    if threads < most and not torch.cuda.device_count():
+        return Finding("cores", found, "note", "speed of one process on the CPU: cores idle", "unset OMP_NUM_THREADS")
     return Finding("cores", found)
 
 
