@@ -119,10 +119,12 @@ def test_an_error_and_no_answer_are_findings() -> None:
 
     forever = threading.Event()
     [error] = findings_of(Check("broken", broken, seconds=5))
-    [late] = findings_of(Check("late", lambda: [Finding("late", str(forever.wait()))], seconds=0.05))
+    look = Check("late", lambda: [Finding("late", str(forever.wait()))], seconds=0.05)
+    [late], [mildly] = findings_of(look), findings_of(look._replace(if_late="note"))
     forever.set()
     assert (error.level, error.found) == ("note", "could not be checked: ValueError: what")
     assert (late.level, late.found) == ("bad", "no answer within 0.05 s")
+    assert mildly.level == "note"
 
 
 def test_a_folder_that_takes_no_files_is_bad_and_one_that_does_stays_empty(

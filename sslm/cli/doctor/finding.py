@@ -52,5 +52,7 @@ def findings_of(check: Check) -> list[Finding]:
         return answers.get(timeout=check.seconds)
     except queue.Empty:
         return [
-            Finding(check.name, f"no answer within {check.seconds:g} s", "bad", "whatever uses it may hang as well")
+            Finding(
+                check.name, f"no answer within {check.seconds:g} s", check.if_late, "whatever uses it may hang as well"
+            )
         ]
