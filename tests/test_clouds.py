@@ -85,8 +85,8 @@ def test_shared_memory_and_what_is_kept_are_volumes(name: str) -> None:
     volumes = {volume["name"]: volume for volume in pod["volumes"]}
     mounts = {mount["mountPath"]: volumes[mount["name"]] for mount in container["volumeMounts"]}
     assert mounts["/dev/shm"]["emptyDir"]["medium"] == "Memory"
-    assert mounts["/work"]["persistentVolumeClaim"]["claimName"] == manifest("volumes")["metadata"]["name"]
-    assert "WORKDIR /work\n" in (ROOT / "docker/Dockerfile").read_text()  # relative paths lie there
+    assert mounts["/workspace"]["persistentVolumeClaim"]["claimName"] == manifest("volumes")["metadata"]["name"]
+    assert "WORKDIR /workspace\n" in (ROOT / "docker/Dockerfile").read_text()  # relative paths lie there
 
 
 def test_nodes_meet_at_the_first_pod_of_the_jobset() -> None:
