@@ -72,7 +72,7 @@ class Shown:
 
 def _status(run: RunFolder) -> Answer:
     try:
-        status = json.loads(run.status.read_bytes())
+        status = json.loads(run.status.read_bytes()) if run.status.is_file() else None  # a pipe would never end
     except (OSError, ValueError, RecursionError):
         status = None
     return {key: status.get(key) for key in ("state", "step", "reason")} if isinstance(status, dict) else {}
@@ -80,6 +80,8 @@ def _status(run: RunFolder) -> Answer:
 
 def settings(run: RunFolder) -> dict[str, str]:
     """Return a run's settings by their flags' names, {} if config.yaml is missing or damaged."""
+    if not run.config.is_file():
+        return {}
     try:
         tree = settings_in(str(run.path), run.config.read_bytes())
     except (UserError, OSError):

@@ -2,6 +2,7 @@
 
 import http.client
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -98,6 +99,15 @@ def test_broken_rows_and_strange_texts_come_as_json(client: Client, runs: Path) 
         runs / "a", {"step": 3, "kind": "loss is nan", "action": "rewind"}, {"step": None}, name="anomalies.jsonl"
     )
     assert client.json("/rows?run=0")["anomalies"] == [{"step": 3, "kind": "loss is nan", "is_rewind": True}]
+
+
+def test_a_pipe_in_a_files_place_holds_nobody_up(client: Client, runs: Path) -> None:
+    for name in ("config.yaml", "status.json", "anomalies.jsonl", "metrics.jsonl"):
+        (runs / "a" / name).unlink(missing_ok=True)
+        os.mkfifo(runs / "a" / name)
+    assert client.json("/runs")["runs"][0]["status"] == {}
+    assert client.json("/settings?run=0") == {}
+    assert client.json("/rows?run=0")["rows"] == []
 
 
 def test_settings_have_their_flags_names_and_no_secrets(client: Client, runs: Path) -> None:
