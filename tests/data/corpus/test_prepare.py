@@ -23,7 +23,7 @@ from sslm.cli.prepare import main as prepare_main
 from sslm.data.corpus import encode
 from sslm.data.corpus import prepare as preparation
 from sslm.data.corpus.documents import Piece, Source, _whole, open_source
-from sslm.data.corpus.encode import HELD_OUT_EVERY, is_held_out
+from sslm.data.corpus.encode import HELD_OUT_EVERY, give_back_memory, is_held_out
 from sslm.data.corpus.prepare import prepare
 from sslm.data.corpus.shards import Corpus, open_corpus
 from sslm.data.corpus.tokenizer import TokenRules, TrainBPE, load, train_bpe
@@ -570,13 +570,13 @@ def prepare_and_watch(arguments: list[str]) -> int:
     text, resident = Path(known, "text.txt").read_text(), []
 
     def watch(*done: object) -> None:
+        give_back_memory()  # otherwise it goes up and down by 200 MB as heaps fill
         pages = int(Path("/proc/self/statm").read_text().split()[1])
         resident.append(pages * resource.getpagesize() >> 20)
 
     preparation.SECONDS_BETWEEN_ENTRIES = 0.5
     source = Source(kind, [{kind: size}], lambda: pieces_of(kind, int(size), text))
     made = prepare(source, load(known), Path(out), watch)
-    # It goes up and down by 200 MB as heaps fill and are given back: what grows shows where they are the least full
     quarter = len(resident) // 4
     print(made.num_documents, min(resident[quarter : 2 * quarter]), min(resident[-quarter:]), max(resident))
     return 0
