@@ -3,20 +3,21 @@
 import sslm
 
 VERBS = {
-    "train": "pretrain a model (no arguments: a two-minute run on embedded English)",
+    "train": "pretrain a model (no arguments: two minutes, embedded English)",
     "finetune": "teach a pretrained model a task, by labelled data",
     "predict": "say with a fine-tuned model what the labels of rows are",
     "prepare": "tokenise text into a corpus that `--data.train` takes",
-    "plan": "tell beforehand what a run takes: memory, time, money, disk, on this machine or another",
-    "verify-resume": "kill a run at random steps, resume it, and compare it with one that was not",
-    "generate": "let a trained model write: go on with prompts, or fill in what is missing in them",
+    "plan": "tell beforehand what a run takes: memory, time, money, disk",
+    "verify-resume": "kill and resume a run, and compare it with one that was not",
+    "generate": "let a trained model write: go on with prompts, or fill in gaps",
     "export": "make a plain Hugging Face folder of a run's checkpoint",
-    "evaluate": "measure trained models: perplexity, bits per byte, pseudo-perplexity, exact spans",
-    "plot": "draw runs beside each other: any metric over steps, tokens, hours or FLOPs",
+    "evaluate": "measure models: perplexity, bits per byte, spans, tasks",
+    "plot": "draw runs beside each other: any metric, over any axis",
     "ui": "show runs on a local page, also while they go on",
-    "track": "give a run's rows to trackers: W&B, trackio, MLflow, TensorBoard, CSV",
-    "doctor": "look whether this machine can train, and say what would hurt a run",
+    "track": "give a run's rows to W&B, trackio, MLflow, TensorBoard, CSV",
+    "doctor": "look whether this machine can train, and what would hurt a run",
     "ckpt": "list, verify, compare, reshard or remove checkpoints",
+    "completion": "print what completes all of this at Tab: bash, zsh, fish",
 }
 
 

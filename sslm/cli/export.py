@@ -14,13 +14,7 @@ from sslm.system.terminal import keep_libraries_quiet, say
 
 @exits_politely
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sslm export", description=__doc__.split("\n")[0])
-    parser.add_argument(
-        "run", type=followed, help="run folder (its newest checkpoint is taken), or one checkpoint's folder"
-    )
-    parser.add_argument("--out", required=True, type=local_path, help="folder to make; it must not exist")
-    parser.add_argument("--last", action="store_true", help="the last weights, where the run averages them")
-    options = parser.parse_args(arguments)
+    options = flag_parser().parse_args(arguments)
     keep_libraries_quiet()
     from sslm.runs.export import export  # brings transformers: --help and wrong flags must not wait for it
 
@@ -30,3 +24,14 @@ def main(arguments: list[str] | None = None) -> int:
     export(checkpoint, options.out, options.last)
     say(f"{checkpoint} -> {options.out}")
     return 0
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    """Make the parser of this verb's flags."""
+    parser = argparse.ArgumentParser(prog="sslm export", description=__doc__.split("\n")[0])
+    parser.add_argument(
+        "run", type=followed, help="run folder (its newest checkpoint is taken), or one checkpoint's folder"
+    )
+    parser.add_argument("--out", required=True, type=local_path, help="folder to make; it must not exist")
+    parser.add_argument("--last", action="store_true", help="the last weights, where the run averages them")
+    return parser

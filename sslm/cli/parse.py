@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
 from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_stop_after
-from sslm.config.written import to_tree
+from sslm.config.written import to_tree, to_yaml
 from sslm.objectives import import_own, load_objective, usual_settings
 from sslm.runs.changes import parse_resume_with
 from sslm.runs.trackers import parse_trackers
@@ -29,9 +29,10 @@ Tree = dict[str, dict[str, Any]]
 
 
 def parse(arguments: list[str]) -> Config:
-    """Turn a command line into the settings of a run. `--help` prints all flags and exits with 0.
+    """Turn a command line into the settings of a run.
 
-    With an objective (`--objective masked_lm --help`) its own settings are among them.
+    `--help` prints all flags, and with an objective (`--objective masked_lm --help`) its own settings. `--print_config`
+    prints the settings as a file for `--config`. Both exit with 0.
 
     Raises:
         UserError: an unknown flag or key (naming the nearest), a value of the wrong type or out of its range, or a file
@@ -43,7 +44,11 @@ def parse(arguments: list[str]) -> Config:
         with suppress(UserError):  # help is for those whose command is wrong, too
             objective = objective_in(given)
         show_help(objective)
-    return _checked(_built(_tree(given)))
+    config = _checked(_built(_tree(given)))
+    if "--print_config" in given:
+        print(to_yaml(config), end="")
+        raise SystemExit(0)
+    return config
 
 
 def _tree(arguments: list[str]) -> Tree:
@@ -53,7 +58,7 @@ def _tree(arguments: list[str]) -> Tree:
         if flag.name == "config":
             _merge(tree, _read_file(flag))
     for flag in flags:
-        if flag.name != "config":
+        if flag.name not in ("config", "print_config"):
             _put(tree, flag)
         if flag.name in ("objective", "objective.name"):
             import_own(flag.value or "")
@@ -88,12 +93,15 @@ def flag_parser() -> ArgumentParser:
         "setting of the objective. YAML files have the same keys, in the same sections.",
     )
     parser.add_argument("--config", help="YAML file with any of these keys; may be given several times.")
+    parser.add_argument(
+        "--print_config", action="store_true", help="Print all settings as a file for --config, and end."
+    )
     parser.add_class_arguments(Config, help="A run")
     for action in parser._actions:  # hide jsonargparse's own flags, and those of whole sections
         action.option_strings = [name for name in action.option_strings if not name.endswith("+")]
         if action.dest == "objective.name":
             action.option_strings = ["--objective"]
-        elif action.dest not in ("help", "config", *FLAGS):
+        elif action.dest not in ("help", "config", "print_config", *FLAGS):
             action.help = argparse.SUPPRESS
     return parser
 

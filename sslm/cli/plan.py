@@ -66,6 +66,14 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _take_own(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Split this verb's flags from those of train."""
+    try:
+        return flag_parser().parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        raise UserError(f"{error.argument_name} needs a value, as in --plan_for h100:8 --price_per_hour 2.5") from None
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    """Make the parser of this verb's own flags."""
     parser = argparse.ArgumentParser(
         prog="sslm plan",
         usage="sslm plan [--plan_for h100:8] [--price_per_hour 2.5] [any flags of train]",
@@ -78,10 +86,7 @@ def _take_own(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str
     parser.add_argument("--plan_for", metavar="MACHINE", help=machines)
     price = "price of a device, in dollars per hour; default: what it typically costs on demand"
     parser.add_argument("--price_per_hour", metavar="PRICE", help=price)
-    try:
-        return parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        raise UserError(f"{error.argument_name} needs a value, as in --plan_for h100:8 --price_per_hour 2.5") from None
+    return parser
 
 
 def _price(text: str) -> float:

@@ -17,7 +17,7 @@ FORMATS = (".png", ".svg", ".pdf")
 
 @exits_politely
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = flag_parser().parse_args(arguments)
     if options.out.suffix not in FORMATS:
         raise UserError(f"--out {options.out}: expected a file that ends in {', '.join(FORMATS)}")
     if not options.out.parent.is_dir():
@@ -30,7 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
+def flag_parser() -> argparse.ArgumentParser:
+    """Make the parser of this verb's flags."""
     parser = argparse.ArgumentParser(prog="sslm plot", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("runs", nargs="+", metavar="RUN", type=local_path, help="run folders, or folders of runs")
     parser.add_argument("--out", required=True, type=local_path, help="picture to make or to replace: .png, .svg, .pdf")

@@ -31,7 +31,8 @@ USUAL_LEN = 512
 """Tokens of the longest row if nothing tells how long rows may be."""
 
 
-def parsed(arguments: list[str] | None) -> argparse.Namespace:
+def flag_parser() -> argparse.ArgumentParser:
+    """Make the parser of this verb's flags."""
     parser = argparse.ArgumentParser(
         prog="sslm predict", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -47,7 +48,11 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     add("--tokenize", choices=TOKENIZE, help="text_to_text: how BLEU finds words, by sacrebleu's names (default: auto)")
     add("--batch_size", type=int, default=32, help="rows per forward pass (default: %(default)s)")
     add("--device", choices=("auto", "cpu", "gpu"), default="auto", help="a GPU if there is one (default: auto)")
-    options = parser.parse_args(arguments)
+    return parser
+
+
+def parsed(arguments: list[str] | None) -> argparse.Namespace:
+    options = flag_parser().parse_args(arguments)
     for name in ("batch_size", "max_new_tokens", "num_beams"):
         if (number := getattr(options, name)) is not None and number < 1:
             raise UserError(f"--{name} {number}: expected a number above 0")

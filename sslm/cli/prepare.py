@@ -21,7 +21,7 @@ LEAST_SHARD_TOKENS = 256
 @exits_politely
 @stops_on_signals
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = flag_parser().parse_args(arguments)
     keep_libraries_quiet()
 
     from sslm.data.corpus import documents  # brings torch: --help and wrong flags must not wait for it
@@ -61,7 +61,8 @@ def main(arguments: list[str] | None = None) -> int:
     return DONE
 
 
-def _parser() -> argparse.ArgumentParser:
+def flag_parser() -> argparse.ArgumentParser:
+    """Make the parser of this verb's flags."""
     parser = argparse.ArgumentParser(prog="sslm prepare", description=__doc__.split("\n")[0])
     text = "file, glob, folder or dataset, as --data.train takes them; 'embedded': this Python's documentation"
     separator = "regular expression between the documents of a .txt; default: a file is one document"

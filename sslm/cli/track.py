@@ -23,13 +23,7 @@ SECONDS_TO_SEND = 3600.0
 
 @exits_politely
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sslm track", description=__doc__.split("\n")[0], allow_abbrev=False)
-    parser.add_argument("run", metavar="RUN", type=local_path, help="run folder of a run that is done or has stopped")
-    to = f"trackers, separated by commas: {', '.join(TRACKERS)}"
-    parser.add_argument("--to", default="", metavar="TRACKERS", help=to)
-    workspace = "make a dashboard of a run's metrics in this project of W&B (pip install wandb-workspaces)"
-    parser.add_argument("--workspace", metavar="ENTITY/PROJECT", help=workspace)
-    options = parser.parse_args(arguments)
+    options = flag_parser().parse_args(arguments)
     names = parse_trackers(options.to, "--to")
     check_trackers(names, "--to")
     if not names and options.workspace is None:
@@ -51,6 +45,17 @@ def main(arguments: list[str] | None = None) -> int:
     if options.workspace is not None:
         send_workspace(rows, options.workspace)
     return FAILED if any(feed.failed for feed in trackers.feeds) else DONE
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    """Make the parser of this verb's flags."""
+    parser = argparse.ArgumentParser(prog="sslm track", description=__doc__.split("\n")[0], allow_abbrev=False)
+    parser.add_argument("run", metavar="RUN", type=local_path, help="run folder of a run that is done or has stopped")
+    to = f"trackers, separated by commas: {', '.join(TRACKERS)}"
+    parser.add_argument("--to", default="", metavar="TRACKERS", help=to)
+    workspace = "make a dashboard of a run's metrics in this project of W&B (pip install wandb-workspaces)"
+    parser.add_argument("--workspace", metavar="ENTITY/PROJECT", help=workspace)
+    return parser
 
 
 def check_workspace(place: str) -> None:

@@ -17,12 +17,7 @@ from sslm.ui.server import Server
 
 @exits_politely
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="sslm ui", description=__doc__.split("\n")[0], allow_abbrev=False)
-    folders = "run folders, or folders of runs; default: runs"
-    parser.add_argument("runs", nargs="*", metavar="RUN", type=local_path, default=[Path("runs")], help=folders)
-    parser.add_argument("--port", type=_port, default=8666, help="port to listen at (default: 8666), 0 for a free one")
-    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
-    options = parser.parse_args(arguments)
+    options = flag_parser().parse_args(arguments)
     shown = Shown(options.runs)
     with Server(shown, options.host, options.port) as server:
         say(f"{plural(len(shown.runs()), 'run')}, to look at until Ctrl-C:")
@@ -37,6 +32,16 @@ def main(arguments: list[str] | None = None) -> int:
         except KeyboardInterrupt:
             return DONE
     return DONE
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    """Make the parser of this verb's flags."""
+    parser = argparse.ArgumentParser(prog="sslm ui", description=__doc__.split("\n")[0], allow_abbrev=False)
+    folders = "run folders, or folders of runs; default: runs"
+    parser.add_argument("runs", nargs="*", metavar="RUN", type=local_path, default=[Path("runs")], help=folders)
+    parser.add_argument("--port", type=_port, default=8666, help="port to listen at (default: 8666), 0 for a free one")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen at (default: this machine alone)")
+    return parser
 
 
 def _port(text: str) -> int:

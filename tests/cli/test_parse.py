@@ -132,6 +132,16 @@ def test_config_written_to_yaml_is_read_back_equal(tmp_path: Path) -> None:
     assert config.compile
 
 
+def test_printed_config_is_a_file_that_means_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = ["--objective", "masked_lm", "--objective.unit", "word", "--data.train", "~/a.txt", "--optim.lr", "1e-3"]
+    with pytest.raises(SystemExit, match="0"):
+        parse([*flags, "--print_config"])
+    (tmp_path / "a.yaml").write_text(capsys.readouterr().out)
+    assert parse(["--config", f"{tmp_path}/a.yaml"]) == parse(flags)
+    with pytest.raises(UserError, match="there is no flag --optim"):
+        parse(["--print_config", "--optim.lrr", "1"])
+
+
 def test_whole_numbers_may_be_written_with_an_exponent(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("max_tokens: 1e9\n")
     assert parse(["--config", f"{tmp_path}/a.yaml"]).max_tokens == parse(["--max_tokens", "1e9"]).max_tokens == 10**9
@@ -274,8 +284,11 @@ def test_help_of_sslm_comes_at_once_and_imports_nothing_heavy() -> None:
     )
     code += "print([m for m in ('torch', 'transformers', 'lightning', 'numpy', 'datasets') if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    *screen, heavy = done.stdout.splitlines()
     assert "prepare" in done.stdout
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert heavy == "[]"
+    assert len(screen) < 24  # the prompt takes a line
+    assert max(map(len, screen)) <= 80
 
 
 def test_help_of_train_imports_nothing_heavy() -> None:

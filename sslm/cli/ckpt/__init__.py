@@ -22,13 +22,14 @@ from sslm.system.terminal import keep_libraries_quiet, plural, say, transfer_pro
 
 @exits_politely
 def main(arguments: list[str] | None = None) -> int:
-    options = _parser().parse_args(arguments)
+    options = flag_parser().parse_args(arguments)
     keep_libraries_quiet()
     act: Callable[[argparse.Namespace], int] = options.act
     return act(options)
 
 
-def _parser() -> argparse.ArgumentParser:
+def flag_parser() -> argparse.ArgumentParser:
+    """Make the parser of this verb's flags."""
     parser = argparse.ArgumentParser(prog="sslm ckpt", description=(__doc__ or "").split("\n")[0])
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 

@@ -30,7 +30,7 @@ MARKS = {"good": "good", "note": "note", "bad": "BAD"}
 @exits_politely
 @stops_on_signals
 def main(arguments: list[str] | None = None) -> int:
-    options, environ = _parser().parse_args(arguments), dict(os.environ)  # before libraries add to it
+    options, environ = flag_parser().parse_args(arguments), dict(os.environ)  # before libraries add to it
     findings = [finding for check in packages_first(environ) for finding in findings_of(check)]
     if any(finding.name == "torch" and finding.level == "good" for finding in findings):
         findings += machine(options, environ)
@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
     return FAILED if any(finding.level == "bad" for finding in findings) else DONE
 
 
-def _parser() -> argparse.ArgumentParser:
+def flag_parser() -> argparse.ArgumentParser:
+    """Make the parser of this verb's flags."""
     parser = argparse.ArgumentParser(prog="sslm doctor", description=__doc__.split("\n")[0], allow_abbrev=False)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--offline", action="store_true", help="ask no server, as with HF_HUB_OFFLINE=1")

@@ -10,10 +10,12 @@ import os
 import sys
 from pathlib import Path
 
-from sslm.cli.evaluate.flags import parsed
+from sslm.cli.evaluate.flags import flag_parser, parsed
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, exits_politely
 from sslm.system.terminal import keep_libraries_quiet, say
+
+__all__ = ["flag_parser", "main"]
 
 
 @exits_politely

@@ -11,10 +11,11 @@ DESCRIPTION = (
 
 def parsed(arguments: list[str] | None) -> argparse.Namespace:
     """Read the flags; argparse's sentence and exit code 2 if one is wrong."""
-    return _parser().parse_args(arguments)
+    return flag_parser().parse_args(arguments)
 
 
-def _parser() -> argparse.ArgumentParser:
+def flag_parser() -> argparse.ArgumentParser:
+    """Make the parser of this verb's flags."""
     parser = argparse.ArgumentParser(prog="sslm evaluate", description=DESCRIPTION)
     model = "run folder, checkpoint, Hugging Face folder, or name on the hub"
     data = (

@@ -14,7 +14,7 @@ from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
 from sslm.cli.generate.answers import Answers
-from sslm.cli.generate.flags import parsed
+from sslm.cli.generate.flags import flag_parser, parsed
 from sslm.cli.generate.prompts import Given, read, typed
 from sslm.cli.generate.shown import Shown
 from sslm.system.exits import DONE, exits_politely
@@ -24,6 +24,8 @@ from sslm.system.terminal import Progress, keep_libraries_quiet, plural, say, wa
 
 if TYPE_CHECKING:
     from sslm.cli.generate.tasks import Answer, Task
+
+__all__ = ["flag_parser", "main"]
 
 SHOWN_WARNINGS = 3
 

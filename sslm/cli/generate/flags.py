@@ -26,7 +26,7 @@ def parsed(arguments: list[str] | None) -> argparse.Namespace:
     Raises:
         UserError: an unknown flag (naming the nearest), a value out of its range, flags that don't go together.
     """
-    parser = _parser()
+    parser = flag_parser()
     options, unknown = parser.parse_known_args(arguments)
     if unknown:
         flags = [name for action in parser._actions for name in action.option_strings]
@@ -60,7 +60,8 @@ def temperature_of(options: argparse.Namespace, goes_on: bool) -> float:
     return DRAWN if options.num_beams == 1 and (goes_on or draws) else 0.0
 
 
-def _parser() -> Parser:
+def flag_parser() -> Parser:
+    """Make the parser of this verb's flags."""
     parser = Parser(
         prog="sslm generate",
         usage="sslm generate MODEL --prompt TEXT | --prompts FILE.jsonl | --interactive [flags]",

@@ -85,6 +85,16 @@ def main(arguments: list[str] | None = None) -> int:
 
 def _take_own(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str]]:
     """Split this verb's flags from those of train."""
+    try:
+        return flag_parser().parse_known_args(arguments)
+    except argparse.ArgumentError as error:
+        examples = {"--also": '--also="--devices 2"', "--keep": "--keep runs/verified"}
+        name = str(error.argument_name)
+        raise UserError(f"{name} needs a value, such as {examples.get(name, f'{name} 10')}") from None
+
+
+def flag_parser() -> argparse.ArgumentParser:
+    """Make the parser of this verb's own flags."""
     parser = argparse.ArgumentParser(
         prog="sslm verify-resume",
         usage=argparse.SUPPRESS,
@@ -99,12 +109,7 @@ def _take_own(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str
     also, keep = "more flags for every other start of one run", "keep all runs there; default: a temporary folder"
     parser.add_argument("--also", metavar="FLAGS", action="append", type=_filled, help=also)
     parser.add_argument("--keep", metavar="FOLDER", type=_filled, help=keep)
-    try:
-        return parser.parse_known_args(arguments)
-    except argparse.ArgumentError as error:
-        examples = {"--also": '--also="--devices 2"', "--keep": "--keep runs/verified"}
-        name = str(error.argument_name)
-        raise UserError(f"{name} needs a value, such as {examples.get(name, f'{name} 10')}") from None
+    return parser
 
 
 def _filled(text: str) -> str:
