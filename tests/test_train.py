@@ -50,6 +50,7 @@ def test_rows_are_one_per_logged_step_and_validation(finished: Path) -> None:
     assert list(val_of(finished)) == [0, 4, 8]
     train = next(row for row in rows if "train/loss" in row)
     assert {"step", "tokens", "lr", "grad_norm", "tokens_per_second", "mfu", "data_wait", "batch_digest"} <= set(train)
+    assert 0.1 < train["host_memory_gib"] < 100
     last = [row for row in rows if "flops" in row][-1]
     assert last["flops"] / train["flops"] == pytest.approx(last["tokens"] / train["tokens"])
     val = next(row for row in rows if "val/loss" in row)

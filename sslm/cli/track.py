@@ -9,7 +9,7 @@ from importlib.util import find_spec
 
 from sslm.runs.checkpoints.folder import newest_first, number_of
 from sslm.runs.folder import RunFolder, settings_in
-from sslm.runs.trackers import TRACKERS, Trackers, check_trackers, parse_trackers
+from sslm.runs.trackers import TAKE_MODELS, TRACKERS, Trackers, check_model_trackers, check_trackers, parse_trackers
 from sslm.runs.trackers.tracker import Row
 from sslm.runs.trackers.workspace import build_workspace
 from sslm.system.errors import RunFailed, UserError, one_line, short
@@ -18,7 +18,7 @@ from sslm.system.paths import local_path
 from sslm.system.terminal import plural, say
 
 SECONDS_TO_SEND = 3600.0
-"""How long a tracker may take for all rows of a run."""
+"""How long a tracker may take for all rows of a run, and its model."""
 
 
 @exits_politely
@@ -30,18 +30,25 @@ def main(arguments: list[str] | None = None) -> int:
         raise UserError("sslm track: give --to TRACKERS, --workspace ENTITY/PROJECT, or both")
     if options.workspace is not None:
         check_workspace(options.workspace)
+    if options.model:
+        check_model_trackers(names, "--model")
     run = RunFolder(options.run)
     if not run.metrics.is_file() or not run.config.is_file():
         raise UserError(f"{run.path}: not a run folder: it needs metrics.jsonl and config.yaml")
+    if options.model and not (run.export / "config.json").is_file():
+        raise UserError(f"--model: {run.path} has no export; make it with sslm export {run.path}")
     settings = settings_in(str(run.path), run.config.read_bytes())
     with run.locked():
         rows = rows_that_hold(run)
         trackers = Trackers(names, run, settings, SECONDS_TO_SEND)
         trackers.begin(rows)
+        if options.model:
+            trackers.send_model(run.export)
         trackers.close()
     for feed in trackers.feeds:
         if not feed.failed:
-            say(f"{feed.name}: has the {plural(len(rows), 'row')} of {run.path}")
+            model = " and its model" if options.model and feed.name in TAKE_MODELS else ""
+            say(f"{feed.name}: has the {plural(len(rows), 'row')} of {run.path}{model}")
     if options.workspace is not None:
         send_workspace(rows, options.workspace)
     return FAILED if any(feed.failed for feed in trackers.feeds) else DONE
@@ -53,6 +60,8 @@ def flag_parser() -> argparse.ArgumentParser:
     parser.add_argument("run", metavar="RUN", type=local_path, help="run folder of a run that is done or has stopped")
     to = f"trackers, separated by commas: {', '.join(TRACKERS)}"
     parser.add_argument("--to", default="", metavar="TRACKERS", help=to)
+    model = f"send the exported model, too, to {' or '.join(TAKE_MODELS)}"
+    parser.add_argument("--model", action="store_true", help=model)
     workspace = "make a dashboard of a run's metrics in this project of W&B (pip install wandb-workspaces)"
     parser.add_argument("--workspace", metavar="ENTITY/PROJECT", help=workspace)
     return parser

@@ -73,8 +73,12 @@ def test_tensorboard_has_all_rows_of_a_resumed_run_each_once(train_tiny: TrainTi
         ]
 
 
-def check_wandb(run: Path, last_step: int, env: dict[str, str]) -> None:
-    """Check that the one folder of W&B in a run has each step of metrics.jsonl once, and the run's settings."""
+def check_wandb(run: Path, last_step: int, env: dict[str, str]) -> list[dict[str, Any]]:
+    """Check that the one folder of W&B in a run has each step of metrics.jsonl once, and the run's settings.
+
+    Returns:
+        What the folder has.
+    """
     [file] = (run / "wandb").glob("offline-run-*/run-*.wandb")
     printed = run_command(["-m", "wandb", "leet", "inspect", "--json", str(file)], env=env).stdout
     records = [json.loads(line) for line in printed.splitlines()]
@@ -94,6 +98,7 @@ def check_wandb(run: Path, last_step: int, env: dict[str, str]) -> None:
     assert "wandb" in made["config"]["update"]["logger"]
     assert made["config"]["update"]["model"]["hidden_size"] == 32
     assert made["config"]["update"]["about"] == json.loads((run / "about.json").read_text())
+    return records
 
 
 def test_wandb_has_each_step_once_offline_beside_a_table_without_asking(tiny: list[str], tmp_path: Path) -> None:
@@ -150,7 +155,12 @@ def test_wandb_has_each_step_once_after_three_kills(tiny: list[str], tmp_path: P
     done = train_forked([*arguments, "--max_steps", str(end)], tmp_path / "second", env=env)
     assert done.returncode == 0, done.stdout
     assert "resuming at step" in done.stdout
-    check_wandb(run, end, env)
+    assert run_command(["-m", "sslm", "track", str(run), "--to", "wandb", "--model"], env=env).returncode == 0
+    records = check_wandb(run, end, env)
+    models = [record["artifact"] for record in records if record.get("artifact", {}).get("type") == "model"]
+    assert len(models) == 1
+    sent = {Path(file["local_path"]) for file in models[0]["manifest"]["contents"]}
+    assert sent == set((run / "export").iterdir())
 
 
 def test_a_tracker_gets_all_settings_without_secrets_and_writes_nothing_before_it_begins(tmp_path: Path) -> None:
@@ -305,6 +315,8 @@ READ = {
 from trackio.sqlite_storage import SQLiteStorage
 [name] = SQLiteStorage.get_runs("sslm")
 rows = [(row["step"], row.get("train/loss")) for row in SQLiteStorage.get_logs("sslm", name)]
+[model] = SQLiteStorage.list_artifacts("sslm")
+files = [file["path"] for file in SQLiteStorage.get_artifact_manifest("sslm", model["name"], "latest")["manifest"]]
 """,
     "mlflow": """
 from mlflow.tracking import MlflowClient
@@ -313,9 +325,10 @@ client = MlflowClient(f"sqlite:///{run}/mlflow/mlflow.db")
 losses = {m.step: m.value for m in client.get_metric_history(made.info.run_id, "train/loss")}
 steps = [int(m.value) for m in client.get_metric_history(made.info.run_id, "step")]
 rows = [(step, losses.get(step) if step not in steps[:place] else None) for place, step in enumerate(steps)]
+files = [file.path.removeprefix("model/") for file in client.list_artifacts(made.info.run_id, "model")]
 """,
 }
-"""Name -> code that reads (step, training loss) of each row that a tracker has of a run."""
+"""Name -> code that reads (step, training loss) of each row that a tracker has of a run, and its model's files."""
 
 
 @pytest.mark.slow
@@ -331,11 +344,12 @@ def test_stores_that_take_nothing_back_have_each_row_once(
         done = run_command(["-m", "sslm", "track", str(run), "--to", name], env=env)
         assert done.returncode == 0, done.stdout
     assert train_tiny(run) == 0
-    done = run_command(["-m", "sslm", "track", str(run), "--to", name], env=env)
+    done = run_command(["-m", "sslm", "track", str(run), "--to", name, "--model"], env=env)
     assert done.returncode == 0, done.stdout
-    printed = run_command(["-c", f"import json\nrun = {str(run)!r}\n{READ[name]}\nprint(json.dumps(rows))"], env=env)
-    wanted = [[row["step"], row.get("train/loss")] for row in rows_of(run)]
-    assert json.loads(printed.stdout.splitlines()[-1]) == wanted
+    code = f"import json\nrun = {str(run)!r}\n{READ[name]}\nprint(json.dumps([rows, sorted(files)]))"
+    rows, files = json.loads(run_command(["-c", code], env=env).stdout.splitlines()[-1])
+    assert rows == [[row["step"], row.get("train/loss")] for row in rows_of(run)]
+    assert files == sorted(file.name for file in (run / "export").iterdir())
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of wandb-workspaces, by pydantic
@@ -354,7 +368,14 @@ def test_a_dashboard_has_a_panel_for_each_metric_of_a_run_over_tokens() -> None:
     assert {panel.config.x_axis for one in sections for panel in one.panels} == {"tokens"}
 
 
-@pytest.mark.parametrize(("given", "said"), [([], "give --to"), (["--workspace", "me"], "expected ENTITY/PROJECT")])
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ([], "give --to"),
+        (["--workspace", "me"], "expected ENTITY/PROJECT"),
+        (["--to", "csv", "--model"], "of trackers, wandb, trackio, mlflow take models; given: csv"),
+    ],
+)
 def test_what_is_to_be_tracked_where_must_be_said(
     given: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

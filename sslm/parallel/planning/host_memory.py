@@ -19,6 +19,14 @@ def free_memory(processes: int = 1, root: Path = Path("/")) -> float:
     return max(free - (processes - 1) * PROCESS_BYTES, 0) / processes
 
 
+def resident_memory() -> int | None:
+    """Return the bytes of memory that this process has, or None if the system does not tell."""
+    try:
+        return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except OSError:  # not Linux
+        return None
+
+
 def _available(root: Path) -> float:
     with suppress(OSError):
         found = re.search(r"MemAvailable:\s+(\d+) kB", (root / "proc/meminfo").read_text())

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from sslm.runs.folder import RunFolder
@@ -36,6 +37,8 @@ PACKAGES = {
     "mlflow": ("mlflow",),
 }
 """Name -> packages of which one is needed."""
+TAKE_MODELS = ("wandb", "trackio", "mlflow")
+"""Trackers that have a place for a model."""
 
 
 def parse_trackers(text: str, flag: str = "--logger") -> list[str]:
@@ -62,6 +65,14 @@ def check_trackers(names: list[str], flag: str = "--logger") -> None:
         if packages and not any(map(find_spec, packages)):
             install = "wandb" if name == "wandb" else f"'sslm[{name}]'"
             raise UserError(f"{flag} {name}: {name} is not installed; pip install {install}")
+
+
+def check_model_trackers(names: list[str], flag: str) -> None:
+    """Refuse to send a model to trackers that have no place for one."""
+    if not set(names) & set(TAKE_MODELS):
+        raise UserError(
+            f"{flag}: of trackers, {', '.join(TAKE_MODELS)} take models; given: {', '.join(names) or 'none'}"
+        )
 
 
 class Trackers:
@@ -100,6 +111,11 @@ class Trackers:
         """Say that a checkpoint of this step is on the disk: no row up to there comes again."""
         for feed in self.feeds:
             feed.hold(step)
+
+    def send_model(self, folder: Path) -> None:
+        """Send the Hugging Face folder that the run has made to those that take models."""
+        for feed in self.feeds:
+            feed.send_model(folder)
 
     def close(self, failed: bool = False) -> None:
         """Finish what is being written, all at the same time; may be called again."""

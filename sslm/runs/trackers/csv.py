@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+from pathlib import Path
 
 from sslm.runs.folder import RunFolder
 from sslm.runs.trackers.tracker import Row
@@ -31,6 +32,9 @@ class Csv:
             return
         with open(self.file, "a", encoding="utf-8", newline="") as stream:
             stream.write(self._line(row))
+
+    def send_model(self, folder: Path) -> None:
+        pass
 
     def close(self, failed: bool = False) -> None:
         pass

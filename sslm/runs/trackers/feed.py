@@ -4,6 +4,7 @@ import queue
 import threading
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 
 from sslm.runs.trackers.tracker import Row, Tracker
 from sslm.system.errors import one_line
@@ -54,6 +55,10 @@ class Feed:
 
     def _give(self, row: Row) -> None:
         self._do(lambda: self.tracker.write(row))
+
+    def send_model(self, folder: Path) -> None:
+        """Add the model that the run has made."""
+        self._do(lambda: self.tracker.send_model(folder))
 
     def end(self, failed: bool = False) -> None:
         """Begin to finish; `wait` waits for it."""

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+from pathlib import Path
 from typing import Any
 
 from sslm.runs.folder import RunFolder
@@ -31,6 +32,11 @@ def restore_id(run: RunFolder, known: object) -> None:
 def name_of(run: RunFolder) -> str:
     """Name of the run folder, by which people know the run."""
     return run.path.resolve().name
+
+
+def pictures_of(run: RunFolder) -> list[Path]:
+    """Return the pictures that a run has drawn of itself: its curves, and of a fine-tuned model its predictions."""
+    return [file for file in (run.curves, run.predicted) if file.is_file()]
 
 
 def flat(tree: dict[str, Any], prefix: str = "") -> dict[str, str]:

@@ -7,10 +7,11 @@ import logging
 import os
 import re
 import time
+from pathlib import Path
 from typing import Any
 
 from sslm.runs.folder import RunFolder
-from sslm.runs.trackers.identity import flat, id_of, name_of
+from sslm.runs.trackers.identity import flat, id_of, name_of, pictures_of
 from sslm.runs.trackers.tracker import Row, parts_of, unsent
 
 MOST_CHARACTERS = 500
@@ -70,10 +71,13 @@ class Mlflow:
         tags = [RunTag(f"{key}/step {step}", text[:MOST_CHARACTERS]) for key, text in parts.marks.items()]
         self.client.log_batch(self.run_id, metrics=metrics, tags=tags)
 
+    def send_model(self, folder: Path) -> None:
+        self.client.log_artifacts(self.run_id, str(folder), "model")
+
     def close(self, failed: bool = False) -> None:
         if self.client is not None:
-            if self.folder.curves.is_file():
-                self.client.log_artifact(self.run_id, str(self.folder.curves))
+            for file in pictures_of(self.folder):
+                self.client.log_artifact(self.run_id, str(file))
             self.client.set_terminated(self.run_id, "FAILED" if failed else "FINISHED")
             self.client = None
 

@@ -2,6 +2,7 @@
 
 from importlib import import_module
 from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from sslm.runs.folder import RunFolder
@@ -32,6 +33,9 @@ class TensorBoard:
             self.writer.add_text(key, text, row["step"])
         if parts.samples:
             self.writer.add_text("samples", "\n\n".join(parts.samples), row["step"])
+
+    def send_model(self, folder: Path) -> None:
+        pass
 
     def close(self, failed: bool = False) -> None:
         if self.writer is not None:

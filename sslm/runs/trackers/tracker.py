@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 Row = dict[str, Any]
@@ -23,6 +24,9 @@ class Tracker(Protocol):
 
     def write(self, row: Row) -> None:
         """Add a row."""
+
+    def send_model(self, folder: Path) -> None:
+        """Take the Hugging Face folder that the run has made, if there is a place for models."""
 
     def close(self, failed: bool = False) -> None:
         """Finish what is being written, and take the run's files; may be called again."""

@@ -1,5 +1,6 @@
 """The run at trackio, a local W&B: in the folder of TRACKIO_DIR, where `trackio show --project sslm` has all runs."""
 
+from pathlib import Path
 from typing import Any
 
 from sslm.runs.folder import RunFolder
@@ -37,6 +38,9 @@ class Trackio:
         self.run.log(values, step=row["step"])
         for key, text in parts.marks.items():
             self.run.alert(f"step {row['step']}: {key}", text)
+
+    def send_model(self, folder: Path) -> None:
+        self.run.log_artifact(folder, name=f"model-{id_of(self.folder)}", type="model")
 
     def close(self, failed: bool = False) -> None:
         if self.run is not None:

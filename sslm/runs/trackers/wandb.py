@@ -9,10 +9,11 @@ import shutil
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from sslm.runs.folder import RunFolder
-from sslm.runs.trackers.identity import id_of, name_of
+from sslm.runs.trackers.identity import id_of, name_of, pictures_of
 from sslm.runs.trackers.tracker import Row, parts_of
 from sslm.system.errors import one_line, without_secrets
 from sslm.system.terminal import say
@@ -78,10 +79,19 @@ class Wandb:
         # what comes late, as a setting that is changed when a run goes on, has no place at a step that is sent
         self.run.log(values, step=max(row["step"], self.run.step))
 
+    def send_model(self, folder: Path) -> None:
+        import wandb
+
+        model = wandb.Artifact(f"model-{id_of(self.folder)}", type="model")
+        model.add_dir(
+            str(folder.resolve()), skip_cache=True, policy="immutable"
+        )  # there is no need of a copy: nothing changes
+        self.run.log_artifact(model)
+
     def close(self, failed: bool = False) -> None:
         if self.run is not None:
-            if self.folder.curves.is_file():
-                self.run.save(str(self.folder.curves), base_path=str(self.folder.path), policy="now")
+            for file in pictures_of(self.folder):
+                self.run.save(str(file), base_path=str(self.folder.path), policy="now")
             self.run.finish(exit_code=int(failed))
             self.run = None
 

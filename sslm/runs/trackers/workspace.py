@@ -8,6 +8,7 @@ SECTIONS = {
     "Loss": ("train/loss", "val/loss", "val/perplexity", "val/bits_per_byte", "val/accuracy"),
     "Optimisation": ("lr", "grad_norm"),
     "Speed": ("tokens_per_second", "mfu", "data_wait"),
+    "Memory": ("gpu_memory_gib", "host_memory_gib"),
 }
 """Title of a section -> what it shows if the run has it."""
 PREFIXES = {"Sources": ("train/loss/", "epochs/", "tokens/"), "Evaluations": ("eval/",), "Scores": ("val/",)}

@@ -17,11 +17,12 @@ from transformers import PreTrainedConfig
 from sslm.models import flops
 from sslm.models.build import on_meta
 from sslm.parallel.planning import machines
+from sslm.parallel.planning.host_memory import resident_memory
 from sslm.runs import curves
 from sslm.runs.folder import RunFolder
 from sslm.runs.trackers import Trackers
 from sslm.system.files import json_lines
-from sslm.system.terminal import NO_BREAK, TrainingProgress, say
+from sslm.system.terminal import GIB, NO_BREAK, TrainingProgress, say
 from sslm.training.lightning import data_of
 from sslm.training.module import Objective, StepOutputs
 
@@ -165,6 +166,8 @@ class Monitor(Callback):
             "mfu": round(mfu, 4) if (mfu := self._mfu(speed)) is not None else None,
             "flops": self._tokens(trainer) * self.flops_per_token if self.flops_per_token else None,
             "data_wait": round(self._data_wait / seconds, 4),
+            "host_memory_gib": in_gib(resident_memory()),
+            "gpu_memory_gib": in_gib(peak_gpu_memory(trainer.strategy.root_device)),
             "batch_digest": f"{outputs['totals'].digest:016x}",
             **self._per_source(trainer, outputs["totals"].scored, loss_sums),
         }
@@ -261,6 +264,15 @@ class Monitor(Callback):
         self.write_rows()
         if self.trackers is not None:
             self.trackers.write(row)
+
+
+def peak_gpu_memory(device: torch.device) -> int | None:
+    """Return the most bytes that tensors of this process have taken at once so far, or None if it has no GPU."""
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else None
+
+
+def in_gib(num_bytes: int | None) -> float | None:
+    return None if num_bytes is None else round(num_bytes / GIB, 3)
 
 
 def _short(name: str, value: float) -> str:

@@ -7,6 +7,7 @@ const TABS = { curves: "Curves", samples: "Samples", settings: "Settings", event
 const TITLES = {
   loss: "loss", "loss by source": "loss by source", lr: "learning rate", grad_norm: "gradient norm",
   tokens_per_second: "tokens per second", mfu: "MFU", data_wait: "share of time that waits for data",
+  host_memory_gib: "GiB of the process on the host", gpu_memory_gib: "GiB of tensors on the GPU, at most",
 };
 const NO_CURVES = new Set(["step", "tokens", "flops", "skipped_positions"]);
 const NOISY = new Set(["grad_norm", "tokens_per_second", "mfu", "data_wait"]); // and train/…: what smoothing is for
