@@ -9,7 +9,6 @@ Needs root on Linux; installs Debian's packages where they are missing.
 
 import contextlib
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -17,6 +16,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+
+from tests.support.debian import install
 
 PACKAGES = {"slurmctld": "slurmctld", "slurmd": "slurmd", "sbatch": "slurm-client", "munged": "munge", "ip": "iproute2"}
 
@@ -147,7 +148,7 @@ def slurm_cluster(folder: Path, nodes: int) -> Iterator[Cluster]:
     """A cluster with all its nodes idle; skips where there can be none."""
     if sys.platform != "linux" or os.geteuid() != 0:
         pytest.skip("a SLURM cluster takes root on Linux")
-    install()
+    install(PACKAGES)
     if (done := subprocess.run([*APART, "true"], capture_output=True, text=True)).returncode:
         pytest.skip(f"a SLURM cluster takes namespaces of its own: {done.stderr.strip()}")
     cluster = Cluster(folder, nodes)
@@ -156,19 +157,3 @@ def slurm_cluster(folder: Path, nodes: int) -> Iterator[Cluster]:
         yield cluster
     finally:
         cluster.stop()
-
-
-def install() -> None:
-    """Debian's packages for what is missing."""
-    missing = [package for program, package in PACKAGES.items() if shutil.which(program) is None]
-    if missing and shutil.which("apt-get") is None:
-        pytest.skip(f"no {', '.join(missing)} here, and no apt-get to install them")
-    if missing:
-        environment = {**os.environ, "DEBIAN_FRONTEND": "noninteractive"}
-        for command in (
-            ["update"],
-            ["install", "--yes", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300", *missing],
-        ):
-            done = subprocess.run(["apt-get", "-qq", *command], capture_output=True, text=True, env=environment)
-            if done.returncode:
-                pytest.skip(f"apt-get {command[0]} failed: {done.stderr.strip()}")

@@ -1,6 +1,6 @@
 """sslm ui's page in a real browser: curves, live rows, rewinds, the link, hostile texts, a phone in the dark.
 
-They need playwright and a Chromium (`CHROMIUM`, or one on the PATH), and are skipped without.
+They need playwright and a Chromium: the one that `CHROMIUM` names, one on the PATH, or Debian's, which is installed.
 """
 
 import os
@@ -14,23 +14,31 @@ import pytest
 
 from sslm.runs.folder import RunFolder
 from sslm.ui.server import Server
+from tests.support.debian import install
 from tests.support.written_runs import append_rows, row_of, write_run
 
 playwright = pytest.importorskip("playwright.sync_api")
-CHROMIUM = os.environ.get("CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script> \u202egnp\x07"
 NAME = "<b onclick=alert(3)>c"
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(CHROMIUM is None, reason="there is no Chromium here")]
+pytestmark = pytest.mark.slow
+
+
+def chromium() -> str:
+    """Find a Chromium, or install one."""
+    names = (os.environ.get("CHROMIUM", ""), "chromium", "google-chrome", "chromium-headless-shell")
+    if (found := next(filter(None, map(shutil.which, names)), None)) is None:
+        install({"chromium-headless-shell": "chromium-headless-shell"})
+    return found or "/usr/bin/chromium-headless-shell"
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=CHROMIUM, args=FLAGS.split())
+        browser = tools.chromium.launch(executable_path=chromium(), args=FLAGS.split())
         yield browser
         browser.close()
 
