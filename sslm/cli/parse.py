@@ -6,8 +6,10 @@ sections open, and says what is wrong in one sentence that names the nearest fla
 
 import argparse
 import dataclasses
+import re
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
@@ -24,6 +26,8 @@ from sslm.system.plain_yaml import BadYaml, load
 from sslm.system.typed import item_of, typed
 from sslm.training.stopping import parse_stop_when
 
+CONFIGS = Path(__file__).parents[1] / "configs"
+"""YAML files that sslm brings."""
 Tree = dict[str, dict[str, Any]]
 """Section -> key -> value, as YAML has it or as text; "" is the section of the settings that stand in none."""
 
@@ -92,7 +96,11 @@ def flag_parser() -> ArgumentParser:
         epilog="--model.KEY takes any key of the architecture's config (--model.hidden_size 512), --objective.KEY any "
         "setting of the objective. YAML files have the same keys, in the same sections.",
     )
-    parser.add_argument("--config", help="YAML file with any of these keys; may be given several times.")
+    parser.add_argument(
+        "--config",
+        help="YAML file with any of these keys, or the name of one that sslm brings, such as laptop; may be given "
+        "several times.",
+    )
     parser.add_argument(
         "--print_config", action="store_true", help="Print all settings as a file for --config, and end."
     )
@@ -176,13 +184,15 @@ def split_flags(arguments: list[str]) -> Iterator[Flag]:
 
 def _read_file(flag: Flag) -> Tree:
     if not flag.value:
-        raise UserError("--config needs a file: --config configs/laptop.yaml")
+        raise UserError("--config needs a file, or the name of one that sslm brings: --config laptop")
     where = f"--config {short(flag.value)}"
     try:
-        text = local_path(flag.value).read_text(encoding="utf-8")
+        text = _file_of_config(flag.value).read_text(encoding="utf-8")
         content, values = load(text, scalars_as_text=True), load(text)
     except FileNotFoundError:
-        raise UserError(f"{where}: there is no such file") from None
+        ours = [file.stem for file in sorted(CONFIGS.glob("*.yaml"))]
+        brought = f"{nearest(Path(flag.value).stem, ours)}; sslm brings {', '.join(ours)}"
+        raise UserError(f"{where}: there is no such file{brought}") from None
     except (BadYaml, UnicodeDecodeError) as error:
         raise UserError(f"{where}: not a YAML file ({error})") from None
     if not isinstance(content, dict | None):
@@ -201,6 +211,13 @@ def _read_file(flag: Flag) -> Tree:
         else:
             raise UserError(f"{where}: {section} takes keys and values, got {short(keys)}")
     return tree
+
+
+def _file_of_config(text: str) -> Path:
+    """Find a YAML file by its path, or one that sslm brings by its name."""
+    file = local_path(text)
+    ours = CONFIGS / f"{text}.yaml"
+    return ours if re.fullmatch(r"[\w-]+", text) and ours.is_file() and not file.exists() else file
 
 
 def _merge(into: dict[str, Any], other: dict[str, Any]) -> None:
