@@ -1,4 +1,4 @@
-"""What `pip install sslm` gives: the wheel has all that the checkout's folder has, and works where there is nothing else."""
+"""What `pip install sslm` gives: the wheel has the package's every file, and works where there is no checkout."""
 
 import subprocess
 import sys
@@ -34,7 +34,7 @@ def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_trains_by_a_config_that_it_brings(wheel: Path, tmp_path: Path) -> None:
+def test_an_installed_wheel_trains_by_a_config_that_it_brings(wheel: Path, tiny: list[str], tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python = tmp_path / "venv/bin/python"
     [site] = (tmp_path / "venv/lib").glob("python*/site-packages")
@@ -44,7 +44,7 @@ def test_an_installed_wheel_trains_by_a_config_that_it_brings(wheel: Path, tmp_p
     code = "import sslm; print(sslm.__file__)"
     where = subprocess.run([python, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert where.strip() == str(site / "sslm/__init__.py")
-    command = [tmp_path / "venv/bin/sslm", "train", "--config", "laptop", "--max_steps", "2", "--run_dir", "run"]
+    command = [tmp_path / "venv/bin/sslm", "train", "--config", "laptop", *tiny, "--max_steps", "2", "--run_dir", "run"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run/export/model.safetensors").is_file()
