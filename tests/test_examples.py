@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,6 +30,22 @@ def test_the_road_from_text_to_a_classifier(tmp_path: Path) -> None:
         assert len((tmp_path / f"out/{name}/predictions.jsonl").read_text().splitlines()) == 10
     (measured,) = json.loads((tmp_path / "out/evaluated.json").read_text())["models"]
     assert measured["scores"][0]["counts"]["documents"] == 5
+
+
+@pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")  # where there is a display
+def test_the_notebook_runs_from_top_to_bottom(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    cells = json.loads((EXAMPLES / "two_minutes.ipynb").read_text())["cells"]
+    code = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "code"]
+    assert not any(cell.get("outputs") or cell.get("execution_count") for cell in cells)
+    names: dict[str, Any] = {}
+    for cell in code:
+        exec(cell.replace("STEPS = 400", "STEPS = 10"), names)
+    assert names["trainer"].global_step == 10
+    assert names["losses"]
+    assert names["held_out"]["val/loss"] < 7.6
+    assert (tmp_path / "my-model/model.safetensors").is_file()
 
 
 def test_reviews_are_written_as_the_sentences_are(tmp_path: Path) -> None:
