@@ -1,6 +1,7 @@
 """The Lightning DataModule: corpora opened, split, mixed and streamed for an objective."""
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -8,11 +9,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 
 from sslm.config import DataConfig
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.labelled import Tally, combined
 from sslm.data.corpus.tokenizer import Tokenizer
+from sslm.data.fingerprints import changes
 from sslm.data.held_out import HeldOut
 from sslm.data.labelled.baseline import baseline_loss
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
@@ -74,6 +77,8 @@ class DataModule(LightningDataModule):
         self.first_batch_size = first_batch_size or batch_size
         self.first_step = 0
         """Optimizer steps already taken: the train loader starts there."""
+        self._num_given = 0
+        """Steps whose batches a loop without a trainer has got."""
         self._offset = 0
         self._streams: Streams
         self.train_stream: Stream
@@ -199,6 +204,29 @@ class DataModule(LightningDataModule):
         """Record what a checkpoint keeps, to refuse to resume with other data."""
         return {"seed": self.seed, **self.train_stream.fingerprint()}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Tell how far batches were taken, and of what: for Lightning's checkpoints, or those of one's own loop."""
+        step = self._num_given if self.trainer is None else self.trainer.global_step
+        where = {"step": step, "position": self.position(step), "amendments": self.amendments}
+        what = {"recipe": asdict(self.recipe), "first_batch_size": self.first_batch_size}
+        return where | {"made_of": what | self.fingerprint()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where `state_dict` was taken, maybe with batches of another size.
+
+        Raises:
+            UserError: the text, its order or the recipe are others.
+        """
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            return  # weights may be validated and tested on any data
+        self.setup()
+        if changed := changes(state["made_of"], self.state_dict()["made_of"]):
+            what = f"{'; '.join(changed[:4])}{' …' if changed[4:] else ''}"
+            raise UserError(
+                f"the data has changed since the checkpoint: {what}; restore the former data, or start anew"
+            )
+        self.restore(state["step"], state["position"], state["amendments"])
+
     @property
     def amendments(self) -> list[dict[str, Any]]:
         """The stream's amendments, as checkpoints keep them."""
@@ -215,7 +243,7 @@ class DataModule(LightningDataModule):
 
     def restore(self, step: int, position: int, amendments: list[dict[str, Any]]) -> None:
         """Go on after `step` optimizer steps and `position` examples, with these amendments and those in the file."""
-        self.first_step = step
+        self.first_step = self._num_given = step
         self._offset = position - step * self.batch_size
         if self._train_steps is not None:
             self._train_steps.offset = self._offset
@@ -259,14 +287,19 @@ class DataModule(LightningDataModule):
     # -------------------------------------------------------------------------------------------- loaders
 
     def train_dataloader(self) -> Loader:
-        """Make batches from the next step on: up to the run's end, or if the trainer counts epochs, to the epoch's."""
+        """Make batches from the next step on: up to the run's end, or if the trainer counts epochs, to the epoch's.
+
+        Without a trainer a loop that was left begins again where it began, or where `load_state_dict` says; one that
+        came to its end is followed by the next epoch.
+        """
         self.setup()
         substitute = self.config.on_bad_shard == "substitute"
         self._train_steps = self._train_steps_of(self.batch_size, *self._rank_and_world(), substitute=substitute)
         self._train_steps.offset = self._offset
         is_in_epochs = self.total_steps is None and (self.trainer is None or (self.trainer.max_epochs or -1) > 0)
         end = self.epoch_steps if is_in_epochs else self.num_steps
-        return Loader(self._train_steps, self._next_step, end, self.config.num_workers)
+        counts: dict[str, Any] = {"on_batch": self._give} if self.trainer is None else {"ends_itself": False}
+        return Loader(self._train_steps, self._next_step, end, self.config.num_workers, **counts)
 
     @property
     def epoch_steps(self) -> int:
@@ -278,20 +311,26 @@ class DataModule(LightningDataModule):
         """Optimizer steps in the whole run: total_steps, or what the trainer's max_steps and max_epochs allow.
 
         Raises:
-            UserError: nothing ends the run.
+            UserError: nothing ends the trainer's run.
         """
-        if self.total_steps is not None or self.trainer is None:
+        if self.trainer is None:
             return self.total_steps or self.epoch_steps
         ends = [] if self.trainer.max_steps == -1 else [self.trainer.max_steps]
         if (epochs := self.trainer.max_epochs or -1) > 0:
             ends.append(epochs * int(min(self.epoch_steps, self.trainer.num_training_batches)))
         if not ends:
             what = "Trainer(max_steps=-1, max_epochs=-1): learning rates need to know where the run ends"
-            raise UserError(f"{what}; give max_steps or max_epochs, or total_steps to DataModule")
-        return min(ends)
+            raise UserError(f"{what}; give max_steps or max_epochs")
+        return self.total_steps or min(ends)
 
     def _next_step(self) -> int:
         return self.first_step if self.trainer is None else self.trainer.global_step
+
+    def _give(self, num_steps: int) -> None:
+        """Note for `state_dict` what a loop without a trainer has got."""
+        self._num_given = num_steps
+        if num_steps % self.num_steps == 0:
+            self.first_step = num_steps
 
     def val_dataloader(self) -> Loader:
         self.setup()
@@ -347,7 +386,7 @@ class DataModule(LightningDataModule):
             self._verifier = Verifier([*self.held_out.stream.sources, *self.train_stream.sources])
         if self._verifier is not None:
             batch = self._with_what_is_bad(batch, self._verifier, is_last=step + 1 == self.num_steps)
-        is_logged = (step + 1) % trainer.log_every_n_steps == 0
+        is_logged = (step + 1) % (trainer.log_every_n_steps or math.inf) == 0
         return step_batch(batch, len(self.train_stream.sources), is_logged, self.recipe.task(self.seq_len))
 
     def _with_what_is_bad(self, batch: Batch, verifier: Verifier, is_last: bool) -> Batch:

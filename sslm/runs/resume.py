@@ -8,6 +8,7 @@ from typing import Any
 from transformers import PreTrainedModel
 
 from sslm.config import Config
+from sslm.data.fingerprints import changes
 from sslm.data.module import DataModule
 from sslm.runs.changes import parse_resume_with
 from sslm.runs.checkpoints.fetch import fetch, newest_remote, newest_remote_state
@@ -120,23 +121,6 @@ def check_data(checkpoint: Path, data: DataModule, config: Config) -> None:
         what = f"{'; '.join(changed[:4])}{' …' if changed[4:] else ''}"
         instead = "restore the former data, or start anew with another --run_dir"
         raise UserError(f"the data has changed since {checkpoint}: {what}; {instead}")
-
-
-def changes(was: Any, now: Any, name: str = "") -> list[str]:
-    """Say in words what differs between two fingerprints of a run's data, which decide every batch."""
-    if isinstance(was, dict) and isinstance(now, dict):
-        found = []
-        for key in dict.fromkeys([*was, *now]):
-            where = f"{name}.{key}" if name else str(key)
-            if key in was and key in now:
-                found += changes(was[key], now[key], where)
-            else:
-                found.append(f"{where} is {'new' if key in now else 'gone'}")
-        return found
-    if was == now:
-        return []
-    is_long = isinstance(was, list) or len(str(was)) > 30
-    return [f"{name} has changed" if is_long else f"{name} was {was}, is {now}"]
 
 
 def bring_checkpoint(config: Config, run: RunFolder) -> None:

@@ -33,6 +33,12 @@ class Average:
             torch._foreach_lerp_(averages, weights, [(1 - self.decay) * (1 - withheld)] * len(averages))
 
     @torch.no_grad()
+    def load(self, averages: dict[str, Tensor]) -> None:
+        """Go on from averages by name."""
+        for name, average in self.tensors.items():
+            average.copy_(averages[name])
+
+    @torch.no_grad()
     def put_in(self, network: nn.Module) -> None:
         """Let the network have the averages, until `take_out`."""
         self._set_aside = [weight.clone() for weight in self._weights]

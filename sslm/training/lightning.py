@@ -1,11 +1,15 @@
 """Every reach into Lightning's private or loop state, as verbs."""
 
+import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
+from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
 from torch.optim.lr_scheduler import LRScheduler
 
@@ -24,12 +28,20 @@ def scheduler_of(trainer: Trainer) -> LRScheduler | None:
     return schedulers[0] if schedulers and isinstance(schedulers[0], LRScheduler) else None
 
 
-def check_settings(trainer: Trainer) -> None:
-    """Refuse what objectives do themselves: a batch is one optimizer step, split and clipped by them.
+def check_settings(trainer: Trainer, is_sharded: bool) -> None:
+    """Refuse what objectives do themselves, a batch being one optimizer step, and what would do nothing or harm.
+
+    Args:
+        trainer: the trainer.
+        is_sharded: whether the objective shards its weights, which the strategy does not.
 
     Raises:
-        UserError: the trainer is to accumulate, or to clip.
+        UserError: the trainer is to do such a thing.
     """
+    warnings.filterwarnings("ignore", "Using ModelCheckpoint with manual optimization")  # what is after a step is meant
+    if trainer.state.fn == TrainerFn.PREDICTING:
+        instead = "Trainer.test measures held-out text; sslm generate and sslm predict write down what a model says"
+        raise UserError(f"Trainer.predict: an objective only measures; {instead}")
     if (times := trainer.accumulate_grad_batches) != 1:
         instead = (
             "a batch is one optimizer step already; leave it out, and give the objective micro_batch_size to split it"
@@ -38,6 +50,27 @@ def check_settings(trainer: Trainer) -> None:
     if norm := trainer.gradient_clip_val:
         instead = f"leave it out, and give the objective optim=OptimConfig(clip_norm={norm}), of sslm.config"
         raise UserError(f"Trainer(gradient_clip_val={norm}): {instead}")
+    if number := trainer.overfit_batches:
+        instead = "batches follow on each other and none comes again; leave it out, and train on a text of that size"
+        raise UserError(f"Trainer(overfit_batches={number}): {instead}")
+    name, by_sslm = type(trainer.strategy).__name__, "sslm train --strategy fsdp, or deepspeed_2"
+    if isinstance(trainer.strategy, ModelParallelStrategy | FSDPStrategy | DeepSpeedStrategy) and not is_sharded:
+        raise UserError(f"Trainer(strategy={name}): would not shard this; give strategy='ddp', or type {by_sslm}")
+    for callback in trainer.callbacks:
+        _check_callback(callback, trainer)
+
+
+def _check_callback(callback: Callback, trainer: Trainer) -> None:
+    name = type(callback).__name__
+    if isinstance(callback, GradientAccumulationScheduler):
+        instead = "a batch is one optimizer step already; leave it out, and give the objective micro_batch_size"
+        raise UserError(f"{name}: {instead} to split it")
+    if isinstance(callback, StochasticWeightAveraging):
+        instead = "leave it out, and give the objective optim=OptimConfig(average_decay=0.999), of sslm.config"
+        raise UserError(f"{name}: copies a module before it has weights; {instead}")
+    is_never_told = trainer.state.fn == TrainerFn.FITTING and not trainer.limit_val_batches
+    if isinstance(callback, EarlyStopping) and callback.monitor.startswith("val/") and is_never_told:
+        raise UserError(f"{name}({callback.monitor!r}): Trainer(limit_val_batches=0) never validates; leave out either")
 
 
 class NoProfiler(PassThroughProfiler):

@@ -4,6 +4,7 @@
 mean over all scored tokens of the global batch. Dropout follows from (seed, position): no random state is saved.
 """
 
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -157,6 +158,8 @@ class Objective(Evaluated):
         self._stepping: Any = None
         """Lightning's wrapper of the optimizer, which the engine steps."""
         self._average: Average | None = None
+        self._saved_average: dict[str, Tensor] | None = None
+        """What the average begins as, of Lightning's checkpoint; None: as the weights."""
 
     # -------------------------------------------------------------------------------------------- before the first step
 
@@ -170,6 +173,10 @@ class Objective(Evaluated):
             return
         source, data = self._model[0], self.data
         if data is not None:
+            if data.recipe != self.recipe:
+                raise UserError(
+                    f"DataModule has {data.recipe}, the objective {self.recipe}; give it the objective's recipe"
+                )
             config = source.config if isinstance(source, PreTrainedModel) else source
             check_fits(config, data.vocab_size, data.num_positions)
         keeps_documents = data is not None and data.config.document_mask
@@ -218,7 +225,7 @@ class Objective(Evaluated):
 
     def configure_callbacks(self) -> list[Callback]:
         """Bring none, but refuse settings of the trainer before Lightning does: its words don't say what to do."""
-        check_settings(self.trainer)
+        check_settings(self.trainer, is_sharded=self._parallelize is not None)
         return []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
@@ -250,6 +257,8 @@ class Objective(Evaluated):
         """The weights' average, which begins when this is first asked for; None if it is not wanted."""
         if self._average is None and self.optim.average_decay is not None:
             self._average = Average(weights_of(self.network), self.optim.average_decay)
+            if self._saved_average is not None:
+                self._average.load(self._saved_average)
         return self._average
 
     @property
@@ -265,7 +274,10 @@ class Objective(Evaluated):
     # ------------------------------------------------------------------------------- Lightning's own checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add what `load_from_checkpoint` needs to what Lightning's ModelCheckpoint saves."""
+        """Add what `load_from_checkpoint` and a resumed run need to what Lightning's ModelCheckpoint saves."""
+        checkpoint[saved.ANOMALY] = self.anomaly_detector.state()
+        if self.average is not None:
+            checkpoint[saved.AVERAGE] = self.average.tensors
         checkpoint[saved.KEY] = saved.plain(
             type(self).__name__,
             self.network.model.config,
@@ -278,6 +290,11 @@ class Objective(Evaluated):
             seed=self.seed,
             reduce_gradients=self.reduce_gradients,
         )
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what `on_save_checkpoint` added; the average waits until weights are on their device."""
+        self._average, self._saved_average = None, checkpoint.get(saved.AVERAGE)
+        self.anomaly_detector.load(checkpoint.get(saved.ANOMALY, {}))
 
     @classmethod
     def load_from_checkpoint(cls, checkpoint_path: str | Path, *, strict: bool = True, **settings: Any) -> Self:
@@ -298,6 +315,7 @@ class Objective(Evaluated):
         model = saved.model_of(found, objective.auto_class, strict)
         module = objective(model, objective.recipe_class(**found.recipe), **(found.settings | settings))
         module.network = network_for(model)  # until a trainer configures it
+        module._saved_average = found.average
         return module  # type: ignore[return-value]
 
     # -------------------------------------------------------------------------------------------- a step
@@ -314,7 +332,7 @@ class Objective(Evaluated):
         grad_norm = self.engine.step(self.global_step, partial(self._judge, self.global_step, mean_loss))
         if (scheduler := scheduler_of(self.trainer)) is not None:
             scheduler.step()
-        is_logged = self.global_step % self.trainer.log_every_n_steps == 0
+        is_logged = self.global_step % (self.trainer.log_every_n_steps or math.inf) == 0
         if self.data is not None and self.device.type == "cuda":
             self.data.make_ahead(self.global_step)  # before the host waits
         anomalies, num_known = self._learn(is_logged or totals.stop or totals.save)
@@ -426,5 +444,10 @@ class Objective(Evaluated):
         anomalies, detector.news = detector.news, []
         return anomalies, step - detector.num_unknown
 
+    def on_train_start(self) -> None:
+        if self.trainer.loggers:
+            self._set_learning_rate()  # for a LearningRateMonitor, which looks before the step
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self.on_train_start()
         self.batch_ended_at = time.perf_counter()

@@ -18,6 +18,8 @@ from sslm.system.errors import UserError, one_line
 SECTIONS = {"optim": OptimConfig, "robust": RobustConfig, "anomaly": AnomalyConfig}
 KEY = "hyper_parameters"
 """Lightning's key for what a module was made of."""
+AVERAGE, ANOMALY = "sslm_average", "sslm_anomaly"
+"""Our keys for the weights' average, and for what anomalies are found by."""
 WEIGHTS = "network.model."
 
 
@@ -31,6 +33,8 @@ class Saved(NamedTuple):
     settings: dict[str, Any]
     """The objective's other arguments."""
     weights: dict[str, torch.Tensor]
+    average: dict[str, torch.Tensor] | None
+    """Of the weights, by name; None if the run has none."""
 
 
 def plain(objective: str, config: PreTrainedConfig, recipe: Recipe, **settings: Any) -> dict[str, Any]:
@@ -64,7 +68,7 @@ def read(file: str | Path) -> Saved:
         }
         weights = {name.removeprefix(WEIGHTS): tensor for name, tensor in checkpoint["state_dict"].items()}
         model_config = CONFIG_MAPPING[config["model_type"]].from_dict(config)
-        return Saved(kept["objective"], model_config, kept["recipe"], settings, weights)
+        return Saved(kept["objective"], model_config, kept["recipe"], settings, weights, checkpoint.get(AVERAGE))
     except (UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, ValueError) as error:
         why = f"{type(error).__name__}: {one_line(error)}"
         raise UserError(f"{file}: not what ModelCheckpoint keeps of an objective of sslm ({why})") from None

@@ -1,14 +1,26 @@
 """Objectives in another's `Trainer`: what Lightning's users try works, or is one sentence."""
 
+import csv
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import LearningRateFinder, ModelCheckpoint
-from transformers import GPT2Config, LlamaConfig, PreTrainedConfig
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import (
+    EarlyStopping,
+    EMAWeightAveraging,
+    GradientAccumulationScheduler,
+    LearningRateFinder,
+    LearningRateMonitor,
+    ModelCheckpoint,
+    StochasticWeightAveraging,
+)
+from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.strategies import ModelParallelStrategy
+from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedConfig
 
 from sslm import CausalLM, DataConfig, DataModule, MaskedLM, Monitor, UserError
 from sslm.config import OptimConfig
@@ -27,25 +39,33 @@ QUIET: dict[str, Any] = {
 SMALL = LlamaConfig(
     vocab_size=512, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, pad_token_id=None
 )
+BAREBONES = ["logger", "enable_checkpointing", "enable_progress_bar", "enable_model_summary", "num_sanity_val_steps"]
 NewData = Callable[..., DataModule]
 
 
 @pytest.fixture
 def new_data(text: Path, cache: Path) -> NewData:
-    """Make a data module with about seven steps an epoch: new_data(total_steps=None)."""
+    """Make a data module with ten steps an epoch: new_data(batch_size=64, total_steps=None)."""
 
-    def make(**arguments: Any) -> DataModule:
+    def make(batch_size: int = 64, **arguments: Any) -> DataModule:
         config = DataConfig(
             train=str(text), document_separator="\n-----\n", tokenizer="bpe:512", cache_dir=str(cache), val_sequences=64
         )
-        return DataModule(config, CausalLM(SMALL).recipe, seq_len=128, batch_size=64, **arguments)
+        return DataModule(config, CausalLM(SMALL).recipe, seq_len=128, batch_size=batch_size, **arguments)
 
     return make
 
 
-def fit(data: DataModule, model: PreTrainedConfig = SMALL, **settings: Any) -> Trainer:
+def fit(
+    data: DataModule,
+    model: PreTrainedConfig = SMALL,
+    ckpt_path: Path | None = None,
+    average_decay: float | None = None,
+    **settings: Any,
+) -> Trainer:
     trainer = Trainer(**{**QUIET, **settings})
-    trainer.fit(CausalLM(model, micro_batch_size=32, optim=OptimConfig(warmup_steps=2)), datamodule=data)
+    optim = OptimConfig(warmup_steps=2, average_decay=average_decay)
+    trainer.fit(CausalLM(model, micro_batch_size=32, optim=optim), datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
 
@@ -55,6 +75,7 @@ class Rates(Monitor):
     def on_train_batch_end(self, trainer: Trainer, pl_module: Any, outputs: Any, *_: Any) -> None:
         super().on_train_batch_end(trainer, pl_module, outputs)
         self.rates = [*getattr(self, "rates", []), outputs["lr"]]
+        self.losses = [*getattr(self, "losses", []), outputs["loss"].item()]
         assert outputs["loss"].item() == pytest.approx(outputs["loss_sums"].sum().item() / outputs["totals"].all_scored)
 
 
@@ -74,6 +95,8 @@ def test_epochs_read_the_text_so_often_and_the_schedule_spans_them(new_data: New
     [
         ({"max_epochs": 2, "max_steps": 3}, 3),
         ({"max_epochs": 2, "limit_train_batches": 1}, 2),
+        ({"max_epochs": 2, "limit_train_batches": 7}, 14),  # of ten: the second epoch goes over the text's end
+        ({"max_steps": 2, "barebones": True, **dict.fromkeys(BAREBONES)}, 2),
         ({"max_epochs": -1, "max_steps": 2}, 2),
     ],
 )
@@ -89,6 +112,11 @@ def test_a_run_ends_where_the_trainer_says_first(settings: dict[str, Any], steps
         ({"max_steps": -1, "max_epochs": -1}, SMALL, "give max_steps or max_epochs"),
         ({"max_steps": 1, "accumulate_grad_batches": 2}, SMALL, "micro_batch_size"),
         ({"max_steps": 1, "gradient_clip_val": 0.5}, SMALL, r"OptimConfig\(clip_norm=0.5\)"),
+        ({"max_steps": 1, "overfit_batches": 2}, SMALL, "none comes again"),
+        ({"max_steps": 1, "callbacks": GradientAccumulationScheduler({0: 2})}, SMALL, "micro_batch_size"),
+        ({"max_steps": 1, "callbacks": StochasticWeightAveraging(1e-3)}, SMALL, "average_decay"),
+        ({"max_steps": 1, "callbacks": EarlyStopping("val/loss"), "limit_val_batches": 0}, SMALL, "never validates"),
+        ({"max_steps": 1, "devices": 1, "strategy": ModelParallelStrategy()}, SMALL, "give strategy='ddp'"),
         ({"max_steps": 1}, LlamaConfig(**{**SMALL.to_diff_dict(), "vocab_size": 300}), "the tokenizer has 512 entries"),
         (
             {"max_steps": 1},
@@ -96,13 +124,103 @@ def test_a_run_ends_where_the_trainer_says_first(settings: dict[str, Any], steps
             "the model has 64 positions",
         ),
     ],
-    ids=["endless", "accumulation", "clipping", "vocabulary", "positions"],
+    ids=[
+        "endless",
+        "accumulation",
+        "clipping",
+        "overfitting",
+        "accumulation later",
+        "SWA",
+        "nothing validated",
+        "not sharded",
+        "vocabulary",
+        "positions",
+    ],
 )
 def test_what_does_not_go_is_one_sentence(
     settings: dict[str, Any], model: PreTrainedConfig, says: str, new_data: NewData
 ) -> None:
     with pytest.raises(UserError, match=says):
         fit(new_data(), model, **settings)
+
+
+def test_predictions_are_left_to_others(new_data: NewData) -> None:
+    with pytest.raises(UserError, match="sslm predict"):
+        Trainer(**QUIET).predict(CausalLM(SMALL), datamodule=new_data())
+
+
+def test_an_objective_wants_batches_of_its_own_recipe(new_data: NewData) -> None:
+    with pytest.raises(UserError, match="give it the objective's recipe"):
+        Trainer(**QUIET, max_steps=1).fit(MaskedLM(BertConfig(vocab_size=600)), datamodule=new_data())
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
+@pytest.mark.parametrize("settings", [{"max_epochs": 2}, {"max_steps": 4}])
+def test_a_run_that_goes_on_with_lightnings_checkpoint_is_the_uninterrupted_one(
+    settings: dict[str, Any], new_data: NewData, tmp_path: Path
+) -> None:
+    """In an epoch's middle and at its end, with dropout and an average of the weights."""
+    dropout = LlamaConfig(**SMALL.to_diff_dict() | {"attention_dropout": 0.1})
+    settings |= {"log_every_n_steps": 1, "val_check_interval": 2, "enable_checkpointing": True}
+
+    def run(ckpt_path: Path | None = None) -> tuple[Rates, Any, list[float]]:
+        saver = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
+        rates = Rates(tmp_path / "run", 100, 192 * 128)
+        callbacks = [rates, saver]
+        trainer = fit(new_data(batch_size=192), dropout, ckpt_path, 0.9, callbacks=callbacks, **settings)
+        return rates, trainer.lightning_module, list(trainer.callback_metrics.values())
+
+    whole, trained, measured = run()
+    for step in (1, 3):  # the end of an epoch of 3
+        rates, module, now_measured = run(tmp_path / f"step={step}.ckpt")
+        assert (rates.losses, rates.rates) == (whole.losses[step:], whole.rates[step:])
+        assert all(map(torch.equal, module.state_dict().values(), trained.state_dict().values()))
+        assert all(map(torch.equal, module.average.tensors.values(), trained.average.tensors.values()))
+        assert now_measured == measured
+    saved = tmp_path / f"step={len(whole.losses)}.ckpt"
+    [of_file] = Trainer(**QUIET).validate(CausalLM.load_from_checkpoint(saved), datamodule=new_data(), verbose=False)
+    [of_run] = Trainer(**QUIET).validate(trained, datamodule=new_data(), verbose=False)
+    assert of_file == of_run
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
+def test_a_checkpoint_goes_on_with_its_own_data_alone(new_data: NewData, tmp_path: Path) -> None:
+    saver = ModelCheckpoint(tmp_path, filename="last")
+    settings = {"max_steps": 2, "callbacks": [saver], "enable_checkpointing": True, "limit_val_batches": 0}
+    fit(new_data(), **settings)
+    with pytest.raises(UserError, match="seed was 0, is 1"):
+        fit(new_data(seed=1), ckpt_path=tmp_path / "last.ckpt", **settings)
+    other = new_data(seed=1)
+    Trainer(**QUIET).validate(CausalLM(SMALL), datamodule=other, ckpt_path=tmp_path / "last.ckpt", verbose=False)
+
+
+def test_lightnings_monitor_sees_the_rate_of_each_step(new_data: NewData, tmp_path: Path) -> None:
+    rates = Rates(tmp_path / "run", 100, 64 * 128)
+    callbacks = [LearningRateMonitor("step"), rates]
+    logger = CSVLogger(tmp_path)
+    fit(new_data(), max_steps=4, callbacks=callbacks, log_every_n_steps=1, logger=logger, limit_val_batches=0)
+    with open(Path(logger.log_dir) / "metrics.csv") as file:
+        seen = [float(row["lr-AdamW/pg1"]) for row in csv.DictReader(file) if row["lr-AdamW/pg1"]]
+    assert seen == rates.rates
+    assert len(set(seen)) > 2
+
+
+@pytest.mark.filterwarnings("ignore:You're using the WeightAveraging callback")  # which asks for memory for it
+def test_lightnings_average_of_the_weights_is_one(new_data: NewData) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Weights(Callback):
+        def on_train_batch_start(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            self.on_train_batch_end(trainer, pl_module) if not seen else None
+
+        def on_train_batch_end(self, trainer: Trainer, pl_module: Any, *_: Any) -> None:
+            seen.append({name: tensor.clone() for name, tensor in pl_module.state_dict().items()})
+
+    callbacks = [EMAWeightAveraging(decay=0.5), Weights()]
+    trained = fit(new_data(), max_steps=3, callbacks=callbacks, limit_val_batches=0).lightning_module.state_dict()
+    for name, tensor in trained.items():
+        _, one, two, three = (weights[name] for weights in seen)
+        assert torch.allclose(tensor, one / 4 + two / 4 + three / 2, atol=1e-7)
 
 
 def test_a_trainer_with_loaders_alone_is_told_to_take_the_data_module(new_data: NewData) -> None:
@@ -116,6 +234,26 @@ def test_loaders_need_no_trainer(new_data: NewData) -> None:
     assert len(loader) == data.epoch_steps
     assert next(iter(loader))["tensors"]["input_ids"].shape == (64, 128)
     assert len(new_data(total_steps=3).train_dataloader()) == 3
+
+
+def test_a_loop_without_a_trainer_goes_on_where_its_state_says(new_data: NewData) -> None:
+    def positions(data: DataModule, num: int) -> list[int]:
+        return [int(batch["positions"][0]) for _, batch in zip(range(num), data.train_dataloader(), strict=False)]
+
+    data = new_data()
+    assert positions(data, 4) == positions(data, 4) == [0, 64, 128, 192]  # left in its middle
+    state = data.state_dict()
+    again = new_data()
+    again.load_state_dict(json.loads(json.dumps(state)))
+    end = data.epoch_steps * 64
+    assert positions(again, 100) == list(range(4 * 64, end, 64))
+    assert positions(again, 2) == [end, end + 64]  # the next epoch
+    assert again.state_dict()["step"] == data.epoch_steps + 2
+    with pytest.raises(UserError, match="first_batch_size was 64, is 32"):
+        DataModule(data.config, data.recipe, seq_len=128, batch_size=32).load_state_dict(state)
+    larger = DataModule(data.config, data.recipe, seq_len=128, batch_size=128, first_batch_size=64)
+    larger.load_state_dict(state)
+    assert positions(larger, 9) + positions(larger, 1) == [4 * 64, 6 * 64]
 
 
 def test_an_epoch_that_was_left_in_its_middle_ends_where_it_would_have(new_data: NewData) -> None:

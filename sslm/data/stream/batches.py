@@ -203,12 +203,24 @@ class Loader:
     Args:
         steps: batches by step.
         first: first step, or a function that finds it at each iteration, as a run may go back.
-        end: step after the last; a trainer that goes on into another epoch gets the steps up to the next multiple.
+        end: step after the last; whoever goes on into another epoch gets the steps up to the next multiple.
         num_workers: number of loader processes, or 0 for none.
+        ends_itself: whether batches end there; False if a trainer counts them, and ends its epochs wherever they began.
+        on_batch: told before each batch how many steps there are up to it.
     """
 
-    def __init__(self, steps: Steps, first: int | Callable[[], int], end: int, num_workers: int = 0) -> None:
+    def __init__(
+        self,
+        steps: Steps,
+        first: int | Callable[[], int],
+        end: int,
+        num_workers: int = 0,
+        *,
+        ends_itself: bool = True,
+        on_batch: Callable[[int], None] = lambda num_steps: None,
+    ) -> None:
         self.steps, self.first, self.end, self.num_workers = steps, first, end, num_workers
+        self.ends_itself, self.on_batch = ends_itself, on_batch
         np.empty(GLIBC_LARGEST_THRESHOLD, np.uint8)  # freed at once
         self._started = self._start
         self.workers = self._new_workers()
@@ -216,7 +228,14 @@ class Loader:
     @property
     def range(self) -> range:
         first = self.first() if callable(self.first) else self.first
-        return range(first, (first // self.end + 1) * self.end)
+        return range(first, (first // self.end + 1) * self.end if self.ends_itself else first + self.end)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: where batches go on follows from the step. That there is a state tells Lightning that they do."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Nothing is to be loaded."""
 
     @property
     def _start(self) -> tuple[int, ...]:
@@ -244,13 +263,13 @@ class Loader:
     def __iter__(self) -> Iterator[Batch]:
         if self._started != self._start:
             self._started, self.workers = self._start, self._new_workers()
-        return self._batches(self.workers or map(self.steps.__getitem__, self.range))
+        return self._batches(self.workers or map(self.steps.__getitem__, self.range), self.range.start)
 
-    @staticmethod
-    def _batches(batches: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in batches:
+    def _batches(self, batches: Iterable[Batch], first: int) -> Iterator[Batch]:
+        for num_steps, batch in enumerate(batches, first + 1):
             if "error" in batch:
                 raise batch["error"]
+            self.on_batch(num_steps)
             yield with_tensors(batch)
 
 
