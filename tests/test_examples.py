@@ -3,12 +3,18 @@
 import csv
 import json
 import os
+import runpy
+import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.support.runs import TrainTiny
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WORDS = ["a film that is good", "no story , no wit", "it 's fun and moving", "a dull and empty mess"]
@@ -65,3 +71,117 @@ def test_reviews_are_written_as_the_sentences_are(tmp_path: Path) -> None:
     )
     assert text == ['it \'s great ! ( not " dull " )', 'the train "one']
     assert sentences == ['the dev "one']
+
+
+@pytest.fixture
+def example(cache: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Run an example in this process: example(name, *arguments)."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(cache))
+
+    def run(name: str, *arguments: object) -> None:
+        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
+        runpy.run_path(str(EXAMPLES / name), run_name="__main__")
+
+    return run
+
+
+def printed(capsys: pytest.CaptureFixture[str]) -> list[str]:
+    """Lines of losses that were printed."""
+    return [line for line in capsys.readouterr().out.splitlines() if "loss" in line]
+
+
+def test_a_loop_of_ones_own_that_is_killed_goes_on_as_if_it_had_not_been(
+    example: Any, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps = "--steps", 4, "--save_every", 2
+    example("pytorch_loop.py", text, tmp_path / "whole", *steps)
+    whole = printed(capsys)
+    assert [line.split()[1] for line in whole] == ["1", "2", "3", "4", "loss"]
+    save = torch.save
+
+    def killed(state: Any, file: Path) -> None:
+        if state["data"]["step"] == 4:
+            raise KeyboardInterrupt
+        save(state, file)
+
+    monkeypatch.setattr(torch, "save", killed)
+    with pytest.raises(KeyboardInterrupt):
+        example("pytorch_loop.py", text, tmp_path / "part", *steps)
+    monkeypatch.setattr(torch, "save", save)
+    capsys.readouterr()
+    example("pytorch_loop.py", text, tmp_path / "part", *steps)
+    assert printed(capsys) == whole[2:]
+    AutoModelForCausalLM.from_pretrained(tmp_path / "part/export")
+
+
+@pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists", "ignore:The .* does not have many workers")
+def test_lightnings_callbacks_save_stop_and_go_on(
+    example: Any, text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    example("lightning_trainer.py", text, tmp_path, "--steps", 4)
+    *_, whole = printed(capsys)
+    assert {file.name for file in tmp_path.glob("*.ckpt")} == {"last.ckpt", *(Path(whole.split(": ")[0]).name,)}
+    last = torch.load(tmp_path / "last.ckpt")
+    example("lightning_trainer.py", text, tmp_path, "--steps", 4, "--resume", tmp_path / "last.ckpt")
+    *_, again = printed(capsys)
+    assert again == whole
+    assert last["global_step"] == last["DataModule"]["step"] == 4
+    AutoModelForCausalLM.from_pretrained(tmp_path / "export")
+
+
+def test_hugging_faces_trainer_gets_the_same_from_accumulated_and_resumed_batches(
+    example: Any, text: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("accelerate")
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+
+    def losses(folder: Path) -> list[float]:
+        rows = json.loads((folder / "checkpoint-5/trainer_state.json").read_text())["log_history"]
+        return [row[name] for row in rows for name in ("loss", "eval_loss") if name in row]
+
+    example("hf_trainer.py", text, whole, "--steps", 5)
+    uninterrupted = losses(whole)
+    assert len(uninterrupted) == 10
+    for step in (4, 5):
+        shutil.rmtree(whole / f"checkpoint-{step}")
+    example("hf_trainer.py", text, whole, "--steps", 5)
+    assert losses(whole) == uninterrupted
+    example("hf_trainer.py", text, parts, "--steps", 5, "--accumulate", 4)
+    assert losses(parts) == pytest.approx(uninterrupted, rel=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:'pin_memory' argument is set")
+def test_sentence_transformers_trains_an_exported_encoder(example: Any, train_tiny: TrainTiny, tmp_path: Path) -> None:
+    sentence_transformers = pytest.importorskip("sentence_transformers")
+    assert (
+        train_tiny(tmp_path / "run", "--objective", "masked_lm", "--model.model_type", "bert", "--max_steps", "1") == 0
+    )
+    (tmp_path / "pairs.tsv").write_text("".join(f"the word {i}\tword number {i}\n" for i in range(40)))
+    example("sentence_embeddings.py", tmp_path / "run/export", tmp_path / "pairs.tsv", tmp_path / "out", "--steps", 2)
+    model = sentence_transformers.SentenceTransformer(str(tmp_path / "out"))
+    assert model.encode(["the word", "another"]).shape == (2, model.get_embedding_dimension())
+
+
+@pytest.mark.parametrize("tied", ["true", "false"])
+def test_a_gguf_file_gives_the_exports_logits(example: Any, train_tiny: TrainTiny, tmp_path: Path, tied: str) -> None:
+    """In transformers' reader, and in llama.cpp itself if llama-cpp-python is installed."""
+    pytest.importorskip("gguf")
+    flags = "--max_steps", "1", "--model.num_key_value_heads", "1", "--model.tie_word_embeddings", tied
+    assert train_tiny(tmp_path / "run", *flags) == 0
+    export, file = tmp_path / "run/export", tmp_path / "model.gguf"
+    example("to_gguf.py", export, file)
+    tokenizer = AutoTokenizer.from_pretrained(export)
+    ids = tokenizer("for x in   y:\n\n'it''s' naïve 12!")["input_ids"]
+    expected = AutoModelForCausalLM.from_pretrained(export)(torch.tensor([ids])).logits[0]
+    read = AutoModelForCausalLM.from_pretrained(tmp_path, gguf_file=file.name, dtype=torch.float32)
+    assert torch.equal(read(torch.tensor([ids])).logits[0], expected)
+    assert AutoTokenizer.from_pretrained(tmp_path, gguf_file=file.name)(tokenizer.decode(ids))["input_ids"] == ids
+    try:
+        from llama_cpp import Llama
+    except ImportError:
+        return
+    model = Llama(str(file), n_ctx=64, logits_all=True, verbose=False)
+    assert model.tokenize(tokenizer.decode(ids).encode(), add_bos=False) == ids
+    model.eval(ids)
+    assert torch.allclose(torch.tensor(model.scores[: len(ids)]), expected, atol=2e-3)
+    model.close()

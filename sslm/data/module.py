@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -18,6 +18,7 @@ from sslm.data.corpus.tokenizer import Tokenizer
 from sslm.data.fingerprints import changes
 from sslm.data.held_out import HeldOut
 from sslm.data.labelled.baseline import baseline_loss
+from sslm.data.rows import Rows
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
 from sslm.data.stream.batches import Batch, Loader, StepBatch, TrainSteps, pinned, step_batch, with_tensors
 from sslm.data.stream.recipe import Recipe
@@ -28,6 +29,7 @@ from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended
 from sslm.data.targets import check_targets, count_targets, unigram_loss
 from sslm.system.errors import UserError
 from sslm.system.files import append_json_lines, json_lines
+from sslm.system.random_words import key64
 from sslm.system.ranks import is_first_of_node
 from sslm.system.terminal import say
 
@@ -340,6 +342,30 @@ class DataModule(LightningDataModule):
     def test_dataloader(self) -> Loader:
         """Make the batches to validate on: what to test on is named as `val`."""
         return self.val_dataloader()
+
+    def rows(self, which: Literal["train", "val"] = "train") -> Rows:
+        """Give the examples one by one, for trainers that make batches themselves; each is `batch_size` of a step.
+
+        Training rows are in the run's order: `total_steps` steps of them, or an epoch's. Read them in that order.
+
+        Raises:
+            UserError: documents of a row are to be kept apart.
+        """
+        self.setup()
+        if self.config.document_mask:
+            instead = "rows for other trainers don't keep documents apart; leave it out, or train an objective of sslm"
+            raise UserError(f"DataConfig(document_mask=True): {instead}")
+        if which == "val":
+            places = self.held_out.places
+            return Rows(
+                lambda numbers: self.held_out.stream.read(places.rows(numbers)).rows(slice(None)),
+                len(places.positions),
+                self.recipe,
+                self.vocabulary,
+                key64(self.seed, "val"),
+            )
+        num = self.train_stream.num_windows if self.total_steps is None else self.total_steps * self.batch_size
+        return Rows(self.train_stream.at, num, self.recipe, self.vocabulary, self.seed)
 
     def _train_steps_of(self, batch_size: int, rank: int = 0, world: int = 1, *, substitute: bool) -> TrainSteps:
         setting = self.recipe, batch_size, self.seed, rank, world, self.vocabulary

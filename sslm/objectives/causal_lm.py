@@ -39,6 +39,10 @@ class CausalLMRecipe(Recipe):
 
     keeps_documents = True
 
+    @property
+    def predicts_next_token(self) -> bool:
+        return True
+
     def window_len(self, seq_len: int, vocabulary: Vocabulary | None) -> int:
         return seq_len + 1
 

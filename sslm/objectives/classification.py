@@ -24,6 +24,7 @@ from torch import Tensor
 
 from sslm.data.labelled.classes import BITS, Classes
 from sslm.data.labelled.task import Task
+from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Arrays, Examples, Recipe
 from sslm.data.stream.vocabulary import Vocabulary
 from sslm.models.task import CLASSES, SEVERAL
@@ -75,10 +76,10 @@ class Classification(Supervised):
         kind = SEVERAL if recipe.multi_label else CLASSES
         return {**super().model_keys(recipe, labels), "problem_type": kind}
 
-    def network_settings(self) -> dict[str, Any]:
-        if self.recipe.class_weights == "equal" or self.data is None:
+    def network_settings(self, data: DataModule | None) -> dict[str, Any]:
+        if self.recipe.class_weights == "equal" or data is None:
             return {}
-        counts = torch.tensor(self.data.label_counts[0].counts, dtype=torch.float64)
+        counts = torch.tensor(data.label_counts[0].counts, dtype=torch.float64)
         weights = counts.sum() / (len(counts) * counts.clamp(min=1))
         return {"class_weights": weights.float()}
 

@@ -66,6 +66,10 @@ class CausalTextToTextRecipe(TextToTextRecipe):
     separator: str = "\n"
     """What stands between a source and its target."""
 
+    @property
+    def predicts_next_token(self) -> bool:
+        return True
+
     def task(self, seq_len: int) -> Task:
         return Continuations(seq_len, self.max_target_len, self.prefix, separator=self.separator)
 

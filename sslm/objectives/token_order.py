@@ -86,6 +86,10 @@ class TokenOrderRecipe(Recipe):
             instead = "type --objective.unit token, or leave --objective.mark out"
             raise UserError(f"--objective.mark true: only tokens are marked, not sentences; {instead}")
 
+    @property
+    def predicts_next_token(self) -> bool:
+        return self.layout == "decoder"
+
     def special_tokens(self, seq_len: int) -> SpecialTokens:
         return SpecialTokens(mask=self.mark, pad=self.layout != "decoder")
 

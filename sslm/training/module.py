@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.config import AnomalyConfig, OptimConfig, RobustConfig
+from sslm.data.module import DataModule
 from sslm.data.stream.batches import StepBatch
 from sslm.data.stream.recipe import Recipe
 from sslm.models.adapters import ADAPTERS_LR, Adapters, adapt
@@ -169,9 +170,21 @@ class Objective(Evaluated):
             self.side_group = dist.new_group(backend="gloo")
 
     def configure_model(self) -> None:
-        if self._is_configured:  # Lightning calls this again for each of fit, validate …
-            return
-        source, data = self._model[0], self.data
+        if not self._is_configured:  # Lightning calls this again for each of fit, validate …
+            self._configure(self.data, self.trainer.strategy.root_device)
+
+    def build(self, data: DataModule, device: str = "cpu") -> Network:
+        """Make the network for a loop of one's own, without a trainer.
+
+        `network(**batch["tensors"])`, of a batch of `data`'s loaders, sums each row's loss in nats; `network.model` is
+        transformers' model.
+        """
+        data.setup()
+        self._configure(data, torch.device(device))
+        return self.network.to(device)
+
+    def _configure(self, data: DataModule | None, device: torch.device) -> None:
+        source = self._model[0]
         if data is not None:
             if data.recipe != self.recipe:
                 raise UserError(
@@ -184,7 +197,7 @@ class Objective(Evaluated):
         # fresh weights come last, to where they belong
         model = source if isinstance(source, PreTrainedModel) else on_meta(source, self.auto_class)
         if keeps_documents:
-            choose_masks(model, self.trainer.strategy.root_device.type)
+            choose_masks(model, device.type)
         model.train()
         if self.adapters is not None:
             adapt(model, self.adapters, self.seed)
@@ -197,13 +210,13 @@ class Objective(Evaluated):
             z_loss=self.robust.z_loss,
             embedding_noise=self.robust.embedding_noise,
             probe=probe,
-            **self.network_settings(),
+            **self.network_settings(data),
         )
         del probe  # it is as large as embeddings and head
         if self._parallelize is not None:
             self._parallelize(network, model, self.device_mesh)
         if not isinstance(source, PreTrainedModel):
-            materialise(network, model, self.auto_class, self.seed, self.trainer.strategy.root_device)
+            materialise(network, model, self.auto_class, self.seed, device)
         self.network = network  # when it has weights: Lightning's teardown would move it, and hide an error met before
         self._is_configured = True
 
@@ -216,7 +229,7 @@ class Objective(Evaluated):
             check_documents(probe)
         return probe
 
-    def network_settings(self) -> dict[str, Any]:
+    def network_settings(self, data: DataModule | None) -> dict[str, Any]:
         """Settings of the network that follow from objective and data, by name, beside those of every network."""
         return {}
 

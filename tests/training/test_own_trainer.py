@@ -184,6 +184,7 @@ def test_a_run_that_goes_on_with_lightnings_checkpoint_is_the_uninterrupted_one(
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
+@pytest.mark.filterwarnings("ignore:Be aware that when using `ckpt_path`")
 def test_a_checkpoint_goes_on_with_its_own_data_alone(new_data: NewData, tmp_path: Path) -> None:
     saver = ModelCheckpoint(tmp_path, filename="last")
     settings = {"max_steps": 2, "callbacks": [saver], "enable_checkpointing": True, "limit_val_batches": 0}

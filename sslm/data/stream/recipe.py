@@ -68,6 +68,11 @@ class Recipe:
     keeps_documents: ClassVar[bool] = False
     """Whether a batch can tell documents apart, so that attention stays inside them."""
 
+    @property
+    def predicts_next_token(self) -> bool:
+        """Whether a label is the token after its place: transformers' models shift such labels themselves."""
+        return False
+
     def fields(self, examples: Examples, vocabulary: Vocabulary | None) -> dict[str, Ints]:
         """Read the fields of labelled rows' records: name -> [n, largest length], IGNORED after a field's end."""
         raise NotImplementedError
