@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test test-slow check docs install clean
+.PHONY: train test test-slow check docs locks install clean
 
 train: .venv/installed
 	$(BIN)/python -m sslm.train $(ARGS)
@@ -19,9 +19,21 @@ check: .venv/installed-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/hadolint docker/Dockerfile
+	$(BIN)/shellcheck docker/entrypoint.sh slurm/pretrain.sbatch .ci/run
 
 docs: .venv/installed-docs
 	$(BIN)/python docs/make_site.py
+
+# What docker/Dockerfile installs, for its Python: every extra but those of developers. PyPI's torch is the build with CUDA.
+EXTRAS := deepspeed eval gs lora mlflow s3 tensorboard text-scores trackio
+LOCK = $(BIN)/uv pip compile pyproject.toml $(EXTRAS:%=--extra %) --generate-hashes --annotation-style line \
+	--upgrade --quiet --custom-compile-command 'make locks' --python-version 3.11 --python-platform x86_64-manylinux_2_28
+
+locks: .venv/installed
+	$(BIN)/python -m pip install --quiet uv
+	$(LOCK) --torch-backend cpu --output-file docker/requirements-cpu.lock
+	$(LOCK) --output-file docker/requirements-cuda.lock
 
 install: .venv/installed
 

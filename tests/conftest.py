@@ -33,6 +33,7 @@ TIMED = {
 
 LONG = [
     "tests/fakegpu/test_runs.py",
+    "tests/test_images.py",
     "tests/test_slurm.py",
     "tests/benchmarks/test_benchmarks.py",
     "tests/cli/test_verify_resume.py",

@@ -112,9 +112,9 @@ def test_manifests_follow_kubernetes_schemas() -> None:
 
 def test_what_docker_is_told_is_understood() -> None:
     page = (ROOT / "docs/clouds.md").read_text().replace("\\\n", "")
-    [flags] = re.findall(r"^    box --detach .* sslm +(--.*)$", page, re.MULTILINE)
+    [flags] = re.findall(r"^    box --detach .*on-failure.* sslm +(--.*)$", page, re.MULTILINE)
     settings = parse(flags.replace("/opt/sslm/", f"{ROOT}/").split())
-    assert f"work/{settings.run_dir}/export/" in page
+    assert f"workspace/{settings.run_dir}/export/" in page
 
 
 # ------------------------------------------------------------------------------------------------ SkyPilot

@@ -35,7 +35,7 @@ from sslm.objectives.choose import (
 )
 from sslm.objectives.closing import predict_held_out
 from sslm.parallel import strategies
-from sslm.parallel.checks import check_processes
+from sslm.parallel.checks import check_nodes, check_processes
 from sslm.parallel.launch import Launch
 from sslm.parallel.launchers import watch_children
 from sslm.parallel.parallelize import parallelize
@@ -134,6 +134,7 @@ def run(config: Config, arguments: list[str]) -> int:
         if ranks.is_first_process():
             rehearse(setup, arguments)
         return DONE
+    check_nodes(config)
     describe(config, data, weightless)
     describe_launch(config, launch, weightless)
 

@@ -14,11 +14,14 @@ from sslm.parallel.launch import STRATEGIES, Launch, data_parallel_size
 from sslm.parallel.tensor_parallel import check_tensor_parallel
 from sslm.system.errors import UserError
 from sslm.system.limits import allow_open_files
+from sslm.system.ranks import under_srun, under_torchrun
 from sslm.system.terminal import plural
 
 FILES, FILES_OF_MANY, FILES_OF_LOADER = 64, 64, 16
 """Files, pipes and sockets that a process has open at most, besides two for each rank; more if it is one of many; and
 more for each loader process."""
+
+MEETING = ("NODE_RANK", "MASTER_ADDR", "MASTER_PORT")
 
 
 def check_processes(config: Config) -> None:
@@ -36,6 +39,20 @@ def check_processes(config: Config) -> None:
             f"--data.num_workers {asked}: this machine has {plural(cores, 'CPU core')}; give at most {4 * cores}"
         )
     allow_open_files(open_files_needed(world, asked))
+
+
+def check_nodes(config: Config) -> None:
+    """Refuse several nodes that were not told where they meet, and which is which.
+
+    Raises:
+        UserError: variables are missing that torchrun and srun set, and else who starts the command on each node.
+    """
+    missing = [name for name in MEETING if name not in os.environ]
+    if config.num_nodes > 1 and missing and not under_torchrun() and not under_srun():
+        raise UserError(
+            f"--num_nodes {config.num_nodes}: {', '.join(missing)} not set; start this command on each node with "
+            "NODE_RANK=0 or 1 and so on, the first node's name as MASTER_ADDR, and one of its free ports as MASTER_PORT"
+        )
 
 
 def open_files_needed(world: int, num_workers: int) -> int:

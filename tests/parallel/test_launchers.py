@@ -15,6 +15,7 @@ from sslm.parallel.launchers import Slurm
 from sslm.parallel.strategies import trainer_settings
 from sslm.system.errors import UserError
 from sslm.system.ranks import is_first_of_node, is_first_process, tells_exit_code
+from sslm.train import main
 from tests.support.processes import free_port, kill_group, run_command, start_command, train_forked
 from tests.support.runs import ranks_of, wait_for_step
 
@@ -88,6 +89,16 @@ def test_a_process_that_the_others_dont_meet_ends_in_time(tiny: list[str], tmp_p
     done = train_forked([*tiny, "--run_dir", str(tmp_path / "run"), *flags], tmp_path / "log", env=alone)
     assert done.returncode == 1
     assert done.stdout.splitlines()[-1].endswith("not all processes connected within 3 s (--start_timeout_seconds)")
+
+
+def test_nodes_that_were_not_told_where_they_meet_are_refused(
+    tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    run = tmp_path / "run"
+    assert main([*tiny, "--run_dir", str(run), "--strategy", "ddp", "--num_nodes", "2"]) == 2
+    assert "error: --num_nodes 2: NODE_RANK, MASTER_PORT not set; start this command on" in capsys.readouterr().err
+    assert not run.exists()
 
 
 def test_each_node_that_nothing_else_started_tells_its_exit_code(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -50,6 +50,8 @@ class Watchdog(Callback):
         self.patience = Patience(2 * self.interval)
         self._ended = threading.Event()
         self._threads: list[threading.Thread] = []
+        self._opened: int | None = None
+        """The folder, open while the threads run: by this docker/healthcheck.py finds it."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.rank, self.world, self.local_rank = trainer.global_rank, trainer.world_size, trainer.local_rank
@@ -62,6 +64,9 @@ class Watchdog(Callback):
         this_process.rounds, self.patience = 0, Patience(2 * self.interval)
         this_process.begin(trainer.global_step + 1, "beginning")
         self._ended.clear()
+        with suppress(OSError):  # the disk may be full
+            self.folder.mkdir(exist_ok=True)
+            self._opened = os.open(self.folder, os.O_RDONLY)
         watches = (self._watch, self._watch_the_watch)
         self._threads = [threading.Thread(target=watch, daemon=True, name=watch.__name__) for watch in watches]
         for thread in self._threads:
@@ -95,6 +100,9 @@ class Watchdog(Callback):
         for thread in self._threads:
             thread.join(timeout=60)  # its file system may hang
         self._threads = []
+        if self._opened is not None:
+            os.close(self._opened)
+            self._opened = None
         self._remove_files()
         with suppress(OSError):  # the last rank to come here finds it empty
             self.folder.rmdir()

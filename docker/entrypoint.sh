@@ -1,0 +1,12 @@
+#!/bin/sh
+# Flags are those of python -m sslm.train; anything else is a command: sslm prepare …, torchrun …, bash.
+# exec: what is run becomes process 1, so that signals and exit codes pass no shell.
+
+# A user whom the image doesn't know (docker run --user) has neither a name nor a folder for caches.
+export USER="${USER:-sslm}"
+[ "${HOME:-/}" != / ] || export HOME=/workspace/home
+
+case ${1-} in
+  "" | -*) exec python -m sslm.train "$@" ;;
+  *) exec "$@" ;;
+esac
