@@ -32,7 +32,7 @@ from sslm.objectives import OBJECTIVES
 ROOT = Path(__file__).parent.parent
 PAGES = ROOT / "build/pages"
 SITE = ROOT / "site"
-SOURCES = ("*.md", "docs/*.md", "docs/site.css", "slurm/*.md", "examples/*.md")
+SOURCES = ("*.md", "docs/*.md", "docs/site.css", "slurm/*.md", "examples/*.md", "benchmarks/*.md")
 TAKEN = (
     "sslm.training.module.Objective",
     "sslm.config.training.OptimConfig",

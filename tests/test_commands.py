@@ -23,11 +23,23 @@ from sslm.cli.parse import parse
 from tests.support.processes import Ranks
 
 ROOT = Path(__file__).parent.parent
-RUN_PAGES = ["start", "data", "models", "strategies", "checkpoints", "look", "evaluate", "generate", "finetune"]
+RUN_PAGES = [
+    "start",
+    "data",
+    "objectives",
+    "models",
+    "strategies",
+    "performance",
+    "checkpoints",
+    "look",
+    "evaluate",
+    "generate",
+    "finetune",
+]
 NOT_THESE = {
     "coming_from": "has commands of other tools, and ours to their data",
     "clouds": "is of machines that are rented: tests/test_clouds.py",
-    "objectives": "has an objective to write: tests/test_readme.py",
+    "extending": "has an objective to write: tests/test_readme.py",
     "formats": "has no commands",
     "lessons": "has no commands",
 }
@@ -43,6 +55,7 @@ WHY_NOT = {
     "arc_easy": "needs the hub",
     "--devices 8": "needs eight GPUs; tests/parallel/test_strategies.py has two CPU processes",
     "--nproc-per-node 8": "needs eight GPUs",
+    "--workspace": "needs wandb-workspaces: tests/runs/test_trackers.py",
     "wandb": "needs W&B: tests/runs/test_trackers.py",
     "sslm ui": "serves until Ctrl-C: tests/ui",
     "--interactive": "needs somebody who types: tests/cli/test_generate.py",
@@ -62,7 +75,7 @@ CODES = {"--stop_after": 75, "ckpt diff": 1}
 SHORT_TOO = {
     "gpt2-124m": "--model.n_layer 2 --model.n_embd 64 --model.n_head 2 --compile false --micro_batch_size 4",
     "model_type bert": SMALL,
-    "model_type qwen3": SMALL,
+    "model_type qwen3": f"{SMALL} --model.num_key_value_heads 2 --model.head_dim 16",
     "model_type gpt2 --model.n_layer 4": "--model.n_embd 64 --model.n_head 2",
     "runs/again": "--max_steps 60",
     "--data.train my.txt --run_dir runs/mine": f"{SMALL} --max_steps 300 --checkpoint.every_steps 100 {KEEP}",

@@ -98,7 +98,7 @@ def test_python_example_trains(tmp_path: Path, text: Path, monkeypatch: pytest.M
 @pytest.fixture
 def own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A folder with the guide's objective, from which Python imports."""
-    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/objectives.md").read_text(), re.DOTALL)
+    [code] = re.findall(r"```python\n(.*?)```", (ROOT / "docs/extending.md").read_text(), re.DOTALL)
     (folder := tmp_path / "own").mkdir()
     (folder / "prefix_lm.py").write_text(code)
     monkeypatch.syspath_prepend(folder)
