@@ -7,6 +7,7 @@ import sys
 import time
 import traceback
 from contextlib import suppress
+from typing import NoReturn
 
 from sslm.system.errors import RunFailed, sentence_of
 from sslm.system.output import print_error, protect_output
@@ -68,7 +69,7 @@ def _ended(code: int) -> int:
     return code
 
 
-def leave(code: int = DONE) -> None:
+def leave(code: int = DONE) -> NoReturn:
     """End this process at once.
 
     Ranks whose code nobody waits for (`ranks.tells_exit_code`) leave a stopped run with 0; see docs/lessons.md, 'srun

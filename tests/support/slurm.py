@@ -105,12 +105,12 @@ class Cluster:
         first = [*APART, "bash", "-c", FIRST_PROCESS, "bash", str(folder), str(nodes)]
         self._process = subprocess.Popen(first, stdin=subprocess.PIPE)
 
-    def run(self, *command: str) -> str:
+    def run(self, *command: str, seconds: float = 30) -> str:
         """What a command prints that runs where the controller does."""
         parent = self._process.pid
         [first] = Path(f"/proc/{parent}/task/{parent}/children").read_text().split()
         inside = ["nsenter", "--target", first, "--pid", "--mount", "--net", "--uts", *command]
-        done = subprocess.run(inside, capture_output=True, text=True, timeout=30)
+        done = subprocess.run(inside, capture_output=True, text=True, timeout=seconds)
         assert done.returncode == 0, f"{command}: {done.stdout}{done.stderr}"
         return done.stdout.strip()
 

@@ -1,6 +1,7 @@
 """Look whether this machine can train: packages, GPUs, limits, disks, network, and real steps of each strategy.
 
     sslm doctor [--quick] [--strategies single,ddp] [--json] [--offline] [--run_dir runs]
+    torchrun --nnodes 2 … -m sslm doctor --nodes [--json]     # or srun sslm doctor --nodes: the ranks of a job
 
 The exit code is 1 if something would hurt a run, and 0 if nothing would.
 """
@@ -9,6 +10,7 @@ import argparse
 import json
 import os
 import tempfile
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import closing, nullcontext
 from dataclasses import asdict
@@ -19,7 +21,7 @@ from sslm.cli.doctor import disk, environment, network, versions
 from sslm.cli.doctor.finding import Check, Finding, findings_of
 from sslm.config import DataConfig
 from sslm.system.errors import without_secrets
-from sslm.system.exits import DONE, FAILED, exits_politely
+from sslm.system.exits import DONE, FAILED, exits_politely, leave
 from sslm.system.paths import local_path
 from sslm.system.signals import stops_on_signals
 from sslm.system.terminal import Progress, keep_libraries_quiet, plural, print_table, say
@@ -31,10 +33,27 @@ MARKS = {"good": "good", "note": "note", "bad": "BAD"}
 @stops_on_signals
 def main(arguments: list[str] | None = None) -> int:
     options, environ = flag_parser().parse_args(arguments), dict(os.environ)  # before libraries add to it
+    if options.nodes:
+        return ranks_of_this_job(options.json)
     findings = [finding for check in packages_first(environ) for finding in findings_of(check)]
     if any(finding.name == "torch" and finding.level == "good" for finding in findings):
         findings += machine(options, environ)
-    if options.json:
+    return tell(findings, options.json)
+
+
+def ranks_of_this_job(in_json: bool) -> int:
+    """Look at the ranks beside each other; all take part, and rank 0 tells."""
+    from sslm.cli.doctor import nodes  # brings torch
+
+    keep_libraries_quiet()
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of torch, which renames collectives
+    findings = list(nodes.look())
+    leave(tell(findings, in_json) if findings else DONE)  # at once: what hangs would keep the process
+
+
+def tell(findings: list[Finding], in_json: bool) -> int:
+    """Print what was found; return the exit code."""
+    if in_json:
         print(as_json(findings))
     else:
         show(findings)
@@ -44,6 +63,8 @@ def main(arguments: list[str] | None = None) -> int:
 def flag_parser() -> argparse.ArgumentParser:
     """Make the parser of this verb's flags."""
     parser = argparse.ArgumentParser(prog="sslm doctor", description=__doc__.split("\n")[0], allow_abbrev=False)
+    nodes = "look at the ranks of a job beside each other, under srun or torchrun: who is missing, slow or cut off"
+    parser.add_argument("--nodes", action="store_true", help=nodes)
     parser.add_argument("--json", action="store_true", help="print one JSON object instead of a table")
     parser.add_argument("--offline", action="store_true", help="ask no server, as with HF_HUB_OFFLINE=1")
     parser.add_argument("--quick", action="store_true", help="leave the steps of the strategies out")

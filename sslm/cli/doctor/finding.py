@@ -4,10 +4,11 @@ import queue
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeVar, cast
 
 from sslm.system.errors import one_line
 
+Answer = TypeVar("Answer")
 Level = Literal["good", "note", "bad"]
 
 
@@ -37,22 +38,39 @@ class Check(NamedTuple):
 
 
 def findings_of(check: Check) -> list[Finding]:
-    """Run a check in a thread, for no longer than it may take; an error, or no answer, is a finding, too."""
-    answers: queue.SimpleQueue[list[Finding]] = queue.SimpleQueue()
-
-    def work() -> None:
-        try:
-            answers.put(list(check.look()))
-        except Exception as error:
-            why = f"could not be checked: {type(error).__name__}: {one_line(error)}"
-            answers.put([Finding(check.name, why, "note", "nobody knows whether this is as it should be")])
-
-    threading.Thread(target=work, name=check.name, daemon=True).start()
+    """Run a check for no longer than it may take; an error, or no answer, is a finding, too."""
     try:
-        return answers.get(timeout=check.seconds)
+        return answer_of(lambda: list(check.look()), check.name, check.seconds)
+    except NoAnswer as late:
+        return [Finding(check.name, str(late), check.if_late, "whatever uses it may hang as well")]
+    except Exception as error:
+        why = f"could not be checked: {type(error).__name__}: {one_line(error)}"
+        return [Finding(check.name, why, "note", "nobody knows whether this is as it should be")]
+
+
+class NoAnswer(Exception):
+    """Some work has not ended in time."""
+
+
+def answer_of(work: Callable[[], Answer], name: str, seconds: float) -> Answer:
+    """Do some work in a thread, for no longer than it may take; return what it returns, and raise what it raises.
+
+    Raises:
+        NoAnswer: it has not ended in time; it is left alone.
+    """
+    answers: queue.SimpleQueue[tuple[Answer | None, Exception | None]] = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            answers.put((work(), None))
+        except Exception as error:
+            answers.put((None, error))
+
+    threading.Thread(target=run, name=name, daemon=True).start()
+    try:
+        answer, error = answers.get(timeout=seconds)
     except queue.Empty:
-        return [
-            Finding(
-                check.name, f"no answer within {check.seconds:g} s", check.if_late, "whatever uses it may hang as well"
-            )
-        ]
+        raise NoAnswer(f"no answer within {seconds:g} s") from None
+    if error is not None:
+        raise error
+    return cast(Answer, answer)
