@@ -11,6 +11,7 @@ import pytest
 import sslm
 from sslm.cli.parse import flag_parser
 from sslm.config import FLAGS
+from tests.support import browsers
 from tests.support.processes import run_command
 
 ROOT = Path(__file__).parent.parent
@@ -64,3 +65,15 @@ def test_the_site_is_built_and_all_its_links_lead_somewhere() -> None:
     for words in ("--optim.lr", "--objective.ratio", "sslm ckpt reshard", "--shards N", "sslm generate"):
         assert words in flags, words
     assert 'id="sslm.objectives.causal_lm.CausalLM"' in (ROOT / "site/api.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_search_needs_no_server() -> None:
+    """The site of the test above, opened from the disk."""
+    with browsers.opened() as browser:
+        page = browser.new_page()
+        page.goto((ROOT / "site/index.html").as_uri())
+        page.get_by_role("button", name="Search").first.click()
+        page.keyboard.type("reshard")
+        page.get_by_role("option", name="sslm ckpt reshard").first.click(timeout=10_000)
+        page.wait_for_url("**/flags.html?h=reshard#sslm-ckpt-reshard")

@@ -3,9 +3,7 @@
 They need playwright and a Chromium: the one that `CHROMIUM` names, one on the PATH, or Debian's, which is installed.
 """
 
-import os
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,33 +12,19 @@ import pytest
 
 from sslm.runs.folder import RunFolder
 from sslm.ui.server import Server
-from tests.support.debian import install
+from tests.support import browsers
 from tests.support.written_runs import append_rows, row_of, write_run
 
 playwright = pytest.importorskip("playwright.sync_api")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-)
 HOSTILE = "<img src=x onerror=alert(1)><script>alert(2)</script> \u202egnp\x07"
 NAME = "<b onclick=alert(3)>c"
 pytestmark = pytest.mark.slow
 
 
-def chromium() -> str:
-    """Find a Chromium, or install one."""
-    names = (os.environ.get("CHROMIUM", ""), "chromium", "google-chrome", "chromium-headless-shell")
-    if (found := next(filter(None, map(shutil.which, names)), None)) is None:
-        install({"chromium-headless-shell": "chromium-headless-shell"})
-    return found or "/usr/bin/chromium-headless-shell"
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as tools:
-        browser = tools.chromium.launch(executable_path=chromium(), args=FLAGS.split())
+    with browsers.opened() as browser:
         yield browser
-        browser.close()
 
 
 @pytest.fixture
