@@ -129,6 +129,19 @@ def test_lightnings_callbacks_save_stop_and_go_on(
     AutoModelForCausalLM.from_pretrained(tmp_path / "export")
 
 
+@pytest.mark.slow
+def test_lightnings_ddp_gives_what_one_device_gives(text: Path, cache: Path, tmp_path: Path) -> None:
+    said = []
+    for devices in ("1", "2"):
+        run = [sys.executable, EXAMPLES / "lightning_trainer.py", text, "out", "--steps", "2", "--devices", devices]
+        (folder := tmp_path / devices).mkdir()
+        env = os.environ | {"XDG_CACHE_HOME": str(cache)}
+        done = subprocess.run(run, cwd=folder, check=True, timeout=200, env=env, capture_output=True, text=True)
+        said.append({line.partition(": ")[2] for line in done.stdout.splitlines() if "test/loss" in line})
+    assert len(said[0]) == 1
+    assert said[0] == said[1]
+
+
 def test_hugging_faces_trainer_gets_the_same_from_accumulated_and_resumed_batches(
     example: Any, text: Path, tmp_path: Path
 ) -> None:
@@ -185,3 +198,28 @@ def test_a_gguf_file_gives_the_exports_logits(example: Any, train_tiny: TrainTin
     model.eval(ids)
     assert torch.allclose(torch.tensor(model.scores[: len(ids)]), expected, atol=2e-3)
     model.close()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::FutureWarning", "ignore::UserWarning")
+def test_vllm_writes_what_transformers_writes(
+    example: Any,
+    train_tiny: TrainTiny,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("vllm")
+    for name, value in {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_KVCACHE_SPACE": "1"}.items():
+        monkeypatch.setenv(name, value)
+    shape = "--model.hidden_size", "64", "--model.num_attention_heads", "2"  # vLLM wants heads of 32 at least
+    assert train_tiny(tmp_path / "run", "--max_steps", "4", *shape) == 0
+    export, prompts = tmp_path / "run/export", ["The", "for x in"]
+    model, tokenizer = AutoModelForCausalLM.from_pretrained(export), AutoTokenizer.from_pretrained(export)
+    capsys.readouterr()
+    example("vllm_generate.py", export, *prompts)
+    said = capsys.readouterr().out
+    for prompt in prompts:
+        ids = tokenizer(prompt, return_tensors="pt")
+        written = model.generate(**ids, max_new_tokens=16, do_sample=False)[0]
+        assert repr(tokenizer.decode(written)) in said
