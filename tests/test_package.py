@@ -1,35 +1,58 @@
-"""What `pip install sslm` gives: the wheel has the package's every file, and works where there is no checkout."""
+"""What `pip install sslm` gives: archives with every file, from which a wheel comes that works where no checkout is."""
 
 import subprocess
 import sys
 import sysconfig
+import tarfile
 from pathlib import Path
 from zipfile import ZipFile
 
 import pytest
 
+import sslm
+from sslm.__main__ import main
+
 ROOT = Path(__file__).parents[1]
+BUILD_ARCHIVE = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
 
 
 @pytest.fixture(scope="module")
-def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("wheel")
+def archive(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("archive")
     checkout = out / "checkout"  # building leaves folders
     subprocess.run(["git", "clone", "--quiet", ROOT, checkout], check=True)
-    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", out, checkout]
+    subprocess.run([sys.executable, "-c", BUILD_ARCHIVE, out], cwd=checkout, check=True, capture_output=True)
+    return out / f"sslm-{sslm.__version__}.tar.gz"
+
+
+@pytest.fixture(scope="module")
+def wheel(archive: Path) -> Path:
+    command = [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--wheel-dir", archive.parent, archive]
     done = subprocess.run(command, capture_output=True, text=True)
     if "Could not find a version" in done.stderr:
         pytest.skip("building takes setuptools, which pip did not find")
     assert done.returncode == 0, done.stderr
-    return next(out.glob("*.whl"))
+    return archive.parent / f"sslm-{sslm.__version__}-py3-none-any.whl"
+
+
+def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"{sslm.__version__}\n"
+    assert f"## {sslm.__version__}" in (ROOT / "CHANGELOG.md").read_text()
+
+
+@pytest.mark.slow
+def test_the_archive_has_every_file_of_the_checkout(archive: Path) -> None:
+    with tarfile.open(archive) as opened:
+        names = {member.name.partition("/")[2] for member in opened if member.isfile()}
+    made = {"PKG-INFO", "setup.cfg"} | {name for name in names if name.startswith("sslm.egg-info/")}
+    copies = {f"sslm/{name}" for name in tracked("configs")}
+    assert names - made == {name for name in tracked() if not name.startswith(".")} - {"sslm/configs"} | copies
 
 
 @pytest.mark.slow
 def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
-    listed = subprocess.run(
-        ["git", "ls-files", "sslm", "configs"], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    files = {name.replace("configs/", "sslm/configs/") for name in listed.stdout.splitlines()} - {"sslm/configs"}
+    files = {name.replace("configs/", "sslm/configs/") for name in tracked("sslm", "configs")} - {"sslm/configs"}
     assert files == {name for name in ZipFile(wheel).namelist() if ".dist-info/" not in name}
 
 
@@ -48,3 +71,8 @@ def test_an_installed_wheel_trains_by_a_config_that_it_brings(wheel: Path, tiny:
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (tmp_path / "run/export/model.safetensors").is_file()
+
+
+def tracked(*folders: str) -> set[str]:
+    listed = subprocess.run(["git", "ls-files", *folders], cwd=ROOT, capture_output=True, text=True, check=True)
+    return set(listed.stdout.splitlines())
