@@ -57,7 +57,10 @@ def test_the_wheel_has_every_file_of_the_package(wheel: Path) -> None:
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_trains_by_a_config_that_it_brings(wheel: Path, tiny: list[str], tmp_path: Path) -> None:
+def test_an_installed_wheel_trains_by_a_config_that_it_brings(
+    wheel: Path, tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
     python = tmp_path / "venv/bin/python"
     [site] = (tmp_path / "venv/lib").glob("python*/site-packages")
