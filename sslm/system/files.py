@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from filelock import FileLock
 
@@ -61,7 +62,7 @@ def fsync(path: Path) -> None:
 
 def write_atomically(file: Path, text: str) -> None:
     """Replace a file's contents: readers see the old or the new, never a part."""
-    part = file.with_name(f".{file.name}.{os.getpid()}.tmp")
+    part = file.with_name(f".{file.name}.{uuid4().hex}.tmp")  # each container's process has the number 1
     try:
         part.write_text(text, encoding="utf-8")
         fsync(part)

@@ -1,13 +1,23 @@
-"""Files of one JSON object a line, as kills, full disks and rot leave them."""
+"""Files that are replaced as a whole, and files of one JSON object a line, as kills, full disks and rot leave them."""
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
 from sslm.system.errors import UserError
-from sslm.system.files import append_json_lines, json_lines
+from sslm.system.files import append_json_lines, json_lines, write_atomically
+
+
+def test_writers_with_the_same_process_number_dont_meet(tmp_path: Path) -> None:
+    """The containers of several nodes share a folder, and each one's process has the number 1."""
+    texts = [str(number) * 1000 for number in range(8)]
+    with ThreadPoolExecutor(len(texts)) as writers:
+        list(writers.map(lambda text: [write_atomically(tmp_path / "file", text) for _ in range(10)], texts))
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text() in texts
 
 
 def test_a_torn_last_line_is_told_and_the_next_takes_its_place(tmp_path: Path) -> None:
