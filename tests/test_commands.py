@@ -112,7 +112,6 @@ def test_there_is_a_command_with(part: str) -> None:
 def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with what the pages take to be there: texts, tables, tasks, and runs of their own commands."""
     folder = tmp_path_factory.mktemp("newcomer")
-    (folder / "configs").symlink_to(ROOT / "configs")
     texts = [text[:1000] for _, text in sorted(topics.items())[:120]]
     for name in ("my.txt", "other.txt", "books.txt", "book.txt", "data/wiki.txt"):
         (folder / name).parent.mkdir(exist_ok=True)
