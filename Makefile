@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 ARGS ?=
 
-.PHONY: train test test-slow check docs locks install clean
+.PHONY: train test test-slow test-oldest check docs locks install clean
 
 train: .venv/installed
 	$(BIN)/python -m sslm.train $(ARGS)
@@ -14,6 +14,14 @@ test: .venv/installed-dev
 
 test-slow: .venv/installed-dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 4 -m slow --durations 25
+
+# The everyday tests with the oldest versions that pyproject.toml allows. What they warn of as deprecated is no failure.
+OLDEST := .venv-oldest/bin
+test-oldest:
+	test -x $(OLDEST)/python || $(PYTHON) -m venv .venv-oldest
+	$(OLDEST)/python -m pip install --quiet uv
+	$(OLDEST)/uv pip install --quiet --python $(OLDEST)/python --resolution lowest-direct --editable '.[dev]'
+	OMP_NUM_THREADS=1 $(OLDEST)/python -m pytest -n 3 -W default
 
 check: .venv/installed-dev
 	$(BIN)/ruff check .
@@ -51,4 +59,4 @@ install: .venv/installed
 	touch $@
 
 clean:
-	rm -rf .venv build site *.egg-info
+	rm -rf .venv .venv-oldest build site *.egg-info
