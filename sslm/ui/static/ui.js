@@ -313,7 +313,8 @@ function paint(chart, series, range) {
   const pen = canvas.getContext("2d"), style = getComputedStyle(document.body), of = (name) => style.getPropertyValue(name);
   const isDrawn = ([x, y]) => x >= range[0] && x <= range[1] && (!view.log || y > 0);
   let [low, high] = extent(series.flatMap((one) => one.points.filter(isDrawn).map((point) => point[1]))) ?? [0.5, 1];
-  if (low === high) [low, high] = view.log ? [low / 2, high * 2] : [low - (Math.abs(low) / 2 || 1), high + (Math.abs(high) / 2 || 1)];
+  if (high - low <= 1e-9 * Math.abs(high)) // what is constant, smoothed
+    [low, high] = view.log ? [low / 2, high * 2] : [low - (Math.abs(low) / 2 || 1), high + (Math.abs(high) / 2 || 1)];
   const margin = view.log ? (high / low) ** 0.04 : (high - low) * 0.04;
   const y = scale(view.log ? [low / margin, high * margin] : [low - margin, high + margin], height - PAD.bottom, PAD.top, view.log);
   const x = scale(range, PAD.left, width - PAD.right, false);
