@@ -17,6 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+import sslm
 from sslm.cli.parse import parse
 from sslm.cli.prepare import flag_parser
 from sslm.system.exits import DONE, STOPPED, USER_ERROR
@@ -84,8 +85,8 @@ def service(name: str) -> Any:
 
 def test_compose_types_what_sslm_understands() -> None:
     settings = parse(service("train")["command"])
-    sslm, verb, *words = service("prepare")["command"]
-    assert (sslm, verb) == ("sslm", "prepare")
+    program, verb, *words = service("prepare")["command"]
+    assert (program, verb) == ("sslm", "prepare")
     assert str(flag_parser().parse_args(words).out) == str(settings.data.train)
     assert service("ui")["command"][:2] == ["sslm", "ui"]
 
@@ -125,7 +126,8 @@ def podman(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Podman]:
         for name in (".dockerignore", "LICENSE", "README.md", "pyproject.toml"):
             shutil.copy(ROOT / name, context)
         for name in ("configs", "docker", "sslm"):
-            shutil.copytree(ROOT / name, context / name, ignore=shutil.ignore_patterns("__pycache__"))
+            ignored = shutil.ignore_patterns("__pycache__")
+            shutil.copytree(ROOT / name, context / name, symlinks=True, ignore=ignored)
         (context / ".git").mkdir()
         for name in DECOYS:
             (context / name).write_text("DECOY-SECRET")
@@ -191,6 +193,9 @@ def test_an_image_runs_other_commands_too(podman: Podman, workspace: Path) -> No
     assert (healthy.returncode, healthy.stdout) == (0, "well\n")  # nothing trains there
     prepared = inside(podman, name, "sslm", "prepare", "my.txt", "--out", "corpus", "--tokenizer", "bpe:512")
     assert prepared.returncode == DONE, prepared
+    asked = ["--config", "gpt2-124m", "--data.train", "corpus", "--seq_len", "64", "--batch_size", "16"]
+    planned = inside(podman, name, "sslm", "plan", *asked, "--plan_for", "h100:1")
+    assert "fits" in planned.stdout, planned
     torchrun = ["torchrun", "--nproc-per-node=2", "-m", "sslm.train", *FLAGS, "--data.train", "corpus"]
     trained = inside(podman, name, *torchrun, "--max_steps", "2", "--run_dir", "runs/two", "--strategy", "deepspeed_2")
     assert trained.returncode == DONE, trained
@@ -216,4 +221,5 @@ def test_an_image_has_no_root_no_secret_and_nothing_to_spare(podman: Podman) -> 
     spare = "-name *.deb -o -path /root/.cache/* -o -path /tmp/* -o -path /var/lib/apt/lists/*"
     look = f"set -f; find / -xdev {spare}; grep -rl DECOY-SECRET /opt /workspace; ls /opt/sslm"
     _, said = podman.run(IMAGE, "sh", "-c", look, options=("--user=0",))  # who sees all
-    assert said.split() == ["entrypoint.sh", "healthcheck.py", "requirements.lock"]
+    wheel = f"sslm-{sslm.__version__}-py3-none-any.whl"
+    assert said.split() == ["entrypoint.sh", "healthcheck.py", "requirements.lock", wheel]
