@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.distributed_c10d import Store
 
-WARM_UP, TIMES = 1, 3
+WARM_UP, TIMES, TIMES_OF_PRODUCTS = 1, 3, 10
 BYTES_OF_LATENCY = 8
 
 
@@ -49,7 +49,7 @@ def product(place: Place) -> float:
     """Return the FLOP/s of a product of two large square matrices."""
     size, dtype, _ = SIZES[place.device.type]
     matrix = torch.ones(size, size, dtype=dtype, device=place.device)
-    return 2 * size**3 / best_seconds(lambda: matrix @ matrix, place.device)
+    return 2 * size**3 / best_seconds(lambda: matrix @ matrix, place.device, TIMES_OF_PRODUCTS)
 
 
 def connect(place: Place, store: Store, seconds: float) -> None:
@@ -125,10 +125,10 @@ def collectives(place: Place) -> dict[str, Speed]:
     return found
 
 
-def best_seconds(work: Callable[[], object], device: torch.device) -> float:
+def best_seconds(work: Callable[[], object], device: torch.device, times: int = TIMES) -> float:
     """Return the least time that some work takes, of a few times."""
     seconds = []
-    for _ in range(WARM_UP + TIMES):
+    for _ in range(WARM_UP + times):
         start = time.perf_counter()
         work()
         if device.type == "cuda":

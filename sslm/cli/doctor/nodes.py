@@ -33,6 +33,11 @@ SECONDS_TO_HEAR = 10.0
 SECONDS_BETWEEN_LOOKS = 0.02
 SLOW = 0.5
 """What is below this fraction of the best of its kind is slow."""
+WHY_SLOW = {
+    "within a node": "how its GPUs are connected (nvidia-smi topo -m), or others' work on its cores",
+    "between nodes": "cable, switch port, network interface (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME); NCCL_DEBUG=INFO",
+}
+"""Where the ranks lie -> what may slow down the way between them."""
 Told = dict[int, Any]
 """Rank -> what it has told of a trial."""
 
@@ -56,7 +61,7 @@ def look() -> Iterator[Finding]:
     place = place_of_this_rank()
     meeting = Meeting(place)
     names = [f"rank {rank}" for rank in range(place.num_ranks)]
-    for trial in TRIALS:
+    for trial in TRIALS if place.num_ranks > 1 else TRIALS[:2]:
         meeting.tell(trial.name, outcome(trial, meeting))
         if place.rank == 0:
             told = meeting.hear(trial.name, SECONDS + SECONDS_TO_HEAR)
@@ -205,8 +210,9 @@ def judge_pairs(told: Told, names: list[str]) -> Iterator[Finding]:
     """Name the ranks that others reach slowly, or the two between which it is slow, within nodes and between them."""
     hosts = [name.partition(" (")[2] for name in names]
     rates = {(rank, int(other)): rate for rank, to in told.items() for other, rate in to.items() if rank < int(other)}
-    for kind, within in (("within a node", True), ("between nodes", False)):
-        of_kind = {pair: rate for pair, rate in rates.items() if (hosts[pair[0]] == hosts[pair[1]]) == within}
+    for kind in WHY_SLOW:
+        is_within = kind == "within a node"
+        of_kind = {pair: rate for pair, rate in rates.items() if (hosts[pair[0]] == hosts[pair[1]]) == is_within}
         if of_kind:
             yield _judge_kind(kind, of_kind, names)
 
@@ -224,8 +230,7 @@ def _judge_kind(kind: str, rates: Mapping[tuple[int, int], float], names: list[s
     ]
     who = [names[rank] for rank in culprits] or [f"{names[a]} and {names[b]}" for a, b in slow]
     found = f"{', '.join(who)}: {_rate(min(slow.values()))}; the best has {_rate(best)}"
-    why = "cable, switch port, network interface (NCCL_SOCKET_IFNAME, GLOO_SOCKET_IFNAME); NCCL_DEBUG=INFO tells more"
-    return Finding(name, found, "bad", "every collective is as slow as its slowest link", why)
+    return Finding(name, found, "bad", "every collective is as slow as its slowest link", WHY_SLOW[kind])
 
 
 def judge_collectives(told: Told, names: list[str]) -> Iterator[Finding]:
