@@ -748,7 +748,7 @@ def test_a_process_ends_though_a_server_stalls(http: HttpServer, tmp_path: Path)
     began = time.monotonic()
     with processes("forkserver", (read_ahead_and_leave, f"{http.url}/corpus", tmp_path)):
         pass
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20  # the server stalls for 30
 
 
 # ------------------------------------------------------------------------------------------------ S3
