@@ -95,6 +95,8 @@ def test_nodes_that_were_not_told_where_they_meet_are_refused(
     tiny: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("MASTER_ADDR", "127.0.0.1")
+    for name in ("NODE_RANK", "MASTER_PORT"):  # Lightning leaves them behind in the process
+        monkeypatch.delenv(name, raising=False)
     run = tmp_path / "run"
     assert main([*tiny, "--run_dir", str(run), "--strategy", "ddp", "--num_nodes", "2"]) == 2
     assert "error: --num_nodes 2: NODE_RANK, MASTER_PORT not set; start this command on" in capsys.readouterr().err

@@ -6,12 +6,12 @@ import re
 import signal
 import subprocess
 import time
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 from transformers import LlamaConfig
@@ -115,7 +115,7 @@ def test_a_run_tells_its_versions_its_machine_and_its_text(tmp_path: Path) -> No
     run, data = RunFolder(tmp_path), {"seed": 0, "sources": {"all": {"tokenizer": "f00d", "shards": {}}}}
     write_about(run, data, "cpu", 2)
     about = known_about(run)
-    assert about["versions"]["torch"] == torch.__version__
+    assert about["versions"]["torch"] == version("torch")
     assert (about["hardware"]["device"], about["hardware"]["devices"]) == ("cpu", 2)
     assert about["data"]["all"]["tokenizer"] == "f00d"
     run.about.write_text("{")
