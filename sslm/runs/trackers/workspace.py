@@ -31,12 +31,12 @@ def sections_of(rows: list[Row]) -> dict[str, list[str]]:
 
 def build_workspace(rows: list[Row], entity: str, project: str) -> Any:
     """Make the dashboard of a run's metrics, which `save()` sends to W&B."""
-    import wandb_workspaces.reports.v2 as reports
     from wandb_workspaces import workspaces
+    from wandb_workspaces.reports.v2.interface import LinePlot
 
     sections = [
         workspaces.Section(
-            name=title, is_open=True, panels=[reports.LinePlot(title=name, x="tokens", y=[name]) for name in names]
+            name=title, is_open=True, panels=[LinePlot(title=name, x="tokens", y=[name]) for name in names]
         )
         for title, names in sections_of(rows).items()
     ]
