@@ -54,10 +54,16 @@ def product(place: Place) -> float:
 
 def connect(place: Place, store: Store, seconds: float) -> None:
     """Make the process group: NCCL on GPUs, Gloo on CPUs, as runs do."""
-    backend = "nccl" if place.device.type == "cuda" else "gloo"
-    limit = timedelta(seconds=seconds)
-    dist.init_process_group(backend, store=store, rank=place.rank, world_size=place.num_ranks, timeout=limit)
-    dist.all_reduce(torch.zeros(1, device=place.device))  # NCCL connects at first use
+    is_gpu = place.device.type == "cuda"
+    dist.init_process_group(
+        "nccl" if is_gpu else "gloo",
+        store=store,
+        rank=place.rank,
+        world_size=place.num_ranks,
+        timeout=timedelta(seconds=seconds),
+        device_id=place.device if is_gpu else None,  # NCCL connects now, and once for neighbours and collectives
+    )
+    dist.all_reduce(torch.zeros(1, device=place.device))
 
 
 def to_neighbours(place: Place) -> dict[int, float]:
