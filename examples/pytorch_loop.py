@@ -15,9 +15,7 @@ SHAPE = {"hidden_size": 64, "intermediate_size": 192, "num_hidden_layers": 2, "n
 
 
 def main(text: str, out: Path, steps: int, save_every: int) -> None:
-    objective = CausalLM(
-        LlamaConfig(vocab_size=1024, hidden_size=64, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4)
-    )
+    objective = CausalLM(LlamaConfig(vocab_size=1024, bos_token_id=None, eos_token_id=0, **SHAPE))
     corpus = DataConfig(train=text, tokenizer="bpe:1024")
     data = DataModule(corpus, objective.recipe, seq_len=128, batch_size=16, total_steps=steps)
     network = objective.build(data)
