@@ -26,6 +26,7 @@ from sslm.runs.folder import RunFolder
 from sslm.runs.trackers import Trackers, check_trackers, parse_trackers
 from sslm.runs.trackers.about import git_state, known_about, write_about
 from sslm.runs.trackers.feed import Feed
+from sslm.runs.trackers.identity import id_of, known_id
 from sslm.runs.trackers.tracker import unsent
 from sslm.runs.trackers.wandb import Wandb
 from sslm.runs.trackers.workspace import build_workspace
@@ -120,6 +121,15 @@ def test_a_run_tells_its_versions_its_machine_and_its_text(tmp_path: Path) -> No
     assert about["data"]["all"]["tokenizer"] == "f00d"
     run.about.write_text("{")
     assert known_about(run) == {}
+
+
+@pytest.mark.parametrize("text", [b"", b"*", b"a/../..", b"' or '", b"\xff\xfe", b"a\n", "é".encode(), b"a" * 65])
+def test_a_damaged_id_is_none(text: bytes, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.wandb_id.write_bytes(text)
+    assert known_id(run) is None
+    made = id_of(run)
+    assert run.wandb_id.read_text() == made == known_id(run)
 
 
 def test_gits_state_is_the_commit_and_whether_files_differ(tmp_path: Path) -> None:

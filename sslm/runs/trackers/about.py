@@ -36,8 +36,8 @@ def write_about(run: RunFolder, fingerprint: dict[str, Any], device: str, num_de
 def known_about(run: RunFolder) -> dict[str, Any]:
     """Return what about.json says, or nothing if it is not there or damaged."""
     try:
-        about = json.loads(run.about.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        about = json.loads(run.about.read_bytes()) if run.about.is_file() else {}  # a pipe would never end
+    except (OSError, ValueError, RecursionError):
         return {}
     return about if isinstance(about, dict) else {}
 

@@ -12,8 +12,9 @@ from sslm.system.files import write_atomically
 
 
 def known_id(run: RunFolder) -> str | None:
-    """Return the id of this run at its trackers, or None if it was never at any."""
-    return run.wandb_id.read_text() if run.wandb_id.is_file() else None
+    """Return the id of this run at its trackers, or None if it was never at any, or the file is damaged."""
+    text = run.wandb_id.read_bytes().decode(errors="replace") if run.wandb_id.is_file() else ""
+    return text if _is_id(text) else None
 
 
 def id_of(run: RunFolder) -> str:
@@ -25,8 +26,13 @@ def id_of(run: RunFolder) -> str:
 
 def restore_id(run: RunFolder, known: object) -> None:
     """Go on at trackers as the run that a checkpoint names, if the run folder does not name one."""
-    if known_id(run) is None and isinstance(known, str) and re.fullmatch(r"\w{1,64}", known):
+    if known_id(run) is None and isinstance(known, str) and _is_id(known):
         write_atomically(run.wandb_id, known)
+
+
+def _is_id(text: str) -> bool:
+    """Whether a text may be an id: it stands in names of folders and in questions to servers."""
+    return re.fullmatch(r"\w{1,64}", text, re.ASCII) is not None
 
 
 def name_of(run: RunFolder) -> str:
