@@ -56,23 +56,29 @@ def test_links_that_lead_nowhere_and_servers_are_told(make_site, tmp_path: Path)
     ]
 
 
-@pytest.mark.slow
-def test_the_site_is_built_and_all_its_links_lead_somewhere() -> None:
+@pytest.fixture(scope="module")
+def site() -> Path:
+    """The folder of the whole site."""
     pytest.importorskip("zensical", reason="needs zensical: pip install 'sslm[docs]'")
     said = run_command([str(ROOT / "docs/make_site.py")], timeout=120).stdout
     assert "every link leads somewhere" in said
-    flags = (ROOT / "site/flags.html").read_text()
-    for words in ("--optim.lr", "--objective.ratio", "sslm ckpt reshard", "--shards N", "sslm generate"):
-        assert words in flags, words
-    assert 'id="sslm.objectives.causal_lm.CausalLM"' in (ROOT / "site/api.html").read_text()
+    return ROOT / "site"
 
 
 @pytest.mark.slow
-def test_the_search_needs_no_server() -> None:
-    """The site of the test above, opened from the disk."""
+def test_the_site_is_built_and_all_its_links_lead_somewhere(site: Path) -> None:
+    flags = (site / "flags.html").read_text()
+    for words in ("--optim.lr", "--objective.ratio", "sslm ckpt reshard", "--shards N", "sslm generate"):
+        assert words in flags, words
+    assert 'id="sslm.objectives.causal_lm.CausalLM"' in (site / "api.html").read_text()
+
+
+@pytest.mark.slow
+def test_the_search_needs_no_server(site: Path) -> None:
+    """It is opened from the disk."""
     with browsers.opened() as browser:
         page = browser.new_page()
-        page.goto((ROOT / "site/index.html").as_uri())
+        page.goto((site / "index.html").as_uri())
         page.get_by_role("button", name="Search").first.click()
         page.keyboard.type("reshard")
         page.get_by_role("option", name="sslm ckpt reshard").first.click(timeout=10_000)
