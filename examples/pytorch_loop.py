@@ -28,7 +28,8 @@ def main(text: str, out: Path, steps: int, save_every: int) -> None:
         optimizer.load_state_dict(state["optimizer"])
         data.load_state_dict(state["data"])  # batches follow on the last ones; other data is refused
 
-    for step, batch in enumerate(data.train_dataloader(), data.first_step + 1):
+    batches = data.train_dataloader() if data.first_step < steps else []  # after the last step comes the next epoch
+    for step, batch in enumerate(batches, data.first_step + 1):
         loss = mean_loss(network, batch)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)

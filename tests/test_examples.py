@@ -111,6 +111,8 @@ def test_a_loop_of_ones_own_that_is_killed_goes_on_as_if_it_had_not_been(
     capsys.readouterr()
     example("pytorch_loop.py", text, tmp_path / "part", *steps)
     assert printed(capsys) == whole[2:]
+    example("pytorch_loop.py", text, tmp_path / "part", *steps)
+    assert printed(capsys) == whole[-1:]  # nothing is left to train
     AutoModelForCausalLM.from_pretrained(tmp_path / "part/export")
 
 
