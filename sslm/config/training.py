@@ -19,14 +19,17 @@ class OptimConfig(Section):
     layer_decay: float | None = setting(None, DECAY, may_change="if named")
     """Learning rate of each block as a share of that of the block after it (0.9): the head has the whole, embeddings
     the lowest; null: all have the same."""
-    schedule: Literal["cosine", "wsd", "constant"] = setting("cosine", may_change="if named")
-    """After warm-up: cosine decay, warm-up-stable-decay, or constant."""
+    schedule: Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"] = setting("cosine", may_change="if named")
+    """After warm-up: cosine or linear decay over the whole run; wsd (warm-up, stable, decay: a trapezoid); inverse_sqrt
+    (with the root of the step, not below min_lr_ratio); or constant."""
+    cycles: int = setting(1, POSITIVE, may_change="if named")
+    """cosine: how often in the run it decays, each time from the peak (warm restarts)."""
     warmup_steps: int = setting(40, NOT_NEGATIVE, may_change="if named")
     """Optimizer steps of linear warm-up."""
     decay_fraction: float = setting(0.2, SHARE, may_change="if named")
     """wsd: share of all steps, at the end of the run, in which the learning rate decays."""
     min_lr_ratio: float = setting(0.1, SHARE, may_change="if named")
-    """Learning rate at the end, as a share of the peak."""
+    """Lowest learning rate after warm-up, as a share of the peak."""
     weight_decay: float = setting(0.1, NOT_NEGATIVE, may_change="if named")
     """Decoupled weight decay, of matrices only."""
     beta1: float = setting(0.9, BELOW_ONE, may_change="if named")

@@ -4,6 +4,8 @@ SETTINGS_KNOWN_AS = {
     "optim.lr": "lr learning_rate max_lr peak_lr",
     "optim.min_lr_ratio": "min_lr min_lr_rate",
     "optim.schedule": "lr_scheduler lr_scheduler_type lr_schedule scheduler decay_lr lr_decay_style",
+    "optim.cycles": "num_cycles",
+    "optim.schedule wsd": "trapezoid trapezoidal warmup_stable_decay",
     "optim.warmup_steps": "warmup warmup_iters warmup_ratio num_warmup_steps lr_warmup_steps lr_warmup_fraction "
     "lr_warmup_iters",
     "optim.weight_decay": "weight_decay wd",

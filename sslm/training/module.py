@@ -50,7 +50,8 @@ from sslm.training.engine import Engine, choose_engine
 from sslm.training.evaluated import Evaluated
 from sslm.training.lightning import check_settings, scheduler_of
 from sslm.training.micro_batches import MicroBatch, check_batch, micro_batches
-from sslm.training.optim import build_optimizer, learning_rate, set_learning_rate
+from sslm.training.optim import build_optimizer, set_learning_rate
+from sslm.training.schedules import learning_rate
 from sslm.training.stopping import Stopping
 
 Parallelize = Callable[[Network, PreTrainedModel, DeviceMesh | None], None]

@@ -1,7 +1,6 @@
-"""Optimizer, clipping and learning-rate schedules; a schedule is a pure function of the step."""
+"""Optimizer and clipping."""
 
 import hashlib
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -20,31 +19,6 @@ PIECE = 1 << 24
 
 STATE_SPACE = {"A_log", "D"}
 """How fast a state space model forgets, and its skip connection: never decayed (Gu & Dao 2023, arXiv:2312.00752)."""
-
-
-def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
-    """The rate of optimizer step `step` (0-based) of `total_steps`.
-
-    Linear warm-up, then one of: cosine to `min_lr_ratio` (Loshchilov & Hutter 2017, arXiv:1608.03983); WSD, constant
-    until the last `decay_fraction`, then linear (Hu et al. 2024, arXiv:2404.06395); constant.
-
-    >>> learning_rate(0, 100, OptimConfig(lr=1.0, warmup_steps=10))
-    0.1
-    >>> learning_rate(99, 100, OptimConfig(lr=1.0, warmup_steps=10, schedule="wsd", min_lr_ratio=0.0))
-    0.05
-    """
-    assert optim.lr is not None
-    if step < optim.warmup_steps:
-        return optim.lr * (step + 1) / optim.warmup_steps
-    if optim.schedule == "cosine":
-        done = (step - optim.warmup_steps) / max(total_steps - optim.warmup_steps, 1)
-        share = 0.5 * (1 + math.cos(math.pi * min(done, 1.0)))
-    elif optim.schedule == "wsd":
-        decay_steps = max(round(total_steps * optim.decay_fraction), 1)
-        share = min((total_steps - step) / decay_steps, 1.0)
-    else:
-        return optim.lr
-    return optim.lr * (optim.min_lr_ratio + (1 - optim.min_lr_ratio) * max(share, 0.0))
 
 
 RATE = "lr_rate"

@@ -8,7 +8,6 @@ import pytest
 import torch
 from transformers import AutoConfig, GPT2Config, LlamaConfig, PreTrainedConfig, XLNetConfig
 
-from sslm.config import OptimConfig
 from sslm.data.corpus.tokenizer import load as load_tokenizer
 from sslm.data.corpus.tokenizer import special_ids
 from sslm.models import flops
@@ -20,7 +19,6 @@ from sslm.objectives.causal_lm import CausalLM
 from sslm.parallel.parallelize import parallelize
 from sslm.parallel.recompute import Recompute
 from sslm.system.errors import UserError
-from sslm.training.optim import learning_rate
 
 AUTO = "AutoModelForCausalLM"
 SMALL = {"vocab_size": 64, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -207,20 +205,6 @@ def test_padding_id_that_ends_documents_too_is_left_out() -> None:
 
     ids = special_ids(Ids())  # type: ignore[arg-type]
     assert (ids["bos_token_id"], ids["eos_token_id"], ids["pad_token_id"]) == (1, 2, None)
-
-
-def test_schedules() -> None:
-    cosine = OptimConfig(lr=1.0, warmup_steps=10, min_lr_ratio=0.1)
-    rates = [learning_rate(step, 100, cosine) for step in range(120)]
-    assert rates[0] == pytest.approx(0.1)
-    assert max(rates) == rates[10] == pytest.approx(1.0)
-    assert rates[55] == pytest.approx(0.55)
-    assert rates[100] == rates[119] == pytest.approx(0.1)
-    wsd = OptimConfig(lr=1.0, warmup_steps=10, min_lr_ratio=0.0, schedule="wsd", decay_fraction=0.2)
-    rates = [learning_rate(step, 100, wsd) for step in range(100)]
-    assert set(rates[9:81]) == {1.0}
-    assert rates[90] == pytest.approx(0.5)
-    assert rates[99] == pytest.approx(0.05)
 
 
 def test_flops_agree_with_published_counts() -> None:
