@@ -380,7 +380,7 @@ class DataModule(LightningDataModule):
 
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> StepBatch:
         if self.trainer is None or not self.trainer.training:
-            return step_batch(batch, len(self.held_out.stream.sources), task=self.recipe.task(self.seq_len))
+            return step_batch(batch, len(self.held_out.stream.sources), **self._kind_of_rows)
         step = self.trainer.global_step
         if batch["amendments"] < len(self.train_stream.amendments):  # a loader process made it before
             return self.train_batch(step)
@@ -413,7 +413,11 @@ class DataModule(LightningDataModule):
         if self._verifier is not None:
             batch = self._with_what_is_bad(batch, self._verifier, is_last=step + 1 == self.num_steps)
         is_logged = (step + 1) % (trainer.log_every_n_steps or math.inf) == 0
-        return step_batch(batch, len(self.train_stream.sources), is_logged, self.recipe.task(self.seq_len))
+        return step_batch(batch, len(self.train_stream.sources), is_logged, **self._kind_of_rows)
+
+    @property
+    def _kind_of_rows(self) -> dict[str, Any]:
+        return {"task": self.recipe.task(self.seq_len), "predicts_next_token": self.recipe.predicts_next_token}
 
     def _with_what_is_bad(self, batch: Batch, verifier: Verifier, is_last: bool) -> Batch:
         """Tell the others, by the batch, of a shard that was found to be bad; no run ends before all are verified."""

@@ -19,6 +19,8 @@ class StepTotals(NamedTuple):
 
     scored: list[int]
     """Targets of the global batch, per source."""
+    num_read: int
+    """Places of the global batch's inputs that hold tokens."""
     digest: int
     """Of the global batch, modulo 2^64."""
     any_bad: bool
@@ -51,13 +53,13 @@ def agree(
     """
     counts, bad = int(is_leader), bool(batch.get("bad"))
     scored, digest = [counts * int(n) for n in batch["scored"]], counts * _as_int64(batch["digest"])
-    totals: list[int] = [*scored, digest, bad, stop, save, save_failed]
+    totals: list[int] = [*scored, counts * batch["num_read"], digest, bad, stop, save, save_failed]
     if group is not None:
         everyone = torch.tensor(totals, dtype=torch.int64)
         dist.all_reduce(everyone, group=group)
         totals = everyone.tolist()
-    *scored, digest, any_bad, stops, saves, failures = totals
-    return StepTotals(scored, digest % (1 << 64), any_bad > 0, stops > 0, saves > 0, failures > 0)
+    *scored, num_read, digest, any_bad, stops, saves, failures = totals
+    return StepTotals(scored, num_read, digest % (1 << 64), any_bad > 0, stops > 0, saves > 0, failures > 0)
 
 
 def agree_on_bad_shards(

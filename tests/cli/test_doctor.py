@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import resource
 import signal
 import tempfile
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 import sslm
 from sslm.cli.doctor import environment, gpus, host, main, network
@@ -111,6 +113,11 @@ def test_a_broken_torch_is_told_with_what_else_is_there(tmp_path: Path) -> None:
 
 def test_a_product_in_bf16_is_exact() -> None:
     assert gpus.product("cpu", "CPU").found == "right in bf16"
+
+
+def test_the_ceiling_is_what_a_matmul_reaches() -> None:
+    found = gpus.ceiling(torch.device("cpu"), torch.float32).found
+    assert re.fullmatch(r"[\d.]+ [GT]FLOP/s in float32, measured with matrices of 1024 x 1024", found)
 
 
 def test_an_error_and_no_answer_are_findings() -> None:

@@ -6,14 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import T5Config
 
 from sslm import __main__ as front
 from sslm.cli import VERBS
 from sslm.cli.plan import main
-from sslm.models import flops
-from sslm.models.build import on_meta
 from sslm.parallel.planning.machines import PLANNED_FOR, named
 
 ROOT = Path(__file__).parents[2]
@@ -126,9 +122,10 @@ def test_what_does_not_fit_is_refused_in_one_sentence_with_what_would(plan: Plan
 
 def test_an_encoder_decoder_and_an_encoder_have_a_speed_and_an_lstm_has_none(plan: Planned) -> None:
     assert "nanoT5 reached 31 %" in plan(*SMALL, "--objective", "span_corruption", "--plan_for", "a100-80:2")
+    assert "matmuls alone, causal attention in full, padding not at all" in plan(*SMALL, "--plan_for", "h100")
     assert "ModernBERT-base reached 25 %" in plan(*SMALL, "--objective", "masked_lm", "--plan_for", "a100-80:2")
     lstm = plan(*SMALL, "--model.model_type", "sslm_lstm", "--plan_for", "h100")
-    assert "Time unknown: no formula tells the FLOPs of sslm_lstm" in lstm
+    assert "Time unknown: no published run tells what share of a GPU's peak sslm_lstm reaches" in lstm
     assert "activations" in lstm
 
 
@@ -187,23 +184,3 @@ def test_every_named_machine_can_be_planned_for() -> None:
         machine = named(f"{name}:4x2")
         assert machine.world == 8
         assert machine.memory > 10 * 2**30
-
-
-def test_flops_of_an_encoder_decoder_agree_with_its_matmuls() -> None:
-    model = on_meta(
-        T5Config(d_model=64, d_kv=16, d_ff=128, num_layers=2, num_decoder_layers=3, num_heads=4, vocab_size=512),
-        "AutoModelForSeq2SeqLM",
-    )
-    counted = 0
-
-    def count(module: torch.nn.Linear, arguments: tuple[torch.Tensor], output: torch.Tensor) -> None:
-        nonlocal counted
-        counted += 6 * module.weight.numel() * output.shape[1]
-
-    for module in model.modules():
-        if isinstance(module, torch.nn.Linear):
-            module.register_forward_hook(count)  # type: ignore[arg-type]
-    source, target = (torch.zeros(1, n, dtype=torch.long, device="meta") for n in (40, 12))
-    model(input_ids=source, decoder_input_ids=target, use_cache=False)
-    attention = 12 * 64 * (2 * 40 * 40 + 3 * (12 * 12 + 40 * 12))
-    assert flops.encoder_decoder_flops(model, 40, 12) == counted + attention

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 
 from sslm.cli.doctor.finding import Finding
+from sslm.parallel.planning.machines import ceiling_in_words
 from sslm.system.errors import one_line
 from sslm.system.terminal import bytes_in_words, plural
 
@@ -36,11 +37,13 @@ def look() -> Iterator[Finding]:
     """Yield what torch sees, then what the driver says."""
     if not torch.cuda.is_available():
         yield none_seen()
+        yield ceiling(torch.device("cpu"), torch.float32)
     else:
         yield Finding("GPUs", f"{plural(torch.cuda.device_count(), 'GPU')}")
         for number in range(torch.cuda.device_count()):
             yield one(number)
             yield product(f"cuda:{number}", f"GPU {number}, matmul")
+            yield ceiling(torch.device("cuda", number), torch.bfloat16)
         yield from peers()
     yield from health()
 
@@ -82,6 +85,12 @@ def product(device: str, name: str, size: int = 1024, terms: int = 256) -> Findi
     if not is_right:
         return Finding(name, "wrong in bf16", "bad", "every run: this GPU miscalculates", "leave it out, report it")
     return Finding(name, "right in bf16")
+
+
+def ceiling(device: torch.device, dtype: torch.dtype) -> Finding:
+    """Tell the FLOP/s that no step can pass."""
+    name = "CPU" if device.type == "cpu" else f"GPU {device.index}"
+    return Finding(f"{name}, matmul's speed", ceiling_in_words(device, dtype))
 
 
 def peers() -> Iterator[Finding]:

@@ -21,6 +21,7 @@ from sslm.cli.doctor import interconnect
 from sslm.cli.doctor.finding import Finding, answer_of
 from sslm.cli.doctor.interconnect import Place
 from sslm.parallel.launchers import Slurm
+from sslm.parallel.planning.machines import rate_in_words
 from sslm.runs.trackers.about import versions
 from sslm.system.errors import RunFailed, UserError, one_line
 from sslm.system.ranks import under_srun, under_torchrun
@@ -198,12 +199,14 @@ def judge_nothing(told: Told, names: list[str]) -> Iterator[Finding]:
 def judge_products(told: Told, names: list[str]) -> Iterator[Finding]:
     """Name the ranks that compute slowly."""
     best = max(told.values())
-    slow = [f"{names[rank]}: {_flops(rate)}" for rank, rate in sorted(told.items()) if rate < SLOW * best]
+    slow = [f"{names[rank]}: {rate_in_words(rate)}" for rank, rate in sorted(told.items()) if rate < SLOW * best]
     if slow:
         why = "a GPU that is too hot or shared (nvidia-smi), or threads of others on its cores (htop)"
-        yield Finding("matmul", f"{', '.join(slow)}; the best has {_flops(best)}", "bad", "all ranks wait for it", why)
+        yield Finding(
+            "matmul", f"{', '.join(slow)}; the best has {rate_in_words(best)}", "bad", "all ranks wait for it", why
+        )
     else:
-        yield Finding("matmul", f"{_flops(min(told.values()))} to {_flops(best)} a rank")
+        yield Finding("matmul", f"{rate_in_words(min(told.values()))} to {rate_in_words(best)} a rank")
 
 
 def judge_pairs(told: Told, names: list[str]) -> Iterator[Finding]:
@@ -238,10 +241,6 @@ def judge_collectives(told: Told, names: list[str]) -> Iterator[Finding]:
     for name in told[0]:
         seconds, rates = zip(*(of[name] for of in told.values()), strict=True)
         yield Finding(name, f"{max(seconds) * 1e6:.0f} µs for a few bytes; bus bandwidth {_rate(min(rates))}")
-
-
-def _flops(rate: float) -> str:
-    return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"
 
 
 def _rate(bytes_per_second: float) -> str:

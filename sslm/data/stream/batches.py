@@ -61,6 +61,8 @@ class StepBatch(TypedDict, total=False):
     """Global index of the first example."""
     scored: list[int]
     """Number of targets in this share, per source."""
+    num_read: int
+    """Number of places of this share's inputs that hold tokens; the others are padding."""
     digest: int
     """Digest of this share, or 0 without one."""
     lengths: dict[str, list[int]]
@@ -311,7 +313,13 @@ def _widened(array: NDArray[Any]) -> NDArray[Any]:
     return array.astype(np.int64) if array.dtype.kind == "i" and array.itemsize < 8 else array
 
 
-def step_batch(batch: Batch, num_sources: int, with_digest: bool = False, task: Task | None = None) -> StepBatch:
+def step_batch(
+    batch: Batch,
+    num_sources: int,
+    with_digest: bool = False,
+    task: Task | None = None,
+    predicts_next_token: bool = False,
+) -> StepBatch:
     """Turn a loader's batch, its arrays already tensors, into what a step takes.
 
     Args:
@@ -319,9 +327,10 @@ def step_batch(batch: Batch, num_sources: int, with_digest: bool = False, task: 
         num_sources: of the mixture.
         with_digest: compute its digest.
         task: of labelled rows, which are one text each and so of many lengths; None if rows are full.
+        predicts_next_token: whether each token has a target, the one after it, so that places without are padding.
     """
     if "bad" in batch:
-        return {"tensors": {}, "bad": batch["bad"], "scored": [0] * num_sources, "digest": 0}
+        return {"tensors": {}, "bad": batch["bad"], "scored": [0] * num_sources, "num_read": 0, "digest": 0}
     arrays = {name: tensor.numpy() for name, tensor in batch["tensors"].items()}
     made: StepBatch = {
         "tensors": batch["tensors"],
@@ -330,9 +339,19 @@ def step_batch(batch: Batch, num_sources: int, with_digest: bool = False, task: 
         "scored": _scored(arrays["labels"], batch["sources"], num_sources),
         "digest": digest(arrays, batch["positions"]) if with_digest else 0,
     }
+    made["num_read"] = _num_read(arrays, sum(made["scored"]) if predicts_next_token else None)
     if task is not None:
         made["lengths"] = _lengths(arrays, task)
     return made
+
+
+def _num_read(arrays: Arrays, num_targets: int | None) -> int:
+    """Count the inputs' places that hold tokens: those of the mask, of documents, or with a target."""
+    if "attention_mask" in arrays:
+        return int(np.count_nonzero(arrays["attention_mask"]))
+    if "segment_ids" in arrays:
+        return int(np.count_nonzero(arrays["segment_ids"] >= 0))
+    return arrays["input_ids"].size if num_targets is None else num_targets
 
 
 def _lengths(arrays: Arrays, task: Task) -> dict[str, list[int]]:

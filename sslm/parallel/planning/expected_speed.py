@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from sslm.models.flops import flops_per_sequence
+from sslm.models.flops import CONVENTION, attention_windows, flops_per_sequence
 from sslm.parallel.launch import Launch
 from sslm.parallel.planning.budget import Budget
 from sslm.parallel.planning.machines import peak_flops
@@ -43,16 +43,16 @@ def expected_speed(budget: Budget, launch: Launch) -> tuple[float | None, str]:
     """Return tokens per second over all devices (None if unknown), and what that rests on, in words."""
     machine, model, config, shapes = budget.machine, budget.model, budget.config, budget.shapes
     flops = flops_per_sequence(model, shapes["input_ids"][0], shapes["labels"][0], budget.max_scored)
-    if flops is None:
-        return None, f"no formula tells the FLOPs of {model.config.model_type}"
     flops /= config.seq_len
     if not machine.is_gpu:
         peak = peak_flops(torch.device("cpu"), torch.float32 if launch.precision == "32" else torch.bfloat16) or 0.0
         why = (
             f"{ON_CPU.mfu:.0%} of the {count(peak)} FLOP/s of a matmul measured just now ({ON_CPU.why}), "
-            f"{count(flops)} FLOPs a token"
+            f"{count(flops)} FLOPs a token: {CONVENTION}"
         )
         return machine.num_nodes * peak * ON_CPU.mfu / flops, why
+    if not attention_windows(model.config):
+        return None, f"no published run tells what share of a GPU's peak {model.config.model_type} reaches"
     if machine.peak is None:
         return None, f"the peak rate of {machine.device} is not known"
     peak = machine.peak * PEAK_SHARE.get(launch.precision, 1.0)
@@ -63,7 +63,8 @@ def expected_speed(budget: Budget, launch: Launch) -> tuple[float | None, str]:
         slower["with recomputation"] = RECOMPUTED[kind]
     mfu = math.prod([rate.mfu, *slower.values()])
     less = "".join(f"; {name} x {factor:g}" for name, factor in slower.items())
-    why = f"{mfu:.0%} of each device's {count(peak)} FLOP/s ({rate.why}{less}), {count(flops)} FLOPs a token"
+    of_token = f"{count(flops)} FLOPs a token: {CONVENTION}"
+    why = f"{mfu:.0%} of each device's {count(peak)} FLOP/s ({rate.why}{less}), {of_token}"
     return machine.world * peak * mfu / flops, why
 
 

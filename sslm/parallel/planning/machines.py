@@ -144,16 +144,46 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
     if device.type == "cuda":
         gpu = listed(torch.cuda.get_device_name(device))
         return gpu and gpu.peak
-    return _measured_matmul(dtype)
+    return measured_matmul(device, dtype)
+
+
+SIDES = {"cpu": 1024, "cuda": 8192}
+"""Rows of the square matrices to multiply, by kind of device."""
 
 
 @functools.cache
-def _measured_matmul(dtype: torch.dtype, size: int = 1024, seconds: float = 0.2) -> float:
-    """Return the FLOP/s of the fastest of some square matmuls, measured once in a process."""
-    a = torch.ones(size, size, dtype=dtype)
+def measured_matmul(device: torch.device, dtype: torch.dtype, seconds: float = 0.2) -> float:
+    """Return the FLOP/s of the fastest of some square matmuls, measured once in a process: what no step can pass."""
+    size = SIDES[device.type]
+    a = torch.ones(size, size, dtype=dtype, device=device)
     best, end = float("inf"), time.perf_counter() + seconds
     while time.perf_counter() < end:
         start = time.perf_counter()
         a @ a
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
         best = min(best, time.perf_counter() - start)
     return 2 * size**3 / best
+
+
+def ceiling_in_words(device: torch.device, dtype: torch.dtype) -> str:
+    """Say what a matmul reaches on a device, beside its sheet."""
+    measured, side = measured_matmul(device, dtype), SIDES[device.type]
+    said = (
+        f"{rate_in_words(measured)} in {str(dtype).removeprefix('torch.')}, measured with matrices of {side} x {side}"
+    )
+    sheet = peak_flops(device, dtype) if device.type == "cuda" else None
+    return (
+        said
+        if sheet is None
+        else f"{said}; its sheet says {count(sheet)} FLOP/s, {measured / sheet:.0%} of which that is"
+    )
+
+
+def rate_in_words(flops: float) -> str:
+    """Write FLOP/s as their unit is written.
+
+    >>> rate_in_words(989.4e12), rate_in_words(33.1e9)
+    ('989 TFLOP/s', '33.1 GFLOP/s')
+    """
+    return f"{flops / 1e12:.3g} TFLOP/s" if flops >= 1e12 else f"{flops / 1e9:.3g} GFLOP/s"

@@ -64,6 +64,8 @@ class Monitor(Callback):
         if trainer.is_global_zero:
             self.run.path.mkdir(parents=True, exist_ok=True)
         self.flops_per_token: float | None = None
+        self._flops_per_place = 0.0
+        """Of inputs, and of what a decoder behind an encoder writes."""
         self.peak_flops: float | None = None
         data = data_of(trainer)
         if self.model_config is None or data is None or not trainer.is_global_zero:
@@ -71,8 +73,9 @@ class Monitor(Callback):
         model = on_meta(self.model_config, pl_module.auto_class)
         row = data.held_out.rows(1)
         input_len, target_len = row["input_ids"].shape[1], row["labels"].shape[1]
-        if (per_row := flops.flops_per_sequence(model, input_len, target_len, data.max_scored)) is not None:
-            self.flops_per_token = per_row / data.seq_len
+        per_row = flops.flops_per_sequence(model, input_len, target_len, data.max_scored)
+        self.flops_per_token = per_row / data.seq_len
+        self._flops_per_place = per_row / (input_len + self._writes * target_len)
         in_bf16 = "bf16" in str(trainer.precision) or next(pl_module.network.parameters()).dtype == torch.bfloat16
         peak = machines.peak_flops(trainer.strategy.root_device, torch.bfloat16 if in_bf16 else torch.float32)
         self.peak_flops = peak * trainer.world_size if peak else None
@@ -112,6 +115,13 @@ class Monitor(Callback):
 
     def _start_interval(self, trainer: Trainer) -> None:
         self._interval_step, self._busy, self._data_wait = trainer.global_step, 0.0, 0.0
+        self._interval_places = 0
+        """Those that hold tokens."""
+
+    @property
+    def _writes(self) -> bool:
+        """Whether a decoder behind an encoder writes the targets."""
+        return self.model_config is not None and self.model_config.is_encoder_decoder
 
     def on_train_batch_start(self, trainer: Trainer, pl_module: Objective, *_: Any) -> None:
         self._data_wait += time.perf_counter() - pl_module.batch_ended_at
@@ -120,6 +130,7 @@ class Monitor(Callback):
         is_logged = trainer.global_step % trainer.log_every_n_steps == 0
         loss_sums = outputs["loss_sums"].tolist() if is_logged else []  # waits for the device
         self._busy += time.perf_counter() - pl_module.batch_ended_at
+        self._interval_places += outputs["totals"].num_read + self._writes * sum(outputs["totals"].scored)
         if trainer.is_global_zero:
             row = {"step": trainer.global_step, "tokens": self._tokens(trainer), "lr": outputs["lr"]}
             if is_logged:
@@ -163,7 +174,7 @@ class Monitor(Callback):
             "lr": outputs["lr"],
             "grad_norm": float(outputs["grad_norm"]),
             "tokens_per_second": round(speed, 1),
-            "mfu": round(mfu, 4) if (mfu := self._mfu(speed)) is not None else None,
+            "mfu": self._mfu(seconds),
             "flops": self._tokens(trainer) * self.flops_per_token if self.flops_per_token else None,
             "data_wait": round(self._data_wait / seconds, 4),
             "host_memory_gib": in_gib(resident_memory()),
@@ -193,11 +204,11 @@ class Monitor(Callback):
             row |= {f"tokens/{name}": examples * data.seq_len, f"epochs/{name}": round(epochs, 4)}
         return row
 
-    def _mfu(self, tokens_per_second: float) -> float | None:
-        """Model FLOPs utilisation: the model's FLOP/s over the devices' peak (Chowdhery et al. 2022)."""
-        if not (self.flops_per_token and self.peak_flops):
+    def _mfu(self, seconds: float) -> float | None:
+        """Model FLOPs utilisation: FLOP/s for tokens, not for padding, over the devices' peak (see `flops`)."""
+        if not (self._flops_per_place and self.peak_flops):
             return None
-        return tokens_per_second * self.flops_per_token / self.peak_flops
+        return float(f"{self._interval_places * self._flops_per_place / seconds / self.peak_flops:.4g}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: Objective) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
