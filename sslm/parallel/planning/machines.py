@@ -169,15 +169,10 @@ def measured_matmul(device: torch.device, dtype: torch.dtype, seconds: float = 0
 def ceiling_in_words(device: torch.device, dtype: torch.dtype) -> str:
     """Say what a matmul reaches on a device, beside its sheet."""
     measured, side = measured_matmul(device, dtype), SIDES[device.type]
-    said = (
-        f"{rate_in_words(measured)} in {str(dtype).removeprefix('torch.')}, measured with matrices of {side} x {side}"
-    )
-    sheet = peak_flops(device, dtype) if device.type == "cuda" else None
-    return (
-        said
-        if sheet is None
-        else f"{said}; its sheet says {count(sheet)} FLOP/s, {measured / sheet:.0%} of which that is"
-    )
+    said = f"{rate_in_words(measured)} in {str(dtype).removeprefix('torch.')}, a matmul of {side} x {side}"
+    if device.type == "cpu" or (sheet := peak_flops(device, dtype)) is None:
+        return said
+    return f"{said}: {measured / sheet:.0%} of its sheet's {rate_in_words(sheet)}"
 
 
 def rate_in_words(flops: float) -> str:
