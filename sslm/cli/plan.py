@@ -34,6 +34,7 @@ from sslm.parallel.launch import Launch
 from sslm.parallel.planning.budget import Budget, Proposal, plan_launch
 from sslm.parallel.planning.expected_speed import expected_speed
 from sslm.parallel.planning.machines import PLANNED_FOR, PRICED, named
+from sslm.parallel.planning.memory import sizes
 from sslm.runs.checkpoints.folder import damage_of, newest_first, step_of
 from sslm.runs.folder import RunFolder
 from sslm.runs.resume import total_steps
@@ -234,9 +235,9 @@ class Plan:
         return rows
 
     def _checkpoint_bytes(self) -> int:
-        """Size of weights, perhaps their average, and two moments of those that are trained, in fp32."""
+        """Size of weights, perhaps their average, and optimizer states of those that are trained, in fp32."""
         model, copies = self.budget.model, 1 if self.config.optim.average_decay is None else 2
-        return 4 * copies * int(model.num_parameters()) + 8 * int(model.num_parameters(only_trainable=True))
+        return 4 * copies * int(model.num_parameters()) + sizes(model, optimizer=self.config.optim.name).states
 
     def _disk_room(self) -> int:
         folder = Path(self.config.run_folder).absolute()

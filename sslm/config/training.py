@@ -12,10 +12,10 @@ class OptimConfig(Section):
 
     prefix = "optim"
 
-    name: Literal["adamw"] = "adamw"
-    """Optimizer; AdamW is the only one so far."""
+    name: Literal["adamw", "muon", "lion"] = "adamw"
+    """Optimizer: adamw; muon (matrices of the blocks orthogonalised, AdamW for the rest, at AdamW's rate); lion."""
     lr: float | None = setting(None, POSITIVE, may_change="if named")
-    """Peak learning rate; default: what suits the objective's default model (causal_lm: 4e-3)."""
+    """Peak learning rate; default: what suits the objective's default model (causal_lm: 4e-3; lion a tenth)."""
     layer_decay: float | None = setting(None, DECAY, may_change="if named")
     """Learning rate of each block as a share of that of the block after it (0.9): the head has the whole, embeddings
     the lowest; null: all have the same."""

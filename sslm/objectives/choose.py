@@ -19,6 +19,7 @@ from sslm.models.freezing import freeze, parse_freeze
 from sslm.models.word_vectors import check_vectors
 from sslm.objectives import load_objective
 from sslm.parallel.parallelize import check_blocks
+from sslm.runs.checkpoints.optimizer_states import hidden_matrices
 from sslm.runs.folder import RunFolder, pretrained_folder
 from sslm.runs.resume import first_batch_size
 from sslm.system.errors import UserError
@@ -121,6 +122,9 @@ def build_on_meta(
     check_blocks(model, config.activation_checkpointing, compile_blocks=config.compile)
     if config.optim.layer_decay is not None:
         check_layer_decay(model)
+    if config.optim.name == "muon" and not hidden_matrices(model):
+        what = f"{model.config.model_type} has no matrices in blocks that can be told apart"
+        raise UserError(f"--optim.name muon: {what}; give another optimizer")
     if adapters is not None:
         adapt(model, adapters, config.seed)
     if config.model.freeze is not None:

@@ -144,6 +144,9 @@ def _check_deepspeed(config: Config, launch: Launch) -> None:
     name = launch.strategy
     if find_spec("deepspeed") is None:
         raise UserError(f"--strategy {name}: DeepSpeed is not installed; pip install 'sslm[deepspeed]'")
+    if config.optim.name != "adamw":
+        why = f"--strategy {name} knows AdamW's states alone"
+        raise UserError(f"--optim.name {config.optim.name}: {why}; give --strategy fsdp, or --optim.name adamw")
     if config.optim.average_decay is not None:
         raise UserError(f"--optim.average_decay: not under --strategy {name}; leave it out, or give --strategy fsdp")
     if launch.precision == "16-mixed" and launch.accelerator != "gpu":

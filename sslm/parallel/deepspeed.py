@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from sslm.config import Config
 from sslm.models.network import Network
 from sslm.parallel.launch import Launch
-from sslm.runs.checkpoints.states import MOMENTS
+from sslm.runs.checkpoints.optimizer_states import MOMENTS
 from sslm.runs.checkpoints.tensors import Tensors, read_tensors
 from sslm.system.errors import UserError, one_line
 

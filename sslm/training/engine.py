@@ -16,7 +16,8 @@ from sslm.runs.checkpoints.tensors import Tensors
 from sslm.system.errors import UserError
 from sslm.training.average import Average
 from sslm.training.lightning import can_skip_inner_hooks, count_step
-from sslm.training.optim import AdamW, clipping_scale, gradient_norm
+from sslm.training.optimizers.base import Optimizer
+from sslm.training.optimizers.clipping import clipping_scale, gradient_norm
 
 
 class LossScaler(Protocol):
@@ -93,9 +94,9 @@ class PlainEngine:
         """Whether nobody hears Lightning's hooks around a backward pass and an update, and nothing is scaled."""
         self.clip_norm, self.average = clip_norm, average
         averages = None if average is None else average.tensors
-        if not isinstance(optimizer.optimizer, AdamW):
+        if not isinstance(optimizer.optimizer, Optimizer):
             what = f"configure_optimizers gave {type(optimizer.optimizer).__name__}"
-            raise UserError(f"{what}; give an optimizer made by build_optimizer, of sslm.training.optim")
+            raise UserError(f"{what}; give an optimizer made by build_optimizer, of sslm.training.optimizers.build")
         self.update = optimizer.optimizer
         self.update.make_states()
         self.states = States(network, self.update, averages)

@@ -50,7 +50,8 @@ from sslm.training.engine import Engine, choose_engine
 from sslm.training.evaluated import Evaluated
 from sslm.training.lightning import check_settings, scheduler_of
 from sslm.training.micro_batches import MicroBatch, check_batch, micro_batches
-from sslm.training.optim import build_optimizer, set_learning_rate
+from sslm.training.optimizers.build import RATES, build_optimizer
+from sslm.training.optimizers.groups import set_learning_rate
 from sslm.training.schedules import learning_rate
 from sslm.training.stopping import Stopping
 
@@ -138,7 +139,8 @@ class Objective(Evaluated):
         self.recipe = recipe or self.recipe_class()
         self.optim = optim or OptimConfig()
         if self.optim.lr is None:
-            self.optim = replace(self.optim, lr=self.default_lr if adapters is None else ADAPTERS_LR)
+            lr = self.default_lr if adapters is None else ADAPTERS_LR
+            self.optim = replace(self.optim, lr=lr * RATES.get(self.optim.name, 1.0))
         self.robust = robust or RobustConfig()
         self.anomaly_detector = AnomalyDetector(anomaly or AnomalyConfig(action="off"))
         self.total_steps, self.seed, self.frozen, self.adapters = total_steps, seed, frozen, adapters

@@ -17,7 +17,7 @@ from sslm.parallel.launch import Launch
 from sslm.runs.export import auto_class_of, own_code
 from sslm.runs.folder import RunFolder
 from sslm.system.terminal import count, plural, say
-from sslm.training.optim import exemptions
+from sslm.training.optimizers.groups import exemptions
 
 MAX_EPOCHS = SourceConfig.max_epochs
 """Warn if a run reads its only text more often; each source of a mixture has its own max_epochs."""

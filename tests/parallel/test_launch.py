@@ -15,7 +15,7 @@ from sslm.parallel.tf32 import fp32_products
 from sslm.system.errors import sentence_of
 from sslm.train import main
 from sslm.training.callbacks.micro_batch import MicroBatch
-from sslm.training.optim import AdamW
+from sslm.training.optimizers.adamw import AdamW
 from tests.support.processes import train_forked
 from tests.support.runs import TrainTiny, losses_of, without_model
 
@@ -58,6 +58,10 @@ REFUSED = [
     (
         ["--strategy", "deepspeed_3", "--deepspeed.config", "nowhere.json"],
         "--deepspeed.config nowhere.json: there is no such file",
+    ),
+    (
+        ["--strategy", "deepspeed_2", "--optim.name", "muon"],
+        "--optim.name muon: --strategy deepspeed_2 knows AdamW's states alone; give --strategy fsdp",
     ),
     (["--strategy", "tp", "--devices", "2", "--compile"], "--compile: not under --strategy tp"),
     (

@@ -14,6 +14,7 @@ from torch import nn
 from sslm.cli.parse import parse
 from sslm.parallel.deepspeed import settings
 from sslm.parallel.launch import Launch
+from sslm.training.optimizers.build import OPTIMIZERS
 from tests.support.objectives import CASES, Case
 from tests.support.processes import free_port, run_command, train_forked
 from tests.support.runs import losses_of, rows_of, val_of, without_model
@@ -204,6 +205,17 @@ def test_each_strategy_goes_on_from_anothers_checkpoint(
         assert train(run, tiny, *STRATEGIES[name], "--stop_after", "1steps" if len(order) > 3 else "3steps") == 75
     assert train(run, tiny, *STRATEGIES[order[-1]]) == 0
     assert_alike(run, single)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "adamw"])
+def test_so_it_does_with_every_optimizer(optimizer: str, tiny: list[str], tmp_path: Path) -> None:
+    flags = [*tiny, "--optim.name", optimizer]
+    train(tmp_path / "single", flags, *STRATEGIES["single"])
+    for name in ("fsdp", "tp", "ddp"):
+        assert train(tmp_path / "run", flags, *STRATEGIES[name], "--stop_after", "2steps") == 75
+    assert train(tmp_path / "run", flags, *STRATEGIES["hsdp"]) == 0
+    assert_alike(tmp_path / "run", tmp_path / "single", 1e-5)
 
 
 @pytest.mark.slow

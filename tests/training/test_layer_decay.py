@@ -10,7 +10,8 @@ from torch import nn
 from sslm.config import OptimConfig
 from sslm.system.errors import UserError
 from sslm.training.layer_decay import check_layer_decay, rates
-from sslm.training.optim import build_optimizer, set_learning_rate
+from sslm.training.optimizers.build import build_optimizer
+from sslm.training.optimizers.groups import set_learning_rate
 
 SMALL: dict[str, Any] = {"vocab_size": 16, "num_hidden_layers": 2, "num_attention_heads": 1, "hidden_size": 4}
 OF_T5: dict[str, Any] = {"vocab_size": 16, "d_model": 4, "d_ff": 4, "d_kv": 4, "num_layers": 2, "num_heads": 1}

@@ -131,7 +131,8 @@ class Budget:
 
     def memory(self, launch: Launch, micro_batch_size: int, recomputation: Recompute | None = None) -> Memory:
         """Count the memory of each device, with the run's recomputation if none is given."""
-        numbers = sizes(self.model, max(launch.data_parallel_size // launch.replicas, 1), launch.tensor_parallel_size)
+        shards = max(launch.data_parallel_size // launch.replicas, 1)
+        numbers = sizes(self.model, shards, launch.tensor_parallel_size, self.config.optim.name)
         static = static_memory(numbers, launch, self.config, -(-self.rows_per_rank(launch) // micro_batch_size))
         length = self.shapes["labels"][0]
         scored = min(self.max_scored or length, length)

@@ -21,6 +21,7 @@ from sslm.parallel.planning.kept import Activations
 from sslm.parallel.planning.machines import Machine
 from sslm.parallel.recompute import Recompute
 from sslm.parallel.tensor_parallel import STYLES, planned
+from sslm.runs.checkpoints.optimizer_states import hidden_matrices, states_of
 from sslm.system.terminal import bytes_in_words
 
 ROOM = 0.9
@@ -77,19 +78,25 @@ class Sizes(NamedTuple):
     """As `sharded`, of those weights alone that are trained."""
     trained_unit: int
     """In what of `root` and the largest block has more that is trained."""
+    states: int
+    """Bytes, not numbers: optimizer states of what is trained, on a device that holds them as `whole`."""
+    states_sharded: int
+    """The same on a device that holds them as `sharded`."""
 
 
-def sizes(model: PreTrainedModel, shards: int = 1, tensor_parallel: int = 1) -> Sizes:
+def sizes(model: PreTrainedModel, shards: int = 1, tensor_parallel: int = 1, optimizer: str = "adamw") -> Sizes:
     """Count the numbers in a model's weights.
 
     Args:
         model: may be on the meta device.
         shards: devices among which each weight is cut.
         tensor_parallel: devices that share each matrix.
+        optimizer: whose states are counted.
     """
+    hidden = hidden_matrices(model)
     shared = {name for name, style in planned(model).items() if style in STYLES and "replicated" not in style}
     block_of = {id(p): number for number, block in enumerate(blocks(model)) for p in block.parameters()}
-    whole = sharded = trained = trained_sharded = 0
+    whole = sharded = trained = trained_sharded = states = states_sharded = 0
     units: dict[int, int] = {-1: 0}
     trained_units: dict[int, int] = {-1: 0}
     seen: set[int] = set()
@@ -97,9 +104,9 @@ def sizes(model: PreTrainedModel, shards: int = 1, tensor_parallel: int = 1) -> 
         if id(parameter) in seen:
             continue
         seen.add(id(parameter))
-        numel = parameter.numel()
+        numel, divisor = parameter.numel(), 1
         if tensor_parallel > 1 and name.rpartition(".")[0] in shared:
-            numel //= tensor_parallel
+            numel, divisor = numel // tensor_parallel, tensor_parallel
         whole += numel
         rows = parameter.shape[0] if parameter.ndim else 1
         shard, unit = -(-rows // shards) * numel // rows, block_of.get(id(parameter), -1)
@@ -108,9 +115,13 @@ def sizes(model: PreTrainedModel, shards: int = 1, tensor_parallel: int = 1) -> 
         if parameter.requires_grad:
             trained, trained_sharded = trained + numel, trained_sharded + shard
             trained_units[unit] = trained_units.get(unit, 0) + numel
+            kept = states_of(optimizer, parameter, parameter in hidden).values()
+            states += sum(state.nbytes() for state in kept) // divisor
+            states_sharded += sum(state.nbytes(shards) for state in kept) // divisor
     root = units.pop(-1)
     block = max(units.values(), default=0)
-    return Sizes(whole, sharded, root, block, trained, trained_sharded, max(trained_units.values()))
+    unit = max(trained_units.values())
+    return Sizes(whole, sharded, root, block, trained, trained_sharded, unit, states, states_sharded)
 
 
 def holds_16_bits(launch: Launch) -> bool:
@@ -127,20 +138,21 @@ def static_memory(sizes: Sizes, launch: Launch, config: Config, num_micro_batche
     """Count weights, gradients, optimizer states and buffers; nothing that depends on a batch.
 
     Weights that aren't trained have neither gradients nor optimizer states. Bytes a parameter: weights and gradients 4
-    (in 16 bits: 2); AdamW's moments 8, in fp32; DeepSpeed's copy of the
-    weights in fp32 4, whatever the weights' dtype (Rajbhandari et al. 2020, arXiv:1910.02054); an average of the
+    (in 16 bits: 2); the optimizer's states as `states_of` has them (AdamW's moments 8, in fp32); DeepSpeed's copy of
+    the weights in fp32 4, whatever the weights' dtype (Rajbhandari et al. 2020, arXiv:1910.02054); an average of the
     weights 4. FSDP2 shards all of these, but gradients that are reduced once a step are whole until then
     (`fsdp.reduce_gradients`). ZeRO shards the optimizer in stage 1, gradients too in stage 2, weights too in stage 3.
     """
     stage, is_sharded = launch.traits.zero_stage, launch.traits.shards_weights
-    width, moments = 2 if holds_16_bits(launch) else 4, 12 if stage else 8
+    width = 2 if holds_16_bits(launch) else 4
     waits = config.fsdp.reduce_gradients == "step" and num_micro_batches > 1
     weights = width * (sizes.sharded if is_sharded or stage == 3 else sizes.whole)
     gradients = width * (sizes.trained_sharded if is_sharded or stage >= 2 else sizes.trained)
     if is_sharded and waits:
         gradients = 4 * sizes.trained  # FSDP2 sums them in the type in which it reduces them
     averages = 0 if config.optim.average_decay is None else 4
-    optimizer = moments * (sizes.trained_sharded if is_sharded or stage else sizes.trained)
+    optimizer = sizes.states_sharded if is_sharded or stage else sizes.states
+    optimizer += 4 * sizes.trained_sharded if stage else 0
     optimizer += averages * (sizes.sharded if is_sharded else sizes.whole)
     transient = float(WORKSPACES) if launch.accelerator == "gpu" else 0.0
     if is_sharded:
@@ -156,7 +168,7 @@ def static_memory(sizes: Sizes, launch: Launch, config: Config, num_micro_batche
     if stage == 3 and config.deepspeed.offload_parameters:
         weights, host = 0, host + weights
     if not config.checkpoint.sync:  # what is written while training goes on, each device's share
-        copy = (((4 if stage else width) + averages) * sizes.whole + 8 * sizes.trained) / launch.world
+        copy = (((4 if stage else width) + averages) * sizes.whole + sizes.states) / launch.world
         host, transient = (host, transient + copy) if launch.accelerator == "cpu" else (host + copy, transient)
     return Memory(weights, gradients, optimizer, transient=transient, host=host)
 

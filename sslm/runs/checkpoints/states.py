@@ -69,7 +69,3 @@ def _is_tensor(value: object) -> bool:
 
 def _without(prefix: str, tensors: Tensors) -> Tensors:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
-
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""AdamW's states, as torch names them."""

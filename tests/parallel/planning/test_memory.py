@@ -35,7 +35,7 @@ from sslm.parallel.planning.memory import (
 )
 from sslm.parallel.recompute import Recompute, parse_recompute
 from sslm.system.errors import UserError
-from sslm.training.optim import build_optimizer
+from sslm.training.optimizers.build import OPTIMIZERS, build_optimizer
 from tests.support.families import BLOCKS, CAUSAL, FAMILIES, LENGTH, LLAMA, SEQ2SEQ, SHAPES, VOCABULARY
 from tests.support.processes import run_command, run_ranks
 
@@ -119,14 +119,13 @@ def measured_states(network: nn.Module, optimizer: torch.optim.Optimizer) -> Mem
     return Memory(bytes_of(network.parameters()), bytes_of(p.grad for p in network.parameters()), bytes_of(moments))
 
 
-def compare_states(rank: int, world: int, strategy: str, family: str, in_bf16: bool) -> None:
+def compare_states(rank: int, world: int, strategy: str, family: str, in_bf16: bool, optimizer: str = "adamw") -> None:
     config, auto_class = FAMILIES[family]
     model = build(config, auto_class, 0).train()
     precision = "bf16-true" if in_bf16 else "32"
     shards = world if strategy == "fsdp" else 1
-    planned = static_memory(
-        sizes(on_meta(config, auto_class), shards), launch(strategy, world, precision=precision), Config(), 1
-    )
+    of = sizes(on_meta(config, auto_class), shards, optimizer=optimizer)
+    planned = static_memory(of, launch(strategy, world, precision=precision), Config(), 1)
     network: nn.Module = LanguageModel(model)
     mesh = None
     if strategy == "fsdp":
@@ -135,7 +134,7 @@ def compare_states(rank: int, world: int, strategy: str, family: str, in_bf16: b
     assert isinstance(network, FSDPModule) == (strategy == "fsdp")
     if strategy == "ddp":
         network = DistributedDataParallel(network, gradient_as_bucket_view=True)
-    real = measured_states(network, build_optimizer(network, OptimConfig(lr=1e-3)))
+    real = measured_states(network, build_optimizer(network, OptimConfig(lr=1e-3, name=optimizer)))  # type: ignore[arg-type]
     for part in ("weights", "gradients", "optimizer"):
         assert getattr(planned, part) == pytest.approx(getattr(real, part), rel=0.02), (part, planned, real)
 
@@ -145,13 +144,18 @@ def test_weights_gradients_and_optimizer_states_of_one_process_are_as_planned(fa
     compare_states(0, 1, "single", family, in_bf16=False)
 
 
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name != "adamw"])
+def test_states_of_each_optimizer_are_as_planned(optimizer: str) -> None:
+    compare_states(0, 1, "single", "t5", in_bf16=False, optimizer=optimizer)
+
+
 def test_weights_in_bf16_take_half_and_their_moments_do_not() -> None:
     compare_states(0, 1, "single", "llama", in_bf16=True)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_weights_gradients_and_optimizer_states_of_two_processes_are_as_planned(strategy: str, tmp_path: Path) -> None:
-    run_ranks(compare_states, 2, tmp_path, strategy, "gpt2", False)  # its head and embedding are tied
+    run_ranks(compare_states, 2, tmp_path, strategy, "gpt2", False, "muon")  # its head and embedding are tied
 
 
 def test_strategies_shard_what_they_say() -> None:

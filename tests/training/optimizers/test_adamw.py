@@ -21,16 +21,13 @@ from sslm.models.head import LanguageModel
 from sslm.runs.checkpoints.saver import Saver
 from sslm.runs.checkpoints.states import States
 from sslm.system.terminal import count, keep_libraries_quiet
-from sslm.training import optim
-from sslm.training.optim import (
-    AdamW,
-    build_optimizer,
-    clipping_scale,
-    exemptions,
-    gradient_norm,
-    parameter_groups,
-    rounded_to_bf16,
-)
+from sslm.training.optimizers import adamw
+from sslm.training.optimizers.adamw import AdamW
+from sslm.training.optimizers.base import Optimizer
+from sslm.training.optimizers.build import build_optimizer
+from sslm.training.optimizers.clipping import clipping_scale, gradient_norm
+from sslm.training.optimizers.groups import exemptions, parameter_groups
+from sslm.training.optimizers.rounding import rounded_to_bf16
 from sslm.training.report import weight_decay_of
 from tests.support.processes import run_ranks
 
@@ -78,7 +75,7 @@ def test_updates_too_small_for_bf16_add_up_as_in_fp32() -> None:
 
 
 def test_wider_weights_are_updated_as_torch_does_it_whatever_the_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(optim, "PIECE", 40)
+    monkeypatch.setattr(adamw, "PIECE", 40)
     gradients = [torch.randn(9, 10), torch.randn(9, 10)]
     start = torch.randn(9, 10)
     ours, theirs, of_one = nn.Parameter(start.clone()), nn.Parameter(start.clone()), nn.Parameter(torch.tensor(2.0))
@@ -106,7 +103,7 @@ def test_the_seed_the_step_and_the_parameter_decide_what_is_drawn() -> None:
     assert not torch.equal(first[0], after(1)[0])
 
 
-def make(world: int) -> tuple[LanguageModel, AdamW]:
+def make(world: int) -> tuple[LanguageModel, Optimizer]:
     """A llama in bf16, sharded where there are several processes."""
     keep_libraries_quiet()
     config = LlamaConfig(

@@ -1,0 +1,53 @@
+"""States that each optimizer keeps of a weight: what checkpoints hold, and what plans count."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sslm.models.blocks import blocks
+
+
+class State(NamedTuple):
+    """One tensor that an optimizer keeps of a weight."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    def nbytes(self, shards: int = 1) -> int:
+        """Bytes on a device that holds a shard, cut along the first dimension."""
+        numel = torch.Size(self.shape).numel()
+        rows = self.shape[0] if self.shape else 1
+        return self.dtype.itemsize * (-(-rows // shards) * numel // max(rows, 1))
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""AdamW's states, as torch names them."""
+
+
+def states_of(optimizer: str, weight: Tensor, is_hidden: bool) -> dict[str, State]:
+    """Name the states of a weight, beside `step`, which every optimizer counts.
+
+    Args:
+        optimizer: its name, as in `--optim.name`.
+        weight: of any kind; its shape and dtype matter.
+        is_hidden: whether it is one of the `hidden_matrices`.
+    """
+    like = State(torch.promote_types(weight.dtype, torch.float32), tuple(weight.shape))
+    if optimizer == "lion":
+        return {"exp_avg": like}
+    if optimizer == "muon" and is_hidden:
+        return {"momentum_buffer": like}
+    return dict.fromkeys(MOMENTS, like)
+
+
+def hidden_matrices(model: nn.Module) -> set[nn.Parameter]:
+    """Matrices that map activations to activations: of the blocks, without embeddings (T5 has some in its blocks)."""
+    return {
+        parameter
+        for block in blocks(model)
+        for layer in block.modules()
+        if not isinstance(layer, nn.Embedding)
+        for name, parameter in layer.named_parameters(recurse=False)
+        if parameter.ndim == 2 and "weight" in name
+    }
