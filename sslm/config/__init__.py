@@ -18,7 +18,7 @@ from sslm.config.data import DataConfig, SourceConfig, StageConfig
 from sslm.config.devices import DeepspeedConfig, FsdpConfig, Precision, Strategy
 from sslm.config.model import LoraConfig, ModelConfig, ObjectiveConfig
 from sslm.config.setting import NOT_NEGATIVE, POSITIVE, SECONDS, SEED, Section, setting
-from sslm.config.training import AnomalyConfig, OptimConfig, RobustConfig
+from sslm.config.training import AnomalyConfig, GroupConfig, OptimConfig, RobustConfig
 from sslm.system.errors import UserError
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "DataConfig",
     "DeepspeedConfig",
     "FsdpConfig",
+    "GroupConfig",
     "LoraConfig",
     "ModelConfig",
     "ObjectiveConfig",

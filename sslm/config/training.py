@@ -7,6 +7,18 @@ from sslm.config.setting import BELOW_ONE, DECAY, NOT_NEGATIVE, POSITIVE, SHARE,
 
 
 @dataclass(frozen=True)
+class GroupConfig(Section):
+    """Parameters with a rate or a weight decay of their own."""
+
+    names: str
+    """Regular expression that is found in the names of the parameters."""
+    lr: float = 1.0
+    """What the schedule's rate is multiplied by; 0: they stay."""
+    weight_decay: float | None = None
+    """Weight decay of those that decay; default: that of all."""
+
+
+@dataclass(frozen=True)
 class OptimConfig(Section):
     """The optimizer and its learning-rate schedule, counted in optimizer steps."""
 
@@ -19,6 +31,9 @@ class OptimConfig(Section):
     layer_decay: float | None = setting(None, DECAY, may_change="if named")
     """Learning rate of each block as a share of that of the block after it (0.9): the head has the whole, embeddings
     the lowest; null: all have the same."""
+    groups: list[GroupConfig] | None = setting(None, may_change="if named")
+    """Rates and weight decay of parameters by name, a list of {names: REGEX, lr: FACTOR, weight_decay: …}; of several
+    that fit a name the first holds."""
     schedule: Literal["cosine", "linear", "wsd", "inverse_sqrt", "constant"] = setting("cosine", may_change="if named")
     """After warm-up: cosine or linear decay over the whole run; wsd (warm-up, stable, decay: a trapezoid); inverse_sqrt
     (with the root of the step, not below min_lr_ratio); or constant."""
@@ -42,6 +57,12 @@ class OptimConfig(Section):
     """Largest norm of the whole gradient; null: no clipping."""
     average_decay: float | None = setting(None, BELOW_ONE)
     """Decay (0.999) of an exponential moving average of the weights, which is validated and exported; null: none."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.groups is not None:  # of Lightning's checkpoints they are plain
+            groups = [GroupConfig(**group) if isinstance(group, dict) else group for group in self.groups]
+            object.__setattr__(self, "groups", groups)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from sslm.system.terminal import say
 from sslm.system.typed import typed
 from sslm.training.layer_decay import check_layer_decay
 from sslm.training.module import Objective
+from sslm.training.optimizers.by_name import check_groups
 
 
 def choose_objective(config: Config) -> tuple[type[Objective], Recipe]:
@@ -129,6 +130,8 @@ def build_on_meta(
         adapt(model, adapters, config.seed)
     if config.model.freeze is not None:
         freeze(model, parse_freeze(config.model.freeze))  # plan and counts see what is trained
+    if config.optim.groups is not None:
+        check_groups(config.optim.groups, model)
     return model
 
 

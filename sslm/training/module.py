@@ -51,6 +51,7 @@ from sslm.training.evaluated import Evaluated
 from sslm.training.lightning import check_settings, scheduler_of
 from sslm.training.micro_batches import MicroBatch, check_batch, micro_batches
 from sslm.training.optimizers.build import RATES, build_optimizer
+from sslm.training.optimizers.by_name import group_of
 from sslm.training.optimizers.groups import set_learning_rate
 from sslm.training.schedules import learning_rate
 from sslm.training.stopping import Stopping
@@ -245,9 +246,10 @@ class Objective(Evaluated):
         return []
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        decay = self.optim.layer_decay
-        rates = None if decay is None else layer_decay.rates(self.network.model, decay)
-        return build_optimizer(self.network, self.optim, self.seed, rates)
+        optim, model = self.optim, self.network.model
+        rates = None if optim.layer_decay is None else layer_decay.rates(model, optim.layer_decay)
+        own = None if optim.groups is None else group_of(optim.groups, model)
+        return build_optimizer(self.network, optim, self.seed, rates, own)
 
     @property
     def lr(self) -> float:

@@ -7,6 +7,8 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from sslm.config import GroupConfig
+
 STATE_SPACE = {"A_log", "D"}
 """How fast a state space model forgets, and its skip connection: never decayed (Gu & Dao 2023, arXiv:2312.00752)."""
 RATE = "lr_rate"
@@ -18,26 +20,31 @@ HIDDEN = "is_hidden"
 def parameter_groups(
     module: nn.Module,
     weight_decay: float,
+    own: Mapping[nn.Parameter, GroupConfig] | None = None,
     rates: Mapping[nn.Parameter, float] | None = None,
     hidden: Collection[nn.Parameter] | None = None,
 ) -> list[dict[str, Any]]:
     """Group a module's trained parameters by weight decay (see `exemptions`), and by device mesh.
 
     Args:
+        own: parameters with a rate or a weight decay of their own.
         rates: what each parameter's learning rate is multiplied by; None: all have the same.
         hidden: parameters to set apart from the others; None: none.
     """
-    groups: dict[tuple[bool, DeviceMesh | None, float, bool], list[nn.Parameter]] = {}
+    groups: dict[tuple[float, DeviceMesh | None, float, bool], list[nn.Parameter]] = {}
+    has_rates = rates is not None or own is not None
     for parameter, exempt in sorted(exemptions(module), key=lambda pair: pair[1] is not None):
         mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        rate = 1.0 if rates is None else rates[parameter]
-        key = exempt is None, mesh, rate, hidden is not None and parameter in hidden
+        rate, decay = 1.0 if rates is None else rates[parameter], weight_decay
+        if own is not None and (group := own.get(parameter)) is not None:
+            rate, decay = rate * group.lr, decay if group.weight_decay is None else group.weight_decay
+        key = decay if exempt is None else 0.0, mesh, rate, hidden is not None and parameter in hidden
         groups.setdefault(key, []).append(parameter)
     return [
-        {"params": members, "weight_decay": weight_decay if decays else 0.0}
-        | ({} if rates is None else {RATE: rate})
+        {"params": members, "weight_decay": decay}
+        | ({RATE: rate} if has_rates else {})
         | ({} if hidden is None else {HIDDEN: is_hidden})
-        for (decays, _, rate, is_hidden), members in groups.items()
+        for (decay, _, rate, is_hidden), members in groups.items()
     ]
 
 
