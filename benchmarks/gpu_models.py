@@ -6,7 +6,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 
 SMALL = "--data.tokenizer bpe:512 --optim.warmup_steps 2 --log_every 1 --checkpoint.every_steps 1000 --devices 1"
-SHORT = f"{SMALL} --seq_len 64 --batch_size 8 --micro_batch_size 4 --data.val_sequences 8 --val_every 1000"
+SHORT = (
+    f"{SMALL} --compile off --seq_len 64 --batch_size 8 --micro_batch_size 4 --data.val_sequences 8 --val_every 1000"
+)
 NARROW = (
     "--model.hidden_size 64 --model.intermediate_size 128 --model.num_hidden_layers 2 --model.num_attention_heads 2"
 )

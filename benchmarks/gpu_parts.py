@@ -155,7 +155,7 @@ def memory(lab: Lab) -> Facts:
     flags = (
         "--data.tokenizer bpe:512 --batch_size 16 --micro_batch_size 8 --max_steps 3 --log_every 1000 --val_every 1000 "
         "--data.val_sequences 1 --checkpoint.every_steps 1000 --devices 1 --precision bf16-mixed --strategy single "
-        "--accelerator gpu"
+        "--accelerator gpu --compile off"
     )
     facts: Facts = {}
     off = []
@@ -192,17 +192,17 @@ def speed(lab: Lab, name: str, *flags: str) -> Facts:
 
 def gpt2(lab: Lab) -> Facts:
     """Speed of GPT-2 of 124M parameters, compiled, in bf16-mixed."""
-    return speed(lab, "gpt2", lab.sizes.gpt2, "--strategy single --precision bf16-mixed --compile true")
+    return speed(lab, "gpt2", lab.sizes.gpt2, "--strategy single --precision bf16-mixed --compile model")
 
 
 def gpt2_fp8(lab: Lab) -> Facts:
     """Speed of the same with fp8 matmuls."""
-    return speed(lab, "gpt2 fp8", lab.sizes.gpt2, "--strategy single --precision fp8 --compile true")
+    return speed(lab, "gpt2 fp8", lab.sizes.gpt2, "--strategy single --precision fp8 --compile model")
 
 
 def llama_fsdp(lab: Lab) -> Facts:
     """Speed of a Llama of 300M parameters, compiled, with FSDP2 in bf16-mixed."""
-    return speed(lab, "llama fsdp", lab.sizes.llama, "--strategy fsdp --precision bf16-mixed --compile true")
+    return speed(lab, "llama fsdp", lab.sizes.llama, "--strategy fsdp --precision bf16-mixed --compile block")
 
 
 def out_of_memory(lab: Lab) -> Facts:

@@ -325,11 +325,11 @@ def build_module(setup: Setup, resume_from: Path | None) -> Objective:
             in_bf16=launch.holds_bf16,
             computes_in_bf16=launch.autocasts_to_bf16,
             in_float8=launch.precision == "fp8",
-            compile_blocks=config.compile,
+            compiled=launch.compiled,
             recomputation=setup.budget.recomputation,
         ),
         reduce_gradients=config.fsdp.reduce_gradients,
-        static_shapes=config.compile,
+        static_shapes=launch.compiled != "off",
         frozen=None if config.model.freeze is None else parse_freeze(config.model.freeze),
         adapters=setup.adapters,
     )

@@ -107,11 +107,12 @@ class Config(Section):
     logger: str = setting("none", may_change=True)
     """Trackers in addition to metrics.jsonl, separated by commas: csv, tensorboard, wandb (offline if nobody is logged
     in), trackio, mlflow."""
-    compile: bool = setting(False, may_change=True)
-    """Compile each block of the model with torch.compile."""
+    compile: Literal["auto", "off", "block", "model"] = setting("auto", may_change=True)
+    """What torch.compile takes as one piece: each block, or the whole model, which is faster if it is small (auto: so
+    on GPUs up to 300M parameters, else each block; off on CPUs)."""
     activation_checkpointing: str = setting("none", may_change=True)
     """Recompute activations in the backward pass, to save memory: none, selective (all but matmuls and attention), full
-    (each block), or budget:SHARE of the memory (budget:0.5; with --compile)."""
+    (each block), or budget:SHARE of the memory (budget:0.5; compiled models)."""
     start_timeout_seconds: float = setting(1800.0, SECONDS, may_change=True)
     """Seconds within which all processes must have started and connected, or the run ends; verifying a large
     checkpoint counts."""

@@ -18,7 +18,6 @@ from sslm.models.build import check_runs, on_meta
 from sslm.models.freezing import freeze, parse_freeze
 from sslm.models.word_vectors import check_vectors
 from sslm.objectives import load_objective
-from sslm.parallel.parallelize import check_blocks
 from sslm.runs.checkpoints.optimizer_states import hidden_matrices
 from sslm.runs.folder import RunFolder, pretrained_folder
 from sslm.runs.resume import first_batch_size
@@ -120,7 +119,6 @@ def build_on_meta(
     """Build the model without weights, and try it on a few tokens."""
     model = on_meta(model_config, objective.auto_class)
     check_runs(model, objective.auto_class)
-    check_blocks(model, config.activation_checkpointing, compile_blocks=config.compile)
     if config.optim.layer_decay is not None:
         check_layer_decay(model)
     if config.optim.name == "muon" and not hidden_matrices(model):

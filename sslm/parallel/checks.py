@@ -124,8 +124,6 @@ def _check_tensor_parallel(config: Config, launch: Launch, model: PreTrainedMode
     if config.lora.rank is not None:
         raise UserError(f"--lora.rank {config.lora.rank}: not with {launch.strategy}; give --strategy fsdp")
     check_tensor_parallel(model, size)
-    if config.compile and size > 1:
-        raise UserError(f"--compile: not under --strategy {launch.strategy}; leave it out, or give --strategy fsdp")
 
 
 def _check_float8(launch: Launch, model: PreTrainedModel) -> None:

@@ -15,6 +15,9 @@ CPU_PROCESSES = 8
 """More processes than cores are allowed up to this: enough to try a strategy on a laptop."""
 
 
+Compiled = Literal["off", "block", "model"]
+
+
 class Strategy(NamedTuple):
     """What a strategy does with the devices. The rest of the code asks this, never the name."""
 
@@ -63,6 +66,8 @@ class Launch:
     """Groups of devices that hold all of the weights among them (hsdp)."""
     tensor_parallel_size: int = 1
     """Devices that share each matrix."""
+    compiled: Compiled = "off"
+    """What torch.compile takes as one piece."""
     why: str = field(default="as asked", repr=False, compare=False)
     """Why this strategy, in words."""
 
@@ -95,6 +100,11 @@ class Launch:
         if self.precision != "32":
             return self.precision
         return "fp32" if self.accelerator == "cpu" else "fp32 (32-tf32: matrices in TF32, less exact and faster)"
+
+    @property
+    def compiled_in_words(self) -> str:
+        """What is compiled, to be said after the precision; nothing if nothing is."""
+        return {"off": "", "block": ", each block compiled", "model": ", compiled as a whole"}[self.compiled]
 
     @property
     def computes_in_fp32(self) -> bool:

@@ -7,11 +7,11 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from sslm.models.blocks import blocks
-from sslm.parallel import compilation
+from sslm.parallel.compilation import compile_modules
 from sslm.parallel.float8 import use_float8
-from sslm.parallel.recompute import KEEP_ALL, Recompute, parse_recompute, recompute
+from sslm.parallel.launch import Compiled
+from sslm.parallel.recompute import KEEP_ALL, Recompute, recompute
 from sslm.parallel.tensor_parallel import share_matrices
-from sslm.system.errors import UserError
 
 
 def parallelize(
@@ -24,7 +24,7 @@ def parallelize(
     in_bf16: bool = False,
     computes_in_bf16: bool = False,
     in_float8: bool = False,
-    compile_blocks: bool = False,
+    compiled: Compiled = "off",
     recomputation: Recompute = KEEP_ALL,
 ) -> None:
     """Change a network in place, block by block.
@@ -40,6 +40,7 @@ def parallelize(
         computes_in_bf16: gather fp32 weights as bfloat16. Autocast would cast those of matmuls anyway; embeddings and
             norms, and so what runs between blocks, are then in bfloat16 too.
         in_float8: let the blocks' linear layers multiply in 8 bits.
+        compiled: what torch.compile takes as one piece.
         recomputation: what the blocks' backward passes compute again.
     """
     if in_bf16:
@@ -51,8 +52,8 @@ def parallelize(
         for block in blocks(model):
             use_float8(block)
     recompute(model, recomputation)
-    if compile_blocks:
-        compilation.compile_blocks(blocks(model))
+    if compiled != "off":
+        compile_modules([network] if compiled == "model" else blocks(model))
     if mesh is not None and (shards := data_mesh(mesh, replicas)) is not None:
         gathered = torch.bfloat16 if computes_in_bf16 else None
         policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -69,18 +70,3 @@ def data_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh | None:
     if replicas == 1:
         return mesh["data_parallel"]
     return init_device_mesh(mesh.device_type, (replicas, devices // replicas), mesh_dim_names=("replicate", "shard"))
-
-
-def check_blocks(model: PreTrainedModel, activation_checkpointing: str, *, compile_blocks: bool) -> None:
-    """Check that a model's blocks can be compiled and recomputed as asked for.
-
-    Raises:
-        UserError: they can't.
-    """
-    recomputation = parse_recompute(activation_checkpointing, compile_blocks=compile_blocks)
-    model_type = model.config.model_type
-    if not blocks(model) and (compile_blocks or recomputation.kind != "none"):
-        needs = "its layers can't be told apart, as --compile and --activation_checkpointing need"
-        raise UserError(f"--model.model_type {model_type}: {needs}; leave these out")
-    if compile_blocks and model_type == "sslm_lstm":
-        raise UserError("--compile: torch can't compile an LSTM; leave it out")

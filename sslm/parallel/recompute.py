@@ -41,19 +41,18 @@ class Recompute(NamedTuple):
 KEEP_ALL = Recompute()
 
 
-def parse_recompute(text: str, *, compile_blocks: bool) -> Recompute:
+def parse_recompute(text: str) -> Recompute:
     """Parse `--activation_checkpointing`.
 
     Args:
         text: none, selective, full, or budget:SHARE.
 
     Raises:
-        UserError: it is none of these, or a budget without the compiler, which alone can keep to it.
+        UserError: it is none of these.
 
-    >>> parse_recompute("budget:0.5", compile_blocks=True)
+    >>> parse_recompute("budget:0.5")
     Recompute(kind='budget', budget=0.5)
     """
-    flag = f"--activation_checkpointing {text}"
     for kind in ("none", "selective", "full"):
         if text == kind:
             return Recompute(kind)
@@ -62,9 +61,7 @@ def parse_recompute(text: str, *, compile_blocks: bool) -> Recompute:
         budget = float(text.removeprefix("budget:")) if text.startswith("budget:") else 0.0
     if not 0 < budget < 1:
         expected = "none, selective, full, or budget:SHARE with a share between 0 and 1, such as budget:0.5"
-        raise UserError(f"{flag}: expected {expected}")
-    if not compile_blocks:
-        raise UserError(f"{flag}: it is the compiler that keeps to a budget; add --compile true, or take selective")
+        raise UserError(f"--activation_checkpointing {text}: expected {expected}")
     return Recompute("budget", budget)
 
 
@@ -73,9 +70,8 @@ def recompute(model: PreTrainedModel, how: Recompute) -> None:
 
     none keeps all of them. selective keeps the results of matmuls and of attention, and computes cheap operations
     (norms, activation functions, dropout) again. full keeps a block's input alone. A budget leaves the choice to the
-    compiler, block by block: it keeps at most that fraction, and computes again what is cheapest. The model's blocks
-    must not have been compiled yet. See docs/lessons.md, "The recompute budget belongs to the process" and "Recomputed
-    T5 wants a gradient of nothing".
+    compiler: it keeps at most that fraction, and computes again what is cheapest. Nothing must have been compiled yet.
+    See docs/lessons.md, "The recompute budget belongs to the process" and "Recomputed T5 wants a gradient of nothing".
     """
     functorch.activation_memory_budget = how.budget
     if how.kind not in ("selective", "full"):

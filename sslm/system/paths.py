@@ -8,6 +8,8 @@ import os
 import re
 from pathlib import Path
 
+import platformdirs
+
 from sslm.system.errors import UserError, short
 
 _typed: dict[str, str] = {}
@@ -41,6 +43,11 @@ def followed(path: str) -> str:
 def local_path(path: str) -> Path:
     """`followed`, for an argument that is a folder or file of this machine."""
     return Path(followed(path))
+
+
+def caches() -> Path:
+    """Return the user's folder for what can be made again: prepared corpora, what was compiled."""
+    return platformdirs.user_cache_path("sslm")
 
 
 def as_typed(text: str) -> str:

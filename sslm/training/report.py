@@ -108,7 +108,7 @@ def describe_launch(config: Config, launch: Launch, model: PreTrainedModel) -> N
     """Say on what and how it will be trained, and what was asked for that has no effect under this strategy."""
     devices = plural(launch.devices, "GPU" if launch.accelerator == "gpu" else "CPU process")
     nodes = f"{launch.num_nodes} nodes with {devices} each" if launch.num_nodes > 1 else devices
-    say(f"Launch: {nodes}, {launch.strategy_in_words}, precision {launch.precision_in_words}")
+    say(f"Launch: {nodes}, {launch.strategy_in_words}, precision {launch.precision_in_words}{launch.compiled_in_words}")
     if config.data.document_mask:
         say(f"Document masks: {masks_in_words(model, launch.device_type)}")
     if idle := without_effect(config, launch.strategy):

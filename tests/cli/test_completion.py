@@ -33,7 +33,7 @@ LINES = {
     "train --optim.sch\tw\t": "train --optim.schedule wsd",
     "verify-resume --ki\t3 --strategy fsdp_\t": "verify-resume --kills 3 --strategy fsdp_tp",
     "finetune --objective regr\t--seeds 1,2": "finetune --objective regression --seeds 1,2",
-    "train --config lapt\t--compile t\t": "train --config laptop.yaml --compile true",
+    "train --config lapt\t--compile bl\t": "train --config laptop.yaml --compile block",
     "train --precision=bf16-t\t": "train --precision=bf16-true",
     "ckpt resh\tlapt\t--sh\t2": "ckpt reshard laptop.yaml --shards 2",
     "completion z\t": "completion zsh",

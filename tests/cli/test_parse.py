@@ -85,7 +85,7 @@ def test_whatever_a_file_says_is_refused_in_a_sentence_or_taken_and_written_alik
         ("max_tokens: 1e9", 1_000_000_000),
         ("max_tokens: 10_000", 10_000),
         ("val_every: 1:30", "--val_every 1:30: expected a whole number"),
-        ("compile: no", "--compile no: expected true or false"),
+        ("dry_run: no", "--dry_run no: expected true or false"),
         ("seed: 1\nseed: 2", "line 2: the key seed is given twice"),
         (f"seed: {'9' * 5000}", "line 1: a number of 5000 digits"),
         ("model: {n_head: &a [*a]}", "line 1: an alias stands inside of what it names"),
@@ -125,11 +125,11 @@ def test_flags_win_over_files_and_later_files_over_earlier_whatever_the_order_ty
 
 def test_config_written_to_yaml_is_read_back_equal(tmp_path: Path) -> None:
     config = parse(
-        ["--model.model_type", "gpt2", "--model.n_embd", "8", "--data.document_separator", "\n--\n", "--compile"]
+        ["--model.model_type", "gpt2", "--model.n_embd", "8", "--data.document_separator", "\n--\n", "--dry_run"]
     )
     (tmp_path / "config.yaml").write_text(to_yaml(config))
     assert parse(["--config", str(tmp_path / "config.yaml")]) == config
-    assert config.compile
+    assert config.dry_run
 
 
 def test_printed_config_is_a_file_that_means_the_same(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,7 +16,18 @@ from tests.support.runs import SMALL_LLAMA, losses_of, val_of, without_model
 
 pytestmark = pytest.mark.slow
 
-SHORT = ["--max_steps", "4", "--val_every", "2", "--data.val_sequences", "4", "--micro_batch_size", "2"]
+SHORT = [
+    "--compile",
+    "off",
+    "--max_steps",
+    "4",
+    "--val_every",
+    "2",
+    "--data.val_sequences",
+    "4",
+    "--micro_batch_size",
+    "2",
+]
 MODELS = {
     "llama": " ".join(SMALL_LLAMA),
     "gpt2": "--model.model_type gpt2 --model.n_embd 32 --model.n_layer 2 --model.n_head 2 --model.attn_pdrop 0 "

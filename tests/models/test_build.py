@@ -135,11 +135,11 @@ def test_compilation_changes_no_gradient_and_samples_compile_nothing_anew(one_co
 
     torch._dynamo.reset()
     counters.clear()
-    pairs = zip(gradients(), gradients(compile_blocks=True), strict=True)
+    pairs = zip(gradients(), gradients(compiled="block"), strict=True)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
     assert counters["stats"]["unique_graphs"] >= 1
     network = LanguageModel(build(small("llama"), AUTO, 0)).eval()
-    parallelize(network, network.model, None, compile_blocks=True)
+    parallelize(network, network.model, None, compiled="block")
     sample(network, torch.ones(1, 3, dtype=torch.long), 16, 2, seed=0)
     compiled = counters["stats"]["unique_graphs"]
     sample(network, torch.ones(1, 5, dtype=torch.long), 16, 8, seed=0)

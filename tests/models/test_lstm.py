@@ -141,7 +141,7 @@ def losses(network: nn.Module, documents: Tensor | None, num_steps: int = 4) -> 
 def test_recomputing_layers_changes_no_gradient(documents: Tensor | None) -> None:
     def gradients(how: str) -> list[Tensor]:
         network = LanguageModel(build(config(), AUTO, 0)).train()
-        parallelize(network, network.model, None, recomputation=parse_recompute(how, compile_blocks=False))
+        parallelize(network, network.model, None, recomputation=parse_recompute(how))
         calls = []
         for layer in network.model.layers:
             layer.register_forward_pre_hook(lambda layer, _: calls.append(layer.gradient_checkpointing))

@@ -451,10 +451,10 @@ def test_compiled_blocks_take_the_mask_and_other_documents_compile_nothing_anew(
 
     torch._dynamo.reset()
     counters.clear()
-    pairs = zip(llamas_gradients(), llamas_gradients(compile_blocks=True), strict=True)
+    pairs = zip(llamas_gradients(), llamas_gradients(compiled="block"), strict=True)
     assert all(torch.allclose(a, b, atol=1e-4) for a, b in pairs)
     network = LanguageModel(small(DECODERS[0]))
-    parallelize(network, network.model, None, compile_blocks=True)
+    parallelize(network, network.model, None, compiled="block")
     network(**inputs(DECODERS[0]), segment_ids=SEGMENTS)
     compiled = counters["stats"]["unique_graphs"]
     network(**inputs(DECODERS[0]), segment_ids=SEGMENTS.flip(0))

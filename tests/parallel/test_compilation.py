@@ -1,24 +1,42 @@
 """Compiled blocks: each use is compiled once, and what runs uncompiled is told."""
 
+from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
+from transformers import LlamaConfig, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sslm.parallel.compilation import compile_blocks
+from sslm.models.build import on_meta
+from sslm.models.lstm import LstmConfig
+from sslm.parallel.compilation import check_compiled, choose_compiled, compile_modules
+from sslm.parallel.launch import Compiled, Launch
+from sslm.parallel.recompute import KEEP_ALL, parse_recompute
+from sslm.system.errors import UserError
 from sslm.train import main
 from tests.support.objectives import ENCODER, T5
-from tests.support.runs import rows_of, without_model
+from tests.support.processes import run_command
+from tests.support.runs import losses_of, rows_of, without_model
 
-RUNS = {
-    "llama": (f"--objective causal_lm {ENCODER}", 3),  # one kind of block: training, validation, samples of fewer rows
-    "modernbert": (f"--objective masked_lm {ENCODER}", 4),  # the first has no norm: two kinds, in validation's shape
-    "t5": (f"--objective span_corruption {T5}", 8),  # the first have the biases: two kinds in each half
+MODELS = {
+    "llama": f"--objective causal_lm {ENCODER}",
+    "modernbert": f"--objective masked_lm {ENCODER}",
+    "t5": f"--objective span_corruption {T5}",
 }
+RUNS = {
+    ("llama", "block"): 3,  # one kind of block: training, validation, samples of fewer rows
+    ("modernbert", "block"): 4,  # the first has no norm: two kinds, in validation's shape
+    ("t5", "block"): 8,  # the first have the biases: two kinds in each half
+    ("llama", "model"): 3,
+    ("modernbert", "model"): 2,  # its samples are validation's
+    ("t5", "model"): 2,
+}
+"""Model, what is compiled as one piece -> graphs."""
 
 
 @pytest.fixture
@@ -29,16 +47,49 @@ def quick(one_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks at it while it traces
-@pytest.mark.parametrize("model_type", RUNS)
-def test_each_use_of_a_block_is_compiled_once_and_none_runs_uncompiled(
-    model_type: str, tiny: list[str], tmp_path: Path, quick: None
+@pytest.mark.parametrize(("model_type", "unit"), RUNS)
+def test_each_use_is_compiled_once_and_nothing_runs_uncompiled(
+    model_type: str, unit: str, tiny: list[str], tmp_path: Path, quick: None
 ) -> None:
-    flags, num_graphs = RUNS[model_type]
-    run = ["--run_dir", str(tmp_path / "run"), "--compile", "true", "--precision", "bf16-mixed"]
-    assert main([*without_model(tiny), *flags.split(), *run]) == 0
+    run = ["--run_dir", str(tmp_path / "run"), "--compile", unit, "--precision", "bf16-mixed"]
+    assert main([*without_model(tiny), *MODELS[model_type].split(), *run]) == 0
     assert [row["step"] for row in rows_of(tmp_path / "run") if row.get("samples")] == [0, 4, 8]
     assert counters["frames"]["ok"] == counters["frames"]["total"]
-    assert counters["stats"]["unique_graphs"] == num_graphs
+    assert counters["stats"]["unique_graphs"] == RUNS[model_type, unit]
+
+
+H100 = Launch("gpu", 1, 1, "single", "bf16-mixed")
+SMALL = LlamaConfig(hidden_size=64, intermediate_size=128, num_hidden_layers=2, num_attention_heads=2)
+LARGE = LlamaConfig()
+LSTM = LstmConfig()
+
+
+@pytest.mark.parametrize(
+    ("config", "how", "recomputation", "compiled"),
+    [
+        (SMALL, {}, "none", "model"),
+        (SMALL, {"strategy": "ddp", "devices": 8}, "none", "model"),
+        (SMALL, {"accelerator": "cpu"}, "none", "off"),
+        (SMALL, {}, "full", "block"),
+        (SMALL, {}, "budget:0.5", "model"),
+        (SMALL, {"strategy": "fsdp", "devices": 8}, "none", "block"),
+        (SMALL, {"strategy": "deepspeed_3", "devices": 8}, "none", "block"),
+        (SMALL, {"strategy": "tp", "devices": 2, "tensor_parallel_size": 2}, "none", "off"),
+        (LARGE, {}, "none", "block"),
+        (LSTM, {}, "none", "off"),
+    ],
+)
+def test_auto_compiles_what_suits_the_launch(
+    config: PreTrainedConfig, how: dict[str, Any], recomputation: str, compiled: str
+) -> None:
+    model, launch = on_meta(config, "AutoModelForCausalLM"), replace(H100, **how)
+    assert choose_compiled(launch, model, parse_recompute(recomputation)) == compiled
+
+
+@pytest.mark.parametrize("unit", ["block", "model"])
+def test_an_lstm_is_not_compiled(unit: Compiled) -> None:
+    with pytest.raises(UserError, match=f"^--compile {unit}: torch can't compile an LSTM; give off"):
+        check_compiled(replace(H100, compiled=unit), on_meta(LSTM, "AutoModelForCausalLM"), KEEP_ALL)
 
 
 class Block(GradientCheckpointingLayer):
@@ -49,10 +100,33 @@ class Block(GradientCheckpointingLayer):
 def test_a_block_that_is_given_up_is_named_once(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
     blocks: list[nn.Module] = [Block(), Block()]
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=False):
-        compile_blocks(blocks)
+        compile_modules(blocks)
         for length in range(30):  # none does so in a run
             blocks[length % 2](torch.zeros(2 + length))
     said = capsys.readouterr().out
     assert said.count("--compile: from here on Block runs uncompiled now and then") == 1
     assert "expected 15, actual 16" in said
     assert "Type TORCH_LOGS=recompiles before the command" in said
+
+
+@pytest.mark.slow
+def test_what_was_compiled_is_kept_and_computes_the_same(tiny: list[str], tmp_path: Path) -> None:
+    """Kernels are really made, by the first of two runs; matrices that devices share are compiled, too."""
+    shared = ["--model.num_hidden_layers", "1", "--strategy", "tp", "--devices", "2", "--compile"]
+    env = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
+
+    def losses(name: str, unit: str) -> list[float]:
+        flags = [*tiny, *shared, unit, "--run_dir", str(tmp_path / name)]
+        done = run_command(["-m", "sslm.train", *flags], timeout=400, env=env)
+        assert done.returncode == 0, done.stderr
+        return losses_of(tmp_path / name)
+
+    assert losses("first", "model") == pytest.approx(losses("uncompiled", "off"), abs=1e-5)
+    compiled = kernels(tmp_path)
+    assert compiled
+    losses("again", "model")
+    assert kernels(tmp_path) == compiled
+
+
+def kernels(folder: Path) -> set[Path]:
+    return set((folder / "cache/sslm/compiled").rglob("*.so"))

@@ -63,7 +63,19 @@ REFUSED = [
         ["--strategy", "deepspeed_2", "--optim.name", "muon"],
         "--optim.name muon: --strategy deepspeed_2 knows AdamW's states alone; give --strategy fsdp",
     ),
-    (["--strategy", "tp", "--devices", "2", "--compile"], "--compile: not under --strategy tp"),
+    (
+        ["--strategy", "tp", "--devices", "2", "--compile", "block"],
+        "--compile block: torch can't compile blocks whose matrices devices share (--strategy tp); give off",
+    ),
+    (
+        ["--strategy", "fsdp", "--devices", "2", "--compile", "model"],
+        "--compile model: --strategy fsdp gathers the weights of each block when it is called; give block",
+    ),
+    (
+        ["--compile", "model", "--activation_checkpointing", "full"],
+        "--compile model: --activation_checkpointing full computes blocks again; give block",
+    ),
+    (["--compile", "full"], "--compile full: expected one of auto, off, block, model"),
     (
         ["--start_timeout_seconds", "1e15"],
         "--start_timeout_seconds 1000000000000000.0: expected a number above 0 and at most 1e9",
@@ -76,7 +88,7 @@ REFUSED = [
     ),
     (
         ["--activation_checkpointing", "budget:0.5"],
-        "--activation_checkpointing budget:0.5: it is the compiler that keeps to a budget; add --compile true",
+        "--activation_checkpointing budget:0.5: it is the compiler that keeps to a budget; add --compile block",
     ),
     (["--accelerator", "gpu"], "--accelerator gpu: this machine has no GPU that torch can use; give --accelerator cpu"),
     (["--micro_batch_size", "some"], "--micro_batch_size some: expected a whole number, auto or null"),

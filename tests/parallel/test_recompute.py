@@ -66,7 +66,7 @@ def budget_as_before() -> Iterator[None]:
 
 def make(kind: str, how: str, dropout: float = 0.0) -> PreTrainedModel:
     model = build(*KINDS[kind](dropout), seed=0).train()
-    recompute(model, parse_recompute(how, compile_blocks=True))
+    recompute(model, parse_recompute(how))
     return model
 
 
@@ -184,7 +184,7 @@ def test_attention_is_kept_unless_it_draws() -> None:
 
 @pytest.mark.parametrize("how", ["none", "selective", "full", "budget:0.5"])
 def test_ways_that_exist_are_taken(how: str) -> None:
-    parse_recompute(how, compile_blocks=True)
+    parse_recompute(how)
 
 
 @pytest.mark.parametrize(
@@ -194,9 +194,4 @@ def test_others_are_refused_and_told_what_there_is(how: str) -> None:
     with pytest.raises(
         UserError, match=r"^--activation_checkpointing .*: expected none, selective, full, or budget:SHARE"
     ):
-        parse_recompute(how, compile_blocks=True)
-
-
-def test_a_budget_without_the_compiler_is_refused() -> None:
-    with pytest.raises(UserError, match="add --compile true, or take selective"):
-        parse_recompute("budget:0.5", compile_blocks=False)
+        parse_recompute(how)

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import platformdirs
 
 from sslm.config import DataConfig, SourceConfig
 from sslm.data.corpora import open_corpora
@@ -33,6 +32,7 @@ from sslm.data.stream.stream import Stream, StreamSource
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, vocabulary_of
 from sslm.data.stream.windows import Cut, Region, Whole
 from sslm.system.errors import UserError, nearest
+from sslm.system.paths import caches
 from sslm.system.terminal import plural
 
 REMOTE_BLOCK_SHARDS = 4
@@ -62,7 +62,7 @@ class Part(NamedTuple):
 
 def cache_folder(data: DataConfig) -> Path:
     """Find the folder for prepared corpora, packing plans and checksums."""
-    return Path(data.cache_dir) if data.cache_dir else platformdirs.user_cache_path("sslm")
+    return Path(data.cache_dir) if data.cache_dir else caches()
 
 
 def open_streams(

@@ -18,7 +18,8 @@ from sslm.config import Config
 from sslm.data.stream.packing import Packed
 from sslm.data.stream.recipe import Examples
 from sslm.parallel.checks import check_batch, check_strategy
-from sslm.parallel.launch import STRATEGIES, Launch, devices, tensor_parallel_size
+from sslm.parallel.compilation import check_compiled, choose_compiled
+from sslm.parallel.launch import STRATEGIES, Compiled, Launch, devices, tensor_parallel_size
 from sslm.parallel.planning.activation_formula import by_formula
 from sslm.parallel.planning.activation_memory import measure
 from sslm.parallel.planning.kept import Activations
@@ -91,7 +92,7 @@ class Budget:
 
     @property
     def recomputation(self) -> Recompute:
-        return parse_recompute(self.config.activation_checkpointing, compile_blocks=self.config.compile)
+        return parse_recompute(self.config.activation_checkpointing)
 
     def launch(self, strategy: str) -> Launch:
         """Return the launch of a strategy on the machine."""
@@ -102,7 +103,11 @@ class Budget:
         replicas = (config.fsdp.replicas or machine.num_nodes) if traits.replicates_shards else 1
         size = tensor_parallel_size(config, strategy, machine.devices, machine.num_nodes)
         accelerator = "gpu" if machine.is_gpu else "cpu"
-        return Launch(accelerator, machine.devices, machine.num_nodes, strategy, precision, replicas, size)
+        launch = Launch(accelerator, machine.devices, machine.num_nodes, strategy, precision, replicas, size)
+        return replace(launch, compiled=self._compiled(launch) if config.compile == "auto" else config.compile)
+
+    def _compiled(self, launch: Launch) -> Compiled:
+        return choose_compiled(launch, self.model, self.recomputation) if self.machine.has_compiler else "off"
 
     def check(self, launch: Launch) -> None:
         """Refuse a launch that can't run on the machine, memory aside.
@@ -111,6 +116,7 @@ class Budget:
             UserError: the model can't be trained so, or batches don't divide; the message says what would.
         """
         check_strategy(self.config, launch, self.model)
+        check_compiled(launch, self.model, self.recomputation)
         if launch.precision == "fp8" and not self.machine.has_fp8:
             raise UserError(
                 f"--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not "
@@ -140,7 +146,7 @@ class Budget:
             self.activations(launch),
             micro_batch_size,
             recomputation or self.recomputation,
-            self.config.compile,
+            launch.compiled != "off",
             scored / length,
             scored * self.model.config.vocab_size,
         )

@@ -57,7 +57,7 @@ def expected_speed(budget: Budget, launch: Launch) -> tuple[float | None, str]:
         return None, f"the peak rate of {machine.device} is not known"
     peak = machine.peak * PEAK_SHARE.get(launch.precision, 1.0)
     rate, slower = PUBLISHED[_kind(budget)], {}
-    if not config.compile:
+    if launch.compiled == "off":
         slower["without --compile"] = UNCOMPILED[model.num_parameters() < SMALL]
     if (kind := budget.recomputation.kind) != "none":
         slower["with recomputation"] = RECOMPUTED[kind]

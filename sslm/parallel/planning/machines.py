@@ -1,9 +1,12 @@
 """What devices there are, or might be: their memory, what they compute, what they cost."""
 
 import functools
+import os
 import re
+import shutil
 import time
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
@@ -75,6 +78,8 @@ class Machine:
     """What `--precision auto` means here."""
     has_fp8: bool = False
     """Whether it multiplies in 8 bits."""
+    has_compiler: bool = True
+    """Whether torch.compile can make kernels there."""
 
     @property
     def world(self) -> int:
@@ -122,7 +127,14 @@ def here(accelerator: str, devices: int, num_nodes: int = 1) -> Machine:
     memory = min(device.total_memory for device in properties)
     precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     has_fp8, name = supports_float8(torch.device("cuda", 0)), name.removeprefix("NVIDIA ")
-    return Machine(name, memory, devices, num_nodes, True, peak, price, precision, has_fp8)
+    has_compiler = torch.cuda.get_device_capability() >= (7, 0) and has_triton_and_c()
+    return Machine(name, memory, devices, num_nodes, True, peak, price, precision, has_fp8, has_compiler)
+
+
+def has_triton_and_c() -> bool:
+    """Whether there is Triton, which makes kernels, and the C compiler that it makes what calls them with."""
+    c = os.environ.get("CC") or next(filter(None, map(shutil.which, ("gcc", "clang", "cc"))), None)
+    return find_spec("triton") is not None and c is not None
 
 
 def cpu(processes: int, num_nodes: int = 1) -> Machine:

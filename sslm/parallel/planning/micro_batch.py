@@ -35,7 +35,7 @@ def choose_micro_batch_size(config: Config, run: RunFolder, budget: Budget, laun
 
 def micro_batch_key(config: Config, budget: Budget, launch: Launch) -> str:
     """Return everything that a micro-batch size depends on, in words, as the key to remember it by."""
-    asked = f"batch {config.batch_size}", config.activation_checkpointing, f"compile {config.compile}"
+    asked = f"batch {config.batch_size}", config.activation_checkpointing
     return "; ".join(map(str, (budget.machine.device, launch, *asked, config.fsdp, config.deepspeed)))
 
 

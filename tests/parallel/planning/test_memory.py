@@ -55,7 +55,7 @@ def test_recomputation_keeps_less_the_more_is_recomputed() -> None:
     config = LlamaConfig(**(BLOCKS | {"num_hidden_layers": 6}), vocab_size=VOCABULARY)
     activations = measure(on_meta(config, CAUSAL), SHAPES, on_gpu=True)
     hows = ("full", "budget:0.5", "selective", "none")
-    memories = [batch_memory(activations, 4, parse_recompute(how, compile_blocks=True), False, 1.0, 0) for how in hows]
+    memories = [batch_memory(activations, 4, parse_recompute(how), False, 1.0, 0) for how in hows]
     amounts = [memory.activations for memory in memories]
     assert amounts == sorted(amounts)
     assert amounts[0] < amounts[-1] / 4
@@ -86,8 +86,8 @@ def test_mixed_precision_on_gpus_takes_what_torchs_allocator_gave(
     Those of compiled blocks are with torch's partitioner, without the compiler behind it.
     """
     model = on_meta(*family)
-    for compile_blocks, peak in ((False, gibibytes), (True, compiled)):
-        config = Config(batch_size=2 * micro_batch_size, precision="bf16-mixed", compile=compile_blocks)
+    for unit, peak in (("off", gibibytes), ("block", compiled)):
+        config = Config(batch_size=2 * micro_batch_size, precision="bf16-mixed", compile=unit)  # type: ignore[arg-type]
         on_h100 = Budget(config, model, shapes, None, named("h100"))
         planned = on_h100.memory(on_h100.launch("single"), micro_batch_size).total
         assert planned / 2**30 == pytest.approx(peak, rel=0.03)
