@@ -3,7 +3,6 @@
 Mistakes in what was asked are found before another process is started and before the run folder is touched.
 """
 
-import functools
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -21,7 +20,6 @@ from sslm.data.stream.recipe import Recipe
 from sslm.evaluation.in_training import Evaluations, asked_in
 from sslm.models import build
 from sslm.models.adapters import Adapters
-from sslm.models.freezing import parse_freeze
 from sslm.models.word_vectors import initialise_embedding
 from sslm.objectives.choose import (
     build_on_meta,
@@ -30,6 +28,7 @@ from sslm.objectives.choose import (
     choose_adapters,
     choose_model,
     choose_objective,
+    make_module,
     open_data,
     with_epochs,
 )
@@ -38,7 +37,6 @@ from sslm.parallel import strategies
 from sslm.parallel.checks import check_nodes, check_processes
 from sslm.parallel.launch import Launch
 from sslm.parallel.launchers import watch_children
-from sslm.parallel.parallelize import parallelize
 from sslm.parallel.planning.budget import Budget, plan_launch
 from sslm.parallel.planning.micro_batch import choose_micro_batch_size, micro_batch_key
 from sslm.parallel.tf32 import fp32_products
@@ -309,29 +307,15 @@ def build_module(setup: Setup, resume_from: Path | None) -> Objective:
     config, launch = setup.config, setup.launch
     micro_batch_size = choose_micro_batch_size(config, setup.folder, setup.budget, launch)
     model = initial_model(setup) if resume_from is None else setup.model_config
-    return setup.objective(
-        model,
+    return make_module(
+        config,
+        setup.objective,
         setup.recipe,
-        optim=config.optim,
-        robust=config.robust,
-        anomaly=config.anomaly,
+        model,
+        setup.adapters,
+        launch,
         total_steps=setup.total_steps,
         micro_batch_size=micro_batch_size,
-        seed=config.seed,
-        parallelize=functools.partial(
-            parallelize,
-            replicas=launch.replicas,
-            reshard_after_forward=config.fsdp.reshard_after_forward,
-            in_bf16=launch.holds_bf16,
-            computes_in_bf16=launch.autocasts_to_bf16,
-            in_float8=launch.precision == "fp8",
-            compiled=launch.compiled,
-            recomputation=setup.budget.recomputation,
-        ),
-        reduce_gradients=config.fsdp.reduce_gradients,
-        static_shapes=launch.compiled != "off",
-        frozen=None if config.model.freeze is None else parse_freeze(config.model.freeze),
-        adapters=setup.adapters,
     )
 
 

@@ -4,6 +4,7 @@ This happens before another process is started, and before the run folder is tou
 """
 
 from dataclasses import replace
+from functools import partial
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -18,6 +19,9 @@ from sslm.models.build import check_runs, on_meta
 from sslm.models.freezing import freeze, parse_freeze
 from sslm.models.word_vectors import check_vectors
 from sslm.objectives import load_objective
+from sslm.parallel.launch import Launch
+from sslm.parallel.parallelize import parallelize
+from sslm.parallel.recompute import parse_recompute
 from sslm.runs.checkpoints.optimizer_states import hidden_matrices
 from sslm.runs.folder import RunFolder, pretrained_folder
 from sslm.runs.resume import first_batch_size
@@ -131,6 +135,44 @@ def build_on_meta(
     if config.optim.groups is not None:
         check_groups(config.optim.groups, model)
     return model
+
+
+def make_module(
+    config: Config,
+    objective: type[Objective],
+    recipe: Recipe,
+    model: PreTrainedConfig | PreTrainedModel,
+    adapters: Adapters | None,
+    launch: Launch,
+    *,
+    total_steps: int,
+    micro_batch_size: int | None,
+) -> Objective:
+    """Make the objective that trains a model as the settings say, on the devices of a launch."""
+    return objective(
+        model,
+        recipe,
+        optim=config.optim,
+        robust=config.robust,
+        anomaly=config.anomaly,
+        total_steps=total_steps,
+        micro_batch_size=micro_batch_size,
+        seed=config.seed,
+        parallelize=partial(
+            parallelize,
+            replicas=launch.replicas,
+            reshard_after_forward=config.fsdp.reshard_after_forward,
+            in_bf16=launch.holds_bf16,
+            computes_in_bf16=launch.autocasts_to_bf16,
+            in_float8=launch.precision == "fp8",
+            compiled=launch.compiled,
+            recomputation=parse_recompute(config.activation_checkpointing),
+        ),
+        reduce_gradients=config.fsdp.reduce_gradients,
+        static_shapes=launch.compiled != "off",
+        frozen=None if config.model.freeze is None else parse_freeze(config.model.freeze),
+        adapters=adapters,
+    )
 
 
 def check_tokenizer(config: Config, data: DataModule) -> None:

@@ -5,7 +5,6 @@ from typing import NamedTuple
 
 import torch
 import torch.distributed as dist
-from lightning.pytorch import Trainer
 from torch import Tensor
 
 from sslm.data.module import DataModule
@@ -79,19 +78,21 @@ def agree_on_bad_shards(
     return amendments
 
 
-def agree_on_outcome(loss: Tensor, grad_norm: Tensor, is_leader: bool, trainer: Trainer) -> Tensor:
+def agree_on_outcome(loss: Tensor, grad_norm: Tensor, is_leader: bool) -> Tensor:
     """The global batch's mean loss and the first rank's gradient norm, [2] in fp64, on the device; the host goes on.
+
+    All ranks call it together.
 
     Args:
         loss: this share's part of the mean.
         grad_norm: of the whole model.
         is_leader: as in `agree`.
-        trainer: all of its ranks call this together.
     """
     nothing = torch.zeros_like(loss)
-    is_first = trainer.is_global_zero
+    are_several = dist.is_initialized() and dist.get_world_size() > 1
+    is_first = not are_several or dist.get_rank() == 0
     both = torch.stack([loss if is_leader else nothing, grad_norm.to(loss) if is_first else nothing])
-    if trainer.world_size > 1:
+    if are_several:
         dist.all_reduce(both)
     return both
 

@@ -4,13 +4,14 @@ import warnings
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import EarlyStopping, GradientAccumulationScheduler, StochasticWeightAveraging
 from lightning.pytorch.loops.training_epoch_loop import _TrainingEpochLoop
 from lightning.pytorch.profilers import PassThroughProfiler
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.model_helpers import is_overridden
+from torch.distributed.device_mesh import DeviceMesh
 from torch.optim.lr_scheduler import LRScheduler
 
 from sslm.data.module import DataModule
@@ -26,6 +27,11 @@ def scheduler_of(trainer: Trainer) -> LRScheduler | None:
     """The scheduler of another, as Lightning's LearningRateFinder lends one to the trainer; objectives have none."""
     schedulers = [config.scheduler for config in trainer.lr_scheduler_configs]
     return schedulers[0] if schedulers and isinstance(schedulers[0], LRScheduler) else None
+
+
+def give_mesh(module: LightningModule, mesh: DeviceMesh) -> None:
+    """Give a module the mesh of devices that its strategy would give it."""
+    module._device_mesh = mesh
 
 
 def check_settings(trainer: Trainer, is_sharded: bool) -> None:

@@ -196,11 +196,25 @@ class Objective(Evaluated):
                 )
             config = source.config if isinstance(source, PreTrainedModel) else source
             check_fits(config, data.vocab_size, data.num_positions)
-        keeps_documents = data is not None and data.config.document_mask
-        probe = self.checked_model(keeps_documents)
+        probe = self.checked_model(data is not None and data.config.document_mask)
         # fresh weights come last, to where they belong
         model = source if isinstance(source, PreTrainedModel) else on_meta(source, self.auto_class)
-        if keeps_documents:
+        network = self.assemble(model, probe, data, device)
+        del probe  # it is as large as embeddings and head
+        if not isinstance(source, PreTrainedModel):
+            materialise(network, model, self.auto_class, self.seed, device)
+        self.network = network  # when it has weights: Lightning's teardown would move it, and hide an error met before
+        self._is_configured = True
+
+    def assemble(
+        self, model: PreTrainedModel, probe: PreTrainedModel, data: DataModule | None, device: torch.device
+    ) -> Network:
+        """Make the network of a model that may lack its weights: masks, adapters, loss, and its shards.
+
+        Args:
+            probe: what `checked_model` returned.
+        """
+        if data is not None and data.config.document_mask:
             choose_masks(model, device.type)
         model.train()
         if self.adapters is not None:
@@ -216,13 +230,9 @@ class Objective(Evaluated):
             probe=probe,
             **self.network_settings(data),
         )
-        del probe  # it is as large as embeddings and head
         if self._parallelize is not None:
             self._parallelize(network, model, self.device_mesh)
-        if not isinstance(source, PreTrainedModel):
-            materialise(network, model, self.auto_class, self.seed, device)
-        self.network = network  # when it has weights: Lightning's teardown would move it, and hide an error met before
-        self._is_configured = True
+        return network
 
     def checked_model(self, keeps_documents: bool) -> PreTrainedModel:
         """Return the model, or a shallow one like it, that has been tried; UserError if it can't be trained so."""
@@ -425,10 +435,7 @@ class Objective(Evaluated):
         if isinstance(wrapped, DistributedDataParallel) and not is_last:
             return wrapped.no_sync()
         if isinstance(self.network, FSDPModule):
-            if self.reduce_gradients == "step":
-                self.network.set_requires_gradient_sync(is_last)
-            else:  # among the devices that share weights after each micro-batch, among replicas once
-                self.network.set_requires_all_reduce(is_last)
+            reduce_with(self.network, is_last, self.reduce_gradients)
         return nullcontext()
 
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
@@ -446,7 +453,7 @@ class Objective(Evaluated):
         if not detector.is_on:
             return None
         detector.can_withhold, detector.scales_loss = engine.can_withhold, engine.loss_scaler is not None
-        outcome = agree_on_outcome(mean_loss, grad_norm, self._is_group_leader, self.trainer)
+        outcome = agree_on_outcome(mean_loss, grad_norm, self._is_group_leader)
         begins_stage = self.data is not None and self.data.begins_stage(step)
         limits = detector.judge(step, Arrival(outcome), begins_stage)
         loss, norm = outcome.abs().unbind()
@@ -469,3 +476,15 @@ class Objective(Evaluated):
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         self.on_train_start()
         self.batch_ended_at = time.perf_counter()
+
+
+def reduce_with(network: FSDPModule, is_last: bool, when: Literal["step", "micro_batch"]) -> None:
+    """Let FSDP2 reduce gradients with the next backward pass as `reduce_gradients` says.
+
+    Args:
+        is_last: whether it is the step's last.
+    """
+    if when == "step":
+        network.set_requires_gradient_sync(is_last)
+    else:  # among the devices that share weights after each micro-batch, among replicas once
+        network.set_requires_all_reduce(is_last)

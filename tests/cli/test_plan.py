@@ -134,6 +134,18 @@ def test_how_documents_masks_reach_attention_is_told(plan: Planned) -> None:
     assert "Document masks explicit (FlexAttention has not been tried on a GPU)" in told
 
 
+def test_512_ranks_are_simulated_on_this_machine(plan: Planned) -> None:
+    flags = ["--strategy", "hsdp", "--batch_size", "1024", "--micro_batch_size", "1", "--seq_len", "32"]
+    told = plan("--plan_for", "h100", "--simulate", "nodes=64", *flags)
+    assert "Plan for 64 nodes of 8 x H100" in told
+    assert "a step of the first of 512 ranks" in told
+    for part in ("weights", "gradients", "optimizer"):
+        held, planned = re.search(rf"{part} ([\d.]+ .iB) ([\d.]+ .iB) (?!\d+%)", told).groups()  # type: ignore[union-attr]
+        assert held == planned
+    assert re.search(r"reduce-scatter 8 ranks of a node \d+ .*all-reduce 64 ranks of 64 nodes \d+", told)
+    assert re.search(r"The wires need [\d.]+ ms a step at least, at 450 GB/s within nodes and 50 GB/s", told)
+
+
 def test_without_a_name_the_plan_is_for_this_machine(plan: Planned) -> None:
     told = plan(*SMALL, "--accelerator", "cpu", "--devices", "2")
     assert "Plan for 2 CPU processes" in told
@@ -162,6 +174,19 @@ def test_without_a_name_the_plan_is_for_this_machine(plan: Planned) -> None:
             ["--plan_for", "a100-40:2", "--precision", "fp8"],
             "--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not A100 40GB; "
             "give --precision bf16-mixed",
+        ),
+        (["--plan_for", "h100", "--simulate", "64"], "--simulate 64: expected nodes=64, or nodes=64,devices=8 for 64"),
+        (
+            ["--plan_for", "h100", "--simulate", "nodes=3", "--batch_size", "32"],
+            "--batch_size 32: can't be shared evenly by 24 devices; give a multiple of 24, such as 48",
+        ),
+        (
+            ["--plan_for", "h100", "--simulate", "nodes=1", "--strategy", "tp"],
+            "--tensor_parallel_size 8: does not divide the model's",
+        ),
+        (
+            ["--plan_for", "h100", "--simulate", "nodes=1", "--strategy", "deepspeed_2"],
+            "--simulate: not of DeepSpeed (--strategy deepspeed_2), whose messages are its own; give --strategy fsdp",
         ),
         (["--plam_for", "h100:8"], "there is no flag --plam_for"),
     ],

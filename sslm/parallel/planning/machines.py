@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import NamedTuple
 
@@ -33,23 +33,27 @@ class Gpu(NamedTuple):
     """US dollars an hour, typically (see PRICED)."""
     has_bf16: bool = True
     has_fp8: bool = False
+    link: float = 32e9
+    """Bytes per second that a device sends to others of its node, as the maker states it: NVLink, or PCIe."""
+    network: float | None = None
+    """Bytes per second that a device sends to other nodes of NVIDIA's own systems (DGX); None if there are none."""
 
 
 GPUS = {
-    "b200": Gpu("B200", 2250e12, 178.4, 5.00, has_fp8=True),
-    "h200": Gpu("H200", 989.4e12, 139.8, 3.50, has_fp8=True),
-    "h100-nvl": Gpu("H100 NVL", 835e12, None, 2.75, has_fp8=True),
-    "h100-pcie": Gpu("H100 PCIe", 756e12, None, 2.75, has_fp8=True),
-    "h100": Gpu("H100", 989.4e12, 79.2, 2.75, has_fp8=True),
-    "a100-80": Gpu("A100 80GB", 312e12, 79.2, 1.80),
-    "a100-40": Gpu("A100 40GB", 312e12, 39.4, 1.30),
-    "a100": Gpu("A100", 312e12),
+    "b200": Gpu("B200", 2250e12, 178.4, 5.00, has_fp8=True, link=900e9, network=50e9),
+    "h200": Gpu("H200", 989.4e12, 139.8, 3.50, has_fp8=True, link=450e9, network=50e9),
+    "h100-nvl": Gpu("H100 NVL", 835e12, None, 2.75, has_fp8=True, link=64e9),
+    "h100-pcie": Gpu("H100 PCIe", 756e12, None, 2.75, has_fp8=True, link=64e9),
+    "h100": Gpu("H100", 989.4e12, 79.2, 2.75, has_fp8=True, link=450e9, network=50e9),
+    "a100-80": Gpu("A100 80GB", 312e12, 79.2, 1.80, link=300e9, network=25e9),
+    "a100-40": Gpu("A100 40GB", 312e12, 39.4, 1.30, link=300e9, network=25e9),
+    "a100": Gpu("A100", 312e12, link=300e9, network=25e9),
     "l40s": Gpu("L40S", 362e12, 44.4, 1.00, has_fp8=True),
     "l4": Gpu("L4", 121e12, 22.0, 0.70, has_fp8=True),
     "a10g": Gpu("A10G", 70e12, 22.0, 0.75),
     "a10": Gpu("A10", 125e12),
-    "v100": Gpu("V100", 125e12, 15.8, 0.55, has_bf16=False),
-    "t4": Gpu("T4", 65e12, 14.6, 0.40, has_bf16=False),
+    "v100": Gpu("V100", 125e12, 15.8, 0.55, has_bf16=False, link=150e9),
+    "t4": Gpu("T4", 65e12, 14.6, 0.40, has_bf16=False, link=16e9),
     "rtx4090": Gpu("RTX 4090", 165e12, 23.5, 0.50, has_fp8=True),
     "rtx3090": Gpu("RTX 3090", 71e12, 23.6, 0.25),
 }
@@ -80,6 +84,10 @@ class Machine:
     """Whether it multiplies in 8 bits."""
     has_compiler: bool = True
     """Whether torch.compile can make kernels there."""
+    link: float | None = None
+    """Bytes per second that a device sends to others of its node at most, or None if unknown."""
+    network: float | None = None
+    """Bytes per second that a device sends to other nodes at most, or None if unknown."""
 
     @property
     def world(self) -> int:
@@ -108,7 +116,8 @@ def named(text: str) -> Machine:
     gpu = GPUS[name]
     precision = "bf16-mixed" if gpu.has_bf16 else "16-mixed"
     memory = (gpu.memory or 0) * GIB
-    return Machine(gpu.title, memory, devices, num_nodes, True, gpu.peak, gpu.price, precision, gpu.has_fp8)
+    machine = Machine(gpu.title, memory, devices, num_nodes, True, gpu.peak, gpu.price, precision, gpu.has_fp8)
+    return replace(machine, link=gpu.link, network=gpu.network)
 
 
 def here(accelerator: str, devices: int, num_nodes: int = 1) -> Machine:
@@ -128,7 +137,8 @@ def here(accelerator: str, devices: int, num_nodes: int = 1) -> Machine:
     precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
     has_fp8, name = supports_float8(torch.device("cuda", 0)), name.removeprefix("NVIDIA ")
     has_compiler = torch.cuda.get_device_capability() >= (7, 0) and has_triton_and_c()
-    return Machine(name, memory, devices, num_nodes, True, peak, price, precision, has_fp8, has_compiler)
+    machine = Machine(name, memory, devices, num_nodes, True, peak, price, precision, has_fp8, has_compiler)
+    return machine if gpu is None else replace(machine, link=gpu.link, network=gpu.network)
 
 
 def has_triton_and_c() -> bool:

@@ -1,9 +1,9 @@
 """Tell beforehand what a run takes: memory, time, money and disk; and what to type so that it fits.
 
-    sslm plan [--plan_for h100:8] [--price_per_hour 2.5] [any flags of train]
+    sslm plan [--plan_for h100:8] [--simulate nodes=64] [--price_per_hour 2.5] [any flags of train]
 
 Nothing is trained, and nothing is written except the cache of prepared corpora. Without --plan_for the plan is for this
-machine.
+machine. With --simulate the model is sharded over all ranks of so many nodes, without memory, and takes a step.
 """
 
 import argparse
@@ -18,6 +18,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from sslm.cli.parse import parse, split_flags
+from sslm.cli.plan.simulated import Simulated, run_simulation, simulated_machine
 from sslm.config import Config
 from sslm.data.module import DataModule
 from sslm.models.flops import matmul_parameters, of_experts, share_of_experts
@@ -52,16 +53,22 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse(rest)
     machine = None if options.plan_for is None else named(options.plan_for)
     price = None if options.price_per_hour is None else _price(options.price_per_hour)
+    if options.simulate is not None:
+        machine = simulated_machine(options.simulate, config, machine)
     keep_libraries_quiet()
     objective, recipe = choose_objective(config)
     data = open_data(config, recipe)
     config = with_epochs(config, data)
     chosen = choose_model(config, objective, data)
-    model = build_on_meta(config, objective, chosen, choose_adapters(config, objective, chosen))
+    adapters = choose_adapters(config, objective, chosen)
+    model = build_on_meta(config, objective, chosen, adapters)
     if machine is not None:
         config = replace(config, devices=machine.devices, num_nodes=machine.num_nodes)
     budget, launch = plan_launch(config, model, data, machine)
-    Plan(budget, data, launch, price, is_elsewhere=machine is not None).show(rest)
+    simulated = None
+    if options.simulate is not None:
+        simulated = run_simulation(budget, launch, data, objective, recipe, chosen, adapters)
+    Plan(budget, data, launch, price, is_elsewhere=machine is not None, simulated=simulated).show(rest)
     return DONE
 
 
@@ -70,14 +77,14 @@ def _take_own(arguments: list[str] | None) -> tuple[argparse.Namespace, list[str
     try:
         return flag_parser().parse_known_args(arguments)
     except argparse.ArgumentError as error:
-        raise UserError(f"{error.argument_name} needs a value, as in --plan_for h100:8 --price_per_hour 2.5") from None
+        raise UserError(f"{error.argument_name} needs a value, as in --plan_for h100:8 --simulate nodes=64") from None
 
 
 def flag_parser() -> argparse.ArgumentParser:
     """Make the parser of this verb's own flags."""
     parser = argparse.ArgumentParser(
         prog="sslm plan",
-        usage="sslm plan [--plan_for h100:8] [--price_per_hour 2.5] [any flags of train]",
+        usage="sslm plan [--plan_for h100:8] [--simulate nodes=64] [--price_per_hour 2.5] [any flags of train]",
         description=f"{__doc__.splitlines()[0]} `sslm train --help` lists the flags of train.",
         allow_abbrev=False,
         exit_on_error=False,
@@ -85,6 +92,8 @@ def flag_parser() -> argparse.ArgumentParser:
     also = f"{', '.join(PLANNED_FOR)}, cpu"
     machines = f"h100, h100:8 (devices) or h100:8x4 (on 4 nodes); also {also}; default: this machine"
     parser.add_argument("--plan_for", metavar="MACHINE", help=machines)
+    nodes = "take a step as the first rank of so many nodes: memory and messages; also nodes=64,devices=8 (default: 8)"
+    parser.add_argument("--simulate", metavar="NODES", help=nodes)
     price = "price of a device, in dollars per hour; default: what it typically costs on demand"
     parser.add_argument("--price_per_hour", metavar="PRICE", help=price)
     return parser
@@ -111,6 +120,8 @@ class Plan:
     """Dollars per device and hour, or None for what the machine typically costs."""
     is_elsewhere: bool = False
     """Whether the plan is for another machine than this."""
+    simulated: Simulated | None = None
+    """A step that was simulated; None if that was not asked for."""
 
     @property
     def config(self) -> Config:
@@ -123,7 +134,8 @@ class Plan:
             UserError: it doesn't fit into memory, or not one checkpoint fits onto the disk.
         """
         say()
-        parts = [self._title(), self._run(), *self._memory(), self._cost(), *self._proposals(arguments)]
+        simulated = [] if self.simulated is None else self.simulated.parts()
+        parts = [self._title(), self._run(), *self._memory(), *simulated, self._cost(), *self._proposals(arguments)]
         for part in parts:
             is_whole = part is parts[-1] or not is_watched()  # a command to copy, or a log
             console().print(part, highlight=False, soft_wrap=isinstance(part, str) and is_whole)
