@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter, set_parsing_settings
 
-from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_stop_after
+from sslm.config import FLAGS, OPEN_SECTIONS, SECTIONS, Config, parse_profile, parse_stop_after
 from sslm.config.written import to_tree, to_yaml
 from sslm.objectives import import_own, load_objective, usual_settings
 from sslm.runs.changes import parse_resume_with
@@ -276,6 +276,8 @@ def _checked(config: Config) -> Config:
         raise UserError(f"--max_tokens {config.max_tokens}: less than {step}; give at least {least}")
     if config.stop_after is not None:
         parse_stop_after(config.stop_after)
+    if config.profile is not None:
+        parse_profile(config.profile)
     if config.stop_when is not None:
         parse_stop_when(config.stop_when)
     parse_resume_with(config.resume_with)

@@ -60,6 +60,7 @@ from sslm.training.callbacks.evaluation import Evaluation
 from sslm.training.callbacks.micro_batch import MicroBatch
 from sslm.training.callbacks.monitor import Monitor
 from sslm.training.callbacks.preemption import Preemption
+from sslm.training.callbacks.profile import profiler_of
 from sslm.training.callbacks.rescue import Rescue
 from sslm.training.callbacks.resume import Resume
 from sslm.training.callbacks.rewind import Anomalies
@@ -93,6 +94,8 @@ class Setup(NamedTuple):
 class Callbacks(NamedTuple):
     """A run's callbacks in the order in which they act: a step's row is written, then it is measured, then saved."""
 
+    first: tuple[Callback, ...]
+    """What times a step, and nothing but it."""
     monitor: Monitor
     validation: Validation
     enough: Enough
@@ -336,6 +339,7 @@ def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
     monitor = Monitor(folder.path, total, batch_tokens, setup.model_config, setup.data.unigram_loss, trackers)
     preemption = Preemption(config.stop_after, ranks.STARTED_AT, lambda: checkpoint.saving_seconds)
     return Callbacks(
+        tuple(profiler_of(config.profile, folder.profile, step_of(resume_from), total)),
         monitor,
         Validation(config.val_every, total),
         Enough(None if config.stop_when is None else parse_stop_when(config.stop_when)),
@@ -354,7 +358,7 @@ def build_trainer(setup: Setup, callbacks: Callbacks) -> Trainer:
         **strategies.trainer_settings(config, setup.launch),
         max_steps=setup.total_steps,
         max_epochs=-1,
-        callbacks=[*callbacks[:-1], *callbacks.others],
+        callbacks=[*callbacks.first, *callbacks[1:-1], *callbacks.others],
         logger=False,
         log_every_n_steps=config.log_every,
         default_root_dir=folder.path,

@@ -11,7 +11,7 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from sslm.config.checkpoint import CheckpointConfig
 from sslm.config.data import DataConfig, SourceConfig, StageConfig
@@ -19,7 +19,7 @@ from sslm.config.devices import DeepspeedConfig, FsdpConfig, Precision, Strategy
 from sslm.config.model import LoraConfig, ModelConfig, ObjectiveConfig
 from sslm.config.setting import NOT_NEGATIVE, POSITIVE, SECONDS, SEED, Section, setting
 from sslm.config.training import AnomalyConfig, GroupConfig, OptimConfig, RobustConfig
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, short
 
 __all__ = [
     "AnomalyConfig",
@@ -86,6 +86,9 @@ class Config(Section):
     (200steps)."""
     stop_when: str | None = setting(None, may_change=True)
     """End the run, done, at a validation that says so: 'val/loss<3.2', or 'val/f1 stops improving for 3'."""
+    profile: str | None = setting(None, may_change=True)
+    """Profile these steps on rank 0 (10:13: the first and the last): a trace, a snapshot of a GPU's memory, and in
+    words where the time went, in the run folder's profile/."""
     log_every: int = setting(10, POSITIVE, may_change=True)
     """Optimizer steps between rows of metrics.jsonl."""
     val_every: int = setting(100, POSITIVE, may_change=True)
@@ -183,3 +186,24 @@ def parse_stop_after(text: str) -> tuple[float | None, int | None]:
         days, hours, minutes, seconds = (int(part or 0) for part in parts.groups())
         return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds), None
     raise UserError(f"--stop_after {text}: expected a time (3h50m, 90s) or steps (200steps)")
+
+
+class Steps(NamedTuple):
+    """Some steps of a run, counted from 1."""
+
+    first: int
+    last: int
+
+
+MOST_PROFILED = 100
+"""A longer trace is too large to open."""
+
+
+def parse_profile(text: str) -> Steps:
+    """`10:13` -> the four steps 10 to 13."""
+    found = re.fullmatch(r"(\d{1,12}):(\d{1,12})", text, re.ASCII)
+    steps = Steps(int(found[1]), int(found[2])) if found else Steps(0, 0)
+    if not 1 <= steps.first <= steps.last < steps.first + MOST_PROFILED:
+        expected = f"expected the first and the last of at most {MOST_PROFILED} steps, counted from 1, such as 10:13"
+        raise UserError(f"--profile {short(text)}: {expected}")
+    return steps

@@ -39,6 +39,7 @@ class RunFolder:
         self.amendments = path / "amendments.jsonl"  # what the data stream could not know beforehand (a bad shard)
         self.changes = path / "changes.jsonl"  # what a person has changed on purpose (--resume_with), and from where on
         self.anomalies = path / "anomalies.jsonl"  # one object per step out of the ordinary, with its examples' texts
+        self.profile = path / "profile"  # of --profile: a trace, a snapshot of a GPU's memory, and a report
         self.stacks = path / "stacks"  # heartbeats of the running ranks, and after a stall where each thread was
         self.former_stacks = path / "stacks.former"  # those of the stall before
         self.about = path / "about.json"  # with what it was last trained: versions, git, machine, data

@@ -288,7 +288,9 @@ def test_wrong_flags_are_told_in_a_sentence(
 
 
 def test_flags_of_this_verb_may_stand_among_those_of_train() -> None:
-    options, typed = _take_own(["--seed", "1", "--kills=2", "--predictions", "--also=--devices=2", "--also", "--devices 4"])
+    options, typed = _take_own(
+        ["--seed", "1", "--kills=2", "--predictions", "--also=--devices=2", "--also", "--devices 4"]
+    )
     assert (options.steps, options.kills, options.keep) == ("30", "2", None)
     assert options.also == ["--devices=2", "--devices 4"]
     assert typed == ["--seed", "1", "--predictions"]
