@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sslm.config.setting import POSITIVE, Section, setting
+from sslm.config.setting import NOT_NEGATIVE, POSITIVE, Section, setting
 
 Strategy = Literal[
     "auto", "single", "ddp", "fsdp", "hsdp", "tp", "fsdp_tp", "deepspeed_1", "deepspeed_2", "deepspeed_3"
@@ -17,9 +17,11 @@ class FsdpConfig(Section):
 
     prefix = "fsdp"
 
-    reshard_after_forward: bool = setting(True, may_change=True)
+    reshard_after_forward: bool | int = setting(True, NOT_NEGATIVE, may_change=True)
     """Free a block's gathered weights after its forward pass (ZeRO-3); false: keep them for the backward pass (ZeRO-2),
-    which takes more memory and less communication."""
+    which takes more memory and less communication; 8: keep an eighth on each of 8 devices, such as those of a node."""
+    prefetch: int | None = setting(None, POSITIVE, may_change=True)
+    """Blocks whose weights are gathered while the one before them is at work; default: torch's own order, one."""
     reduce_gradients: Literal["step", "micro_batch"] = setting("step", may_change=True)
     """When devices sum gradients. step: once, after the last micro-batch; until then each holds whole gradients;
     micro_batch: after each one; each device then holds only its own part."""

@@ -162,6 +162,7 @@ def make_module(
             parallelize,
             replicas=launch.replicas,
             reshard_after_forward=config.fsdp.reshard_after_forward,
+            prefetch=config.fsdp.prefetch,
             in_bf16=launch.holds_bf16,
             computes_in_bf16=launch.autocasts_to_bf16,
             in_float8=launch.precision == "fp8",

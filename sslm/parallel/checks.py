@@ -110,10 +110,21 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
         divisor = f"give --fsdp.replicas a divisor of {world} above 1, or " if world > 1 else "give "
         replicas = f"{plural(launch.replicas, 'replica')} of {plural(world, 'device')}"
         raise UserError(f"--strategy {name}: {replicas}; {divisor}--strategy fsdp")
+    if traits.shards_weights:
+        _check_resharding(config, launch)
     if traits.tensor_parallel:
         _check_tensor_parallel(config, launch, model)
     elif (size := config.tensor_parallel_size) is not None:
         raise UserError(f"--tensor_parallel_size {size}: belongs to --strategy tp and fsdp_tp, this is {name}")
+
+
+def _check_resharding(config: Config, launch: Launch) -> None:
+    number, shards = config.fsdp.reshard_after_forward, launch.data_parallel_size // launch.replicas
+    fitting = [n for n in range(2, shards) if shards % n == 0]
+    if not isinstance(number, bool) and number not in fitting:
+        what = f"not a part of the {plural(shards, 'device')} that share the weights"
+        allowed = ", ".join(["true", "false", *map(str, fitting)])
+        raise UserError(f"--fsdp.reshard_after_forward {number}: {what}; give one of {allowed}")
 
 
 def _check_tensor_parallel(config: Config, launch: Launch, model: PreTrainedModel) -> None:

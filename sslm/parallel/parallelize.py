@@ -1,9 +1,11 @@
 """Prepare a model: dtype, tensor parallelism, 8-bit matmuls, recomputation, compilation, sharding, in that order."""
 
+from typing import Any
+
 import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from sslm.models.blocks import blocks
@@ -20,7 +22,8 @@ def parallelize(
     mesh: DeviceMesh | None,
     *,
     replicas: int = 1,
-    reshard_after_forward: bool = True,
+    reshard_after_forward: bool | int = True,
+    prefetch: int | None = None,
     in_bf16: bool = False,
     computes_in_bf16: bool = False,
     in_float8: bool = False,
@@ -35,7 +38,9 @@ def parallelize(
             each holds all weights.
         replicas: groups of data-parallel devices that hold all of the weights among them (HSDP, Zhao et al. 2023,
             arXiv:2304.11277).
-        reshard_after_forward: free a block's gathered weights between its forward and its backward pass.
+        reshard_after_forward: free a block's gathered weights between its forward and its backward pass; a number: keep
+            them, shared by so many devices.
+        prefetch: blocks whose weights are gathered while the one before is at work; None for FSDP2's own order.
         in_bf16: hold the weights in bfloat16; buffers (rotary frequencies), reductions and the loss stay in fp32.
         computes_in_bf16: gather fp32 weights as bfloat16. Autocast would cast those of matmuls anyway; embeddings and
             norms, and so what runs between blocks, are then in bfloat16 too.
@@ -59,7 +64,33 @@ def parallelize(
         policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in blocks(model):
             fully_shard(block, mesh=shards, reshard_after_forward=reshard_after_forward, mp_policy=policy)
-        fully_shard(network, mesh=shards, reshard_after_forward=reshard_after_forward, mp_policy=policy)
+        # the backward pass begins with the root's weights
+        fully_shard(network, mesh=shards, reshard_after_forward=False, mp_policy=policy)
+        network.register_forward_hook(_forget_if_no_backward_pass_follows)
+        if prefetch is not None:
+            _gather_ahead(network, model, prefetch)
+
+
+def forget_gathered(network: nn.Module) -> None:
+    """Drop the weights that FSDP keeps from one forward pass to the next."""
+    for module in network.modules():
+        if isinstance(module, FSDPModule):
+            module.reshard()
+
+
+def _forget_if_no_backward_pass_follows(network: nn.Module, arguments: Any, output: Any) -> None:
+    """Else what is kept for it would outlive the weights, which may be exchanged before the next forward pass."""
+    if not torch.is_grad_enabled():
+        forget_gathered(network)
+
+
+def _gather_ahead(network: nn.Module, model: PreTrainedModel, number: int) -> None:
+    """Let each block, and what is outside of them, begin to gather the weights of the next ones."""
+    forward: list[Any] = [network, *blocks(model)]
+    backward: list[Any] = [network, *reversed(blocks(model))]
+    for place in range(len(forward)):
+        forward[place].set_modules_to_forward_prefetch(forward[place + 1 : place + 1 + number])
+        backward[place].set_modules_to_backward_prefetch(backward[place + 1 : place + 1 + number])
 
 
 def data_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh | None:

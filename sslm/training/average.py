@@ -4,9 +4,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule
 
 from sslm.models.weights import local_part
+from sslm.parallel.parallelize import forget_gathered
 
 
 class Average:
@@ -52,10 +52,3 @@ class Average:
             weight.copy_(before)
         self._set_aside = []
         forget_gathered(network)
-
-
-def forget_gathered(network: nn.Module) -> None:
-    """Drop what FSDP keeps of the outermost weights from one forward pass to the next."""
-    for module in network.modules():
-        if isinstance(module, FSDPModule):
-            module.reshard()

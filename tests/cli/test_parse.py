@@ -180,12 +180,13 @@ data.val_sequences optim.name optim.lr optim.layer_decay optim.groups optim.sche
 optim.decay_fraction optim.min_lr_ratio
 optim.weight_decay optim.beta1 optim.beta2 optim.eps optim.clip_norm optim.average_decay robust.label_smoothing
 robust.z_loss robust.embedding_noise robust.adversarial robust.epsilon robust.adversarial_steps
-fsdp.reshard_after_forward fsdp.reduce_gradients fsdp.replicas deepspeed.offload_optimizer deepspeed.offload_parameters
+fsdp.reshard_after_forward fsdp.prefetch fsdp.reduce_gradients fsdp.replicas
+deepspeed.offload_optimizer deepspeed.offload_parameters
 deepspeed.config checkpoint.every_steps checkpoint.every_minutes checkpoint.keep_last checkpoint.keep_best
 checkpoint.best_metric checkpoint.best_is checkpoint.export checkpoint.keep_every_steps checkpoint.sync
 checkpoint.upload anomaly.action anomaly.spike_z anomaly.patience anomaly.max_rewinds
 """
-MOST_FLAGS = 108
+MOST_FLAGS = 109
 """A flag that comes takes another's place: this number goes down, but for what no other flag can say."""
 
 

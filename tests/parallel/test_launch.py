@@ -93,6 +93,10 @@ REFUSED = [
     (["--accelerator", "gpu"], "--accelerator gpu: this machine has no GPU that torch can use; give --accelerator cpu"),
     (["--micro_batch_size", "some"], "--micro_batch_size some: expected a whole number, auto or null"),
     (["--start_timeout_seconds", "0"], "--start_timeout_seconds 0.0: expected a number above 0"),
+    (
+        ["--strategy", "fsdp", "--devices", "4", "--fsdp.reshard_after_forward", "3"],
+        "--fsdp.reshard_after_forward 3: not a part of the 4 devices that share the weights; give one of true, false, 2",
+    ),
 ]
 
 

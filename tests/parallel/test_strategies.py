@@ -34,6 +34,7 @@ STRATEGIES = {
         "--fsdp.reduce_gradients",
         "micro_batch",
     ],
+    "overlap": ["--strategy", "fsdp", "--devices", "4", "--fsdp.reshard_after_forward", "2", "--fsdp.prefetch", "2"],
     "hsdp": ["--strategy", "hsdp", "--devices", "4", "--fsdp.replicas", "2"],
     "tp": ["--strategy", "tp", "--devices", "2"],
     "fsdp_tp": ["--strategy", "fsdp_tp", "--devices", "4", "--tensor_parallel_size", "2"],

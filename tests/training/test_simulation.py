@@ -72,7 +72,7 @@ LAUNCHES = {
     "hsdp": Launch("cpu", 4, 1, "hsdp", "32", replicas=2),
 }
 FLAGS = {
-    "fsdp": ["--fsdp.reduce_gradients", "micro_batch"],
+    "fsdp": ["--fsdp.reduce_gradients", "micro_batch", "--fsdp.prefetch", "2"],
     "ddp": ["--model.hidden_size", "1024", "--precision", "32"],  # several buckets
     "tp": ["--activation_checkpointing", "full"],
     "fsdp_tp": ["--tensor_parallel_size", "2", "--precision", "bf16-mixed"],
@@ -113,3 +113,20 @@ def test_512_ranks_hold_a_512th_each(tiny: list[str]) -> None:
     assert not dist.is_initialized()
     assert shared.weights == whole.weights // 512
     assert {len(message.ranks) for message in shared.messages} == {512}
+
+
+@pytest.mark.parametrize(
+    ("flags", "gathers"),
+    [
+        ([], {4: 5}),
+        (["--fsdp.reshard_after_forward", "2"], {4: 3, 2: 2}),
+        (["--fsdp.reshard_after_forward", "false"], {4: 3}),
+    ],
+)
+def test_what_stays_gathered_is_not_sent_again(flags: list[str], gathers: dict[int, int], tiny: list[str]) -> None:
+    """Of two blocks and what is outside of them, which the backward pass begins with."""
+    step = simulated([*tiny, *flags], Launch("cpu", 4, 1, "fsdp", "32"))
+    counted: Counter[int] = Counter()
+    for message, times in step.messages.items():
+        counted[len(message.ranks)] += times if message.kind == "all-gather" else 0
+    assert counted == gathers

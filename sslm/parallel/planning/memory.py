@@ -14,7 +14,7 @@ from typing import NamedTuple
 
 from transformers import PreTrainedModel
 
-from sslm.config import Config
+from sslm.config import Config, FsdpConfig
 from sslm.models.blocks import blocks
 from sslm.parallel.launch import Launch
 from sslm.parallel.planning.kept import Activations
@@ -156,7 +156,7 @@ def static_memory(sizes: Sizes, launch: Launch, config: Config, num_micro_batche
     optimizer += averages * (sizes.sharded if is_sharded else sizes.whole)
     transient = float(WORKSPACES) if launch.accelerator == "gpu" else 0.0
     if is_sharded:
-        at_work = sizes.root + 2 * sizes.block if config.fsdp.reshard_after_forward else sizes.whole
+        at_work = _gathered(sizes, config.fsdp)
         transient += (2 if gathers_16_bits(launch) else width) * at_work + 4 * (1 if waits else 2) * sizes.trained_unit
     elif stage:
         # on CPUs memory that is not used is not there
@@ -171,6 +171,14 @@ def static_memory(sizes: Sizes, launch: Launch, config: Config, num_micro_batche
         copy = (((4 if stage else width) + averages) * sizes.whole + sizes.states) / launch.world
         host, transient = (host, transient + copy) if launch.accelerator == "cpu" else (host + copy, transient)
     return Memory(weights, gradients, optimizer, transient=transient, host=host)
+
+
+def _gathered(sizes: Sizes, fsdp: FsdpConfig) -> float:
+    """Count the numbers in gathered weights: of the block at work and those ahead, and what is kept of the others."""
+    if fsdp.reshard_after_forward is False:
+        return sizes.whole
+    kept = 0.0 if fsdp.reshard_after_forward is True else sizes.whole / fsdp.reshard_after_forward
+    return min(sizes.root + (1 + (fsdp.prefetch or 1)) * sizes.block + kept, sizes.whole)
 
 
 def batch_memory(
