@@ -95,7 +95,7 @@ REFUSED = [
     (["--start_timeout_seconds", "0"], "--start_timeout_seconds 0.0: expected a number above 0"),
     (
         ["--strategy", "fsdp", "--devices", "4", "--fsdp.reshard_after_forward", "3"],
-        "--fsdp.reshard_after_forward 3: not a part of the 4 devices that share the weights; give one of true, false, 2",
+        "--fsdp.reshard_after_forward 3: not a part of the 4 devices that share the weights; give one of true, false",
     ),
 ]
 
