@@ -24,10 +24,12 @@ class OptimConfig(Section):
 
     prefix = "optim"
 
-    name: Literal["adamw", "muon", "lion"] = "adamw"
-    """Optimizer: adamw; muon (matrices of the blocks orthogonalised, AdamW for the rest, at AdamW's rate); lion."""
+    name: Literal["adamw", "adamw_8bit", "schedule_free", "muon", "lion", "adafactor"] = "adamw"
+    """Optimizer: adamw; adamw_8bit (moments of a byte); schedule_free (AdamW at a constant rate, whose average is
+    validated and exported); muon (matrices of the blocks orthogonalised, AdamW for the rest); lion; adafactor."""
     lr: float | None = setting(None, POSITIVE, may_change="if named")
-    """Peak learning rate; default: what suits the objective's default model (causal_lm: 4e-3; lion a tenth)."""
+    """Peak learning rate; default: what suits the objective's default model (causal_lm: 4e-3; lion: a
+    tenth; adafactor, relative to the size of weights: ten times)."""
     layer_decay: float | None = setting(None, DECAY, may_change="if named")
     """Learning rate of each block as a share of that of the block after it (0.9): the head has the whole, embeddings
     the lowest; null: all have the same."""
@@ -57,6 +59,11 @@ class OptimConfig(Section):
     """Largest norm of the whole gradient; null: no clipping."""
     average_decay: float | None = setting(None, BELOW_ONE)
     """Decay (0.999) of an exponential moving average of the weights, which is validated and exported; null: none."""
+
+    @property
+    def averages(self) -> bool:
+        """Whether an average of the weights is validated and exported."""
+        return self.average_decay is not None or self.name == "schedule_free"
 
     def __post_init__(self) -> None:
         super().__post_init__()

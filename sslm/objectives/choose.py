@@ -22,7 +22,6 @@ from sslm.objectives import load_objective
 from sslm.parallel.launch import Launch
 from sslm.parallel.parallelize import parallelize
 from sslm.parallel.recompute import parse_recompute
-from sslm.runs.checkpoints.optimizer_states import hidden_matrices
 from sslm.runs.folder import RunFolder, pretrained_folder
 from sslm.runs.resume import first_batch_size
 from sslm.system.errors import UserError
@@ -30,7 +29,7 @@ from sslm.system.terminal import say
 from sslm.system.typed import typed
 from sslm.training.layer_decay import check_layer_decay
 from sslm.training.module import Objective
-from sslm.training.optimizers.by_name import check_groups
+from sslm.training.optimizers.build import check_optimizer
 
 
 def choose_objective(config: Config) -> tuple[type[Objective], Recipe]:
@@ -125,15 +124,11 @@ def build_on_meta(
     check_runs(model, objective.auto_class)
     if config.optim.layer_decay is not None:
         check_layer_decay(model)
-    if config.optim.name == "muon" and not hidden_matrices(model):
-        what = f"{model.config.model_type} has no matrices in blocks that can be told apart"
-        raise UserError(f"--optim.name muon: {what}; give another optimizer")
     if adapters is not None:
         adapt(model, adapters, config.seed)
     if config.model.freeze is not None:
         freeze(model, parse_freeze(config.model.freeze))  # plan and counts see what is trained
-    if config.optim.groups is not None:
-        check_groups(config.optim.groups, model)
+    check_optimizer(config.optim, model)
     return model
 
 

@@ -10,33 +10,28 @@ from sslm.parallel.parallelize import forget_gathered
 
 
 class Average:
-    """Exponential moving average a ← a + (1 − decay)·(w − a), in fp32, of this device's part of each weight.
+    """Weights that are validated and exported instead of those that are trained.
 
-    The weights, plain or DTensors by name, are read again at each `update`.
+    Args:
+        weights: plain or DTensors, by name.
     """
 
-    def __init__(self, weights: dict[str, Any], decay: float) -> None:
-        self.decay = decay
-        self.tensors = {name: weight.detach().to(torch.float32, copy=True) for name, weight in weights.items()}
-        """Name -> average, distributed as the weight is."""
+    def __init__(self, weights: dict[str, Any]) -> None:
         self._weights = [local_part(weight) for weight in weights.values()]
         self._set_aside: list[Tensor] = []
 
-    @torch.no_grad()
-    def update(self, withheld: Tensor | None = None) -> None:
-        """Move towards the weights; not at all if `withheld`, a scalar on the device, is 1."""
-        averages = [local_part(tensor) for tensor in self.tensors.values()]
-        weights = [weight.float() for weight in self._weights]
-        if withheld is None:
-            torch._foreach_lerp_(averages, weights, 1 - self.decay)
-        else:  # in place, too: a difference would be as large as the weights
-            torch._foreach_lerp_(averages, weights, [(1 - self.decay) * (1 - withheld)] * len(averages))
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        """Name -> average in fp32, distributed as the weight is."""
+        raise NotImplementedError
 
-    @torch.no_grad()
+    def update(self, withheld: Tensor | None = None) -> None:
+        """Follow a step; not at all if `withheld`, a scalar on the device, is 1."""
+        raise NotImplementedError
+
     def load(self, averages: dict[str, Tensor]) -> None:
         """Go on from averages by name."""
-        for name, average in self.tensors.items():
-            average.copy_(averages[name])
+        raise NotImplementedError
 
     @torch.no_grad()
     def put_in(self, network: nn.Module) -> None:
@@ -52,3 +47,33 @@ class Average:
             weight.copy_(before)
         self._set_aside = []
         forget_gathered(network)
+
+
+class MovingAverage(Average):
+    """Exponential moving average a ← a + (1 − decay)·(w − a), in fp32, of this device's part of each weight.
+
+    The weights are read again at each `update`.
+    """
+
+    def __init__(self, weights: dict[str, Any], decay: float) -> None:
+        super().__init__(weights)
+        self.decay = decay
+        self._averages = {name: weight.detach().to(torch.float32, copy=True) for name, weight in weights.items()}
+
+    @property
+    def tensors(self) -> dict[str, Tensor]:
+        return self._averages
+
+    @torch.no_grad()
+    def update(self, withheld: Tensor | None = None) -> None:
+        averages = [local_part(tensor) for tensor in self.tensors.values()]
+        weights = [weight.float() for weight in self._weights]
+        if withheld is None:
+            torch._foreach_lerp_(averages, weights, 1 - self.decay)
+        else:  # in place, too: a difference would be as large as the weights
+            torch._foreach_lerp_(averages, weights, [(1 - self.decay) * (1 - withheld)] * len(averages))
+
+    @torch.no_grad()
+    def load(self, averages: dict[str, Tensor]) -> None:
+        for name, average in self.tensors.items():
+            average.copy_(averages[name])

@@ -93,13 +93,12 @@ class PlainEngine:
         self.skips_hooks = self.loss_scaler is None and can_skip_inner_hooks(trainer)
         """Whether nobody hears Lightning's hooks around a backward pass and an update, and nothing is scaled."""
         self.clip_norm, self.average = clip_norm, average
-        averages = None if average is None else average.tensors
         if not isinstance(optimizer.optimizer, Optimizer):
             what = f"configure_optimizers gave {type(optimizer.optimizer).__name__}"
             raise UserError(f"{what}; give an optimizer made by build_optimizer, of sslm.training.optimizers.build")
         self.update = optimizer.optimizer
         self.update.make_states()
-        self.states = States(network, self.update, averages)
+        self.states = States(network, self.update, dict if average is None else lambda: average.tensors)
         self.is_updating = False
 
     def backward(self, loss: Tensor) -> None:

@@ -44,7 +44,7 @@ from sslm.training.adversarial import adversarial_losses
 from sslm.training.agreement import StepTotals, agree, agree_on_bad_shards, agree_on_outcome
 from sslm.training.anomalies import Anomaly, AnomalyDetector
 from sslm.training.arrival import Arrival
-from sslm.training.average import Average
+from sslm.training.average import Average, MovingAverage
 from sslm.training.dropout import seed_dropout
 from sslm.training.engine import Engine, choose_engine
 from sslm.training.evaluated import Evaluated
@@ -53,6 +53,7 @@ from sslm.training.micro_batches import MicroBatch, check_batch, micro_batches
 from sslm.training.optimizers.build import RATES, build_optimizer
 from sslm.training.optimizers.by_name import group_of
 from sslm.training.optimizers.groups import set_learning_rate
+from sslm.training.optimizers.schedule_free import ScheduleFree, ScheduleFreeAverage
 from sslm.training.schedules import learning_rate
 from sslm.training.stopping import Stopping
 
@@ -283,11 +284,18 @@ class Objective(Evaluated):
     @property
     def average(self) -> Average | None:
         """The weights' average, which begins when this is first asked for; None if it is not wanted."""
-        if self._average is None and self.optim.average_decay is not None:
-            self._average = Average(weights_of(self.network), self.optim.average_decay)
+        if self._average is None and self.optim.averages:
+            self._average = self._make_average()
             if self._saved_average is not None:
                 self._average.load(self._saved_average)
         return self._average
+
+    def _make_average(self) -> Average:
+        weights, optimizers = weights_of(self.network), self.trainer.optimizers
+        if not optimizers or not isinstance(optimizers[0], ScheduleFree):
+            return MovingAverage(weights, self.optim.average_decay or 0.0)
+        optimizers[0].make_states()
+        return ScheduleFreeAverage(weights, dict(self.network.named_parameters()), optimizers[0])
 
     @property
     def _is_group_leader(self) -> bool:

@@ -16,7 +16,7 @@ def learning_rate(step: int, total_steps: int, optim: OptimConfig) -> float:
     assert optim.lr is not None
     if step < optim.warmup_steps:
         return optim.lr * (step + 1) / optim.warmup_steps
-    if optim.schedule == "constant":
+    if optim.schedule == "constant" or optim.name == "schedule_free":
         return optim.lr
     if optim.schedule == "inverse_sqrt":
         return optim.lr * max(inverse_sqrt(step, optim.warmup_steps), optim.min_lr_ratio)

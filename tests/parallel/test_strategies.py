@@ -213,9 +213,9 @@ def test_each_strategy_goes_on_from_anothers_checkpoint(
 def test_so_it_does_with_every_optimizer(optimizer: str, tiny: list[str], tmp_path: Path) -> None:
     flags = [*tiny, "--optim.name", optimizer]
     train(tmp_path / "single", flags, *STRATEGIES["single"])
-    for name in ("fsdp", "tp", "ddp"):
+    for name in ("fsdp", "hsdp", "ddp"):
         assert train(tmp_path / "run", flags, *STRATEGIES[name], "--stop_after", "2steps") == 75
-    assert train(tmp_path / "run", flags, *STRATEGIES["hsdp"]) == 0
+    assert train(tmp_path / "run", flags, *STRATEGIES["fsdp_tp"]) == 0
     assert_alike(tmp_path / "run", tmp_path / "single", 1e-5)
 
 

@@ -8,16 +8,16 @@ import torch
 from safetensors.torch import load_file
 
 from sslm.cli.export import main as export
-from sslm.training.average import Average
+from sslm.training.average import MovingAverage
 from tests.support.processes import Ranks
-from tests.support.runs import TrainTiny, losses_of, val_of
+from tests.support.runs import TrainTiny, losses_of, rows_of, val_of
 
 AVERAGED = ["--optim.average_decay", "0.8", "--optim.lr", "0.01"]
 
 
 def test_it_is_what_the_formula_says_and_leaves_the_weights_as_they_are() -> None:
     weight, narrow = torch.tensor([1.0, 2.0]), torch.tensor([3.0], dtype=torch.bfloat16)
-    average = Average({"weight": weight, "narrow": narrow}, decay=0.75)
+    average = MovingAverage({"weight": weight, "narrow": narrow}, decay=0.75)
     weight += 4
     narrow += 1
     average.update()
@@ -44,6 +44,22 @@ def test_it_is_validated_and_exported_and_training_is_as_without(train_tiny: Tra
     assert export([str(with_it), "--last", "--out", str(tmp_path / "last")]) == 0
     assert load_file(tmp_path / "last/model.safetensors")[name].equal(saved[f"model.model.{name}"])
     assert not exported[name].equal(saved[f"model.model.{name}"])
+
+
+def test_what_schedule_free_averages_is_validated_and_exported(train_tiny: TrainTiny, tmp_path: Path) -> None:
+    run, flags = tmp_path / "run", ["--optim.name", "schedule_free", "--optim.lr", "0.01"]
+    assert train_tiny(run, *flags, "--stop_after", "5steps") == 75
+    assert train_tiny(run, *flags) == 0
+    saved = load_file(run / "checkpoints/step-000008/shard-00000.safetensors")
+    exported = load_file(run / "export/model.safetensors")
+    for name, weight in exported.items():
+        y, z = saved[f"model.model.{name}"], saved[f"optim.state.model.{name}.z"]
+        torch.testing.assert_close(0.1 * z + 0.9 * weight, y)
+        assert weight.equal(saved[f"average.model.{name}"])
+    assert train_tiny(tmp_path / "next", "--model.pretrained", str(run / "export"), "--max_steps", "1") == 0
+    assert val_of(tmp_path / "next")[0] == pytest.approx(val_of(run)[8], abs=1e-5)
+    assert {row["lr"] for row in rows_of(run) if "lr" in row and row["step"] > 2} == {0.01}
+    assert train_tiny(tmp_path / "no", *flags, "--optim.average_decay", "0.9") == 2
 
 
 @pytest.mark.slow

@@ -248,7 +248,7 @@ class Plan:
 
     def _checkpoint_bytes(self) -> int:
         """Size of weights, perhaps their average, and optimizer states of those that are trained, in fp32."""
-        model, copies = self.budget.model, 1 if self.config.optim.average_decay is None else 2
+        model, copies = self.budget.model, 2 if self.config.optim.averages else 1
         return 4 * copies * int(model.num_parameters()) + sizes(model, optimizer=self.config.optim.name).states
 
     def _disk_room(self) -> int:

@@ -168,7 +168,8 @@ def static_memory(sizes: Sizes, launch: Launch, config: Config, num_micro_batche
     if stage == 3 and config.deepspeed.offload_parameters:
         weights, host = 0, host + weights
     if not config.checkpoint.sync:  # what is written while training goes on, each device's share
-        copy = (((4 if stage else width) + averages) * sizes.whole + sizes.states) / launch.world
+        copied = (4 if stage else width) + (4 if config.optim.averages else 0)
+        copy = (copied * sizes.whole + sizes.states) / launch.world
         host, transient = (host, transient + copy) if launch.accelerator == "cpu" else (host + copy, transient)
     return Memory(weights, gradients, optimizer, transient=transient, host=host)
 

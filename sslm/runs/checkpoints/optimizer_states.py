@@ -14,6 +14,17 @@ class State(NamedTuple):
     dtype: torch.dtype
     shape: tuple[int, ...]
 
+    @property
+    def is_matrix(self) -> bool:
+        """Whether it has rows and columns; experts of a mixture are many matrices."""
+        return min(self.shape[-2:], default=0) > 1 and len(self.shape) > 1
+
+    def lacking(self, dim: int) -> "State":
+        """The same with one number instead of each row (-1) or column (-2)."""
+        sizes = list(self.shape)
+        sizes[dim] = 1
+        return State(self.dtype, tuple(sizes))
+
     def nbytes(self, shards: int = 1) -> int:
         """Bytes on a device that holds a shard, cut along the first dimension."""
         numel = torch.Size(self.shape).numel()
@@ -34,6 +45,15 @@ def states_of(optimizer: str, weight: Tensor, is_hidden: bool) -> dict[str, Stat
         is_hidden: whether it is one of the `hidden_matrices`.
     """
     like = State(torch.promote_types(weight.dtype, torch.float32), tuple(weight.shape))
+    if optimizer == "adafactor" and like.is_matrix:
+        return {"exp_avg_sq_row": like.lacking(-1), "exp_avg_sq_col": like.lacking(-2)}
+    if optimizer == "adafactor":
+        return {"exp_avg_sq": like}
+    if optimizer == "schedule_free":
+        return {"z": like, "exp_avg_sq": like, "weight_sum": State(torch.float32, ())}
+    if optimizer == "adamw_8bit" and like.is_matrix:
+        codes, scale = State(torch.uint8, like.shape), like.lacking(-1)
+        return {"exp_avg": codes, "exp_avg_scale": scale, "exp_avg_sq_root": codes, "exp_avg_sq_root_scale": scale}
     if optimizer == "lion":
         return {"exp_avg": like}
     if optimizer == "muon" and is_hidden:

@@ -1,5 +1,6 @@
 """A run's tensors by name, under any of Lightning's strategies: weights, optimizer states, averages of weights."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 from torch import Tensor
@@ -16,11 +17,11 @@ class States:
     """This rank's part of a run's tensors, plain or DTensors.
 
     Args:
-        averages: name -> average of a weight (`training/average.py`), where there are any.
+        averages: gives name -> average of a weight (`training/average.py`), where there are any.
     """
 
-    def __init__(self, network: Network, optimizer: Optimizer, averages: Tensors | None = None) -> None:
-        self.network, self.optimizer, self.averages = network, optimizer, averages or {}
+    def __init__(self, network: Network, optimizer: Optimizer, averages: Callable[[], Tensors] = dict) -> None:
+        self.network, self.optimizer, self.averages = network, optimizer, averages
 
     def tensors(self) -> Tensors:
         return _model_tensors(self.network) | _optimizer_tensors(self.network, self.optimizer) | self._averages()
@@ -34,7 +35,7 @@ class States:
         Returns:
             Whole tensors in the host's memory, by their names in the model.
         """
-        tensors = self.averages or weights_of(self.network)
+        tensors = self.averages() or weights_of(self.network)
         whole = ((name, w.full_tensor() if isinstance(w, DTensor) else w) for name, w in tensors.items())
         return {n.removeprefix("model."): w.detach().to("cpu", copy=True) for n, w in whole if keeps}
 
@@ -51,7 +52,7 @@ class States:
         state_dict.set_optimizer_state_dict(network, optimizer, groups | read, options=OPTIONS)
 
     def _averages(self) -> Tensors:
-        return {f"average.{name}": tensor for name, tensor in self.averages.items()}
+        return {f"average.{name}": tensor for name, tensor in self.averages().items()}
 
 
 def _model_tensors(network: Network) -> Tensors:

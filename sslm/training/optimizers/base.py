@@ -9,7 +9,7 @@ from torch import Tensor
 
 from sslm.runs.checkpoints.optimizer_states import State, states_of
 from sslm.training.optimizers.groups import HIDDEN
-from sslm.training.optimizers.placement import here, part, placed_like
+from sslm.training.optimizers.placement import here, part, placed_like, reduced_like
 from sslm.training.optimizers.rounding import rounded_to_bf16
 
 
@@ -55,11 +55,12 @@ class Optimizer(torch.optim.Optimizer):
         self._step_supports_amp_scaling = True  # torch's GradScaler then says what it found
 
     def updated(
-        self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+        self, parameter: Tensor, weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what a weight and its states become; what is given stays.
 
         Args:
+            parameter: what the weight is a part of.
             weight: this device's part, in fp32 at least; gradient and states alike.
             group: settings of its parameter group.
         """
@@ -98,7 +99,8 @@ class Optimizer(torch.optim.Optimizer):
         """Update parameters of a group that have gradients, and their states, in place."""
         for parameter in members:
             state = {name: here(value) for name, value in self.state[parameter].items()}
-            weight, states = self.updated(wide(here(parameter)), self.gradient_of(parameter), state, group)
+            gradient = self.gradient_of(parameter)
+            weight, states = self.updated(parameter, wide(here(parameter)), gradient, state, group)
             self.write(parameter, weight)
             for name, value in states.items():
                 self.keep(state[name], value)
@@ -163,5 +165,12 @@ def wide(tensor: Tensor) -> Tensor:
 
 
 def empty_state(parameter: Tensor, kind: State) -> Tensor:
-    """A state of zeros, distributed as its parameter is."""
-    return torch.zeros_like(parameter, dtype=kind.dtype, memory_format=torch.preserve_format)
+    """A state of zeros, distributed as its parameter is; whole in the dimensions that it lacks."""
+    if kind.shape == parameter.shape:
+        return torch.zeros_like(parameter, dtype=kind.dtype, memory_format=torch.preserve_format)
+    if not kind.shape:
+        return torch.zeros((), dtype=kind.dtype, device=parameter.device)
+    lacks = [dim for dim, size in enumerate(kind.shape) if size != parameter.shape[dim]]
+    local = here(parameter)
+    shape = [1 if dim in lacks else size for dim, size in enumerate(local.shape)]
+    return reduced_like(parameter, torch.zeros(shape, dtype=kind.dtype, device=local.device), kind.shape, lacks)

@@ -13,7 +13,7 @@ class Lion(Optimizer):
     name = "lion"
 
     def updated(
-        self, weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
+        self, parameter: Tensor, weight: Tensor, gradient: Tensor, state: dict[str, Tensor], group: dict[str, Any]
     ) -> tuple[Tensor, dict[str, Tensor]]:
         lr, (beta1, beta2), mean = group["lr"], group["betas"], state["exp_avg"]
         direction = mean.lerp(gradient, 1 - beta1).sign()

@@ -1,7 +1,10 @@
 """Tensors of which each device holds a part."""
 
+from collections.abc import Collection
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, distribute_tensor
 
@@ -55,3 +58,29 @@ def distributed_like(parameter: Tensor, local: Tensor) -> Tensor:
     return DTensor.from_local(
         local, parameter.device_mesh, parameter.placements, shape=parameter.shape, stride=parameter.stride()
     )
+
+
+def reduced_like(parameter: Tensor, local: Tensor, shape: tuple[int, ...], lacks: Collection[int]) -> Tensor:
+    """A tensor of which this device has a part, cut as a parameter is but in the dimensions that it lacks."""
+    if not isinstance(parameter, DTensor):
+        return local
+    placements = [
+        Replicate() if getattr(placement, "dim", None) in lacks else placement for placement in parameter.placements
+    ]
+    stride = torch.empty(shape, device="meta").stride()
+    return DTensor.from_local(local, parameter.device_mesh, placements, shape=torch.Size(shape), stride=stride)
+
+
+def reduced_over(parameter: Tensor, value: Tensor, dim: int | None, operation: Any = dist.ReduceOp.SUM) -> Tensor:
+    """Reduce what each device found over its part of a dimension, or of all, over the devices that share it; in place.
+
+    Args:
+        value: sum (or maximum) of this device's part, which is whole over the dimension afterwards.
+        dim: 0 or above; None is all.
+    """
+    if isinstance(parameter, DTensor):
+        for mesh_dim in sharded_dims(parameter):
+            placement: Any = parameter.placements[mesh_dim]
+            if dim is None or placement.dim == dim:
+                dist.all_reduce(value, operation, group=parameter.device_mesh.get_group(mesh_dim))
+    return value

@@ -20,7 +20,9 @@ from sslm.runs.checkpoints.optimizer_states import hidden_matrices
 from sslm.runs.checkpoints.saver import Saver
 from sslm.runs.checkpoints.states import States
 from sslm.system.terminal import keep_libraries_quiet
-from sslm.training.optimizers import muon, newton_schulz
+from sslm.training.optimizers import muon, newton_schulz, schedule_free
+from sslm.training.optimizers.adamw_8bit import decoded as decode
+from sslm.training.optimizers.adamw_8bit import encoded as encode
 from sslm.training.optimizers.base import Optimizer
 from sslm.training.optimizers.build import OPTIMIZERS, build_optimizer
 from sslm.training.optimizers.clipping import clipping_scale, gradient_norm
@@ -92,6 +94,48 @@ def test_muon_is_torchs_with_the_scale_of_adamws_updates(monkeypatch: pytest.Mon
     expected = after_torch(reference, theirs, steps) - start
     ours = after_ours("muon", start, steps, **{HIDDEN: True}) - start
     assert (ours - expected).norm() < 0.01 * expected.norm()  # both multiply in bf16, in another order
+
+
+@pytest.mark.parametrize("shape", [(6, 5), (7,), (2, 3, 4)])
+def test_adafactor_is_torchs(shape: tuple[int, ...]) -> None:
+    start, steps = torch.randn(shape), gradients(*shape)
+    theirs = nn.Parameter(start.clone())
+    expected = after_torch(torch.optim.Adafactor([theirs], lr=LR, weight_decay=DECAY), theirs, steps)
+    torch.testing.assert_close(after_ours("adafactor", start, steps), expected)
+
+
+def test_schedule_free_is_algorithm_1_of_its_paper() -> None:
+    start, steps = torch.randn(6, 5), gradients(6, 5)
+    x, z, y, v, total = start.clone(), start.clone(), start.clone(), torch.zeros(6, 5), 0.0
+    for t, g in enumerate(steps, start=1):
+        v = 0.99 * v + (1 - 0.99) * g**2
+        correction = (1 - 0.99**t) ** 0.5
+        z = z - LR * correction * g / (v.sqrt() + 1e-8 * correction) - LR * DECAY * y
+        total += LR**2
+        x = (1 - LR**2 / total) * x + LR**2 / total * z
+        y = (1 - 0.9) * z + 0.9 * x
+    torch.testing.assert_close(after_ours("schedule_free", start, steps), y, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(schedule_free.averaged(y, z, 0.9), x, rtol=1e-5, atol=1e-6)
+
+
+def test_moments_of_8_bits_are_nearly_those_of_32() -> None:
+    start, steps = torch.randn(64, 300), gradients(64, 300)
+    exact = after_ours("adamw", start, steps) - start
+    assert (after_ours("adamw_8bit", start, steps) - start - exact).norm() < 0.03 * exact.norm()
+
+
+@pytest.mark.parametrize("is_signed", [True, False])
+def test_codes_stand_for_the_nearest_value_over_six_powers_of_ten(is_signed: bool) -> None:
+    values = 10.0 ** -torch.linspace(0, 6, 1000).reshape(2, 500)
+    values = torch.cat([values, -values]) if is_signed else values
+    codes, scale = encode(nn.Parameter(values), values, is_signed)
+    assert codes.dtype == torch.uint8
+    assert scale.shape == (len(values), 1)
+    error = (decode(codes, scale, is_signed) / values - 1).abs()
+    assert error[:, :80].max() < 0.04
+    assert error.max() < 1
+    none = torch.zeros(2, 3)
+    assert torch.equal(decode(*encode(nn.Parameter(none), none, is_signed), is_signed), none)
 
 
 def test_muon_leaves_all_but_the_blocks_matrices_to_adamw() -> None:
@@ -227,7 +271,7 @@ def test_strategies_take_one_process_steps_and_go_on_from_each_other(name: str, 
 
 @each
 def test_a_model_learns(name: str) -> None:
-    network, optimizer = make(name)
+    network, optimizer = make(name, lr=0.1 if name == "adafactor" else 1e-2)  # its rate is relative to the weights
     ids = torch.arange(34).reshape(2, 17) % 50
 
     def loss() -> Tensor:
