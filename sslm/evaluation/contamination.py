@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from sslm.data.corpus.tokenizer import Tokenizer
+from sslm.data.corpus.tokenizer import Tokenizer, TokenRules, text_encoder
 from sslm.data.overlap import N, Overlap, found_in
 from sslm.data.token_documents import TokenDocuments, TokenPiece
 from sslm.evaluation.scores import Scores
@@ -44,6 +44,7 @@ def _watched(text: TokenDocuments) -> Iterator[TokenPiece]:
 
 def pieces_of(texts: Iterable[str], tokenizer: Tokenizer) -> Iterator[TokenPiece]:
     """Tokenise examples of a task, each as a document."""
+    ids_of = text_encoder(tokenizer, TokenRules())
     for number, text in enumerate(texts):
-        ids = tokenizer(text, add_special_tokens=False, split_special_tokens=True).input_ids
+        [ids] = ids_of([text])
         yield TokenPiece(number, np.array(ids, np.int64), len(text.encode()), True)

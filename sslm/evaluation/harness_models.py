@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from lm_eval.api.model import LM
 
+from sslm.data.corpus.tokenizer import TokenRules, text_encoder
 from sslm.data.stream.recipe import IGNORED
 from sslm.data.stream.vocabulary import vocabulary_of
 from sslm.evaluation.methods import window_len
@@ -60,6 +61,7 @@ class MaskedModel(LM):  # type: ignore[misc]
         super().__init__()
         self.trained, self.network, self.seq_len = trained, network, seq_len
         self.batch_size, self.batch_tokens = batch_size, batch_tokens
+        self.ids_of = text_encoder(trained.tokenizer, TokenRules())
         vocabulary = vocabulary_of(trained.tokenizer)
         if vocabulary.mask is None:
             raise UserError(f"{trained.name}: its tokenizer has no mask token, so no token can be hidden from it")
@@ -82,8 +84,8 @@ class MaskedModel(LM):  # type: ignore[misc]
         raise UserError(f"{self.trained.name}: a masked model writes no text; leave out tasks that generate")
 
     def _ids(self, text: str) -> Ints:
-        encoded = self.trained.tokenizer(text, add_special_tokens=False, split_special_tokens=True)
-        return np.array(encoded.input_ids, np.int64)
+        [ids] = self.ids_of([text])
+        return np.array(ids, np.int64)
 
     def _continuation(self, number: int, context: str, continuation: str) -> Iterator[Row]:
         """Hide each token of a continuation by itself; what doesn't fit is cut off the context's beginning."""

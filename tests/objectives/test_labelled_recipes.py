@@ -56,7 +56,8 @@ def in_order(streams: Streams, recipe: Recipe) -> Arrays:
 def test_batches_are_what_the_tokenizer_makes_of_texts_and_pairs(
     tmp_path: Path, tokenizers: dict[str, str], kind: str, is_pair: bool
 ) -> None:
-    rows = [{"text": a, "label": i % 3, "other": b} for i, (a, b) in enumerate(zip(ODD, ODD[::-1], strict=True))]
+    odd = [text.replace("</s>", "") for text in ODD] if kind == "t5" else ODD  # transformers' T5 takes it for its own
+    rows = [{"text": a, "label": i % 3, "other": b} for i, (a, b) in enumerate(zip(odd, odd[::-1], strict=True))]
     recipe = ClassificationRecipe()
     streams = opened(tmp_path, rows, recipe, tokenizers[kind], pair_field="other" if is_pair else None)
     tokenizer = AutoTokenizer.from_pretrained(tokenizers[kind])

@@ -20,7 +20,8 @@ class Texts:
     """
 
     def __init__(self, trained: Trained, special_tokens: Literal["plain", "parse"], begin: Begin) -> None:
-        self.tokenizer, self.is_plain = trained.tokenizer, special_tokens == "plain"
+        self.tokenizer = trained.tokenizer
+        self._ids_of = tokenizers.text_encoder(self.tokenizer, TokenRules(special_tokens))
         self.end = tokenizers.end_of_document(self.tokenizer)
         self.before, self.after = tokenizers.wrapping(self.tokenizer)
         """What the tokenizer puts around a text."""
@@ -33,9 +34,7 @@ class Texts:
         """Whether decoding gives white space back as it was: WordPiece doesn't."""
 
     def encode(self, text: str) -> list[int]:
-        ids: list[int] = self.tokenizer(
-            text, add_special_tokens=False, split_special_tokens=self.is_plain, verbose=False, truncation=False
-        ).input_ids
+        [ids] = self._ids_of([text])
         return ids
 
     def decode(self, ids: list[int]) -> str:

@@ -4,7 +4,6 @@ The tokenizer's own threads do the work, without Python's lock, on two batches a
 busy while a batch is handed over or waits for its longest text. What a batch holds depends on the text alone.
 """
 
-import copy
 import ctypes
 import os
 import re
@@ -14,11 +13,19 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 from sslm.data.corpus.documents import Piece
 from sslm.data.corpus.shards import Split
-from sslm.data.corpus.tokenizer import Tokenizer, TokenRules, beginning, end_of_document, special_names
+from sslm.data.corpus.tokenizer import (
+    Encode,
+    Tokenizer,
+    TokenRules,
+    beginning,
+    end_of_document,
+    special_names,
+    text_encoder,
+)
 
 BATCH_CHARS = 1 << 20
 TEXT_CHARS = 256
@@ -88,7 +95,7 @@ def encode(
     batches: Iterable[Batch], tokenizer: Tokenizer, rules: TokenRules
 ) -> Generator[tuple[Batch, dict[Split, Ids]]]:
     """Tokenise batches in order, split into what is trained on and what is held out, each document within `Around`."""
-    encode_texts, at_once = _encoder(tokenizer, rules)
+    encode_texts, at_once = text_encoder(tokenizer, rules), _num_at_once(tokenizer)
     around = Around(beginning(tokenizer, rules), end_of_document(tokenizer))
     names = re.compile("|".join(map(re.escape, special_names(tokenizer))))
     yield from _overlapped(batches, lambda batch: _ids(batch, encode_texts, around, names), at_once)
@@ -98,7 +105,7 @@ def encode_pieces(
     batches: Iterable[Batch], tokenizer: Tokenizer, rules: TokenRules
 ) -> Generator[tuple[Batch, list[list[int]]]]:
     """Tokenise batches in order: the ids of each piece, and nothing around a document."""
-    encode_texts, at_once = _encoder(tokenizer, rules)
+    encode_texts, at_once = text_encoder(tokenizer, rules), _num_at_once(tokenizer)
     yield from _overlapped(batches, lambda batch: list(encode_texts([text for text, _ in batch.pieces])), at_once)
 
 
@@ -130,9 +137,6 @@ def give_back_memory() -> None:
         trim(0)
 
 
-Encode = Callable[[list[str]], Iterable[list[int]]]
-
-
 class Around(NamedTuple):
     """Ids that stand around each document."""
 
@@ -140,18 +144,9 @@ class Around(NamedTuple):
     end: int
 
 
-def _encoder(tokenizer: Tokenizer, rules: TokenRules) -> tuple[Encode, int]:
-    """Make a function from texts to ids, and say how many threads may call it at once."""
-    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
-    if backend is None:  # a tokenizer written in Python
-        how = {"add_special_tokens": False, "split_special_tokens": rules.special_tokens == "plain"}
-        return lambda texts: tokenizer(texts, **how)["input_ids"], 1
-    backend = copy.deepcopy(backend)  # a tokenizer that is called sets it as it is called
-    backend.encode_special_tokens = rules.special_tokens == "plain"
-    backend.no_truncation()
-    backend.no_padding()
-    at_once = 2 + (os.cpu_count() or 1) // 4  # a batch of long documents is a few pieces only
-    return lambda texts: (e.ids for e in backend.encode_batch_fast(texts, add_special_tokens=False)), at_once
+def _num_at_once(tokenizer: Tokenizer) -> int:
+    """Return how many threads may call a tokenizer at once; a batch of long documents is a few pieces only."""
+    return 2 + (os.cpu_count() or 1) // 4 if hasattr(tokenizer, "backend_tokenizer") else 1
 
 
 def _ids(batch: Batch, encode_texts: Encode, around: Around, names: re.Pattern[str]) -> dict[Split, Ids]:

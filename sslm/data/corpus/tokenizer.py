@@ -3,12 +3,13 @@
 Byte-level BPE: Sennrich et al. 2016 (arXiv:1508.07909) over bytes, as in GPT-2. Training is deterministic.
 """
 
+import copy
 import functools
 import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -23,8 +24,12 @@ if TYPE_CHECKING:  # importing transformers takes seconds, and reading a prepare
 else:
     Tokenizer = Any
 
+Encode = Callable[[Sequence[str]], Iterable[list[int]]]
+"""Texts -> their ids."""
 END_OF_TEXT = "<|endoftext|>"
 USUAL_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
+NO_CHARACTER = "\uffff"
+"""Unicode keeps it out of texts."""
 TRAINING_CHARS = 1 << 28
 """Characters of a corpus' beginning to train a tokenizer on: more text changes few merges."""
 
@@ -183,6 +188,39 @@ def special_names(tokenizer: Tokenizer) -> list[str]:
     added = getattr(tokenizer, "added_tokens_decoder", {}).values()
     names = {*tokenizer.all_special_tokens, *(token.content for token in added if token.special)}
     return sorted(names, key=lambda name: (-len(name), name))
+
+
+def backend_of(tokenizer: Tokenizer, rules: TokenRules) -> Any:
+    """Copy a tokenizer's backend, which neither cuts nor pads; None if the tokenizer is written in Python.
+
+    A copy: whoever calls a tokenizer sets its backend.
+    """
+    backend: Any = copy.deepcopy(getattr(tokenizer, "backend_tokenizer", None))
+    if backend is not None:
+        backend.no_truncation()
+        backend.no_padding()
+        backend.encode_special_tokens = rules.special_tokens == "plain"
+        if backend.encode_special_tokens and type(backend.model).__name__ == "Unigram":
+            backend.model = _without_pieces(backend, set(special_names(tokenizer)))
+    return backend
+
+
+def text_encoder(tokenizer: Tokenizer, rules: TokenRules) -> Encode:
+    """Make a function from texts to their ids, without the tokenizer's template."""
+    backend = backend_of(tokenizer, rules)
+    if backend is None:
+        how = {"add_special_tokens": False, "split_special_tokens": rules.special_tokens == "plain", "verbose": False}
+        return lambda texts: tokenizer(list(texts), **how)["input_ids"]
+    return lambda texts: (found.ids for found in backend.encode_batch_fast(list(texts), add_special_tokens=False))
+
+
+def _without_pieces(backend: Any, names: set[str]) -> Any:
+    """Make a Unigram model that finds no special token in a text (docs/lessons.md): what no text has is their piece."""
+    from tokenizers.models import Unigram
+
+    model = json.loads(backend.to_str())["model"]
+    pieces = [(f"{piece}{NO_CHARACTER}" if piece in names else piece, score) for piece, score in model["vocab"]]
+    return Unigram(pieces, model["unk_id"], model.get("byte_fallback", False))
 
 
 SPECIAL = ("bos", "eos", "pad", "cls", "sep", "mask")

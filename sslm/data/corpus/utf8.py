@@ -23,6 +23,7 @@ class Utf8:
     def __init__(self, where: str) -> None:
         self.where = where
         self.invalid = self.total = 0
+        self.advice = "convert it, for example: iconv -f latin1 -t utf-8 FILE > utf8.txt"
 
     def text(self, data: bytes) -> str:
         """Decode a whole text.
@@ -60,6 +61,7 @@ class Utf8:
             text.encode()
             return text
         except UnicodeEncodeError:
+            self.advice = r"it escapes halves of characters (\ud83d): write the file anew, with whole ones"
             sound = text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
             self._replaced(sound.count(REPLACEMENT) - text.count(REPLACEMENT))
             return sound
@@ -74,7 +76,7 @@ class Utf8:
         if self.invalid > INVALID_SHARE * max(self.total, least_bytes):
             raise UserError(
                 f"{self.where}: not UTF-8 text ({plural(self.invalid, 'place')} in the first {self.total:,} bytes); "
-                f"convert it, for example: iconv -f latin1 -t utf-8 FILE > utf8.txt"
+                f"{self.advice}"
             )
 
     def remark(self) -> str | None:

@@ -1,10 +1,9 @@
 """A tokenizer as labelled rows need it: texts and pairs framed by its own template, and cut to fit."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
-from sslm.data.corpus.tokenizer import Tokenizer, TokenRules, end_of_document, wrapping
+from sslm.data.corpus.tokenizer import Tokenizer, TokenRules, backend_of, end_of_document, text_encoder, wrapping
 from sslm.system.errors import UserError
 
 LEAST_ROOM = 4
@@ -37,11 +36,8 @@ class Encoder:
         self.before, self.after = wrapping(tokenizer)
         self.has_types = "token_type_ids" in tokenizer.model_input_names
         self._plain = rules.special_tokens == "plain"
-        self._backend: Any = copy.deepcopy(getattr(tokenizer, "backend_tokenizer", None))
-        """None if the tokenizer is written in Python. A copy: whoever calls a tokenizer sets it."""
-        if self._backend is not None:
-            self._backend.no_padding()
-            self._backend.encode_special_tokens = self._plain
+        self._backend = backend_of(tokenizer, rules)
+        self._ids_of = text_encoder(tokenizer, rules)
 
     def check_room(self, seq_len: int, is_pair: bool) -> None:
         """Raise UserError if seq_len tokens leave no room for a text beside the tokenizer's own."""
@@ -94,12 +90,7 @@ class Encoder:
 
     def plain(self, texts: Sequence[str]) -> list[list[int]]:
         """Tokenise texts without the template."""
-        if self._backend is None:
-            how = {"add_special_tokens": False, "split_special_tokens": self._plain, "verbose": False}
-            ids: list[list[int]] = self.tokenizer(list(texts), **how)["input_ids"]
-            return ids
-        self._backend.no_truncation()
-        return [found.ids for found in self._backend.encode_batch_fast(list(texts), add_special_tokens=False)]
+        return list(self._ids_of(texts))
 
     def _framed_in_python(self, texts: Sequence[str], pairs: Sequence[str] | None, most: int) -> list[Encoded]:
         how = {"split_special_tokens": self._plain, "return_token_type_ids": self.has_types, "verbose": False}

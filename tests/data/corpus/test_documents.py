@@ -13,10 +13,11 @@ from hypothesis import strategies as st
 
 from sslm.data.corpus.documents import Piece, _split, _whole, open_source
 from sslm.data.corpus.embedded import EMBEDDED
-from sslm.data.corpus.tokenizer import END_OF_TEXT, identity, load, train_bpe
+from sslm.data.corpus.tokenizer import END_OF_TEXT, TokenRules, identity, load, special_names, text_encoder, train_bpe
 from sslm.system.errors import UserError
 from sslm.system.files import write_atomically
 from tests.support.processes import run_command
+from tests.support.vocabularies import save_tokenizer
 
 
 def documents(given: str, **how: str | None) -> list[str]:
@@ -219,6 +220,9 @@ def test_bpe_is_identical_each_time(text: Path, tmp_path: Path) -> None:
 def test_half_a_surrogate_pair_is_replaced(tmp_path: Path) -> None:
     (tmp_path / "a.jsonl").write_text('{"text": "a\\ud800b, \\ud83d\\ude42%s"}' % ("." * 100))
     assert documents(str(tmp_path / "a.jsonl")) == ["a\ufffdb, 🙂" + "." * 100]
+    (tmp_path / "b.jsonl").write_text('{"text": "a\\ud800b"}')
+    with pytest.raises(UserError, match=r"not UTF-8 text \(1 place .* halves of characters"):
+        documents(str(tmp_path / "b.jsonl"))
 
 
 def test_bpe_gives_every_text_back(text: Path) -> None:
@@ -234,6 +238,17 @@ def test_tokenizer_comes_from_a_folder_or_its_file(text: Path, tmp_path: Path) -
     tokenizer.save_pretrained(tmp_path / "t")
     for where in (tmp_path / "t", tmp_path / "t/tokenizer.json"):
         assert identity(load(where)) == identity(tokenizer)
+
+
+@pytest.mark.parametrize("kind", ["bert", "roberta", "gpt2", "t5"])
+def test_no_name_of_a_special_token_in_a_text_becomes_one(tmp_path: Path, kind: str) -> None:
+    tokenizer = load(save_tokenizer(kind, tmp_path))
+    special = set(tokenizer.all_special_ids) - {tokenizer.unk_token_id}  # which stands for unknown characters, too
+    text = " ".join(["a", *special_names(tokenizer), "a"])
+    [plain] = text_encoder(tokenizer, TokenRules())([text])
+    [parsed] = text_encoder(tokenizer, TokenRules("parse"))([text])
+    assert special.isdisjoint(plain)
+    assert special.issubset(parsed)
 
 
 def test_identity_knows_tokenizers_apart(text: Path) -> None:
