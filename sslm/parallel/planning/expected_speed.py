@@ -1,6 +1,6 @@
 """Expected tokens per second of a run: FLOPs per token, a device's peak rate, and the fraction that others reached.
 
-It is an estimate: communication, waits for the disk and short sequences are not in it.
+It is an estimate: waits for the disk and short sequences are not in it.
 """
 
 import math
@@ -8,10 +8,12 @@ from typing import NamedTuple
 
 import torch
 
+from sslm.models.blocks import blocks
 from sslm.models.flops import CONVENTION, attention_windows, flops_per_sequence
 from sslm.parallel.launch import Launch
 from sslm.parallel.planning.budget import Budget
 from sslm.parallel.planning.machines import peak_flops
+from sslm.parallel.planning.step_time import Cluster, Work, step_time
 from sslm.system.terminal import count
 
 
@@ -38,6 +40,9 @@ RECOMPUTED = {"none": 1.0, "selective": 0.95, "full": 0.75, "budget": 0.9}
 PEAK_SHARE = {"32": 1 / 15, "32-tf32": 1 / 2, "fp8": 1.17}
 """Factor of the bf16 peak by precision: fp32 has no tensor cores; fp8 gained so much with 0.9B parameters."""
 
+ALL = 0.995
+"""From here on nothing is said of messages."""
+
 
 def expected_speed(budget: Budget, launch: Launch) -> tuple[float | None, str]:
     """Return tokens per second over all devices (None if unknown), and what that rests on, in words."""
@@ -62,6 +67,9 @@ def expected_speed(budget: Budget, launch: Launch) -> tuple[float | None, str]:
     if (kind := budget.recomputation.kind) != "none":
         slower["with recomputation"] = RECOMPUTED[kind]
     mfu = math.prod([rate.mfu, *slower.values()])
+    if (efficiency := _efficiency(budget, launch, flops, mfu)) < ALL:
+        slower["waiting for messages"] = round(efficiency, 2)
+        mfu *= efficiency
     less = "".join(f"; {name} x {factor:g}" for name, factor in slower.items())
     of_token = f"{count(flops)} FLOPs a token: {CONVENTION}"
     why = f"{mfu:.0%} of each device's {count(peak)} FLOP/s ({rate.why}{less}), {of_token}"
@@ -72,3 +80,25 @@ def _kind(budget: Budget) -> str:
     if budget.model.config.is_encoder_decoder:
         return "encoder-decoder"
     return "encoder" if type(budget.model).__name__.endswith("ForMaskedLM") else "decoder"
+
+
+def _efficiency(budget: Budget, launch: Launch, flops_per_token: float, mfu: float) -> float:
+    """Share of the speed that is left beside messages between devices; 1 if a rate is not known."""
+    machine, model, traits = budget.machine, budget.model, launch.traits
+    if machine.peak is None or machine.link is None or (machine.network is None and machine.num_nodes > 1):
+        return 1.0
+    strategy = "hsdp" if traits.replicates_shards else "ddp"
+    if (traits.shards_weights and not traits.replicates_shards) or traits.zero_stage == 3:
+        strategy = "fsdp"
+    size = budget.chosen_size(launch)
+    work = Work(
+        model.num_parameters(),
+        flops_per_token,
+        size * budget.config.seq_len,
+        -(-budget.rows_per_rank(launch) // size),
+        len(blocks(model)) or 1,
+        model.config.hidden_size,
+        budget.recomputation.kind == "full",
+    )
+    cluster = Cluster(machine.peak, machine.link, machine.network or machine.link, machine.devices)
+    return step_time(work, cluster, strategy, launch.world, mfu, launch.tensor_parallel_size).efficiency
