@@ -156,6 +156,7 @@ def make_module(
         parallelize=partial(
             parallelize,
             replicas=launch.replicas,
+            shares_rows=launch.context_parallel_size > 1,
             reshard_after_forward=config.fsdp.reshard_after_forward,
             prefetch=config.fsdp.prefetch,
             in_bf16=launch.holds_bf16,
@@ -165,7 +166,7 @@ def make_module(
             recomputation=parse_recompute(config.activation_checkpointing),
         ),
         reduce_gradients=config.fsdp.reduce_gradients,
-        static_shapes=launch.compiled != "off",
+        static_shapes=launch.compiled != "off" or launch.context_parallel_size > 1,
         frozen=None if config.model.freeze is None else parse_freeze(config.model.freeze),
         adapters=adapters,
     )

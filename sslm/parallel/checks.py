@@ -9,8 +9,10 @@ from transformers import PreTrainedModel
 
 from sslm.config import Config
 from sslm.models.blocks import blocks
+from sslm.parallel.context_parallel import suits_shared_rows
 from sslm.parallel.float8 import suits_float8
 from sslm.parallel.launch import STRATEGIES, Launch, data_parallel_size
+from sslm.parallel.materialise import shallow_model
 from sslm.parallel.tensor_parallel import check_tensor_parallel
 from sslm.system.errors import UserError
 from sslm.system.limits import allow_open_files
@@ -110,6 +112,8 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
         divisor = f"give --fsdp.replicas a divisor of {world} above 1, or " if world > 1 else "give "
         replicas = f"{plural(launch.replicas, 'replica')} of {plural(world, 'device')}"
         raise UserError(f"--strategy {name}: {replicas}; {divisor}--strategy fsdp")
+    if launch.context_parallel_size > 1:
+        _check_context_parallel(config, launch, model)
     if traits.shards_weights:
         _check_resharding(config, launch)
     if traits.tensor_parallel:
@@ -118,8 +122,34 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
         raise UserError(f"--tensor_parallel_size {size}: belongs to --strategy tp and fsdp_tp, this is {name}")
 
 
+def _check_context_parallel(config: Config, launch: Launch, model: PreTrainedModel) -> None:
+    size, traits = launch.context_parallel_size, launch.traits
+    flag = f"--context_parallel_size {size}"
+    if traits.tensor_parallel or not traits.shards_weights:
+        raise UserError(f"{flag}: belongs to --strategy fsdp and hsdp, this is {launch.strategy}")
+    if launch.world % size:
+        raise UserError(f"{flag}: does not fit {launch.world} devices; give a divisor of that")
+    if config.seq_len % (2 * size):
+        raise UserError(
+            f"{flag}: --seq_len {config.seq_len} is to be a multiple of {2 * size}, so that all have as much"
+        )
+    if config.objective.name != "causal_lm":
+        raise UserError(f"{flag}: not of --objective {config.objective.name}; causal_lm alone has it")
+    other = {
+        "data.document_mask": config.data.document_mask,
+        "robust.embedding_noise": config.robust.embedding_noise,
+        "robust.adversarial": config.robust.adversarial,
+        "lora.rank": config.lora.rank,
+    }
+    if given := [name for name, value in other.items() if value]:
+        raise UserError(f"{flag}: not with --{given[0]}; leave one of the two out")
+    if not suits_shared_rows(shallow_model(model.config, "AutoModelForCausalLM")):
+        what = "its layers look at other places by more than attention to the whole text"
+        raise UserError(f"{flag}: not of {model.config.model_type}: {what}; llama, qwen3, gpt2 and others have it")
+
+
 def _check_resharding(config: Config, launch: Launch) -> None:
-    number, shards = config.fsdp.reshard_after_forward, launch.data_parallel_size // launch.replicas
+    number, shards = config.fsdp.reshard_after_forward, launch.world // launch.tensor_parallel_size // launch.replicas
     fitting = [n for n in range(2, shards) if shards % n == 0]
     if not isinstance(number, bool) and number not in fitting:
         what = f"not a part of the {plural(shards, 'device')} that share the weights"

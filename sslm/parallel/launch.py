@@ -66,6 +66,8 @@ class Launch:
     """Groups of devices that hold all of the weights among them (hsdp)."""
     tensor_parallel_size: int = 1
     """Devices that share each matrix."""
+    context_parallel_size: int = 1
+    """Devices that share each row."""
     compiled: Compiled = "off"
     """What torch.compile takes as one piece."""
     why: str = field(default="as asked", repr=False, compare=False)
@@ -82,8 +84,8 @@ class Launch:
 
     @property
     def data_parallel_size(self) -> int:
-        """Parts of the global batch: one for each device, or for each group of devices that share each matrix."""
-        return max(self.world // self.tensor_parallel_size, 1)
+        """Parts of the global batch: one for each device, or for each group of devices that share matrices or rows."""
+        return max(self.world // (self.tensor_parallel_size * self.context_parallel_size), 1)
 
     @property
     def device_type(self) -> str:
@@ -132,7 +134,7 @@ def data_parallel_size(config: Config) -> int:
     """Return the data-parallel size that a configuration leads to; see `Launch`."""
     found = devices(config)
     shared = tensor_parallel_size(config, config.strategy, found.per_node, found.num_nodes)
-    return max(found.per_node * found.num_nodes // shared, 1)
+    return max(found.per_node * found.num_nodes // (shared * config.context_parallel_size), 1)
 
 
 def tensor_parallel_size(config: Config, strategy: str, per_node: int, num_nodes: int) -> int:

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 
 from sslm.models.blocks import blocks
 from sslm.parallel.compilation import compile_modules
+from sslm.parallel.context_parallel import share_rows
 from sslm.parallel.float8 import use_float8
 from sslm.parallel.launch import Compiled
 from sslm.parallel.recompute import KEEP_ALL, Recompute, recompute
@@ -22,6 +23,7 @@ def parallelize(
     mesh: DeviceMesh | None,
     *,
     replicas: int = 1,
+    shares_rows: bool = False,
     reshard_after_forward: bool | int = True,
     prefetch: int | None = None,
     in_bf16: bool = False,
@@ -36,6 +38,7 @@ def parallelize(
         network: what is sharded; it holds `model`.
         mesh: the devices that share the weights, with dimensions `data_parallel` and `tensor_parallel`; None if
             each holds all weights.
+        shares_rows: whether the devices of `tensor_parallel` share rows and not matrices.
         replicas: groups of data-parallel devices that hold all of the weights among them (HSDP, Zhao et al. 2023,
             arXiv:2304.11277).
         reshard_after_forward: free a block's gathered weights between its forward and its backward pass; a number: keep
@@ -51,7 +54,9 @@ def parallelize(
     if in_bf16:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
-    if mesh is not None and mesh["tensor_parallel"].size() > 1:
+    if mesh is not None and shares_rows:
+        share_rows(network, model, mesh["tensor_parallel"].get_group())
+    elif mesh is not None and mesh["tensor_parallel"].size() > 1:
         share_matrices(model, mesh["tensor_parallel"])
     if in_float8:
         for block in blocks(model):
@@ -59,7 +64,7 @@ def parallelize(
     recompute(model, recomputation)
     if compiled != "off":
         compile_modules([network] if compiled == "model" else blocks(model))
-    if mesh is not None and (shards := data_mesh(mesh, replicas)) is not None:
+    if mesh is not None and (shards := data_mesh(mesh, replicas, shares_rows)) is not None:
         gathered = torch.bfloat16 if computes_in_bf16 else None
         policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
         for block in blocks(model):
@@ -93,11 +98,11 @@ def _gather_ahead(network: nn.Module, model: PreTrainedModel, number: int) -> No
         backward[place].set_modules_to_backward_prefetch(backward[place + 1 : place + 1 + number])
 
 
-def data_mesh(mesh: DeviceMesh, replicas: int) -> DeviceMesh | None:
+def data_mesh(mesh: DeviceMesh, replicas: int, shares_rows: bool = False) -> DeviceMesh | None:
     """Return the mesh that FSDP2 shards over, or None if tensor parallelism takes all devices."""
-    devices = mesh["data_parallel"].size()
+    devices = mesh.size() if shares_rows else mesh["data_parallel"].size()
     if devices == 1 and mesh["tensor_parallel"].size() > 1:
         return None
     if replicas == 1:
-        return mesh["data_parallel"]
+        return init_device_mesh(mesh.device_type, (devices,)) if shares_rows else mesh["data_parallel"]
     return init_device_mesh(mesh.device_type, (replicas, devices // replicas), mesh_dim_names=("replicate", "shard"))

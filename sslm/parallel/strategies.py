@@ -39,8 +39,8 @@ def strategy_and_precision(config: Config, launch: Launch) -> tuple[Strategy, Pr
             process_group_backend=backend, timeout=timeout, broadcast_buffers=False, gradient_as_bucket_view=True
         ), plugin
     return ModelParallelStrategy(
-        data_parallel_size=launch.world // launch.tensor_parallel_size,
-        tensor_parallel_size=launch.tensor_parallel_size,
+        data_parallel_size=launch.data_parallel_size,
+        tensor_parallel_size=launch.world // launch.data_parallel_size,  # of those that have the same rows
         process_group_backend=backend,
         timeout=timeout,
     ), plugin

@@ -81,7 +81,7 @@ def simulate(
                 built = construct(model, module.auto_class)
             built.tie_weights()
             if launch.traits.shards_weights or launch.traits.tensor_parallel:
-                sizes = (launch.world // launch.tensor_parallel_size, launch.tensor_parallel_size)
+                sizes = (launch.data_parallel_size, launch.world // launch.data_parallel_size)
                 give_mesh(module, init_device_mesh("cpu", sizes, mesh_dim_names=("data_parallel", "tensor_parallel")))
             module.network = module.assemble(built, probe, data, torch.device("cpu"))
             size = module.micro_batch_size or rows_per_rank

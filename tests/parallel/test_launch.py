@@ -94,6 +94,18 @@ REFUSED = [
     (["--micro_batch_size", "some"], "--micro_batch_size some: expected a whole number, auto or null"),
     (["--start_timeout_seconds", "0"], "--start_timeout_seconds 0.0: expected a number above 0"),
     (
+        ["--strategy", "ddp", "--devices", "2", "--context_parallel_size", "2"],
+        "--context_parallel_size 2: belongs to --strategy fsdp and hsdp, this is ddp",
+    ),
+    (
+        ["--strategy", "fsdp", "--devices", "2", "--context_parallel_size", "2", "--seq_len", "30"],
+        "--context_parallel_size 2: --seq_len 30 is to be a multiple of 4, so that all have as much",
+    ),
+    (
+        ["--strategy", "fsdp", "--devices", "2", "--context_parallel_size", "2", "--data.document_mask", "true"],
+        "--context_parallel_size 2: not with --data.document_mask; leave one of the two out",
+    ),
+    (
         ["--strategy", "fsdp", "--devices", "4", "--fsdp.reshard_after_forward", "3"],
         "--fsdp.reshard_after_forward 3: not a part of the 4 devices that share the weights; give one of true, false",
     ),

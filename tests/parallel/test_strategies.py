@@ -35,6 +35,8 @@ STRATEGIES = {
         "micro_batch",
     ],
     "overlap": ["--strategy", "fsdp", "--devices", "4", "--fsdp.reshard_after_forward", "2", "--fsdp.prefetch", "2"],
+    "context": ["--strategy", "fsdp", "--devices", "2", "--context_parallel_size", "2"],
+    "context_of_two": ["--strategy", "fsdp", "--devices", "4", "--context_parallel_size", "2"],
     "hsdp": ["--strategy", "hsdp", "--devices", "4", "--fsdp.replicas", "2"],
     "tp": ["--strategy", "tp", "--devices", "2"],
     "fsdp_tp": ["--strategy", "fsdp_tp", "--devices", "4", "--tensor_parallel_size", "2"],
@@ -192,6 +194,7 @@ CHAINS = [
     ["deepspeed_1", "tp", "single"],
     pytest.param(["fsdp", "ddp", "single"], marks=pytest.mark.slow),
     pytest.param(["ddp", "fsdp"], marks=pytest.mark.slow),
+    pytest.param(["single", "context", "tp", "context_of_two", "ddp"], marks=pytest.mark.slow),
     pytest.param(["single", "deepspeed_3", "fsdp", "deepspeed_2", "ddp"], marks=pytest.mark.slow),
     pytest.param(["tp", "deepspeed_3", "deepspeed_1", "hsdp", "fsdp_tp", "deepspeed_2"], marks=pytest.mark.slow),
 ]

@@ -69,6 +69,7 @@ LAUNCHES = {
     "ddp": Launch("cpu", 2, 1, "ddp", "32"),
     "tp": Launch("cpu", 2, 1, "tp", "32", tensor_parallel_size=2),
     "fsdp_tp": Launch("cpu", 4, 1, "fsdp_tp", "bf16-mixed", tensor_parallel_size=2),
+    "context": Launch("cpu", 4, 1, "fsdp", "32", context_parallel_size=2),
     "hsdp": Launch("cpu", 4, 1, "hsdp", "32", replicas=2),
 }
 FLAGS = {
@@ -76,6 +77,7 @@ FLAGS = {
     "ddp": ["--model.hidden_size", "1024", "--precision", "32"],  # several buckets
     "tp": ["--activation_checkpointing", "full"],
     "fsdp_tp": ["--tensor_parallel_size", "2", "--precision", "bf16-mixed"],
+    "context": ["--context_parallel_size", "2", "--activation_checkpointing", "full"],
     "hsdp": ["--fsdp.replicas", "2", "--optim.name", "muon"],
 }
 
@@ -86,7 +88,7 @@ def test_a_simulated_step_has_the_messages_and_the_memory_of_a_real_one(
 ) -> None:
     launch = LAUNCHES[name]
     flags = [*tiny, *SHARED_BATCH, *FLAGS[name], "--max_steps", "3", "--run_dir", str(tmp_path / "run")]
-    how = ["--strategy", name, "--devices", str(launch.world)]
+    how = ["--strategy", launch.strategy, "--devices", str(launch.world)]
     before = functools.partial(note_second_step, tmp_path / "step")
     done = train_forked([*flags, *how], tmp_path / "log", before=before)
     assert done.returncode == 0, done.stdout

@@ -104,6 +104,7 @@ class Budget:
         size = tensor_parallel_size(config, strategy, machine.devices, machine.num_nodes)
         accelerator = "gpu" if machine.is_gpu else "cpu"
         launch = Launch(accelerator, machine.devices, machine.num_nodes, strategy, precision, replicas, size)
+        launch = replace(launch, context_parallel_size=config.context_parallel_size)
         return replace(launch, compiled=self._compiled(launch) if config.compile == "auto" else config.compile)
 
     def _compiled(self, launch: Launch) -> Compiled:
@@ -137,7 +138,7 @@ class Budget:
 
     def memory(self, launch: Launch, micro_batch_size: int, recomputation: Recompute | None = None) -> Memory:
         """Count the memory of each device, with the run's recomputation if none is given."""
-        shards = max(launch.data_parallel_size // launch.replicas, 1)
+        shards = max(launch.world // launch.tensor_parallel_size // launch.replicas, 1)
         numbers = sizes(self.model, shards, launch.tensor_parallel_size, self.config.optim.name)
         static = static_memory(numbers, launch, self.config, -(-self.rows_per_rank(launch) // micro_batch_size))
         length = self.shapes["labels"][0]
@@ -150,7 +151,8 @@ class Budget:
             scored / length,
             scored * self.model.config.vocab_size,
         )
-        return replace(static, activations=batch.activations, logits=batch.logits)
+        shared = launch.context_parallel_size
+        return replace(static, activations=batch.activations / shared, logits=batch.logits / shared)
 
     def activations(self, launch: Launch) -> Activations:
         """Measure activations, once in a process for all launches whose forward passes are alike."""
