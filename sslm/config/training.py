@@ -33,6 +33,9 @@ class OptimConfig(Section):
     layer_decay: float | None = setting(None, DECAY, may_change="if named")
     """Learning rate of each block as a share of that of the block after it (0.9): the head has the whole, embeddings
     the lowest; null: all have the same."""
+    mup: int | None = setting(None, POSITIVE)
+    """Width at which lr was found (256): rates and first weights follow the width from there, so that the best lr
+    stays (muP); null: as transformers draws them, one rate for all."""
     groups: list[GroupConfig] | None = setting(None, may_change="if named")
     """Rates and weight decay of parameters by name, a list of {names: REGEX, lr: FACTOR, weight_decay: …}; of several
     that fit a name the first holds."""

@@ -29,6 +29,7 @@ from sslm.system.terminal import say
 from sslm.system.typed import typed
 from sslm.training.layer_decay import check_layer_decay
 from sslm.training.module import Objective
+from sslm.training.mup import check_mup
 from sslm.training.optimizers.build import check_optimizer
 
 
@@ -124,6 +125,10 @@ def build_on_meta(
     check_runs(model, objective.auto_class)
     if config.optim.layer_decay is not None:
         check_layer_decay(model)
+    if config.optim.mup is not None:
+        check_mup(model, config.optim.name)
+    if config.optim.mup is not None and config.model.embedding_init is not None:
+        raise UserError("--model.embedding_init: not with --optim.mup, which scales fresh weights; leave one out")
     if adapters is not None:
         adapt(model, adapters, config.seed)
     if config.model.freeze is not None:

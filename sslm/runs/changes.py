@@ -20,6 +20,7 @@ WHY_FIXED = {
     "seed": "order, noise and dropout follow from it, from the first step on",
     "seq_len": "it decides what every batch holds",
     "optim.name": "each optimizer has states of its own",
+    "optim.mup": "the first weights followed from it",
     "optim.average_decay": "the average is one over all steps",
 }
 """Setting or section -> why a run that resumes may not change it, even if it is named."""

@@ -14,6 +14,7 @@ SETTINGS_KNOWN_AS = {
     "optim.eps": "eps adam_epsilon adam_eps",
     "optim.clip_norm": "grad_clip max_grad_norm max_norm clip gradient_clip_val clip_grad_norm clip_grad",
     "optim.name": "optim optimizer",
+    "optim.mup": "mup mup_base_width",
     "optim.average_decay": "ema ema_decay",
     "robust.label_smoothing": "label_smoothing label_smoothing_factor",
     "robust.embedding_noise": "neftune_noise_alpha",

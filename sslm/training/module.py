@@ -39,7 +39,7 @@ from sslm.system.errors import UserError
 from sslm.system.heartbeats import this_process
 from sslm.system.random_words import key64
 from sslm.system.terminal import say
-from sslm.training import layer_decay, saved
+from sslm.training import layer_decay, mup, saved
 from sslm.training.adversarial import adversarial_losses
 from sslm.training.agreement import StepTotals, agree, agree_on_bad_shards, agree_on_outcome
 from sslm.training.anomalies import Anomaly, AnomalyDetector
@@ -204,6 +204,8 @@ class Objective(Evaluated):
         del probe  # it is as large as embeddings and head
         if not isinstance(source, PreTrainedModel):
             materialise(network, model, self.auto_class, self.seed, device)
+            if self.optim.mup is not None:
+                mup.scale_first_weights(model, self.optim.mup)
         self.network = network  # when it has weights: Lightning's teardown would move it, and hide an error met before
         self._is_configured = True
 
@@ -258,7 +260,9 @@ class Objective(Evaluated):
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optim, model = self.optim, self.network.model
-        rates = None if optim.layer_decay is None else layer_decay.rates(model, optim.layer_decay)
+        factors = [] if optim.layer_decay is None else [layer_decay.rates(model, optim.layer_decay)]
+        factors += [] if optim.mup is None else [mup.rates(model, optim.mup, optim.name)]
+        rates = {p: math.prod(factor[p] for factor in factors) for p in model.parameters()} if factors else None
         own = None if optim.groups is None else group_of(optim.groups, model)
         return build_optimizer(self.network, optim, self.seed, rates, own)
 

@@ -177,8 +177,8 @@ lora.dropout lora.targets data.train data.val
 data.sources data.stages data.packing data.document_mask data.text_field data.pair_field data.label_field
 data.label_separator data.source_field data.target_field data.document_separator data.end_id data.special_tokens
 data.bos data.tokenizer data.cache_dir data.cache_gb data.block_shards data.on_bad_shard data.num_workers
-data.val_sequences optim.name optim.lr optim.layer_decay optim.groups optim.schedule optim.cycles optim.warmup_steps
-optim.decay_fraction optim.min_lr_ratio
+data.val_sequences optim.name optim.lr optim.layer_decay optim.mup optim.groups optim.schedule optim.cycles
+optim.warmup_steps optim.decay_fraction optim.min_lr_ratio
 optim.weight_decay optim.beta1 optim.beta2 optim.eps optim.clip_norm optim.average_decay robust.label_smoothing
 robust.z_loss robust.embedding_noise robust.adversarial robust.epsilon robust.adversarial_steps
 fsdp.reshard_after_forward fsdp.prefetch fsdp.reduce_gradients fsdp.replicas
@@ -187,7 +187,7 @@ deepspeed.config checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
 checkpoint.best_metric checkpoint.best_is checkpoint.export checkpoint.keep_every_steps checkpoint.sync
 checkpoint.upload anomaly.action anomaly.spike_z anomaly.patience anomaly.max_rewinds
 """
-MOST_FLAGS = 110
+MOST_FLAGS = 111
 """A flag that comes takes another's place: this number goes down, but for what no other flag can say."""
 
 

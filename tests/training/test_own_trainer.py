@@ -23,7 +23,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedConfig
 
 from sslm import CausalLM, DataConfig, DataModule, MaskedLM, Monitor, UserError
-from sslm.config import OptimConfig
+from sslm.config import GroupConfig, OptimConfig
 from sslm.data.stream.batches import Loader
 from tests.support.runs import rows_of
 
@@ -60,11 +60,11 @@ def fit(
     data: DataModule,
     model: PreTrainedConfig = SMALL,
     ckpt_path: Path | None = None,
-    average_decay: float | None = None,
+    optim: OptimConfig | None = None,
     **settings: Any,
 ) -> Trainer:
     trainer = Trainer(**{**QUIET, **settings})
-    optim = OptimConfig(warmup_steps=2, average_decay=average_decay)
+    optim = optim or OptimConfig(warmup_steps=2)
     trainer.fit(CausalLM(model, micro_batch_size=32, optim=optim), datamodule=data, ckpt_path=ckpt_path)
     return trainer
 
@@ -155,9 +155,15 @@ def test_an_objective_wants_batches_of_its_own_recipe(new_data: NewData) -> None
 
 
 @pytest.mark.filterwarnings("ignore:Checkpoint directory .* exists")
-@pytest.mark.parametrize("settings", [{"max_epochs": 2}, {"max_steps": 4}])
+@pytest.mark.parametrize(
+    ("settings", "optim"),
+    [
+        ({"max_epochs": 2}, OptimConfig(name="muon", warmup_steps=2, average_decay=0.9)),
+        ({"max_steps": 4}, OptimConfig(name="schedule_free", warmup_steps=2, groups=[GroupConfig("embed", lr=0.5)])),
+    ],
+)
 def test_a_run_that_goes_on_with_lightnings_checkpoint_is_the_uninterrupted_one(
-    settings: dict[str, Any], new_data: NewData, tmp_path: Path
+    settings: dict[str, Any], optim: OptimConfig, new_data: NewData, tmp_path: Path
 ) -> None:
     """In an epoch's middle and at its end, with dropout and an average of the weights."""
     dropout = LlamaConfig(**SMALL.to_diff_dict() | {"attention_dropout": 0.1})
@@ -167,7 +173,7 @@ def test_a_run_that_goes_on_with_lightnings_checkpoint_is_the_uninterrupted_one(
         saver = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
         rates = Rates(tmp_path / "run", 100, 192 * 128)
         callbacks = [rates, saver]
-        trainer = fit(new_data(batch_size=192), dropout, ckpt_path, 0.9, callbacks=callbacks, **settings)
+        trainer = fit(new_data(batch_size=192), dropout, ckpt_path, optim, callbacks=callbacks, **settings)
         return rates, trainer.lightning_module, list(trainer.callback_metrics.values())
 
     whole, trained, measured = run()
