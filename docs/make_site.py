@@ -37,6 +37,7 @@ SOURCES = ("*.md", "docs/*.md", "docs/site.css", "slurm/*.md", "examples/*.md", 
 TAKEN = (
     "sslm.training.module.Objective",
     "sslm.config.training.OptimConfig",
+    "sslm.config.training.GroupConfig",
     "sslm.config.training.RobustConfig",
     "sslm.config.training.AnomalyConfig",
 )

@@ -14,10 +14,12 @@ from sslm.training.optimizers.base import wide
 from sslm.training.optimizers.groups import HIDDEN
 from sslm.training.optimizers.newton_schulz import orthogonalised, working_dtype
 from sslm.training.optimizers.placement import distributed_like, here, part_like
-from sslm.training.optimizers.sharing import shared_among_ranks
+from sslm.training.optimizers.sharing import num_ranks, shared_among_ranks
 
 MOMENTUM = 0.95
 """Nesterov's, of hidden matrices; AdamW's betas are the rest's."""
+AT_ONCE = 1 << 26
+"""Elements of matrices that a rank works on at once, or one matrix: each takes up to 20 bytes of passing memory."""
 RMS = 0.2
 """Root mean square of an update at a learning rate of 1, about that of AdamW."""
 
@@ -34,11 +36,17 @@ class Muon(AdamW):
         for parameter in members:
             by_shape.setdefault(tuple(parameter.shape), []).append(parameter)
         for shape, alike in by_shape.items():
-            decay, size = 1 - group["lr"] * group["weight_decay"], group["lr"] * RMS * math.sqrt(max(shape))
-            directions = (self._momentum(parameter) for parameter in alike)
-            for parameter, direction in zip(alike, shared_among_ranks(directions, orthogonalised), strict=True):
-                mine = wide(here(parameter))
-                self.write(parameter, mine * decay - size * part_like(parameter, direction).to(mine.dtype))
+            number = max(AT_ONCE // math.prod(shape), 1) * num_ranks()
+            for first in range(0, len(alike), number):
+                self._update_alike(alike[first : first + number], group)
+
+    def _update_alike(self, members: list[Tensor], group: dict[str, Any]) -> None:
+        decay = 1 - group["lr"] * group["weight_decay"]
+        size = group["lr"] * RMS * math.sqrt(max(members[0].shape))
+        directions = (self._momentum(parameter) for parameter in members)
+        for parameter, direction in zip(members, shared_among_ranks(directions, orthogonalised), strict=True):
+            mine = wide(here(parameter))
+            self.write(parameter, mine * decay - size * part_like(parameter, direction).to(mine.dtype))
 
     def _momentum(self, parameter: Tensor) -> Tensor:
         """Take the gradient into the momentum; return what Nesterov looks ahead to, distributed as the parameter is."""

@@ -8,6 +8,11 @@ from torch import Tensor
 from torch.distributed.tensor import DTensor
 
 
+def num_ranks() -> int:
+    """Ranks that share the work."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
 def shared_among_ranks(matrices: Iterable[Tensor], work: Callable[[Tensor], Tensor]) -> Iterator[Tensor]:
     """Yield, in order, what becomes of each matrix; all ranks call it together, with the same matrices.
 
@@ -21,7 +26,7 @@ def shared_among_ranks(matrices: Iterable[Tensor], work: Callable[[Tensor], Tens
     Returns:
         Whole matrices.
     """
-    world = dist.get_world_size() if dist.is_initialized() else 1
+    world = num_ranks()
     rank = dist.get_rank() if world > 1 else 0
     mine, count = [], 0
     for matrix in matrices:

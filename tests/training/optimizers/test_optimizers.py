@@ -138,6 +138,15 @@ def test_codes_stand_for_the_nearest_value_over_six_powers_of_ten(is_signed: boo
     assert torch.equal(decode(*encode(nn.Parameter(none), none, is_signed), is_signed), none)
 
 
+def test_muon_takes_the_same_steps_however_many_matrices_it_works_on_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    (one, of_one), (other, of_other) = make("muon"), make("muon")
+    take_steps(one, of_one, 2)
+    monkeypatch.setattr(muon, "AT_ONCE", 500)  # two of 12 x 20, three of 12 x 12
+    take_steps(other, of_other, 2)
+    for ours, theirs in zip(everything(one, of_one), everything(other, of_other), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+
+
 def test_muon_leaves_all_but_the_blocks_matrices_to_adamw() -> None:
     network, optimizer = make("muon")
     names = {parameter: name for name, parameter in network.named_parameters()}
