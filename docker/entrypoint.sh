@@ -1,6 +1,6 @@
 #!/bin/sh
 # Flags are those of python -m sslm.train; anything else is a command: sslm prepare …, torchrun …, bash.
-# exec: what is run becomes process 1, so that signals and exit codes pass no shell.
+# exec: what is run becomes the child of tini, which hands on signals and exit codes; no shell is between them.
 
 # A user whom the image doesn't know (docker run --user) has neither a name nor a folder for caches.
 export USER="${USER:-sslm}"
