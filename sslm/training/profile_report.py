@@ -29,8 +29,8 @@ KINDS = {
 OTHERS, HOST = "norms, elementwise, copies", "host, between operations"
 WAIT, ROWS = "waiting for data", "rows, validation, saving"
 SENDS = re.compile(KINDS[MESSAGES])
-IS_OPERATION = re.compile(rf"(?!autograd::)\w+::|{KINDS['compiled kernels']}")
-"""What computes: the time of all else (modules' and optimizers' marks, autograd's nodes) is the host's."""
+IS_OPERATION = re.compile(rf"(?!autograd::|FSDP::)\w+::|{KINDS['compiled kernels']}")
+"""What computes: the time of all else (marks of modules, FSDP and optimizers, autograd's nodes) is the host's."""
 MOST_NAMES = 8
 
 

@@ -41,12 +41,13 @@ def test_shares_are_those_of_the_trace(profiled: Path) -> None:
     steps = [event for event in trace if event["name"] == STEP]
     total = sum(event["dur"] for event in trace if event["name"] in (STEP, BETWEEN))
     assert len(steps) == 3
-    products = [event for event in trace if event["name"] in ("aten::mm", "aten::addmm", "aten::bmm")]
-    assert told["matmuls"] == pytest.approx(100 * sum(event["dur"] for event in products) / total, abs=4)
-    attention = [e for e in trace if re.fullmatch(r"aten::_scaled_dot_product_flash_attention_for_cpu\w*", e["name"])]
-    assert told["attention"] == pytest.approx(100 * sum(event["dur"] for event in attention) / total, abs=4)
+    inside = [e for e in trace if any(0 <= e["ts"] - step["ts"] < step["dur"] for step in steps)]
+    products = [event for event in inside if event["name"] in ("aten::mm", "aten::addmm", "aten::bmm")]
+    assert told["matmuls"] == pytest.approx(100 * sum(event["dur"] for event in products) / total, abs=1)
+    attention = [e for e in inside if re.fullmatch(r"aten::_scaled_dot_product_flash_attention_for_cpu\w*", e["name"])]
+    assert told["attention"] == pytest.approx(100 * sum(event["dur"] for event in attention) / total, abs=1.5)
     beside = total - sum(event["dur"] for event in steps)
-    assert told["waiting for data"] + told["rows, validation, saving"] == pytest.approx(100 * beside / total, abs=2)
+    assert told["waiting for data"] + told["rows, validation, saving"] == pytest.approx(100 * beside / total, abs=1.5)
     assert sum(told.values()) == pytest.approx(100, abs=len(told) / 2)
 
 
@@ -84,6 +85,7 @@ def test_steps_past_the_end_are_refused(train_tiny: TrainTiny, tmp_path: Path, c
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_of_several_ranks_the_first_is_profiled(tiny: list[str], tmp_path: Path) -> None:
     run = tmp_path / "run"
     several = ["--devices", "2", "--strategy", "ddp", "--profile", "3:4"]

@@ -1,5 +1,6 @@
 """Profiles some steps on rank 0 (--profile 10:13): a trace, a memory snapshot, and in words where the time went."""
 
+import os
 import time
 from contextlib import ExitStack
 from pathlib import Path
@@ -79,6 +80,7 @@ class Profile(Callback):
 
     def _perhaps_start(self, trainer: Trainer) -> None:
         if trainer.is_global_zero and not self.is_done and trainer.global_step == self.steps.first - 1:
+            os.environ.setdefault("KINETO_LOG_LEVEL", "9")  # torch's profiler says each start and stop on stderr
             activities = [ProfilerActivity.CPU]
             if trainer.strategy.root_device.type == "cuda":
                 activities.append(ProfilerActivity.CUDA)
