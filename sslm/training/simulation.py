@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch._subclasses import fake_tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
@@ -23,12 +24,14 @@ from transformers.initialization import no_init_weights
 from sslm.data.module import DataModule
 from sslm.models.architecture import brief
 from sslm.models.build import construct
+from sslm.models.weights import weights_of
 from sslm.parallel.launch import Launch
 from sslm.parallel.planning.even_shares import even_shares
 from sslm.parallel.planning.messages import Message, Messages
 from sslm.system.errors import UserError
 from sslm.training.adversarial import adversarial_losses
 from sslm.training.agreement import agree_on_outcome
+from sslm.training.average import MovingAverage
 from sslm.training.lightning import give_mesh
 from sslm.training.module import Objective, reduce_with
 from sslm.training.optimizers.base import Optimizer
@@ -36,6 +39,13 @@ from sslm.training.optimizers.clipping import clipping_scale, gradient_norm
 
 BUCKETS = (dist._DEFAULT_FIRST_BUCKET_BYTES, 25 * 2**20)
 """Bytes of DDP's first bucket of gradients, and of each that follows, at most."""
+
+LOOKS_AT_CONTENTS = (
+    fake_tensor.DataDependentOutputException,
+    fake_tensor.DynamicOutputShapeException,
+    fake_tensor.UnsupportedFakeTensorException,
+    fake_tensor.UnsupportedOperatorException,
+)
 
 
 class Simulation(NamedTuple):
@@ -88,7 +98,7 @@ def simulate(
             with contentless, even_shares(built, size * shapes["input_ids"][0]):
                 rows = {name: torch.empty(size, *shape, dtype=torch.long) for name, shape in shapes.items()}
                 return _Step(module, launch, rows).take(rows_per_rank // size)
-    except (RuntimeError, TypeError, NotImplementedError) as error:
+    except (*LOOKS_AT_CONTENTS, TypeError, NotImplementedError) as error:
         why = f"{model.model_type} can't be run on tensors without contents ({brief(error)})"
         raise UserError(f"--simulate: {why}; leave it out") from error
 
@@ -125,7 +135,9 @@ class _Step:
             self.messages.times = 1
             self._update()
         states = [value for state in self.optimizer.state.values() for value in state.values() if value.ndim]
-        averages = [] if self.module.average is None else list(self.module.average.tensors.values())
+        averages: list[Tensor] = []
+        if (decay := self.module.optim.average_decay) is not None:
+            averages += MovingAverage(weights_of(self.network), decay).tensors.values()
         weights = bytes_here(self.network.parameters())
         return Simulation(weights, self.gradients, bytes_here([*states, *averages]), self.messages.counted)
 

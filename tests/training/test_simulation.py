@@ -106,6 +106,14 @@ def test_messages_tell_what_each_rank_of_a_ring_sends() -> None:
     assert Message("all-gather", (0, 1, 2, 3), 1000).sent == 750.0
 
 
+@pytest.mark.parametrize(
+    ("how", "numbers"), [("--optim.name schedule_free", 2), ("--optim.name lion", 1), ("--optim.average_decay 0.9", 3)]
+)
+def test_what_an_optimizer_keeps_is_held(how: str, numbers: int, tiny: list[str]) -> None:
+    step = simulated([*tiny, *how.split()], Launch("cpu", 2, 1, "fsdp", "32"))
+    assert step.optimizer == numbers * step.weights
+
+
 def test_512_ranks_hold_a_512th_each(tiny: list[str]) -> None:
     launch = Launch("gpu", 8, 64, "fsdp", "bf16-mixed")
     sides = ["--model.hidden_size", "1024", "--model.intermediate_size", "512"]
