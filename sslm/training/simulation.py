@@ -1,7 +1,8 @@
 """One step of the first of many ranks, in one process: torch's fake process group, and tensors without contents.
 
 The network is built, sharded and stepped by the code that trains, so what that refuses is refused here; operations
-work out shapes alone, and collectives return at once. 512 ranks and 8B parameters take seconds and half a gigabyte.
+work out shapes alone, and collectives return at once. What has memory is the model of two layers that training, too,
+tries first.
 """
 
 from collections import Counter
