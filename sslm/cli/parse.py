@@ -28,6 +28,8 @@ from sslm.training.stopping import parse_stop_when
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 """YAML files that sslm brings."""
+FORMER = {("compile", "false"): "off", ("compile", "true"): "block"}
+"""(Setting, value) that config.yaml of older runs has -> value of today."""
 Tree = dict[str, dict[str, Any]]
 """Section -> key -> value, as YAML has it or as text; "" is the section of the settings that stand in none."""
 
@@ -199,6 +201,7 @@ def _read_file(flag: Flag) -> Tree:
         raise UserError(f"{where}: expected keys and values, got {type(values).__name__}")
     tree: Tree = {"": {}}
     for section, keys in (content or {}).items():
+        keys = FORMER.get((section, keys), keys) if isinstance(keys, str) else keys
         keys = {"name": keys} if section == "objective" and isinstance(keys, str) else keys
         if section not in SECTIONS:
             tree[""][section] = keys

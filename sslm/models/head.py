@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.models.blocks import evaluating
+from sslm.models.linear_head import LinearHead, ends_in_linear
 from sslm.models.masks import document_logits, probe_tokens, unread_masks
 from sslm.models.network import IGNORED, Network, Predicted
 
@@ -30,6 +31,8 @@ class LanguageModel(Network):
         z_loss: weight of log² of the softmax's denominator in the loss, while training.
         embedding_noise: NEFTune's α: noise on the input, uniform within ± α / √(tokens · width), while training.
         probe: a model of the same make that can be run, to find where the head begins if `model` has no weights yet.
+        chunks_loss: whether the loss is computed some places at a time, so that no logits of all places are held, if
+            the head ends in a linear layer that `linear_head.suits`.
     """
 
     def __init__(
@@ -41,6 +44,7 @@ class LanguageModel(Network):
         z_loss: float = 0.0,
         embedding_noise: float = 0.0,
         probe: PreTrainedModel | None = None,
+        chunks_loss: bool = False,
     ) -> None:
         super().__init__(model, embedding_noise)
         self.label_smoothing, self.z_loss = label_smoothing, z_loss
@@ -51,6 +55,9 @@ class LanguageModel(Network):
         self._gathers_in_head = head is not None
         if head is not None:
             model.get_submodule(head).register_forward_pre_hook(self._let_scored_through)
+        self.linear_head = (
+            LinearHead(model) if chunks_loss and ends_in_linear(model) else None
+        )  # what it sees is scored
 
     def forward(
         self,
@@ -78,17 +85,31 @@ class LanguageModel(Network):
         if labels is not None and self.model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = decoder_inputs(labels, self.model.config, decoder_segment_ids)
         places = None if labels is None or self.max_scored is None else scored_places(labels, self.max_scored)
-        logits = self._logits(places, segment_ids, decoder_segment_ids, **inputs)[..., : self.vocab_size]
+        segments = segment_ids, decoder_segment_ids
         if labels is None:
-            return logits
+            return self._logits(places, *segments, **inputs)[..., : self.vocab_size]
         targets = labels if places is None else labels.gather(1, places)
-        losses = self._losses(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+        losses, tokens = self._scored(targets, places, *segments, predict=predict, **inputs)
         if not predict:
-            return losses.sum(dim=1)
-        tokens = torch.where(targets == IGNORED, IGNORED, logits.argmax(-1))
+            return losses
         if places is not None:
             tokens = torch.full_like(labels, IGNORED).scatter(1, places, tokens)
-        return Predicted(losses.sum(dim=1), tokens)
+        return Predicted(losses, tokens)
+
+    def _scored(
+        self, targets: Tensor, places: Tensor | None, *segments: Tensor | None, predict: bool, **inputs: Tensor
+    ) -> tuple[Tensor, Any]:
+        """[batch] nats, and, to predict, [batch, num] the likeliest token at each scored place."""
+        head = self.linear_head
+        if head is not None and head.can_be_used and (places is None or self._gathers_in_head):
+            with head.kept_from():
+                self._logits(places, *segments, **inputs)
+            smoothing, z_loss = (self.label_smoothing, self.z_loss) if self.training else (0.0, 0.0)
+            return head.losses(targets, self.vocab_size, smoothing, z_loss)
+        logits = self._logits(places, *segments, **inputs)[..., : self.vocab_size]
+        losses = self._losses(logits.to(torch.promote_types(logits.dtype, torch.float32)), targets)
+        tokens = torch.where(targets == IGNORED, IGNORED, logits.argmax(-1)) if predict else None
+        return losses.sum(dim=1), tokens
 
     def _logits(
         self, places: Tensor | None, segment_ids: Tensor | None, decoder_segment_ids: Tensor | None, **inputs: Tensor

@@ -149,6 +149,7 @@ def network_for(
     z_loss: float = 0.0,
     embedding_noise: float = 0.0,
     class_weights: Tensor | None = None,
+    chunks_loss: bool = False,
 ) -> Network:
     """Make what is trained of a model: a `TaskModel` or `SpanModel` if it has a task's head, else a `LanguageModel`."""
     if type(model).__name__.endswith("ForQuestionAnswering"):
@@ -158,5 +159,11 @@ def network_for(
             model, label_smoothing=label_smoothing, embedding_noise=embedding_noise, class_weights=class_weights
         )
     return LanguageModel(
-        model, max_scored, label_smoothing=label_smoothing, z_loss=z_loss, embedding_noise=embedding_noise, probe=probe
+        model,
+        max_scored,
+        label_smoothing=label_smoothing,
+        z_loss=z_loss,
+        embedding_noise=embedding_noise,
+        probe=probe,
+        chunks_loss=chunks_loss,
     )

@@ -104,6 +104,14 @@ class Launch:
         return "fp32" if self.accelerator == "cpu" else "fp32 (32-tf32: matrices in TF32, less exact and faster)"
 
     @property
+    def chunks_loss(self) -> bool:
+        """Whether the loss is computed some places at a time, outside of the head's own call.
+
+        The compiler makes one graph of a whole model's head and loss; ZeRO-3 has a weight within its module's call.
+        """
+        return self.compiled != "model" and self.traits.zero_stage < 3
+
+    @property
     def compiled_in_words(self) -> str:
         """What is compiled, to be said after the precision; nothing if nothing is."""
         return {"off": "", "block": ", each block compiled", "model": ", compiled as a whole"}[self.compiled]

@@ -30,6 +30,7 @@ from sslm.models.adapters import ADAPTERS_LR, Adapters, adapt
 from sslm.models.architecture import check_fits
 from sslm.models.build import on_meta
 from sslm.models.freezing import Frozen, freeze
+from sslm.models.linear_head import suits
 from sslm.models.masks import check_documents, choose_masks
 from sslm.models.network import Network
 from sslm.models.task import network_for
@@ -92,6 +93,7 @@ class Objective(Evaluated):
         parallelize: shards (network, model, mesh [data_parallel, tensor_parallel], or None if it is not sharded).
         reduce_gradients: whether FSDP2 reduces gradients once a step, or after each micro-batch to save memory.
         static_shapes: as in `Evaluated`.
+        chunks_loss: whether a language model's loss is computed some places at a time, if its head allows it.
         frozen: parts of the model that are not trained. Default: none.
         adapters: low-rank adapters that are trained instead of the model. Default: none.
     """
@@ -133,6 +135,7 @@ class Objective(Evaluated):
         parallelize: Parallelize | None = None,
         reduce_gradients: Literal["step", "micro_batch"] = "step",
         static_shapes: bool = False,
+        chunks_loss: bool = True,
         frozen: Frozen | None = None,
         adapters: Adapters | None = None,
     ) -> None:
@@ -156,7 +159,7 @@ class Objective(Evaluated):
         """When the last batch and all that was done after it (validation, saving) ended, by time.perf_counter."""
         self.side_group: dist.ProcessGroup | None = None
         """All ranks, on the CPU (gloo); None with one process."""
-        self.reduce_gradients = reduce_gradients
+        self.reduce_gradients, self.chunks_loss = reduce_gradients, chunks_loss
         self._parallelize = parallelize
         self._model = [model]  # in a list: it becomes a submodule when it is wrapped
         self._is_configured = False
@@ -231,6 +234,7 @@ class Objective(Evaluated):
             z_loss=self.robust.z_loss,
             embedding_noise=self.robust.embedding_noise,
             probe=probe,
+            chunks_loss=self.chunks_loss and suits(probe),
             **self.network_settings(data),
         )
         if self._parallelize is not None:

@@ -123,6 +123,12 @@ def test_flags_win_over_files_and_later_files_over_earlier_whatever_the_order_ty
         assert config.model.settings == {"hidden_size": 4, "num_hidden_layers": 3}
 
 
+@pytest.mark.parametrize(("former", "now"), [("false", "off"), ("true", "block"), ("off", "off")])
+def test_values_of_older_runs_mean_what_they_meant(former: str, now: str, tmp_path: Path) -> None:
+    (tmp_path / "config.yaml").write_text(f"compile: {former}\n")
+    assert parse(["--config", str(tmp_path / "config.yaml")]).compile == now
+
+
 def test_config_written_to_yaml_is_read_back_equal(tmp_path: Path) -> None:
     config = parse(
         ["--model.model_type", "gpt2", "--model.n_embd", "8", "--data.document_separator", "\n--\n", "--dry_run"]

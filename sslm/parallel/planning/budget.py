@@ -17,6 +17,8 @@ from transformers import PreTrainedModel
 from sslm.config import Config
 from sslm.data.stream.packing import Packed
 from sslm.data.stream.recipe import Examples
+from sslm.models.linear_cross_entropy import tokens_at_a_time
+from sslm.models.linear_head import ends_in_linear, outputs_to_logits
 from sslm.parallel.checks import check_batch, check_strategy
 from sslm.parallel.compilation import check_compiled, choose_compiled
 from sslm.parallel.launch import STRATEGIES, Compiled, Launch, devices, tensor_parallel_size
@@ -149,10 +151,25 @@ class Budget:
             recomputation or self.recomputation,
             launch.compiled != "off",
             scored / length,
-            scored * self.model.config.vocab_size,
+            self._head_at_work(launch, micro_batch_size * scored),
         )
         shared = launch.context_parallel_size
         return replace(static, activations=batch.activations / shared, logits=batch.logits / shared)
+
+    def _head_at_work(self, launch: Launch, num_places: int) -> int:
+        """Count what logits and their gradients take beside what the head keeps, in bytes.
+
+        Of all places' logits there are two gradients in fp32 at once. Of some places' there is one, in 16 bits also a
+        copy of it, of the weight, and of the weight's gradient; a soft cap has a derivative.
+        """
+        vocab_size: int = self.model.config.vocab_size
+        if not (launch.chunks_loss and ends_in_linear(self.model)):
+            return 8 * num_places * vocab_size
+        num_classes = vocab_size // launch.tensor_parallel_size
+        logits = num_classes * tokens_at_a_time(num_places, num_classes, launch.device_type)
+        of_cap = 4 * logits if outputs_to_logits(self.model.config)[1] is not None else 0
+        layer: Any = self.model.get_output_embeddings()
+        return of_cap + (4 * logits if launch.computes_in_fp32 else 6 * logits + 4 * num_classes * layer.in_features)
 
     def activations(self, launch: Launch) -> Activations:
         """Measure activations, once in a process for all launches whose forward passes are alike."""
@@ -161,6 +178,7 @@ class Budget:
         weights = dtype if gathers_16_bits(launch) else torch.float32
         autocast = None if holds_16_bits(launch) or dtype == torch.float32 else dtype
         how: dict[str, Any] = {"weights": weights, "autocast": autocast}
+        how |= {"chunks_loss": launch.chunks_loss}
         how |= {"on_gpu": self.machine.is_gpu, "tensor_parallel": launch.tensor_parallel_size}
         how |= {name: getattr(self.config.robust, name) for name in ("label_smoothing", "z_loss", "embedding_noise")}
         trained = [(name, weight.shape) for name, weight in self.model.named_parameters() if weight.requires_grad]

@@ -197,11 +197,10 @@ def batch_memory(
             between full and none. One block's activations are computed again at a time, when the logits are gone.
         compiled: whether blocks are compiled.
         scored_share: fraction of the places that the head works on, if it gets the scored places alone.
-        logits: numbers in the logits of a sequence's scored places. Besides what the head keeps, two gradients of these
-            exist at once, in fp32.
+        logits: bytes of logits and their gradients, beside what the head keeps.
     """
     kept = activations.of(micro_batch_size)
-    head = kept.head * (scored_share if activations.has_head else 1.0) + 8 * logits * micro_batch_size
+    head = kept.head * (scored_share if activations.has_head else 1.0) + logits
     again = max(kept.largest - head, 0)
     checkpointed = kept.outside + kept.inputs + kept.repeated
     everything = kept.outside + kept.inputs + kept.inside
