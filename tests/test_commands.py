@@ -44,6 +44,7 @@ NOT_THESE = {
     "extending": "has an objective to write: tests/test_readme.py",
     "formats": "has no commands",
     "lessons": "has no commands",
+    "scale": "has a benchmark's: tests/benchmarks/test_scale.py",
 }
 """Pages, and why their commands are not run."""
 WHY_NOT = {

@@ -21,8 +21,8 @@ KINDS = {
     "optimizer": r"Optimizer\.|_fused_(adam|sgd)|_foreach_",
     MESSAGES: r"c10d::|nccl|gloo|_c10d_functional::|AllGather|ReduceScatter|AllReduce",
     "attention": r"scaled_dot_product|flash_attention|flex_attention|efficient_attention|varlen_attn",
-    "head's loss": r"cross_entropy|nll_loss|log_softmax",
     "matmuls": r"aten::(mm|addmm|bmm|baddbmm|linear|matmul|_grouped_mm|_scaled_mm|.*conv|.*lstm|.*rnn)|mkldnn_linear",
+    "head's loss": r"cross_entropy|CrossEntropy|nll_loss|log_softmax",
     "compiled kernels": r"triton_|cpp_fused|Torch-Compiled Region|CompiledFunction",
 }
 """Expressions for operations' names; of an operation and all that called it, the first kind that one of them is."""
@@ -144,11 +144,11 @@ def _longest(item: tuple[str, float]) -> float:
 
 ADVICE = {
     WAIT: (0.05, "--data.num_workers 2, or a corpus prepared beforehand (sslm prepare), on a nearer disk"),
-    HOST: (0.2, "larger micro-batches (--micro_batch_size auto), or --compile true: the device waits for the host"),
+    HOST: (0.2, "larger micro-batches (--micro_batch_size auto), or --compile block: the device waits for the host"),
     MESSAGES: (0.15, "larger micro-batches, or a strategy that shares less (sslm plan)"),
     "optimizer": (0.2, "a larger --batch_size: there would be fewer updates for as many tokens"),
     ROWS: (0.1, "a larger --log_every, --val_every or --checkpoint.every_steps"),
-    OTHERS: (0.25, "--compile true, which joins them"),
+    OTHERS: (0.25, "--compile block, which joins them"),
     "attention": (0.3, "a head size of 64 or 128, and no mask that a kernel can't take (docs/performance.md)"),
 }
 """Kind -> from which share on there is something to do about it, and what."""

@@ -46,7 +46,7 @@ def refuse(tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
         (["--batch_size"], ["needs a value"]),
         (["--batch_size="], ["--batch_size", "a whole number"]),
         (["--robust.adversarial", "fgmm"], ["fgmm: expected one of fgm, pgd, freelb or null (did you mean fgm?)"]),
-        (["--optim.name", "adam"], ["--optim.name adam: expected one of adamw, muon", "(did you mean adamw?)"]),
+        (["--optim.name", "adam"], ["--optim.name adam: expected one of adamw, adamw_8bit", "(did you mean adamw?)"]),
         (["8"], ["not a flag"]),
         (["--max_steps", "0"], ["--max_steps 0", "above 0"]),
         (["--tensor_parallel_size", "0"], ["--tensor_parallel_size 0", "above 0"]),
