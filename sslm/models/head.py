@@ -101,7 +101,7 @@ class LanguageModel(Network):
     ) -> tuple[Tensor, Any]:
         """[batch] nats, and, to predict, [batch, num] the likeliest token at each scored place."""
         head = self.linear_head
-        if head is not None and head.can_be_used and (places is None or self._gathers_in_head):
+        if head is not None and head.serves(targets) and (places is None or self._gathers_in_head):
             with head.kept_from():
                 self._logits(places, *segments, **inputs)
             smoothing, z_loss = (self.label_smoothing, self.z_loss) if self.training else (0.0, 0.0)

@@ -158,6 +158,11 @@ def _run(
     return _Run(losses.view_as(targets).sum(1), tokens.view_as(targets), gradients)
 
 
+def are_few(num_tokens: int, num_classes: int, device_type: str) -> bool:
+    """Whether all logits may be there at once: then the plain loss, of fewer and larger operations, is faster."""
+    return num_tokens * num_classes <= CHUNK["cpu" if device_type == "cpu" else "cuda"]
+
+
 def tokens_at_a_time(num_tokens: int, num_classes: int, device_type: str) -> int:
     """Return the tokens whose logits are made at a time; all parts are of one length, but for the last."""
     most = max(CHUNK["cpu" if device_type == "cpu" else "cuda"] // num_classes, FEWEST_TOKENS)

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor, Shard
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.models.blocks import evaluating
-from sslm.models.linear_cross_entropy import LinearLosses, Loss, linear_cross_entropy
+from sslm.models.linear_cross_entropy import LinearLosses, Loss, are_few, linear_cross_entropy
 from sslm.models.masks import probe_tokens
 
 
@@ -37,11 +37,12 @@ class LinearHead:
         layer: Any = self._model[0].get_output_embeddings()
         return layer  # type: ignore[no-any-return]
 
-    @property
-    def can_be_used(self) -> bool:
-        """Whether this device has the weight, or its part of the classes."""
+    def serves(self, targets: Tensor) -> bool:
+        """Whether there are too many logits to make them at once, and this device has the weight, or its classes."""
         weight = self._layer.weight
-        return not isinstance(weight, DTensor) or weight.placements == (Shard(0),)
+        if isinstance(weight, DTensor):
+            return weight.placements == (Shard(0),)
+        return not are_few(targets.numel(), len(weight), weight.device.type)
 
     @contextmanager
     def kept_from(self) -> Iterator[None]:

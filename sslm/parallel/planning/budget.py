@@ -17,7 +17,7 @@ from transformers import PreTrainedModel
 from sslm.config import Config
 from sslm.data.stream.packing import Packed
 from sslm.data.stream.recipe import Examples
-from sslm.models.linear_cross_entropy import tokens_at_a_time
+from sslm.models.linear_cross_entropy import are_few, tokens_at_a_time
 from sslm.models.linear_head import ends_in_linear, outputs_to_logits
 from sslm.parallel.checks import check_batch, check_strategy
 from sslm.parallel.compilation import check_compiled, choose_compiled
@@ -160,12 +160,15 @@ class Budget:
         """Count what logits and their gradients take beside what the head keeps, in bytes.
 
         Of all places' logits there are two gradients in fp32 at once. Of some places' there is one, in 16 bits also a
-        copy of it, of the weight, and of the weight's gradient; a soft cap has a derivative.
+        copy of it, of the weight, and of the weight's gradient; a soft cap has a derivative. If few logits are made at
+        once after all, what the head keeps of them is not in its measured part.
         """
         vocab_size: int = self.model.config.vocab_size
         if not (launch.chunks_loss and ends_in_linear(self.model)):
             return 8 * num_places * vocab_size
         num_classes = vocab_size // launch.tensor_parallel_size
+        if launch.tensor_parallel_size == 1 and are_few(num_places, num_classes, launch.device_type):
+            return 12 * num_places * vocab_size
         logits = num_classes * tokens_at_a_time(num_places, num_classes, launch.device_type)
         of_cap = 4 * logits if outputs_to_logits(self.model.config)[1] is not None else 0
         layer: Any = self.model.get_output_embeddings()
