@@ -93,8 +93,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         if of_rows is None:
             return (None,) * 6
         hidden, weight, bias, targets, *gradients = ctx.saved_tensors
-        is_one_number = len(of_rows) == 1 or of_rows.stride() == (0,)  # of a sum's or a mean's backward pass
-        if is_one_number and not ctx.are_used:
+        if is_one_number(of_rows) and not ctx.are_used:
             ctx.are_used = True
             gradients = [g if g is None else g.mul_(of_rows[0]) for g in gradients]
         else:
@@ -102,6 +101,15 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 gradients = _run(hidden, weight, bias, targets, ctx.loss, ctx.dtype, ctx.needs, of_rows).gradients
         like = hidden, weight, bias
         return *(g if g is None else g.to(x.dtype) for g, x in zip(gradients, like, strict=True)), None, None, None
+
+
+def is_one_number(gradient: Tensor) -> bool:
+    """Whether [rows] hold one number, which the host can tell: that of a sum's or a mean's backward pass, expanded.
+
+    >>> is_one_number(torch.tensor(2.0).expand(3)), is_one_number(torch.ones(3))
+    (True, False)
+    """
+    return len(gradient) == 1 or gradient.stride() == (0,)
 
 
 class _Run(NamedTuple):

@@ -18,6 +18,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sslm.models.blocks import evaluating
+from sslm.models.linear_cross_entropy import is_one_number
 from sslm.models.masks import probe_tokens
 from sslm.models.network import Predicted
 
@@ -145,6 +146,8 @@ class _Sum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        if is_one_number(gradient):  # and stays one: the loss has its gradients already, but for a factor
+            return (gradient[:1] * ctx.size).expand_as(gradient), None
         return gradient * ctx.size, None
 
 
