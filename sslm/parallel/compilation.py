@@ -88,12 +88,7 @@ def compile_modules(modules: list[nn.Module]) -> None:
     unless TORCHINDUCTOR_CACHE_DIR names a folder. torch's own place for it is a folder in /tmp whose name others can
     guess, and what is found there is unpickled.
     """
-    from torch._inductor.runtime.cache_dir_utils import (
-        default_cache_dir,
-    )  # brings the compiler, which not all runs need
-
-    if os.environ.get(CACHE) in (None, default_cache_dir()):  # torch sets its own, when it is imported
-        os.environ[CACHE] = str(caches() / "compiled")
+    _keep_compiled()
     config: Any = torch._dynamo.config
     config.recompile_limit += USES * len(modules)
     how: dict[str, Any] = {"dynamic": False}
@@ -103,6 +98,23 @@ def compile_modules(modules: list[nn.Module]) -> None:
     for module in modules:
         module.compile(**how)
     logging.getLogger("torch._dynamo.convert_frame").addFilter(_tell_of_given_up)
+
+
+def _keep_compiled() -> None:
+    """Choose the folder of what is compiled, unless the user has."""
+    from torch._inductor.runtime.cache_dir_utils import (
+        default_cache_dir,
+    )  # brings the compiler, if there is a use for it
+
+    if os.environ.get(CACHE) not in (None, default_cache_dir()):  # torch sets its own, when it is imported
+        return
+    folder = caches() / "compiled"
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError as error:
+        say(f"--compile: {folder}: {error.strerror}; what is compiled is kept in {default_cache_dir()}")
+        return
+    os.environ[CACHE] = str(folder)
 
 
 def _tell_of_given_up(record: logging.LogRecord) -> bool:

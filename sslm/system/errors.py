@@ -5,6 +5,7 @@ traceback. A full disk is told the same way: it is nobody's bug.
 """
 
 import difflib
+import os
 import re
 from collections.abc import Iterable, Mapping
 from errno import (
@@ -109,6 +110,10 @@ def sentence_of(error: BaseException) -> str | None:
         lower = "lower --micro_batch_size (auto finds what fits), add --activation_checkpointing full"
         share = "share the weights among more devices (--strategy fsdp)"
         return f"out of memory: {lower}, or {share}; sslm plan with the same flags tells what needs how much"
+    if any(kind.__name__ == "BackendCompilerFailed" for kind in type(error).__mro__):
+        kept = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
+        again = f"; if it has worked before, remove what it keeps (rm -r {kept})" if kept else ""
+        return f"torch's compiler failed ({one_line(error)}): give --compile off{again}"
     if isinstance(error, OSError) and error.errno in PATH_ERRORS and error.filename:
         return f"{error.filename}: can't be read or written ({error.strerror}); check this path"
     return None

@@ -1,5 +1,6 @@
 """Compiled blocks: each use is compiled once, and what runs uncompiled is told."""
 
+import re
 from dataclasses import replace
 from functools import partialmethod
 from pathlib import Path
@@ -17,7 +18,7 @@ from sslm.models.lstm import LstmConfig
 from sslm.parallel.compilation import check_compiled, choose_compiled, compile_modules
 from sslm.parallel.launch import Compiled, Launch
 from sslm.parallel.recompute import KEEP_ALL, parse_recompute
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, sentence_of
 from sslm.train import main
 from tests.support.objectives import ENCODER, T5
 from tests.support.processes import run_command
@@ -90,6 +91,18 @@ def test_auto_compiles_what_suits_the_launch(
 def test_an_lstm_is_not_compiled(unit: Compiled) -> None:
     with pytest.raises(UserError, match=f"^--compile {unit}: torch can't compile an LSTM; give off"):
         check_compiled(replace(H100, compiled=unit), on_meta(LSTM, "AutoModelForCausalLM"), KEEP_ALL)
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_a_compiler_that_fails_is_told_in_a_sentence(one_compiler: None) -> None:
+    def broken(*_: Any) -> Any:
+        raise UnicodeDecodeError("utf-8", b"\xdf", 0, 1, "invalid continuation byte")
+
+    with pytest.raises(torch._dynamo.exc.BackendCompilerFailed) as failed:
+        torch.compile(torch.sin, backend=broken)(torch.ones(1))
+    sentence = sentence_of(failed.value)
+    assert sentence is not None
+    assert re.match(r"torch's compiler failed \(.*invalid continuation byte.*\): give --compile off", sentence)
 
 
 class Block(GradientCheckpointingLayer):
