@@ -174,7 +174,9 @@ def test_a_taken_port_is_one_sentence(runs: Path, capsys: pytest.CaptureFixture[
 
 def test_ctrl_c_ends_it_with_0_and_the_way_through_ssh_is_told(runs: Path) -> None:
     command = [sys.executable, "-m", "sslm", "ui", str(runs), "--port", "0"]
+    before = signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's background job has it ignored, and its children
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    signal.signal(signal.SIGINT, before)
     assert process.stdout
     said = [process.stdout.readline(), process.stdout.readline()]
     assert said[0] == "2 runs, to look at until Ctrl-C:\n"
