@@ -61,7 +61,8 @@ def plan_launch(
     Raises:
         UserError: the model can't be trained so on this machine, or batches don't divide; the message says what would.
     """
-    budget = Budget(config, model, row_shapes(data), data.max_scored, machine or here(*devices(config)))
+    is_labelled = data.recipe.task(config.seq_len) is not None
+    budget = Budget(config, model, row_shapes(data), data.max_scored, machine or here(*devices(config)), is_labelled)
     strategy, why = budget.choose_strategy() if config.strategy == "auto" else (config.strategy, "as asked")
     launch = replace(budget.launch(strategy), why=why)
     budget.check(launch)
@@ -91,6 +92,8 @@ class Budget:
     max_scored: int | None
     """Most places of a row that are scored, or None if all are."""
     machine: Machine
+    is_labelled: bool = False
+    """Whether rows are labelled: micro-batches are then as wide as their longest row, unless shapes are compiled."""
 
     @property
     def recomputation(self) -> Recompute:
@@ -110,7 +113,9 @@ class Budget:
         return replace(launch, compiled=self._compiled(launch) if config.compile == "auto" else config.compile)
 
     def _compiled(self, launch: Launch) -> Compiled:
-        return choose_compiled(launch, self.model, self.recomputation) if self.machine.has_compiler else "off"
+        if self.is_labelled or not self.machine.has_compiler:
+            return "off"
+        return choose_compiled(launch, self.model, self.recomputation)
 
     def check(self, launch: Launch) -> None:
         """Refuse a launch that can't run on the machine, memory aside.

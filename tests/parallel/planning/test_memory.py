@@ -335,3 +335,11 @@ def test_a_real_run_grows_by_what_is_planned(text: Path, cache: Path, tmp_path: 
     planned = plan.memory(plan.launch("single"), 1)
     assert 45e6 < model.num_parameters() < 55e6
     assert grown == pytest.approx(planned.weights + planned.gradients + planned.optimizer, rel=0.10)
+
+
+def test_auto_compiles_where_there_is_a_compiler_and_rows_keep_their_shape() -> None:
+    on_h100 = budget(named("h100"))
+    assert on_h100.launch("single").compiled == "model"
+    assert replace(on_h100, is_labelled=True).launch("single").compiled == "off"
+    assert replace(on_h100, machine=replace(on_h100.machine, has_compiler=False)).launch("single").compiled == "off"
+    assert budget(named("h100"), compile="block").launch("single").compiled == "block"
