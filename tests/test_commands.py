@@ -66,6 +66,7 @@ WHY_NOT = {
     "sslm doctor": "takes a minute: tests/cli/test_doctor.py",
     "--seeds": "takes half a minute: tests/cli/test_seeds.py",
     "verify-resume": "takes a minute: tests/cli/test_verify_resume.py",
+    "nodes=64": "takes a minute: tests/cli/test_plan.py",
 }
 """What commands have in them that are not run, and why they are not."""
 SHORT = (
@@ -76,7 +77,7 @@ KEEP = "--checkpoint.keep_last 5"
 CODES = {"--stop_after": 75, "ckpt diff": 1}
 """What commands have in them that end otherwise than with 0: stopped, and something differs."""
 SHORT_TOO = {
-    "gpt2-124m": "--model.n_layer 2 --model.n_embd 64 --model.n_head 2 --compile false --micro_batch_size 4",
+    "gpt2-124m": "--model.n_layer 2 --model.n_embd 64 --model.n_head 2 --compile off --micro_batch_size 4",
     "model_type bert": SMALL,
     "model_type qwen3": f"{SMALL} --model.num_key_value_heads 2 --model.head_dim 16",
     "model_type gpt2 --model.n_layer 4": "--model.n_embd 64 --model.n_head 2",
@@ -85,6 +86,7 @@ SHORT_TOO = {
     "--data.train my.txt --run_dir runs/mine": f"{SMALL} --max_steps 300 --checkpoint.every_steps 100 {KEEP}",
     "plan": "--batch_size 16 --micro_batch_size 1",
     "resume_with": "--max_steps 304",
+    "--profile": "--max_steps 14",
 }
 """What some commands have in them, and flags that they get on top."""
 
