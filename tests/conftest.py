@@ -124,9 +124,12 @@ def one_compiler() -> Iterator[None]:
 
 @pytest.fixture(autouse=True)
 def nothing_left_behind() -> Iterator[None]:
-    """No test leaves a process or a thread running."""
-    before = set(threading.enumerate())
+    """No test leaves a process or a thread running, or a variable that the commands of a later one would inherit."""
+    before, environment = set(threading.enumerate()), dict(os.environ)
     yield
+    for name in os.environ.keys() - environment.keys():
+        del os.environ[name]
+    os.environ.update(environment)
     assert not Ranks.end_all()
     assert not multiprocessing.active_children()
     left = {t for t in threading.enumerate() if t.is_alive() and not t.daemon} - before
