@@ -12,11 +12,12 @@ from typing import Any
 import pytest
 
 from sslm.cli.parse import parse
-from sslm.cli.verify_resume import ROUNDING, SHORT_ROUNDING, _take_own, default_variation, main, tolerance_for
+from sslm.cli.verify_resume import ROUNDING, SHORT_ROUNDING, _take_own, default_variation, main, report, tolerance_for
 from sslm.cli.verify_resume.comparison import compare, first_difference
+from sslm.cli.verify_resume.trials import Trial
 from sslm.runs.folder import RunFolder
 from sslm.system.files import sha256_of
-from tests.support.processes import Finished, run_command
+from tests.support.processes import Finished, train_forked
 from tests.support.runs import SMALL_LLAMA, TrainTiny, damage, rows_of
 
 Verify = Callable[..., Finished]
@@ -27,13 +28,13 @@ def verify(text: Path, cache: Path, tmp_path: Path) -> Verify:
     """verify(*flags) -> the finished process; what it leaves is under tmp_path/temporary."""
     (tmp_path / "temporary").mkdir()
 
-    def run(*flags: str, model: tuple[str, ...] = tuple(SMALL_LLAMA), **env: str) -> Finished:
+    def run(*flags: str, **env: str) -> Finished:
         data = ["--data.train", str(text), "--data.document_separator", "\n-----\n", "--data.cache_dir", str(cache)]
         data += shlex.split(
             "--data.tokenizer bpe:512 --data.val_sequences 4 --seq_len 32 --batch_size 4 --accelerator cpu"
         )
         env = {"COLUMNS": "240", "TMPDIR": str(tmp_path / "temporary"), **env}
-        return run_command(["-m", "sslm", "verify-resume", *data, *model, *flags], timeout=500, env=env)
+        return train_forked([*data, *SMALL_LLAMA, *flags], tmp_path / "log", 1, timeout=500, env=env, verb=main)
 
     return run
 
@@ -52,10 +53,10 @@ def row_of(name: str, printed: str) -> list[str]:
 
 
 @pytest.mark.slow
-def test_killed_and_resumed_with_other_micro_batches_does_not_differ(verify: Verify, tmp_path: Path) -> None:
-    flags = shlex.split("--steps 8 --kills 2 --also '--micro_batch_size 1' --model.attention_dropout 0.1")
+def test_killed_and_resumed_on_two_processes_does_not_differ(verify: Verify, tmp_path: Path) -> None:
+    flags = shlex.split("--steps 8 --kills 2 --also '--strategy fsdp --devices 2' --model.attention_dropout 0.1")
     done = verify(*flags, "--keep", str(tmp_path / "kept"))
-    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.returncode == 0, done.stdout
     _, _, _, how, result = row_of("killed", done.stdout)
     assert (how, result) == ("bitwise", "no difference in 8 steps, 37,024 parameters")
     assert done.stdout.count("SIGTERM at step") >= 4  # said at once, and in the table
@@ -69,43 +70,6 @@ def test_killed_and_resumed_with_other_micro_batches_does_not_differ(verify: Ver
     assert [row["step"] for row in runs[0]] == list(range(1, 9))
     assert [row["lr"] for row in runs[0]] == [row["lr"] for row in runs[1]]
     assert not left_in(tmp_path)
-
-
-DAMAGE_WHEN_RESUMED = """
-import sys
-from pathlib import Path
-if "sslm.train" in sys.orig_argv and "killed" in sys.orig_argv[-1]:
-    sys.path.insert(0, {root!r})
-    from tests.support.runs import damage
-    for checkpoint in Path(sys.orig_argv[-1]).glob("checkpoints/step-*"):
-        damage(checkpoint)
-"""
-
-
-BERT = shlex.split(
-    "--objective masked_lm --model.model_type bert --model.hidden_size 32 --model.intermediate_size 64 "
-    "--model.num_hidden_layers 2 --model.num_attention_heads 2 "
-    "--model.hidden_dropout_prob 0 --model.attention_probs_dropout_prob 0"
-)
-
-
-@pytest.mark.slow
-def test_what_changes_a_weight_between_two_starts_is_found(verify: Verify, tmp_path: Path) -> None:
-    (tmp_path / "sitecustomize.py").write_text(DAMAGE_WHEN_RESUMED.format(root=str(Path(__file__).parents[2])))
-    done = verify(
-        *shlex.split("--steps 12 --kills 2 --checkpoint.every_steps 1 --seed 6 --also '--strategy fsdp --devices 2'"),
-        *("--val_every", "100"),  # moments act with the next update: a validation right after it would differ first
-        model=tuple(BERT),
-        PYTHONPATH=f"{tmp_path}:{':'.join(sys.path)}",
-    )
-    assert done.returncode == 1, done.stdout + done.stderr
-    assert "train/loss is" in row_of("killed", done.stdout)[-1]
-    assert "is the first tensor that differs" in row_of("killed", done.stdout)[-1]
-    assert row_of("also-1", done.stdout)[3] == "to 1e-05"
-    assert "no difference" in row_of("also-1", done.stdout)[-1]
-    [folder] = left_in(tmp_path)
-    assert folder in done.stdout
-    assert (tmp_path / "temporary" / folder / "killed/metrics.jsonl").is_file()
 
 
 def test_run_that_fails_is_told_with_its_last_words(verify: Verify, tmp_path: Path) -> None:
@@ -124,9 +88,9 @@ def test_run_that_fails_is_told_with_its_last_words(verify: Verify, tmp_path: Pa
 def test_what_only_train_finds_wrong_is_the_users_error_here_too(verify: Verify, tmp_path: Path) -> None:
     done = verify("--model.hiden_size", "32")
     assert done.returncode == 2
-    assert done.stderr.startswith("error: ")
-    assert "hiden_size" in done.stderr
-    assert len(done.stderr.splitlines()) == 1
+    [_, sentence] = done.stdout.splitlines()  # what is to be done, and why it is not
+    assert sentence.startswith("error: ")
+    assert "hiden_size" in sentence
     assert not left_in(tmp_path)
 
 
@@ -218,6 +182,39 @@ def test_one_number_changed_in_a_checkpoint_that_is_gone_on_from_is_found(
         assert found.first.quantity == "train/loss"
         assert found.tensor is not None
         assert not compare(RunFolder(straight), RunFolder(other), ROUNDING).is_same
+
+
+@pytest.mark.slow
+def test_what_changes_a_weight_between_two_starts_is_told(
+    stopped: tuple[Path, Path],
+    tiny: list[str],
+    train_tiny: TrainTiny,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("COLUMNS", "240")
+    two = "--strategy fsdp --devices 2"
+    shutil.copytree(tmp_path / "other", tmp_path / "also-1")
+    damage(tmp_path / "other/checkpoints/step-000004")
+    for run in stopped:
+        assert train_tiny(run) == 0
+    flags = [*tiny, "--run_dir", str(tmp_path / "also-1"), *shlex.split(two)]
+    assert train_forked(flags, tmp_path / "log").returncode == 0
+    configs = parse(tiny), parse(tiny), parse([*tiny, *shlex.split(two)])
+    names = {"straight": "", "other": "", "also-1": two}
+    trials = [
+        Trial(name, tmp_path, tiny, config, variation, code=0)
+        for (name, variation), config in zip(names.items(), configs, strict=True)
+    ]
+    capsys.readouterr()
+    assert not report(trials, 8)
+    said = capsys.readouterr().out
+    assert "train/loss is" in row_of("other", said)[-1]
+    assert "is the first tensor that differs" in row_of("other", said)[-1]
+    assert row_of("also-1", said)[3] == "to 1e-05"
+    assert "no difference in 8 steps" in row_of("also-1", said)[-1]
+    assert report(trials[::2], 8)
 
 
 def test_tensors_that_differ_at_the_end_are_named(stopped: tuple[Path, Path]) -> None:
