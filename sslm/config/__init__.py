@@ -59,6 +59,8 @@ class Config(Section):
     fsdp_tp, deepspeed_1, deepspeed_2, or deepspeed_3."""
     context_parallel_size: int = setting(1, POSITIVE, may_change=True)
     """fsdp, hsdp: number of devices that share each sequence, for long ones (causal_lm)."""
+    expert_parallel_size: int = setting(1, POSITIVE, may_change=True)
+    """fsdp, hsdp: number of devices that share each block's experts, to which tokens travel (mixtures of experts)."""
     tensor_parallel_size: int | None = setting(None, POSITIVE, may_change=True)
     """Number of devices that share each weight matrix; default: all (tp), or those of a node (fsdp_tp)."""
     precision: Precision = setting("auto", may_change=True)

@@ -10,6 +10,7 @@ from transformers import PreTrainedModel
 from sslm.config import Config
 from sslm.models.blocks import blocks
 from sslm.parallel.context_parallel import suits_shared_rows
+from sslm.parallel.expert_parallel import check_expert_parallel
 from sslm.parallel.float8 import suits_float8
 from sslm.parallel.launch import STRATEGIES, Launch, data_parallel_size
 from sslm.parallel.materialise import shallow_model
@@ -114,6 +115,8 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
         raise UserError(f"--strategy {name}: {replicas}; {divisor}--strategy fsdp")
     if launch.context_parallel_size > 1:
         _check_context_parallel(config, launch, model)
+    if launch.expert_parallel_size > 1:
+        _check_expert_parallel(config, launch, model)
     if traits.shards_weights:
         _check_resharding(config, launch)
     if traits.tensor_parallel:
@@ -146,6 +149,21 @@ def _check_context_parallel(config: Config, launch: Launch, model: PreTrainedMod
     if not suits_shared_rows(shallow_model(model.config, "AutoModelForCausalLM")):
         what = "its layers look at other places by more than attention to the whole text"
         raise UserError(f"{flag}: not of {model.config.model_type}: {what}; llama, qwen3, gpt2 and others have it")
+
+
+def _check_expert_parallel(config: Config, launch: Launch, model: PreTrainedModel) -> None:
+    size, traits = launch.expert_parallel_size, launch.traits
+    flag = f"--expert_parallel_size {size}"
+    if traits.tensor_parallel or not traits.shards_weights:
+        raise UserError(f"{flag}: belongs to --strategy fsdp and hsdp, this is {launch.strategy}")
+    other = {
+        "context_parallel_size": launch.context_parallel_size > 1,
+        "precision": launch.precision == "fp8",
+        "lora.rank": config.lora.rank is not None,
+    }
+    if given := [name for name, is_given in other.items() if is_given]:
+        raise UserError(f"{flag}: has not been tried with --{given[0]} {attrgetter(given[0])(config)}; leave one out")
+    check_expert_parallel(model, launch.world // launch.replicas, size)
 
 
 def _check_resharding(config: Config, launch: Launch) -> None:

@@ -68,6 +68,8 @@ class Launch:
     """Devices that share each matrix."""
     context_parallel_size: int = 1
     """Devices that share each row."""
+    expert_parallel_size: int = 1
+    """Devices that share each block's experts."""
     compiled: Compiled = "off"
     """What torch.compile takes as one piece."""
     why: str = field(default="as asked", repr=False, compare=False)

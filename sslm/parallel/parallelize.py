@@ -11,6 +11,7 @@ from transformers import PreTrainedModel
 from sslm.models.blocks import blocks
 from sslm.parallel.compilation import compile_modules
 from sslm.parallel.context_parallel import share_rows
+from sslm.parallel.expert_parallel import share_experts
 from sslm.parallel.float8 import use_float8
 from sslm.parallel.launch import Compiled
 from sslm.parallel.recompute import KEEP_ALL, Recompute, recompute
@@ -24,6 +25,7 @@ def parallelize(
     *,
     replicas: int = 1,
     shares_rows: bool = False,
+    expert_parallel_size: int = 1,
     reshard_after_forward: bool | int = True,
     prefetch: int | None = None,
     in_bf16: bool = False,
@@ -39,6 +41,7 @@ def parallelize(
         mesh: the devices that share the weights, with dimensions `data_parallel` and `tensor_parallel`; None if
             each holds all weights.
         shares_rows: whether the devices of `tensor_parallel` share rows and not matrices.
+        expert_parallel_size: devices that share each block's experts.
         replicas: groups of data-parallel devices that hold all of the weights among them (HSDP, Zhao et al. 2023,
             arXiv:2304.11277).
         reshard_after_forward: free a block's gathered weights between its forward and its backward pass; a number: keep
@@ -67,6 +70,9 @@ def parallelize(
     if mesh is not None and (shards := data_mesh(mesh, replicas, shares_rows)) is not None:
         gathered = torch.bfloat16 if computes_in_bf16 else None
         policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)
+        if expert_parallel_size > 1:
+            freed = reshard_after_forward is not False
+            share_experts(model, mesh, expert_parallel_size, replicas, reshard_after_forward=freed, mp_policy=policy)
         for block in blocks(model):
             fully_shard(block, mesh=shards, reshard_after_forward=reshard_after_forward, mp_policy=policy)
         # the backward pass begins with the root's weights

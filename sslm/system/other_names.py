@@ -75,6 +75,7 @@ SETTINGS_KNOWN_AS = {
     "devices": "gpus n_gpus num_gpus num_processes nproc_per_node world_size",
     "num_nodes": "nnodes nodes",
     "tensor_parallel_size": "tensor_model_parallel_size",
+    "expert_parallel_size": "expert_model_parallel_size ep_size",
     "strategy fsdp": "fsdp use_torch_fsdp2 use_megatron_fsdp",
     "strategy ddp": "ddp",
     "strategy deepspeed_2": "deepspeed zero",

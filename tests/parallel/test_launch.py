@@ -1,6 +1,7 @@
 """Micro-batches that fit, memory that doesn't, and what is refused before a process is started."""
 
 import json
+import shlex
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, get_args
@@ -19,6 +20,9 @@ from sslm.training.optimizers.adamw import AdamW
 from tests.support.processes import train_forked
 from tests.support.runs import TrainTiny, losses_of, without_model
 
+OF_THREE = shlex.split(
+    "--strategy fsdp --devices 2 --model.model_type mixtral --model.num_key_value_heads 2 --model.num_local_experts 3"
+)
 REFUSED = [
     (["--strategy", "single", "--devices", "2"], "--strategy single: runs on one device, got 2"),
     (
@@ -104,6 +108,26 @@ REFUSED = [
     (
         ["--strategy", "fsdp", "--devices", "2", "--context_parallel_size", "2", "--data.document_mask", "true"],
         "--context_parallel_size 2: not with --data.document_mask; leave one of the two out",
+    ),
+    (
+        ["--strategy", "ddp", "--devices", "2", "--expert_parallel_size", "2"],
+        "--expert_parallel_size 2: belongs to --strategy fsdp and hsdp, this is ddp",
+    ),
+    (
+        ["--strategy", "fsdp", "--devices", "2", "--expert_parallel_size", "2"],
+        "--expert_parallel_size 2: not of llama: it has no experts, or none that can be told apart; mixtral,",
+    ),
+    (
+        [*OF_THREE, "--expert_parallel_size", "3"],
+        "--expert_parallel_size 3: does not fit 2 devices that share the weights; give a divisor of that",
+    ),
+    (
+        [*OF_THREE, "--expert_parallel_size", "2"],
+        "--expert_parallel_size 2: does not divide the model's 3 experts; leave it out",
+    ),
+    (
+        [*OF_THREE, "--expert_parallel_size", "2", "--context_parallel_size", "2"],
+        "--expert_parallel_size 2: has not been tried with --context_parallel_size 2; leave one out",
     ),
     (
         ["--strategy", "fsdp", "--devices", "4", "--fsdp.reshard_after_forward", "3"],

@@ -19,6 +19,9 @@ from tests.support.objectives import CASES, Case
 from tests.support.processes import free_port, run_command, train_forked
 from tests.support.runs import losses_of, rows_of, val_of, without_model
 
+MIXTURE = (
+    "--model.model_type mixtral --model.num_local_experts 4 --model.num_experts_per_tok 2 --model.num_key_value_heads 2"
+)
 LSTM = "--model.model_type sslm_lstm --model.hidden_size 32"
 STRATEGIES = {
     "single": ["--strategy", "single"],
@@ -229,6 +232,19 @@ def test_a_familys_run_goes_through_all_strategies(single_of: SingleOf, tmp_path
         assert train(tmp_path / "run", flags, *STRATEGIES[name], "--stop_after", "1steps") == 75
     assert train(tmp_path / "run", flags, *STRATEGIES["single"]) == 0
     assert_alike(tmp_path / "run", single)
+
+
+@pytest.mark.slow
+def test_a_mixtures_run_goes_on_when_devices_share_its_experts_and_when_none_do(
+    tiny: list[str], tmp_path: Path
+) -> None:
+    flags = [*tiny, *MIXTURE.split()]
+    train(tmp_path / "single", flags, *STRATEGIES["single"])
+    assert train(tmp_path / "run", flags, *STRATEGIES["single"], "--stop_after", "2steps") == 75
+    experts = ["--strategy", "fsdp", "--devices", "4", "--expert_parallel_size", "2"]
+    assert train(tmp_path / "run", flags, *experts, "--stop_after", "3steps") == 75
+    assert train(tmp_path / "run", flags, *STRATEGIES["single"]) == 0
+    assert_alike(tmp_path / "run", tmp_path / "single")
 
 
 @pytest.mark.slow

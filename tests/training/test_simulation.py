@@ -70,14 +70,20 @@ LAUNCHES = {
     "tp": Launch("cpu", 2, 1, "tp", "32", tensor_parallel_size=2),
     "fsdp_tp": Launch("cpu", 4, 1, "fsdp_tp", "bf16-mixed", tensor_parallel_size=2),
     "context": Launch("cpu", 4, 1, "fsdp", "32", context_parallel_size=2),
+    "experts": Launch("cpu", 4, 1, "fsdp", "bf16-mixed", expert_parallel_size=2),
     "hsdp": Launch("cpu", 4, 1, "hsdp", "32", replicas=2),
 }
+MIXTURE = (
+    "--model.model_type mixtral --model.num_local_experts 4 --model.num_experts_per_tok 4 --model.num_key_value_heads 2"
+)
+"""Each token goes to all experts: a simulation takes shares for even, which those of a router never are."""
 FLAGS = {
     "fsdp": ["--fsdp.reduce_gradients", "micro_batch", "--fsdp.prefetch", "2"],
     "ddp": ["--model.hidden_size", "1024", "--precision", "32"],  # several buckets
     "tp": ["--activation_checkpointing", "full"],
     "fsdp_tp": ["--tensor_parallel_size", "2", "--precision", "bf16-mixed"],
     "context": ["--context_parallel_size", "2", "--activation_checkpointing", "full"],
+    "experts": [*MIXTURE.split(), "--expert_parallel_size", "2", "--precision", "bf16-mixed"],
     "hsdp": ["--fsdp.replicas", "2", "--optim.name", "muon"],
 }
 

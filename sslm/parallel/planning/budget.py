@@ -109,7 +109,8 @@ class Budget:
         size = tensor_parallel_size(config, strategy, machine.devices, machine.num_nodes)
         accelerator = "gpu" if machine.is_gpu else "cpu"
         launch = Launch(accelerator, machine.devices, machine.num_nodes, strategy, precision, replicas, size)
-        launch = replace(launch, context_parallel_size=config.context_parallel_size)
+        shared = {name: getattr(config, name) for name in ("context_parallel_size", "expert_parallel_size")}
+        launch = replace(launch, **shared)
         return replace(launch, compiled=self._compiled(launch) if config.compile == "auto" else config.compile)
 
     def _compiled(self, launch: Launch) -> Compiled:
@@ -146,7 +147,8 @@ class Budget:
     def memory(self, launch: Launch, micro_batch_size: int, recomputation: Recompute | None = None) -> Memory:
         """Count the memory of each device, with the run's recomputation if none is given."""
         shards = max(launch.world // launch.tensor_parallel_size // launch.replicas, 1)
-        numbers = sizes(self.model, shards, launch.tensor_parallel_size, self.config.optim.name)
+        shared = launch.tensor_parallel_size, launch.expert_parallel_size
+        numbers = sizes(self.model, shards, *shared, optimizer=self.config.optim.name)
         static = static_memory(numbers, launch, self.config, -(-self.rows_per_rank(launch) // micro_batch_size))
         length = self.shapes["labels"][0]
         scored = min(self.max_scored or length, length)
@@ -158,8 +160,8 @@ class Budget:
             scored / length,
             self._head_at_work(launch, micro_batch_size * scored),
         )
-        shared = launch.context_parallel_size
-        return replace(static, activations=batch.activations / shared, logits=batch.logits / shared)
+        parts = launch.context_parallel_size
+        return replace(static, activations=batch.activations / parts, logits=batch.logits / parts)
 
     def _head_at_work(self, launch: Launch, num_places: int) -> int:
         """Count what logits and their gradients take beside what the head keeps, in bytes.

@@ -16,12 +16,13 @@ from transformers import PreTrainedModel
 
 from sslm.config import Config, FsdpConfig
 from sslm.models.blocks import blocks
+from sslm.parallel.expert_parallel import experts_of
 from sslm.parallel.launch import Launch
 from sslm.parallel.planning.kept import Activations
 from sslm.parallel.planning.machines import Machine
 from sslm.parallel.recompute import Recompute
 from sslm.parallel.tensor_parallel import STYLES, planned
-from sslm.runs.checkpoints.optimizer_states import hidden_matrices, states_of
+from sslm.runs.checkpoints.optimizer_states import hidden_matrices, numel_of_part, states_of
 from sslm.system.terminal import bytes_in_words
 
 ROOM = 0.9
@@ -84,17 +85,25 @@ class Sizes(NamedTuple):
     """The same on a device that holds them as `sharded`."""
 
 
-def sizes(model: PreTrainedModel, shards: int = 1, tensor_parallel: int = 1, optimizer: str = "adamw") -> Sizes:
+def sizes(
+    model: PreTrainedModel,
+    shards: int = 1,
+    tensor_parallel: int = 1,
+    expert_parallel: int = 1,
+    optimizer: str = "adamw",
+) -> Sizes:
     """Count the numbers in a model's weights.
 
     Args:
         model: may be on the meta device.
         shards: devices among which each weight is cut.
         tensor_parallel: devices that share each matrix.
+        expert_parallel: devices that share each block's experts, whose rows are cut, too.
         optimizer: whose states are counted.
     """
     hidden = hidden_matrices(model)
     shared = {name for name, style in planned(model).items() if style in STYLES and "replicated" not in style}
+    of_experts = {id(p) for module in experts_of(model) for p in module.parameters() if expert_parallel > 1}
     block_of = {id(p): number for number, block in enumerate(blocks(model)) for p in block.parameters()}
     whole = sharded = trained = trained_sharded = states = states_sharded = 0
     units: dict[int, int] = {-1: 0}
@@ -105,19 +114,21 @@ def sizes(model: PreTrainedModel, shards: int = 1, tensor_parallel: int = 1, opt
             continue
         seen.add(id(parameter))
         numel, divisor = parameter.numel(), 1
+        cuts: tuple[int, ...] = (shards,)
+        if id(parameter) in of_experts:
+            numel, cuts = numel // expert_parallel, (expert_parallel, shards // expert_parallel)
         if tensor_parallel > 1 and name.rpartition(".")[0] in shared:
             numel, divisor = numel // tensor_parallel, tensor_parallel
         whole += numel
-        rows = parameter.shape[0] if parameter.ndim else 1
-        shard, unit = -(-rows // shards) * numel // rows, block_of.get(id(parameter), -1)
+        shard, unit = numel_of_part(parameter.shape, *cuts) // divisor, block_of.get(id(parameter), -1)
         sharded += shard
         units[unit] = units.get(unit, 0) + numel
         if parameter.requires_grad:
             trained, trained_sharded = trained + numel, trained_sharded + shard
             trained_units[unit] = trained_units.get(unit, 0) + numel
             kept = states_of(optimizer, parameter, parameter in hidden).values()
-            states += sum(state.nbytes() for state in kept) // divisor
-            states_sharded += sum(state.nbytes(shards) for state in kept) // divisor
+            states += sum(state.nbytes(*cuts[:-1]) for state in kept) // divisor
+            states_sharded += sum(state.nbytes(*cuts) for state in kept) // divisor
     root = units.pop(-1)
     block = max(units.values(), default=0)
     unit = max(trained_units.values())

@@ -1,5 +1,8 @@
 """States that each optimizer keeps of a weight: what checkpoints hold, and what plans count."""
 
+import math
+from collections.abc import Sequence
+from itertools import zip_longest
 from typing import NamedTuple
 
 import torch
@@ -25,11 +28,18 @@ class State(NamedTuple):
         sizes[dim] = 1
         return State(self.dtype, tuple(sizes))
 
-    def nbytes(self, shards: int = 1) -> int:
-        """Bytes on a device that holds a shard, cut along the first dimension."""
-        numel = torch.Size(self.shape).numel()
-        rows = self.shape[0] if self.shape else 1
-        return self.dtype.itemsize * (-(-rows // shards) * numel // max(rows, 1))
+    def nbytes(self, *shards: int) -> int:
+        """Bytes on a device that holds a part; see `numel_of_part`."""
+        return self.dtype.itemsize * numel_of_part(self.shape, *shards)
+
+
+def numel_of_part(shape: Sequence[int], *shards: int) -> int:
+    """Count the numbers on a device that holds a part of a tensor, whose first dimensions so many devices cut each.
+
+    >>> numel_of_part((5, 4), 2), numel_of_part((4, 6), 4, 2), numel_of_part((), 2)
+    (12, 3, 1)
+    """
+    return math.prod(-(-size // cut) for size, cut in zip_longest(shape, shards[: len(shape)], fillvalue=1))
 
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -12,7 +12,7 @@ from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.nn.parallel import DistributedDataParallel
-from transformers import GPT2Config, LlamaConfig, PreTrainedConfig, T5Config
+from transformers import GPT2Config, LlamaConfig, MixtralConfig, PreTrainedConfig, T5Config
 
 from sslm.config import Config, OptimConfig
 from sslm.models.build import build, on_meta
@@ -188,6 +188,15 @@ def test_offloaded_states_are_the_hosts() -> None:
     offloaded = static_memory(of, launch("deepspeed_3", 2), config, 1)
     assert (offloaded.weights, offloaded.optimizer) == (0, 0)
     assert offloaded.host == kept.weights + kept.optimizer
+
+
+def test_experts_are_cut_among_all_devices_and_held_whole_by_those_that_share_them() -> None:
+    model = on_meta(MixtralConfig(**BLOCKS, vocab_size=VOCABULARY, num_local_experts=4), CAUSAL)
+    experts = sum(weight.numel() for name, weight in model.named_parameters() if ".experts." in name)
+    rest = model.num_parameters() - experts
+    of = sizes(model, 4, expert_parallel=2)
+    assert (of.whole, of.sharded) == (rest + experts // 2, (rest + experts) // 4)
+    assert (of.states, of.states_sharded) == (8 * of.whole, 8 * of.sharded)
 
 
 def test_tied_weights_count_once_and_shared_matrices_in_part() -> None:
