@@ -20,7 +20,7 @@ from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
 
-import gpu_flex
+import gpu_attention
 import gpu_parts
 from gpu_models import REAL, TINY
 from lab import Lab, Part, Wrong, lines, perform
@@ -43,7 +43,7 @@ PARTS = [
     Part(gpu_parts.resume, 50),
     Part(gpu_parts.gpt2, 150),
     Part(gpu_parts.memory, 120),
-    Part(gpu_flex.flex, 90),
+    Part(gpu_attention.attention, 110),
     Part(gpu_parts.recomputation, 40),
     Part(gpu_parts.out_of_memory, 30),
     Part(gpu_parts.sigterm, 40),

@@ -44,7 +44,7 @@ class Sizes:
     llama: str
     families: dict[str, str]
     attention: tuple[int, int, int, int]
-    """Batch, heads, length and width of a head, of FlexAttention beside dense masks."""
+    """Batch, heads, length and width of a head, of attention beside dense masks."""
     num_steps: int
     """Of a timed run."""
     copies: int

@@ -117,6 +117,9 @@ class Config(Section):
     compile: Literal["auto", "off", "block", "model"] = setting("auto", may_change=True)
     """What torch.compile takes as one piece: each block, or the whole model, which is faster if it is small (auto: so
     on GPUs up to 300M parameters, else each block; off on CPUs and for labelled rows)."""
+    attention: Literal["auto", "sdpa", "flex", "varlen", "flash"] = setting("auto", may_change=True)
+    """What computes attention: torch's SDPA; FlexAttention; by where documents begin, torch's varlen_attn or the
+    package flash-attn (auto: sdpa, but varlen for documents on GPUs, if the model takes it)."""
     activation_checkpointing: str = setting("none", may_change=True)
     """Recompute activations in the backward pass, to save memory: none, selective (all but matmuls and attention), full
     (each block), or budget:SHARE of the memory (budget:0.5; compiled models)."""

@@ -79,6 +79,8 @@ class DataModule(LightningDataModule):
         self.first_batch_size = first_batch_size or batch_size
         self.first_step = 0
         """Optimizer steps already taken: the train loader starts there."""
+        self.lists_documents = False
+        """Whether batches say where documents begin, which attention by offsets asks for."""
         self._num_given = 0
         """Steps whose batches a loop without a trainer has got."""
         self._offset = 0
@@ -417,7 +419,11 @@ class DataModule(LightningDataModule):
 
     @property
     def _kind_of_rows(self) -> dict[str, Any]:
-        return {"task": self.recipe.task(self.seq_len), "predicts_next_token": self.recipe.predicts_next_token}
+        return {
+            "task": self.recipe.task(self.seq_len),
+            "predicts_next_token": self.recipe.predicts_next_token,
+            "lists_documents": self.lists_documents,
+        }
 
     def _with_what_is_bad(self, batch: Batch, verifier: Verifier, is_last: bool) -> Batch:
         """Tell the others, by the batch, of a shard that was found to be bad; no run ends before all are verified."""

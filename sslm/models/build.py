@@ -14,7 +14,8 @@ from transformers.modeling_utils import local_torch_dtype
 
 from sslm.models.architecture import brief, read_config, set_vocab_size
 from sslm.models.blocks import evaluating
-from sslm.models.masks import probe_tokens, unread_masks
+from sslm.models.masks import unread_masks
+from sslm.models.probe import probe_tokens
 from sslm.system.errors import UserError
 
 

@@ -14,8 +14,9 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.models.blocks import evaluating
 from sslm.models.linear_head import LinearHead, ends_in_linear
-from sslm.models.masks import document_logits, probe_tokens, unread_masks
+from sslm.models.masks import document_logits, unread_masks
 from sslm.models.network import IGNORED, Network, Predicted
+from sslm.models.probe import probe_tokens
 
 UNPADDED = "unpadded_vocab_size"
 """Key of a config whose vocabulary was rounded up: entries of the tokenizer. The rest is never predicted."""
@@ -65,6 +66,7 @@ class LanguageModel(Network):
         *,
         segment_ids: Tensor | None = None,
         decoder_segment_ids: Tensor | None = None,
+        document_offsets: Tensor | None = None,
         predict: bool = False,
         **inputs: Tensor,
     ) -> Any:
@@ -76,6 +78,7 @@ class LanguageModel(Network):
             segment_ids: [batch, seq_len] the document of each token of `input_ids` (see `masks`), to keep them apart;
                 None if a row is one text.
             decoder_segment_ids: [batch, target_len] the same of the decoder's tokens, if the model has an encoder too.
+            document_offsets: [documents + 1] where they begin in the joined rows, if attention takes that (`varlen`).
             predict: whether to return `Predicted`.
             inputs: the model's own inputs (`input_ids` [batch, seq_len], …).
 
@@ -85,6 +88,7 @@ class LanguageModel(Network):
         if labels is not None and self.model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = decoder_inputs(labels, self.model.config, decoder_segment_ids)
         places = None if labels is None or self.max_scored is None else scored_places(labels, self.max_scored)
+        self.begin_pass(inputs, segment_ids, document_offsets)
         segments = segment_ids, decoder_segment_ids
         if labels is None:
             return self._logits(places, *segments, **inputs)[..., : self.vocab_size]
@@ -116,7 +120,6 @@ class LanguageModel(Network):
     ) -> Tensor:
         """[batch, places, model's vocab_size]."""
         self._places = places if self._gathers_in_head else None
-        self.begin_pass()
         try:
             with unread_masks(self.model):
                 if segment_ids is None:

@@ -16,7 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.models.blocks import evaluating
 from sslm.models.linear_cross_entropy import LinearLosses, Loss, are_few, linear_cross_entropy
-from sslm.models.masks import probe_tokens
+from sslm.models.probe import probe_tokens
 
 
 class LinearHead:

@@ -10,7 +10,6 @@ in one piece; -1 is padding, which sees padding only: no softmax is ever over no
 document where an architecture takes `position_ids`; where it doesn't (BART's kin) they run on.
 """
 
-import importlib.util
 import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -22,25 +21,11 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 
-from sslm.models.blocks import evaluating
-from sslm.system.errors import UserError, one_line
-
 EXPLICIT = ("sdpa", "eager")
 """Attention that takes an explicit mask; transformers chooses eager where an architecture's attention is not SDPA's."""
 
 FLEX = "flex_attention"
 """Attention that takes the blocks of a mask in which there is something (Dong et al. 2024, arXiv:2412.05496)."""
-
-TAKES_BLOCKS_ON_GPUS = False
-"""Whether masks are blocks on GPUs, for models that take them. Off: on CPUs they give the logits of explicit masks, but
-the kernels that Triton makes of them, the backward pass above all, have not been run on a GPU."""
-
-DROPOUTS = ("attention_dropout", "attention_probs_dropout_prob", "attn_pdrop", "attn_dropout")
-"""Names that configs have for the dropout of attention's weights."""
-
-EXPLICIT_LAYERS = frozenset({"full_attention", "sliding_attention", "chunked_attention", "indexed_attention"})
-"""Of `config.layer_types`, those whose mask the table makes. What others do (convolutions, states, keys compressed over
-many tokens) may show only in texts longer than the probe."""
 
 POSITIONS_AFTER_PADDING = {
     *("roberta", "roberta-prelayernorm", "xlm-roberta", "xlm-roberta-xl", "xmod", "camembert", "data2vec-text"),
@@ -48,48 +33,7 @@ POSITIONS_AFTER_PADDING = {
 }
 """Architectures whose positions begin after the padding's id."""
 
-PROBE_TOKENS = 32
-
 MaskFunction = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-
-
-def choose_masks(model: PreTrainedModel, device_type: str) -> None:
-    """Let a model's attention take the masks of documents as is best on a device."""
-    if "segment_ids" not in _parameters(model) and explicit_because(model, device_type) is None:
-        model.set_attn_implementation(FLEX)
-
-
-def masks_in_words(model: PreTrainedModel, device_type: str) -> str:
-    """What `choose_masks` chooses, and why."""
-    if "segment_ids" in _parameters(model):
-        return "none, states begin anew with each document"
-    why = explicit_because(model, device_type)
-    return "blocks, for FlexAttention" if why is None else f"explicit ({why})"
-
-
-def explicit_because(model: PreTrainedModel, device_type: str) -> str | None:
-    """Say why a model takes explicit masks on a device; None if it takes FlexAttention's blocks."""
-    if device_type != "cuda":
-        return "FlexAttention trains on GPUs only"
-    if not TAKES_BLOCKS_ON_GPUS:
-        return "FlexAttention has not been tried on a GPU"
-    if not can_take_blocks(model):
-        return f"{model.config.model_type}'s attention has more than a mask, or no FlexAttention"
-    if any(getattr(model.config, name, 0) for name in DROPOUTS):
-        return "FlexAttention has no dropout"
-    if importlib.util.find_spec("triton") is None:
-        return "FlexAttention needs Triton"
-    if torch.cuda.is_available() and torch.cuda.get_device_capability() < (8, 0):
-        return "FlexAttention needs a GPU from Ampere on"
-    return None
-
-
-def can_take_blocks(model: PreTrainedModel) -> bool:
-    """Whether an architecture has FlexAttention, without a learned bias (T5) or sinks (gpt-oss) beside the mask."""
-    learned = hasattr(model.config, "relative_attention_num_buckets") or any(
-        name.endswith(".sinks") for name, _ in model.named_parameters()
-    )
-    return bool(model._supports_flex_attn) and not learned
 
 
 def document_logits(
@@ -98,13 +42,13 @@ def document_logits(
     """Logits [batch, target_len, vocab_size] of rows in which no document sees another.
 
     Args:
-        model: any that `check_documents` passes.
+        model: any that `check_documents` passes. One that `takes_offsets` has been told of its documents.
         segment_ids: [batch, seq_len] of `input_ids`.
         decoder_segment_ids: [batch, target_len] of `decoder_input_ids`, numbered alike: a document reads its own
             source. Every document with a target has a source.
         inputs: the model's own, without an attention mask.
     """
-    if "segment_ids" in _parameters(model):  # a model of ours, which has states to reset and no attention
+    if "segment_ids" in parameters(model):  # a model of ours, which has states to reset and no attention
         output = model(segment_ids=segment_ids, **inputs)
     elif model.config.is_encoder_decoder:
         assert decoder_segment_ids is not None
@@ -230,7 +174,7 @@ def positions_within(segment_ids: Tensor) -> Tensor:
 
 
 def _positions(model: PreTrainedModel, name: str, segment_ids: Tensor) -> dict[str, Tensor]:
-    if name not in _parameters(model):
+    if name not in parameters(model):
         return {}
     config = model.config
     return {name: positions_within(segment_ids) + first_position(config.model_type, config.pad_token_id)}
@@ -250,84 +194,6 @@ def num_positions(config: PreTrainedConfig) -> int | None:
     return positions - first if isinstance(positions, int) and positions > 0 else None
 
 
-def _parameters(model: PreTrainedModel) -> set[str]:
+def parameters(model: PreTrainedModel) -> set[str]:
+    """Names of what a model's forward pass takes."""
     return set(inspect.signature(model.forward).parameters)
-
-
-# ------------------------------------------------------------------------------------------------ is it so?
-
-
-@torch.no_grad()
-def check_documents(model: PreTrainedModel) -> None:
-    """Check on a few tokens that documents don't see each other, and that one alone comes out as without a mask.
-
-    No list of names could tell: every architecture is tried, and UserError says what is wrong with it.
-    """
-    refused = f"--data.document_mask true: {model.config.model_type} can't keep documents apart"
-    instead = "leave the flag out, or take an architecture such as llama, bert or t5"
-    try:
-        with evaluating(model):
-            why = _unmasked(model) or _leak(model) or _otherwise(model)
-    except Exception as error:  # each architecture has its own way not to take a mask
-        why = f"{type(error).__name__}: {one_line(error)}"
-    if why:
-        raise UserError(f"{refused} ({why}); {instead}")
-
-
-def _unmasked(model: PreTrainedModel) -> str:
-    """Name what of an architecture is known to go past an explicit mask, if anything."""
-    config = model.config
-    if "segment_ids" in _parameters(model):
-        return ""
-    if config._attn_implementation not in EXPLICIT:
-        return f"{config._attn_implementation} attention takes no explicit mask"
-    if others := set(getattr(config, "layer_types", None) or []) - EXPLICIT_LAYERS:
-        return f"it has layers of type {', '.join(sorted(others))}"
-    if getattr(config, "attention_type", None) == "block_sparse":  # BigBird's, on long texts only
-        return "block-sparse attention makes masks of its own; --model.attention_type original_full doesn't"
-    return ""
-
-
-def _leak(model: PreTrainedModel) -> str:
-    """Change each of two documents in turn and look at the other.
-
-    The measure is what the same change does if both are one document.
-    """
-    ids, changed, segments = probe_tokens(model), probe_tokens(model, shift=1), torch.zeros_like(probe_tokens(model))
-    segments[:, max(1, ids.shape[1] * 3 // 8) :] = 1
-    for document in (0, 1):
-        swapped, other = torch.where(segments == document, changed, ids), segments[0] != document
-        before, together = _probe(model, ids, segments)[other], _probe(model, ids, torch.zeros_like(segments))[other]
-        moved = (before - _probe(model, swapped, segments)[other]).abs().max()
-        could_move = (together - _probe(model, swapped, torch.zeros_like(segments))[other]).abs().max()
-        rounding = 1e-6 * before.abs().max()  # experts' matrices have other shapes when the router sends other tokens
-        if not moved <= torch.maximum(0.01 * could_move, rounding):
-            return "something in it passes from one to the next"
-    return ""
-
-
-def _otherwise(model: PreTrainedModel) -> str:
-    """Compare a row that is one document with the same without a mask: windows and positions must stay."""
-    ids = probe_tokens(model)
-    plain = _probe(model, ids, None)
-    if not (_probe(model, ids, torch.zeros_like(ids)) - plain).abs().max() <= 1e-4 * plain.abs().max():
-        return "a document comes out otherwise than without a mask"
-    return ""
-
-
-def _probe(model: PreTrainedModel, ids: Tensor, segment_ids: Tensor | None) -> Tensor:
-    """[tokens, vocab_size] logits of one row, which is source and target at once if the model has both."""
-    both = model.config.is_encoder_decoder
-    inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if both else {})
-    if segment_ids is None:
-        return model(**inputs, use_cache=False).logits[0]  # type: ignore[no-any-return]
-    return document_logits(model, segment_ids, segment_ids if both else None, **inputs)[0]
-
-
-def probe_tokens(model: PreTrainedModel, shift: int = 0) -> Tensor:
-    """[1, PROBE_TOKENS] tokens other than padding, or as many as there are positions; another `shift` gives others."""
-    config = model.config
-    most = num_positions(config) or PROBE_TOKENS
-    allowed = torch.tensor([n for n in range(config.vocab_size) if n != getattr(config, "pad_token_id", None)])
-    chosen = torch.arange(min(PROBE_TOKENS, most)) * 7 + shift + 5
-    return allowed[chosen % len(allowed)][None].to(model.device)

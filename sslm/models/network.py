@@ -1,5 +1,6 @@
 """What is trained: a transformers model and its loss as one module, which gives each row's loss."""
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sslm.models.experts import cast_experts_under_autocast
+from sslm.models.varlen import takes_offsets, tell_documents
 
 IGNORED = nn.CrossEntropyLoss().ignore_index
 """Label of a place that is not scored: torch's -100."""
@@ -61,9 +63,14 @@ class Network(nn.Module):
         """
         raise NotImplementedError
 
-    def begin_pass(self) -> None:
-        """Perturb the next look-up of embeddings, which is the input's."""
+    def begin_pass(
+        self, inputs: Mapping[str, Tensor], segment_ids: Tensor | None = None, document_offsets: Tensor | None = None
+    ) -> None:
+        """Perturb the next look-up of embeddings, which is the input's, and tell attention where documents begin."""
         self._is_first_lookup = True
+        if takes_offsets(self.model):
+            segments = segment_ids if segment_ids is not None else inputs.get("attention_mask")
+            tell_documents(inputs["input_ids"], segments, document_offsets)
 
     def no_perturbation(self, ids: Tensor) -> Tensor:
         """[batch, seq_len, width] zeros, in fp32 at least, to become `perturbation`."""

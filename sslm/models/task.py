@@ -41,8 +41,15 @@ class TaskModel(Network):
         super().__init__(model, embedding_noise)
         self.label_smoothing, self.class_weights = label_smoothing, class_weights
 
-    def forward(self, labels: Tensor | None = None, *, predict: bool = False, **inputs: Tensor) -> Any:
-        self.begin_pass()
+    def forward(
+        self,
+        labels: Tensor | None = None,
+        *,
+        predict: bool = False,
+        document_offsets: Tensor | None = None,
+        **inputs: Tensor,
+    ) -> Any:
+        self.begin_pass(inputs, None, document_offsets)
         with unread_masks(self.model):
             logits: Tensor = self.model(**inputs).logits
         if labels is None:
@@ -84,10 +91,16 @@ class SpanModel(Network):
     """
 
     def forward(
-        self, labels: Tensor | None = None, *, predict: bool = False, context: Tensor | None = None, **inputs: Tensor
+        self,
+        labels: Tensor | None = None,
+        *,
+        predict: bool = False,
+        context: Tensor | None = None,
+        document_offsets: Tensor | None = None,
+        **inputs: Tensor,
     ) -> Any:
         """Sum each row's loss, as every network; `context` [batch, seq_len] is 1 where an answer may stand."""
-        self.begin_pass()
+        self.begin_pass(inputs, None, document_offsets)
         with unread_masks(self.model):
             outputs = self.model(**inputs)
         edges = torch.stack([outputs.start_logits, outputs.end_logits], dim=1)

@@ -174,6 +174,7 @@ def make_module(
         reduce_gradients=config.fsdp.reduce_gradients,
         static_shapes=launch.compiled != "off" or launch.context_parallel_size > 1,
         chunks_loss=launch.chunks_loss,
+        attention=launch.attention,
         frozen=None if config.model.freeze is None else parse_freeze(config.model.freeze),
         adapters=adapters,
     )

@@ -19,8 +19,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from sslm.models.blocks import evaluating
 from sslm.models.linear_cross_entropy import is_one_number
-from sslm.models.masks import probe_tokens
 from sslm.models.network import Predicted
+from sslm.models.probe import probe_tokens
 
 ATTENTION = "sslm_context_parallel"
 """Name of our attention in transformers' table, which makes no masks for it."""

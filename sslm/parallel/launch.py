@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import torch
 
 from sslm.config import Config
+from sslm.models.attention import Attention
 from sslm.system.errors import UserError
 from sslm.system.ranks import under_srun, under_torchrun
 from sslm.system.terminal import plural
@@ -72,8 +73,12 @@ class Launch:
     """Devices that share each block's experts."""
     compiled: Compiled = "off"
     """What torch.compile takes as one piece."""
+    attention: Attention = "sdpa"
+    """What computes attention."""
     why: str = field(default="as asked", repr=False, compare=False)
     """Why this strategy, in words."""
+    masks_because: str | None = field(default=None, repr=False, compare=False)
+    """Why SDPA gets explicit masks on a GPU, which is slow; None if it doesn't."""
 
     @property
     def traits(self) -> Strategy:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import NamedTuple
 
+import torch
 from torch import Tensor
 
 from sslm.data.stream.batches import StepBatch
@@ -51,4 +52,16 @@ def micro_batches(batch: StepBatch, size: int | None, keeps_shape: bool = False)
             for name, lengths in batch.get("lengths", {}).items():
                 longest = max(*lengths[here], 1)  # rows that only fill a batch up have no targets
                 tensors[name] = tensors[name][:, : -(-longest // WIDTHS) * WIDTHS]
+        if "documents" in batch:
+            tensors["document_offsets"] = _offsets(batch["documents"][here], tensors["input_ids"], keeps_shape)
         yield MicroBatch(tensors, batch["sources"][here], batch["first_position"] + start, end >= rows)
+
+
+def _offsets(starts: list[list[int]], ids: Tensor, keeps_shape: bool) -> Tensor:
+    """[documents + 1] where documents begin in joined rows, on their device; the host knows, and waits for nothing."""
+    width = ids.shape[1]
+    joined = [row * width + start for row, some in enumerate(starts) for start in some if start < width]
+    offsets = torch.tensor([*joined, len(starts) * width], dtype=torch.int32).to(ids.device, non_blocking=True)
+    if keeps_shape:  # but for this tensor, which compiled code takes at any length
+        torch._dynamo.mark_dynamic(offsets, 0)
+    return offsets

@@ -28,11 +28,13 @@ from sslm.data.stream.batches import StepBatch
 from sslm.data.stream.recipe import Recipe
 from sslm.models.adapters import ADAPTERS_LR, Adapters, adapt
 from sslm.models.architecture import check_fits
+from sslm.models.attention import BY_OFFSETS, Attention, tried, use
 from sslm.models.build import on_meta
+from sslm.models.document_check import check_documents
 from sslm.models.freezing import Frozen, freeze
 from sslm.models.linear_head import suits
-from sslm.models.masks import check_documents, choose_masks
 from sslm.models.network import Network
+from sslm.models.sdpa_kernel import tell_kernels
 from sslm.models.task import network_for
 from sslm.models.weights import weights_of
 from sslm.parallel.materialise import materialise, shallow_model
@@ -94,6 +96,7 @@ class Objective(Evaluated):
         reduce_gradients: whether FSDP2 reduces gradients once a step, or after each micro-batch to save memory.
         static_shapes: as in `Evaluated`.
         chunks_loss: whether a language model's loss is computed some places at a time, if its head allows it.
+        attention: what computes attention (see `sslm.models.attention`).
         frozen: parts of the model that are not trained. Default: none.
         adapters: low-rank adapters that are trained instead of the model. Default: none.
     """
@@ -136,6 +139,7 @@ class Objective(Evaluated):
         reduce_gradients: Literal["step", "micro_batch"] = "step",
         static_shapes: bool = False,
         chunks_loss: bool = True,
+        attention: Attention = "sdpa",
         frozen: Frozen | None = None,
         adapters: Adapters | None = None,
     ) -> None:
@@ -159,7 +163,7 @@ class Objective(Evaluated):
         """When the last batch and all that was done after it (validation, saving) ended, by time.perf_counter."""
         self.side_group: dist.ProcessGroup | None = None
         """All ranks, on the CPU (gloo); None with one process."""
-        self.reduce_gradients, self.chunks_loss = reduce_gradients, chunks_loss
+        self.reduce_gradients, self.chunks_loss, self.attention = reduce_gradients, chunks_loss, attention
         self._parallelize = parallelize
         self._model = [model]  # in a list: it becomes a submodule when it is wrapped
         self._is_configured = False
@@ -201,6 +205,11 @@ class Objective(Evaluated):
             config = source.config if isinstance(source, PreTrainedModel) else source
             check_fits(config, data.vocab_size, data.num_positions)
         probe = self.checked_model(data is not None and data.config.document_mask)
+        self.attention = tried(self.attention, probe, device)
+        if data is not None:
+            data.lists_documents = self.attention in BY_OFFSETS
+            if device.type == "cuda" and self.attention == "sdpa":
+                tell_kernels(probe, device, self._matmul_dtype(), data.seq_len, data.config.document_mask)
         # fresh weights come last, to where they belong
         model = source if isinstance(source, PreTrainedModel) else on_meta(source, self.auto_class)
         network = self.assemble(model, probe, data, device)
@@ -212,6 +221,14 @@ class Objective(Evaluated):
         self.network = network  # when it has weights: Lightning's teardown would move it, and hide an error met before
         self._is_configured = True
 
+    def _matmul_dtype(self) -> torch.dtype:
+        """Dtype in which the trainer's precision multiplies matrices on a GPU."""
+        if self._trainer is None:
+            return torch.get_default_dtype()
+        with self.trainer.precision_plugin.forward_context():
+            autocasts = torch.is_autocast_enabled("cuda")
+            return torch.get_autocast_dtype("cuda") if autocasts else torch.get_default_dtype()
+
     def assemble(
         self, model: PreTrainedModel, probe: PreTrainedModel, data: DataModule | None, device: torch.device
     ) -> Network:
@@ -220,8 +237,7 @@ class Objective(Evaluated):
         Args:
             probe: what `checked_model` returned.
         """
-        if data is not None and data.config.document_mask:
-            choose_masks(model, device.type)
+        use(self.attention, model)
         model.train()
         if self.adapters is not None:
             adapt(model, self.adapters, self.seed)

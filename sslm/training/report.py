@@ -11,7 +11,7 @@ from sslm.data.labelled.baseline import describe as labels_in_words
 from sslm.data.labelled.task import Task
 from sslm.data.module import DataModule
 from sslm.data.stream.packing import Packed
-from sslm.models.masks import masks_in_words
+from sslm.models.attention import attention_in_words
 from sslm.parallel.checks import without_effect
 from sslm.parallel.launch import Launch
 from sslm.runs.export import auto_class_of, own_code
@@ -109,8 +109,11 @@ def describe_launch(config: Config, launch: Launch, model: PreTrainedModel) -> N
     devices = plural(launch.devices, "GPU" if launch.accelerator == "gpu" else "CPU process")
     nodes = f"{launch.num_nodes} nodes with {devices} each" if launch.num_nodes > 1 else devices
     say(f"Launch: {nodes}, {launch.strategy_in_words}, precision {launch.precision_in_words}{launch.compiled_in_words}")
-    if config.data.document_mask:
-        say(f"Document masks: {masks_in_words(model, launch.device_type)}")
+    attention = attention_in_words(launch.attention, model, launch.device_type, config.data.document_mask)
+    say(f"Attention: {attention}")
+    if launch.masks_because is not None:
+        slow = "attention gets explicit masks, which are slow on a GPU"
+        say(f"Warning: {slow}; --attention varlen: {launch.masks_because}")
     if idle := without_effect(config, launch.strategy):
         say(f"Warning: --strategy {launch.strategy} makes no use of {', '.join(idle)}")
 

@@ -176,7 +176,7 @@ NAMES = """
 run_dir resume resume_with seed strategy context_parallel_size expert_parallel_size tensor_parallel_size
 precision accelerator devices num_nodes seq_len batch_size
 micro_batch_size max_steps max_tokens max_epochs stop_after stop_when profile log_every val_every predictions eval_every
-eval_tasks eval_data eval_num_fewshot eval_limit logger compile activation_checkpointing
+eval_tasks eval_data eval_num_fewshot eval_limit logger compile attention activation_checkpointing
 start_timeout_seconds collective_timeout_seconds watchdog_seconds dry_run objective.name
 model.model_type model.pretrained model.freeze model.embedding_init model.embedding_project lora.rank lora.alpha
 lora.dropout lora.targets data.train data.val
@@ -193,7 +193,7 @@ deepspeed.config checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
 checkpoint.best_metric checkpoint.best_is checkpoint.export checkpoint.keep_every_steps checkpoint.sync
 checkpoint.upload anomaly.action anomaly.spike_z anomaly.patience anomaly.max_rewinds
 """
-MOST_FLAGS = 112
+MOST_FLAGS = 113
 """A flag that comes takes another's place: this number goes down, but for what no other flag can say."""
 
 

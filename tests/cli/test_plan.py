@@ -130,9 +130,13 @@ def test_an_encoder_decoder_and_an_encoder_have_a_speed_and_an_lstm_has_none(pla
     assert "activations" in lstm
 
 
-def test_how_documents_masks_reach_attention_is_told(plan: Planned) -> None:
-    told = " ".join(plan("--plan_for", "h100", "--data.document_mask", "true").split())
-    assert "Document masks explicit (FlexAttention has not been tried on a GPU)" in told
+def test_what_computes_attention_is_told(plan: Planned) -> None:
+    documents = ["--plan_for", "h100", "--data.document_mask", "true"]
+    told = " ".join(plan(*documents).split())
+    assert "Attention torch's FlashAttention-2, by where documents begin" in told
+    told = " ".join(plan(*documents, "--precision", "32").split())
+    assert "Attention torch's SDPA, explicit masks of documents" in told
+    assert "explicit masks are slow on a GPU; --attention varlen: its kernel multiplies in bf16 or fp16" in told
 
 
 def test_512_ranks_are_simulated_on_this_machine(plan: Planned) -> None:

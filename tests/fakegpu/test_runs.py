@@ -145,6 +145,17 @@ def test_matmuls_of_blocks_see_the_dtype_that_was_asked_for(
     assert losses != pytest.approx(exact, abs=1e-6)
 
 
+def test_documents_by_offsets_lose_what_explicit_masks_lose(
+    gpus: FakeGpus, flags: list[str], on_cpu: Callable[[str], Path], tmp_path: Path
+) -> None:
+    more = f"{MODELS['documents']} --precision bf16-mixed --attention varlen --compile block --accelerator gpu".split()
+    done = gpus.train(tmp_path / "run", [*flags, *more])
+    assert done.code == 0, done.said
+    assert "Attention: torch's FlashAttention-2, by where documents begin" in done.said
+    assert "Warning: --attention" not in done.said
+    assert losses_of(done.run) == pytest.approx(losses_of(on_cpu("documents")), abs=TOLERANCES["bf16-mixed"])
+
+
 @pytest.mark.parametrize(("strategy", "model"), OF_WAITS)
 def test_between_logged_steps_the_host_never_waits(
     strategy: str, model: str, gpus: FakeGpus, flags: list[str], tmp_path: Path

@@ -14,7 +14,7 @@ from sslm.models import adapters as adapting
 from sslm.models.adapters import Adapters, adapt, adapter_weights, check_adapters, merged, trained_in_full
 from sslm.models.architecture import model_config
 from sslm.models.build import build, construct, load_pretrained, on_meta
-from sslm.models.masks import probe_tokens
+from sslm.models.probe import probe_tokens
 from sslm.models.weights import tied_names, tied_to
 from sslm.system.errors import UserError
 

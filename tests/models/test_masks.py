@@ -12,17 +12,11 @@ from torch.nn.attention.flex_attention import create_mask
 from transformers import AutoConfig, PreTrainedModel, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
-from sslm.models import masks
+from sslm.models.attention import can_take_blocks
 from sslm.models.build import build
+from sslm.models.document_check import check_documents
 from sslm.models.head import LanguageModel
-from sslm.models.masks import (
-    FLEX,
-    attention_within,
-    can_take_blocks,
-    check_documents,
-    explicit_because,
-    positions_within,
-)
+from sslm.models.masks import FLEX, attention_within, positions_within
 from sslm.parallel.parallelize import parallelize
 from sslm.parallel.recompute import Recompute
 from sslm.system.errors import UserError
@@ -399,23 +393,6 @@ def test_blocks_give_the_logits_of_the_explicit_mask(family: Family) -> None:
         explicit = network(**inputs(family), **segments(family))
         model.set_attn_implementation(FLEX)
         assert torch.allclose(network(**inputs(family), **segments(family)), explicit, atol=1e-5)
-
-
-def test_masks_are_explicit_where_blocks_would_not_work_or_have_not_been_tried(monkeypatch: pytest.MonkeyPatch) -> None:
-    llama, gpt2, bert = (small(family) for family in (DECODERS[0], DECODERS[1], ENCODERS[0]))
-    assert explicit_because(llama, "cuda") == "FlexAttention has not been tried on a GPU"
-    monkeypatch.setattr(masks, "TAKES_BLOCKS_ON_GPUS", True)
-    assert explicit_because(llama, "cpu") == "FlexAttention trains on GPUs only"
-    assert explicit_because(gpt2, "cuda") == "gpt2's attention has more than a mask, or no FlexAttention"
-    assert explicit_because(bert, "cuda") == "FlexAttention has no dropout"
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: None)
-    assert explicit_because(llama, "cuda") == "FlexAttention needs Triton"
-    monkeypatch.setattr("importlib.util.find_spec", lambda _: True)
-    assert masks.masks_in_words(llama, "cuda") == "blocks, for FlexAttention"
-    model = build(AutoConfig.for_model("llama", **GROUPED), DECODERS[0].auto, 0)
-    masks.choose_masks(model, "cuda")
-    assert model.config._attn_implementation == FLEX
-    assert "_attn_implementation" not in model.config.to_diff_dict()
 
 
 @pytest.mark.parametrize("family", [DECODERS[0], *ENCODER_DECODERS], ids=str)

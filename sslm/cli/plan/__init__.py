@@ -21,8 +21,8 @@ from sslm.cli.parse import parse, split_flags
 from sslm.cli.plan.simulated import Simulated, run_simulation, simulated_machine
 from sslm.config import Config
 from sslm.data.module import DataModule
+from sslm.models.attention import attention_in_words
 from sslm.models.flops import matmul_parameters, of_experts, share_of_experts
-from sslm.models.masks import masks_in_words
 from sslm.objectives.choose import (
     build_on_meta,
     choose_adapters,
@@ -173,8 +173,11 @@ class Plan:
             ("Text", f"{source}{plural(sum(corpus.num_tokens for corpus in corpora), 'token')}; {vocabulary}"),
             ("Run", f"{plural(steps, 'step', exact=True)} of {batch}: {plural(steps * tokens, 'token')}{epochs}"),
         ]
-        if config.data.document_mask:
-            rows += [("Document masks", escape(masks_in_words(model, self.launch.device_type)))]
+        launch, has_documents = self.launch, config.data.document_mask
+        attention = attention_in_words(launch.attention, model, launch.device_type, has_documents)
+        rows += [("Attention", escape(attention))]
+        if launch.masks_because is not None:
+            rows += [(WARNING, escape(f"explicit masks are slow on a GPU; --attention varlen: {launch.masks_because}"))]
         for reading in read:
             rows += [("", escape(str(reading)))] if data.mixes else []
             rows += [(WARNING, escape(reading.warning))] if reading.warning else []

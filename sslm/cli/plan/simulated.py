@@ -52,11 +52,12 @@ def run_simulation(
     model: PreTrainedConfig,
     adapters: Adapters | None,
 ) -> "Simulated":
-    """Take a step as the first rank; neither compilation nor 8-bit matmuls change what ranks send each other."""
+    """Take a step as the first rank; compilation, attention's kernel and 8-bit matmuls don't change what ranks send."""
     size, config = budget.chosen_size(launch), budget.config
     if budget.recomputation.kind == "budget":  # which is the compiler's
         config = replace(config, activation_checkpointing="none")
-    plain = replace(launch, compiled="off", precision="bf16-mixed" if launch.precision == "fp8" else launch.precision)
+    precision = "bf16-mixed" if launch.precision == "fp8" else launch.precision
+    plain = replace(launch, compiled="off", attention="sdpa", precision=precision)
     how = {"total_steps": config.total_steps, "micro_batch_size": size}
     module = make_module(config, objective, recipe, model, adapters, plain, **how)
     simulation = simulate(module, model, data, plain, budget.shapes, budget.rows_per_rank(launch))

@@ -65,6 +65,8 @@ class StepBatch(TypedDict, total=False):
     """Number of places of this share's inputs that hold tokens; the others are padding."""
     digest: int
     """Digest of this share, or 0 without one."""
+    documents: list[list[int]]
+    """Columns of each row in which a document begins, or the padding; absent if nobody asks."""
     lengths: dict[str, list[int]]
     """Name of a tensor that has padding at its rows' ends -> [share] columns before it; absent if rows are full."""
     bad: list[str]
@@ -319,6 +321,7 @@ def step_batch(
     with_digest: bool = False,
     task: Task | None = None,
     predicts_next_token: bool = False,
+    lists_documents: bool = False,
 ) -> StepBatch:
     """Turn a loader's batch, its arrays already tensors, into what a step takes.
 
@@ -328,6 +331,7 @@ def step_batch(
         with_digest: compute its digest.
         task: of labelled rows, which are one text each and so of many lengths; None if rows are full.
         predicts_next_token: whether each token has a target, the one after it, so that places without are padding.
+        lists_documents: whether to say where documents begin, for attention by offsets.
     """
     if "bad" in batch:
         return {"tensors": {}, "bad": batch["bad"], "scored": [0] * num_sources, "num_read": 0, "digest": 0}
@@ -342,7 +346,19 @@ def step_batch(
     made["num_read"] = _num_read(arrays, sum(made["scored"]) if predicts_next_token else None)
     if task is not None:
         made["lengths"] = _lengths(arrays, task)
+    if lists_documents and (segments := arrays.get("segment_ids", arrays.get("attention_mask"))) is not None:
+        made["documents"] = starts_in_rows(segments)
     return made
+
+
+def starts_in_rows(segments: NDArray[Any]) -> list[list[int]]:
+    """List the columns of each row in which its number changes.
+
+    >>> starts_in_rows(np.array([[0, 0, 1, -1], [0, 0, 0, 0]]))
+    [[0, 2, 3], [0]]
+    """
+    changes = segments[:, 1:] != segments[:, :-1]
+    return [[0, *(np.flatnonzero(row) + 1).tolist()] for row in changes]
 
 
 def _num_read(arrays: Arrays, num_targets: int | None) -> int:

@@ -18,7 +18,8 @@ from transformers.generation.streamers import BaseStreamer
 from sslm.models.generation.draws import Choose, Known, Sampling
 from sslm.models.generation.text import Decode, Stream, continued, first_of, has_stop
 from sslm.models.head import decoder_start
-from sslm.models.masks import num_positions, probe_tokens
+from sslm.models.masks import num_positions
+from sslm.models.probe import probe_tokens
 from sslm.system.errors import UserError, one_line
 
 KEPT = {"forced_bos_token_id": 0, "suppress_tokens": 1, "begin_suppress_tokens": 1, "bad_words_ids": 2}

@@ -17,6 +17,7 @@ from transformers import PreTrainedModel
 from sslm.config import Config
 from sslm.data.stream.packing import Packed
 from sslm.data.stream.recipe import Examples
+from sslm.models.attention import BY_OFFSETS, Surroundings, check_attention, choose_attention, masks_because
 from sslm.models.linear_cross_entropy import are_few, tokens_at_a_time
 from sslm.models.linear_head import ends_in_linear, outputs_to_logits
 from sslm.parallel.checks import check_batch, check_strategy
@@ -111,12 +112,20 @@ class Budget:
         launch = Launch(accelerator, machine.devices, machine.num_nodes, strategy, precision, replicas, size)
         shared = {name: getattr(config, name) for name in ("context_parallel_size", "expert_parallel_size")}
         launch = replace(launch, **shared)
-        return replace(launch, compiled=self._compiled(launch) if config.compile == "auto" else config.compile)
+        launch = replace(launch, compiled=self._compiled(launch) if config.compile == "auto" else config.compile)
+        around = self._around_attention(launch)
+        attention = choose_attention(self.model, around) if config.attention == "auto" else config.attention
+        return replace(launch, attention=attention, masks_because=masks_because(attention, self.model, around))
 
     def _compiled(self, launch: Launch) -> Compiled:
         if self.is_labelled or not self.machine.has_compiler:
             return "off"
         return choose_compiled(launch, self.model, self.recomputation)
+
+    def _around_attention(self, launch: Launch) -> Surroundings:
+        is_ampere = self.machine.precision == "bf16-mixed"  # it brought bf16
+        has_documents, in_16_bits = self.config.data.document_mask, not launch.computes_in_fp32
+        return Surroundings(launch.device_type, has_documents, self.config.seq_len, in_16_bits, is_ampere)
 
     def check(self, launch: Launch) -> None:
         """Refuse a launch that can't run on the machine, memory aside.
@@ -126,6 +135,7 @@ class Budget:
         """
         check_strategy(self.config, launch, self.model)
         check_compiled(launch, self.model, self.recomputation)
+        check_attention(launch.attention, self.model, self._around_attention(launch))
         if launch.precision == "fp8" and not self.machine.has_fp8:
             raise UserError(
                 f"--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not "
@@ -191,14 +201,17 @@ class Budget:
         how |= {"chunks_loss": launch.chunks_loss}
         how |= {"on_gpu": self.machine.is_gpu, "tensor_parallel": launch.tensor_parallel_size}
         how |= {name: getattr(self.config.robust, name) for name in ("label_smoothing", "z_loss", "embedding_noise")}
+        shapes = self.shapes
+        if launch.attention in BY_OFFSETS:  # no mask is made
+            shapes = {name: shape for name, shape in shapes.items() if name != "segment_ids"}
         trained = [(name, weight.shape) for name, weight in self.model.named_parameters() if weight.requires_grad]
-        key = repr((type(self.model), self.model.config.to_json_string(), trained, self.shapes, how))
+        key = repr((type(self.model), self.model.config.to_json_string(), trained, shapes, how))
         if key not in MEASURED:
             try:
-                MEASURED[key] = measure(self.model, self.shapes, **how)
+                MEASURED[key] = measure(self.model, shapes, **how)
             except Exception:  # each architecture has its own way to look at its tensors' contents
                 casts = autocast is not None and weights != autocast
-                MEASURED[key] = by_formula(self.model, self.shapes, bytes_per_number=dtype.itemsize, casts=casts)
+                MEASURED[key] = by_formula(self.model, shapes, bytes_per_number=dtype.itemsize, casts=casts)
         return MEASURED[key]
 
     # ------------------------------------------------------------------------------------------------ what fits

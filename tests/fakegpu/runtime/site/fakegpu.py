@@ -17,6 +17,7 @@ def prepare() -> None:
         torch.backends.cuda.enable_math_sdp(True)
         torch.backends.cudnn.enabled = False
         define_lstm_cell()
+        define_flash_attention()
         ctypes.CDLL(f"{os.environ['FAKE_RUNTIME']}/libcpuops.so").cpuops_enable()
 
 
@@ -24,6 +25,14 @@ def define_lstm_cell() -> None:
     """Compute an LSTM's cell, which CUDA has a kernel for and the CPU has none."""
     LIBRARY.impl("_thnn_fused_lstm_cell", lstm_cell)
     LIBRARY.impl("_thnn_fused_lstm_cell_backward_impl", lstm_cell_backward)
+
+
+def define_flash_attention() -> None:
+    """Compute attention over documents, which the CPU has no kernel for."""
+    from tests.support.flash_attention import backward, forward
+
+    LIBRARY.impl("_flash_attention_forward", forward)
+    LIBRARY.impl("_flash_attention_backward", backward)
 
 
 LIBRARY = torch.library.Library("aten", "IMPL", "CUDA")
