@@ -61,7 +61,8 @@ def _offsets(starts: list[list[int]], ids: Tensor, keeps_shape: bool) -> Tensor:
     """[documents + 1] where documents begin in joined rows, on their device; the host knows, and waits for nothing."""
     width = ids.shape[1]
     joined = [row * width + start for row, some in enumerate(starts) for start in some if start < width]
-    offsets = torch.tensor([*joined, len(starts) * width], dtype=torch.int32).to(ids.device, non_blocking=True)
+    made = torch.tensor([*joined, len(starts) * width], dtype=torch.int32, device="cpu", pin_memory=ids.is_cuda)
+    offsets = made.to(ids.device, non_blocking=True)
     if keeps_shape:  # but for this tensor, which compiled code takes at any length
         torch._dynamo.mark_dynamic(offsets, 0)
     return offsets
