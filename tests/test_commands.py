@@ -87,6 +87,7 @@ SHORT_TOO = {
     "plan": "--batch_size 16 --micro_batch_size 1",
     "resume_with": "--max_steps 304",
     "--profile": "--max_steps 14",
+    "from 4e5 tokens": "--batch_size '4, 8 from 256 tokens'",
 }
 """What some commands have in them, and flags that they get on top."""
 

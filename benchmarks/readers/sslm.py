@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from sslm.config import DataConfig
+from sslm.config.batch_sizes import BatchSizes
 from sslm.data.stream.batches import Loader, TrainSteps
 from sslm.data.stream.recipe import IGNORED, Arrays, Examples, Recipe
 from sslm.data.stream.streams import open_streams
@@ -44,7 +45,7 @@ class Reader:
     def __init__(self, prepared: Path, tokenizer: Path, share: Share, state: Any) -> None:
         config, recipe = self.config(prepared), NextToken()
         stream = open_streams(config, recipe, seq_len=share.seq_len, batch_size=share.batch_size, seed=SEED).train
-        self.steps = TrainSteps(stream, recipe, share.batch_size, SEED, share.rank, share.world)
+        self.steps = TrainSteps(stream, recipe, BatchSizes.even(share.batch_size), SEED, share.rank, share.world)
         self.num_steps, self.num_workers = stream.num_windows // share.batch_size, share.num_workers
         self.step = state["step"] if state else 0
 

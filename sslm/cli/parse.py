@@ -274,8 +274,8 @@ def _checked(config: Config) -> Config:
     if config.data.stages is not None and config.data.sources is None:
         raise UserError("--data.stages: are weights of --data.sources, which are not given")
     if config.total_steps < 1:
-        step = f"one step of {config.batch_size} x {config.seq_len} tokens"
-        least = config.batch_size * config.seq_len
+        size = config.batch_ramp.numbers[0]
+        step, least = f"one step of {size} x {config.seq_len} tokens", size * config.seq_len
         raise UserError(f"--max_tokens {config.max_tokens}: less than {step}; give at least {least}")
     if config.stop_after is not None:
         parse_stop_after(config.stop_after)

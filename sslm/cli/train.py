@@ -45,7 +45,7 @@ from sslm.runs.checkpoints.folder import read_state, step_of
 from sslm.runs.checkpoints.mirror import Mirror, check_upload
 from sslm.runs.export import export
 from sslm.runs.folder import RunFolder, pretrained_folder, run_of
-from sslm.runs.resume import choose_checkpoint, reaches_the_end, total_steps
+from sslm.runs.resume import check_batch_sizes, choose_checkpoint, reaches_the_end, total_steps
 from sslm.runs.trackers import Trackers, check_trackers, parse_trackers
 from sslm.runs.trackers.about import write_about
 from sslm.system import exits, ranks, terminal
@@ -301,6 +301,7 @@ def initial_model(setup: Setup) -> PreTrainedConfig | PreTrainedModel:
 
 def with_end(setup: Setup, checkpoint: Path | None) -> Setup:
     """Work out the last step, of a run that goes on from a checkpoint."""
+    check_batch_sizes(setup.config, checkpoint)
     last = setup.data.total_steps = total_steps(setup.config, checkpoint)
     return setup._replace(total_steps=last)
 
@@ -325,7 +326,7 @@ def build_module(setup: Setup, resume_from: Path | None) -> Objective:
 def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
     """Make the callbacks of a run that goes on from the checkpoint `resume_from`, or begins if that is None."""
     config, folder, budget = setup.config, setup.folder, setup.budget
-    total, batch_tokens = setup.total_steps, config.batch_size * config.seq_len
+    total = setup.total_steps
     resume = Resume(resume_from)
     checkpoint = Checkpoint(folder.checkpoints, config.checkpoint, resume, total)
     if config.checkpoint.upload is not None and ranks.is_first_process():
@@ -336,7 +337,7 @@ def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
     timeouts = Timeouts(config.collective_timeout_seconds)
     trackers = Trackers(parse_trackers(config.logger), folder, to_tree(config))
     checkpoint.tell_step = trackers.hold
-    monitor = Monitor(folder.path, total, batch_tokens, setup.model_config, setup.data.unigram_loss, trackers)
+    monitor = Monitor(folder.path, total, setup.model_config, setup.data.unigram_loss, trackers)
     preemption = Preemption(config.stop_after, ranks.STARTED_AT, lambda: checkpoint.saving_seconds)
     return Callbacks(
         tuple(profiler_of(config.profile, folder.profile, step_of(resume_from), total)),

@@ -13,10 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from sslm.config.batch_sizes import BatchSizes
 from sslm.config.checkpoint import CheckpointConfig
 from sslm.config.data import DataConfig, SourceConfig, StageConfig
 from sslm.config.devices import DeepspeedConfig, FsdpConfig, Precision, Strategy
 from sslm.config.model import LoraConfig, ModelConfig, ObjectiveConfig
+from sslm.config.ramp import Ramp, parse_ramp
 from sslm.config.setting import NOT_NEGATIVE, POSITIVE, SECONDS, SEED, Section, setting
 from sslm.config.training import AnomalyConfig, GroupConfig, OptimConfig, RobustConfig
 from sslm.system.errors import UserError, short
@@ -75,10 +77,11 @@ class Config(Section):
     """Number of nodes (machines)."""
     seq_len: int = setting(128, POSITIVE)
     """Tokens per sequence."""
-    batch_size: int = setting(16, POSITIVE, may_change="if named")
-    """Sequences per optimizer step, over all devices."""
+    batch_size: str | int = setting(16, POSITIVE, may_change="if named")
+    """Sequences per optimizer step, over all devices; '32, 64 from 1e9 tokens' grows (a ramp)."""
     micro_batch_size: int | Literal["auto"] | None = setting(None, POSITIVE, may_change=True)
-    """Sequences per forward pass and device; auto: as many as fit into memory; default: a device's share of a batch."""
+    """Sequences per forward pass and device; auto: as many as fit into memory; default: a device's share of a batch, of
+    a ramp the most that divide all its shares."""
     max_steps: int | None = setting(None, POSITIVE, may_change=True)
     """End after this many optimizer steps; default: 700, unless max_tokens is given."""
     max_tokens: int | None = setting(None, POSITIVE, may_change=True)
@@ -144,16 +147,34 @@ class Config(Section):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "batch_size", parse_ramp("batch_size", self.batch_size).setting)
+
+    @property
+    def batch_ramp(self) -> Ramp:
+        """The sizes of batches, and from which tokens of the run each holds."""
+        return parse_ramp("batch_size", self.batch_size)
+
+    def batch_sizes_from(self, step: int, position: int) -> BatchSizes:
+        """The sizes of the batches of a run that took `position` examples in `step` steps."""
+        return BatchSizes.of(self.batch_ramp, self.seq_len, step, position)
+
+    @property
+    def batch_sizes(self) -> BatchSizes:
+        """The sizes of a run's batches from its beginning."""
+        return self.batch_sizes_from(0, 0)
+
     @property
     def total_steps(self) -> int:
-        """Optimizer steps from the very beginning to the end of the run, if all its batches are of one size."""
+        """Optimizer steps from the very beginning to the end of the run, if its batches were always set so."""
         return self.total_steps_from(0, 0)
 
     def total_steps_from(self, step: int, position: int) -> int:
         """Optimizer steps from the very beginning to the end of a run that took `position` examples in `step` steps."""
         ends = [self.max_steps] if self.max_steps is not None else []
         if self.max_tokens is not None:
-            ends.append(step + (self.max_tokens // self.seq_len - position) // self.batch_size)
+            ends.append(self.batch_sizes_from(step, position).step_at(self.max_tokens // self.seq_len))
         return min(ends, default=DEFAULT_STEPS)
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sslm.config.batch_sizes import BatchSizes
 from sslm.data.corpus.tokenizer import Tokenizer
 from sslm.data.labelled.rows import Rows
 from sslm.data.stream.batches import ValSteps, with_tensors
@@ -64,7 +65,7 @@ class HeldOut:
 
     def steps(self, batch_size: int, rank: int = 0, world: int = 1) -> ValSteps:
         """The batches of a rank."""
-        setting = self.recipe, batch_size, self.seed, rank, world, self.vocabulary
+        setting = self.recipe, BatchSizes.even(batch_size), self.seed, rank, world, self.vocabulary
         return ValSteps(self.stream, *setting, places=self.places)
 
     def rows(self, num: int) -> dict[str, Tensor]:

@@ -12,6 +12,8 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 
 from sslm.config import DataConfig
+from sslm.config.batch_sizes import BatchSizes
+from sslm.config.ramp import parse_ramp
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.labelled import Tally, combined
 from sslm.data.corpus.tokenizer import Tokenizer
@@ -50,12 +52,12 @@ class DataModule(LightningDataModule):
         data: where the text comes from.
         recipe: the objective's pure part.
         seq_len: tokens per sequence.
-        batch_size: sequences per optimizer step, over all devices.
+        batch_size: sequences per optimizer step, over all devices; a ramp as text, such as "32, 64 from 1e9 tokens".
         total_steps: optimizer steps in the whole run, or None for what the trainer's max_steps and max_epochs allow.
         seed: seed of order and noise.
         tokenizer: used if `data.tokenizer` names none (that of pretrained weights).
         amendments: file to append amendments to, or None if checkpoints alone keep them.
-        first_batch_size: batch size that the run began with, by which text is held out; None: `batch_size`.
+        first_batch_size: batch size that the run began with, by which text is held out; None: that of `batch_size`.
     """
 
     def __init__(
@@ -64,7 +66,7 @@ class DataModule(LightningDataModule):
         recipe: Recipe,
         *,
         seq_len: int,
-        batch_size: int,
+        batch_size: int | str,
         total_steps: int | None = None,
         seed: int = 0,
         tokenizer: str | None = None,
@@ -72,18 +74,20 @@ class DataModule(LightningDataModule):
         first_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.recipe, self.seq_len, self.batch_size = data, recipe, seq_len, batch_size
+        self.config, self.recipe, self.seq_len = data, recipe, seq_len
+        self.ramp = parse_ramp("batch_size", batch_size)
+        self.sizes = BatchSizes.of(self.ramp, seq_len)
+        """Of the batches, from where the run goes on."""
         self.total_steps, self.seed = total_steps, seed
         self.default_tokenizer = tokenizer
         self.amendments_file = amendments
-        self.first_batch_size = first_batch_size or batch_size
+        self.first_batch_size = first_batch_size or self.ramp.numbers[0]
         self.first_step = 0
         """Optimizer steps already taken: the train loader starts there."""
         self.lists_documents = False
         """Whether batches say where documents begin, which attention by offsets asks for."""
         self._num_given = 0
         """Steps whose batches a loop without a trainer has got."""
-        self._offset = 0
         self._streams: Streams
         self.train_stream: Stream
         self.vocabulary: Vocabulary | None
@@ -99,7 +103,7 @@ class DataModule(LightningDataModule):
                 self.config,
                 self.recipe,
                 self.seq_len,
-                self.batch_size,
+                self.ramp.largest,
                 self.seed,
                 self.default_tokenizer,
                 self.first_batch_size,
@@ -117,7 +121,7 @@ class DataModule(LightningDataModule):
     def _first_train_steps(self, batch_size: int) -> tuple[TrainSteps, int]:
         """The batches that are looked at before the run, and their number."""
         rows = min(max(UNIGRAM_TOKENS // self.seq_len, 1), self.train_stream.num_windows)
-        return self._train_steps_of(batch_size, substitute=True), -(-rows // batch_size)
+        return self._train_steps_of(BatchSizes.even(batch_size), substitute=True), -(-rows // batch_size)
 
     @functools.cached_property
     def tokenizer(self) -> Tokenizer | None:
@@ -136,6 +140,11 @@ class DataModule(LightningDataModule):
     def max_scored(self) -> int | None:
         """Largest number of targets in a row, or None if every place may be one."""
         return self.recipe.max_scored(self.seq_len, self.vocabulary)
+
+    @property
+    def val_batch_size(self) -> int:
+        """Sequences of a validation's batches, over all devices: those of the largest step."""
+        return self.ramp.largest
 
     @property
     def num_positions(self) -> int:
@@ -238,19 +247,19 @@ class DataModule(LightningDataModule):
 
     def position(self, step: int) -> int:
         """Position of the first example of an optimizer step, from where the run goes on; its end is the next one's."""
-        return step * self.batch_size + self._offset
+        return self.sizes.position_at(step)
 
     @property
-    def has_changed_size(self) -> bool:
-        """Whether the run has had batches of another size."""
-        return self._offset != 0 or self.first_batch_size != self.batch_size
+    def has_one_size(self) -> bool:
+        """Whether all batches of the run are of one size, from its very beginning on."""
+        return self.sizes.legs[1:] == () and self.position(0) == 0 and self.first_batch_size == self.ramp.numbers[0]
 
     def restore(self, step: int, position: int, amendments: list[dict[str, Any]]) -> None:
         """Go on after `step` optimizer steps and `position` examples, with these amendments and those in the file."""
         self.first_step = self._num_given = step
-        self._offset = position - step * self.batch_size
+        self.sizes = BatchSizes.of(self.ramp, self.seq_len, step, position)
         if self._train_steps is not None:
-            self._train_steps.offset = self._offset
+            self._train_steps.sizes = self.sizes
             self._train_steps.forget()
         written = [] if self.amendments_file is None else json_lines(self.amendments_file, say)
         for amendment in map(amendment_of, [*amendments, *written]):
@@ -274,7 +283,8 @@ class DataModule(LightningDataModule):
 
         Its reason is unlike any other skip's: equal amendments count once. `write` is as in `amend`.
         """
-        self._apply([Skip(self.position(step), num_steps * self.batch_size, reason)], write)
+        first, end = self.position(step), self.position(step + num_steps)
+        self._apply([Skip(first, end - first, reason)], write)
 
     def _apply(self, amendments: Sequence[Amendment | Skip], write: bool) -> None:
         if write and amendments and self.amendments_file is not None:
@@ -298,8 +308,7 @@ class DataModule(LightningDataModule):
         """
         self.setup()
         substitute = self.config.on_bad_shard == "substitute"
-        self._train_steps = self._train_steps_of(self.batch_size, *self._rank_and_world(), substitute=substitute)
-        self._train_steps.offset = self._offset
+        self._train_steps = self._train_steps_of(self.sizes, *self._rank_and_world(), substitute=substitute)
         is_in_epochs = self.total_steps is None and (self.trainer is None or (self.trainer.max_epochs or -1) > 0)
         end = self.epoch_steps if is_in_epochs else self.num_steps
         counts: dict[str, Any] = {"on_batch": self._give} if self.trainer is None else {"ends_itself": False}
@@ -307,8 +316,15 @@ class DataModule(LightningDataModule):
 
     @property
     def epoch_steps(self) -> int:
-        """Optimizer steps in which all training sequences are read once."""
-        return max(self.train_stream.num_windows // self.batch_size, 1)
+        """Optimizer steps in which all training sequences are read once.
+
+        Raises:
+            UserError: batches grow, so that each epoch has another number of steps.
+        """
+        if len(self.ramp.stages) > 1:
+            why = "batches that grow make each epoch another number of steps"
+            raise UserError(f"--batch_size {self.ramp.setting}: {why}; give max_steps or total_steps instead of epochs")
+        return max(self.train_stream.num_windows // self.ramp.largest, 1)
 
     @property
     def num_steps(self) -> int:
@@ -338,7 +354,7 @@ class DataModule(LightningDataModule):
 
     def val_dataloader(self) -> Loader:
         self.setup()
-        steps = self.held_out.steps(self.batch_size, *self._rank_and_world())
+        steps = self.held_out.steps(self.val_batch_size, *self._rank_and_world())
         return Loader(steps, lambda: 0, steps.num_steps, self.config.num_workers)
 
     def test_dataloader(self) -> Loader:
@@ -346,7 +362,7 @@ class DataModule(LightningDataModule):
         return self.val_dataloader()
 
     def rows(self, which: Literal["train", "val"] = "train") -> Rows:
-        """Give the examples one by one, for trainers that make batches themselves; each is `batch_size` of a step.
+        """Give the examples one by one, for trainers that make batches themselves; each is a part of a step's batch.
 
         Training rows are in the run's order: `total_steps` steps of them, or an epoch's. Read them in that order.
 
@@ -366,17 +382,17 @@ class DataModule(LightningDataModule):
                 self.vocabulary,
                 key64(self.seed, "val"),
             )
-        num = self.train_stream.num_windows if self.total_steps is None else self.total_steps * self.batch_size
+        num = self.train_stream.num_windows if self.total_steps is None else self.position(self.total_steps)
         return Rows(self.train_stream.at, num, self.recipe, self.vocabulary, self.seed)
 
-    def _train_steps_of(self, batch_size: int, rank: int = 0, world: int = 1, *, substitute: bool) -> TrainSteps:
-        setting = self.recipe, batch_size, self.seed, rank, world, self.vocabulary
+    def _train_steps_of(self, sizes: BatchSizes, rank: int = 0, world: int = 1, *, substitute: bool) -> TrainSteps:
+        setting = self.recipe, sizes, self.seed, rank, world, self.vocabulary
         return TrainSteps(self.train_stream, *setting, substitute=substitute)
 
     def _rank_and_world(self) -> tuple[int, int]:
         rank, world = data_parallel(self.trainer) if self.trainer else (0, 1)
-        if self.batch_size % world:
-            wrong = f"--batch_size {self.batch_size}: can't be shared evenly by {world} devices"
+        if self.ramp.common_divisor % world:
+            wrong = f"--batch_size {self.ramp.setting}: can't be shared evenly by {world} devices"
             raise UserError(f"{wrong}; give a multiple of {world}")
         return rank, world
 

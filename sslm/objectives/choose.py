@@ -69,7 +69,7 @@ def with_epochs(config: Config, data: DataModule) -> Config:
     if config.max_epochs is None:
         return config
     windows = data.train_stream.num_windows
-    steps = max(round(config.max_epochs * windows / config.batch_size), 1)
+    steps = max(config.batch_sizes.nearest_step(config.max_epochs * windows), 1)
     config = replace(config, max_steps=min(steps, config.max_steps or steps))
     data.total_steps = config.total_steps
     return config

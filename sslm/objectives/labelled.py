@@ -85,7 +85,7 @@ class Supervised(Objective):
 
     def _sample_rows(self, data: Any) -> int:
         """Rows of a whole micro-batch: in validation's shape, which blocks are compiled for."""
-        return self.micro_batch_size or data.batch_size // self.data_parallel_size
+        return self.micro_batch_size or data.val_batch_size // self.data_parallel_size
 
     def in_words(self, label: Tensor) -> str:
         """Say a row's label, or what is predicted, in words."""

@@ -64,22 +64,24 @@ def open_files_needed(world: int, num_workers: int) -> int:
 
 
 def check_batch(config: Config, data_parallel_size: int) -> None:
-    """Refuse a batch that doesn't divide.
+    """Refuse a batch that doesn't divide; of a ramp, any of its batches.
 
     Raises:
-        UserError: the batch doesn't divide into equal parts, or these into micro-batches; the message says what would.
+        UserError: a batch doesn't divide into equal parts, or these into micro-batches; the message says what would.
     """
-    batch_size, size = config.batch_size, data_parallel_size
-    if batch_size % size:
-        multiple = f"a multiple of {size}, such as {-(-batch_size // size) * size}"
-        raise UserError(f"--batch_size {batch_size}: can't be shared evenly by {size} devices; give {multiple}")
-    rows, micro = batch_size // size, config.micro_batch_size
-    if isinstance(micro, int) and rows % micro:
-        divisors = ", ".join(str(number) for number in range(1, rows + 1) if rows % number == 0)
-        raise UserError(
-            f"--micro_batch_size {micro}: does not divide a device's {plural(rows, 'sequence')} (--batch_size "
-            f"{batch_size} on {plural(size, 'device')}); give one of {divisors}"
-        )
+    size, micro, common = data_parallel_size, config.micro_batch_size, config.batch_ramp.common_divisor
+    for batch_size in config.batch_ramp.numbers:
+        if batch_size % size:
+            multiple = f"a multiple of {size}, such as {-(-batch_size // size) * size}"
+            raise UserError(f"--batch_size {batch_size}: can't be shared evenly by {size} devices; give {multiple}")
+    for batch_size in config.batch_ramp.numbers:
+        rows = batch_size // size
+        if isinstance(micro, int) and rows % micro:
+            divisors = ", ".join(str(n) for n in range(1, rows + 1) if common // size % n == 0)
+            raise UserError(
+                f"--micro_batch_size {micro}: does not divide a device's {plural(rows, 'sequence')} (--batch_size "
+                f"{batch_size} on {plural(size, 'device')}); give one of {divisors}"
+            )
 
 
 def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> None:

@@ -84,27 +84,48 @@ def has_learned_enough(checkpoint: Path, config: Config) -> bool:
 
 def total_steps(config: Config, checkpoint: Path | None) -> int:
     """Steps from the very beginning to the end of a run; what came before the checkpoint may have had other batches."""
+    return config.total_steps_from(*_step_and_position(checkpoint))
+
+
+def check_batch_sizes(config: Config, checkpoint: Path | None) -> None:
+    """Refuse batches that a run would never come to: a UserError."""
+    sizes, end = config.batch_sizes_from(*_step_and_position(checkpoint)), total_steps(config, checkpoint)
+    if len(sizes.legs) > 1 and (last := sizes.legs[-1]).step >= end:
+        ends = f"the run ends after {sizes.position_at(end) * config.seq_len} tokens, before batches of {last.size}"
+        instead = "leave these out, or let the run be longer (--max_steps, --max_tokens)"
+        raise UserError(f"--batch_size {config.batch_size}: {ends}; {instead}")
+
+
+def examples_left(config: Config, checkpoint: Path | None) -> int:
+    """Examples from the checkpoint to the end of a run."""
+    step, position = _step_and_position(checkpoint)
+    end = config.batch_sizes_from(step, position).position_at(config.total_steps_from(step, position))
+    return max(end - position, 0)
+
+
+def _step_and_position(checkpoint: Path | None) -> tuple[int, int]:
     state = {"step": 0, "position": 0} if checkpoint is None else read_state(checkpoint)
-    return config.total_steps_from(state["step"], state["position"])
+    return state["step"], state["position"]
 
 
-def first_batch_size(config: Config) -> int | None:
-    """Find the batch size that a run began with, by which its text is held out; None if it has yet to begin."""
+def first_batch_size(config: Config) -> int:
+    """Find the batch size that a run began with, or is to begin with, by which its text is held out."""
     own, start = newest_first(RunFolder(config.run_folder).checkpoints), Path(config.resume)
     if not own and config.resume not in ("auto", "never"):
         own = newest_first(RunFolder(start).checkpoints) or [start]
     for checkpoint in own:
         with suppress(UserError):  # whoever goes on from it will say what is wrong
-            return _first_batch_size(read_state(checkpoint))
+            return _first_batch_size(read_state(checkpoint), config)
     if not own and config.checkpoint.upload is not None:
-        return _first_batch_size(newest_remote_state(config.checkpoint.upload))
-    return None
+        return _first_batch_size(newest_remote_state(config.checkpoint.upload), config)
+    return config.batch_ramp.numbers[0]
 
 
-def _first_batch_size(state: dict[str, Any]) -> int | None:
+def _first_batch_size(state: dict[str, Any], config: Config) -> int:
     step, position = state.get("step"), state.get("position")
-    size = position // step if is_size(step) and is_size(position) and step else None
-    return state.get("first_batch_size", size)
+    size = position // step if is_size(step) and is_size(position) and step else config.batch_ramp.numbers[0]
+    first: int = state.get("first_batch_size", size)
+    return first
 
 
 def check_data(checkpoint: Path, data: DataModule, config: Config) -> None:
@@ -115,8 +136,8 @@ def check_data(checkpoint: Path, data: DataModule, config: Config) -> None:
     state = read_state(checkpoint)
     made_with = state.get("batch_size", state["position"] // max(state["step"], 1))
     is_known = run_of(checkpoint).config.is_file() or "batch_size" in parse_resume_with(config.resume_with)
-    if made_with != data.batch_size and not is_known:
-        raise UserError(f"{checkpoint}: was made with --batch_size {made_with}, now {data.batch_size}")
+    if made_with != data.ramp.setting and not is_known:
+        raise UserError(f"{checkpoint}: was made with --batch_size {made_with}, now {data.ramp.setting}")
     if changed := changes(state["fingerprint"], data.fingerprint()):
         what = f"{'; '.join(changed[:4])}{' …' if changed[4:] else ''}"
         instead = "restore the former data, or start anew with another --run_dir"

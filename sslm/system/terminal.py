@@ -218,15 +218,16 @@ def transfer_progress(what: str, total_bytes: int) -> Iterator[Callable[[int], N
 class TrainingProgress(Progress):
     """Step, loss and speed of a run."""
 
-    def __init__(self, total_steps: int, first_step: int) -> None:
+    def __init__(self, total_steps: int) -> None:
         super().__init__()
-        self.total_steps, self.first_step = total_steps, first_step
+        self.total_steps = total_steps
 
-    def step(self, step: int, loss: float, tokens_per_second: float, mfu: float | None) -> None:
+    def step(self, step: int, loss: float, tokens_per_second: float, mfu: float | None, done: float) -> None:
+        """Show a step, and how long the rest takes; `done` is the share of this command's tokens, as steps may grow."""
         used = f"  MFU {mfu:.0%}" if mfu else ""
-        left = self.time_left((step - self.first_step) / max(self.total_steps - self.first_step, 1))
         speed = f"{count(tokens_per_second)} tokens/s{used}"
-        self.show(f"step {step:>6}/{self.total_steps}  loss {loss:.4f}  {speed}  {left}", step / self.total_steps)
+        text = f"step {step:>6}/{self.total_steps}  loss {loss:.4f}  {speed}  {self.time_left(done)}"
+        self.show(text, step / self.total_steps)
 
 
 @functools.cache

@@ -123,7 +123,7 @@ class Evaluated(LightningModule):
         """Lines with predictions for a few held-out sequences (see `samples`); all ranks call it together."""
         if data.tokenizer is None:
             return []
-        size = self.micro_batch_size or data.batch_size // self.data_parallel_size
+        size = self.micro_batch_size or data.val_batch_size // self.data_parallel_size
         num_rows = -(-NUM_SAMPLES // size) * size  # in validation's shape, which blocks are compiled for
         held_out = data.held_out.rows(num_rows)
         parts = zip(*(tensor.to(self.device).split(size) for tensor in held_out.values()), strict=True)

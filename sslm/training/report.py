@@ -37,10 +37,10 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
     say(f"Model: {config.objective.name}, {model.config.model_type} with {parameters_in_words(model)}")
     if config.optim.weight_decay:
         say(weight_decay_of(model, config.optim.weight_decay))
-    step = plural(config.batch_size, "sequence", exact=True)
-    epochs = "" if data.mixes else f", {count(steps * config.batch_size / stream.num_windows)} epochs"
-    trained = plural(steps * config.batch_size * config.seq_len, "token")
-    say(f"Training: {plural(steps, 'step', exact=True)} of {step}, {trained}{epochs}")
+    examples = config.batch_sizes.position_at(steps)
+    epochs = "" if data.mixes else f", {count(examples / stream.num_windows)} epochs"
+    trained = plural(examples * config.seq_len, "token")
+    say(f"Training: {plural(steps, 'step', exact=True)} of {batches_in_words(config)}, {trained}{epochs}")
     if data.recipe.moves_words and (share := data.held_out.unspaced_share) > UNSPACED_SHARE:
         what = "of the letters are of scripts that put no space between words, so whole clauses count as words"
         say(f"Warning: {share:.0%} {what}; an objective on tokens may suit the text better (--objective.unit token)")
@@ -50,6 +50,13 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
             say(f"Warning: {reading.warning}")
     if task is None:
         say(f"Unigram loss: {data.unigram_loss:.4f} nats/token (baseline that only knows token frequencies)")
+
+
+def batches_in_words(config: Config) -> str:
+    """Say how many sequences a step has, and from which step on it has more: `32 sequences (64 from step 11)`."""
+    first, *later = config.batch_sizes.legs
+    more = ", ".join(f"{leg.size} from step {leg.step + 1:,}" for leg in later)
+    return plural(first.size, "sequence", exact=True) + (f" ({more})" if more else "")
 
 
 def parameters_in_words(model: PreTrainedModel) -> str:
@@ -136,7 +143,7 @@ class Reading(NamedTuple):
 
 def readings(config: Config, data: DataModule) -> list[Reading]:
     """Work out what a whole run reads of each source."""
-    sequences = config.total_steps * config.batch_size
+    sequences = config.batch_sizes.position_at(config.total_steps)
     limits = [source.max_epochs for source in config.data.sources or []] or [MAX_EPOCHS]
     found = []
     for (name, (examples, epochs)), limit in zip(data.train_stream.seen(sequences).items(), limits, strict=True):
@@ -149,7 +156,7 @@ def readings(config: Config, data: DataModule) -> list[Reading]:
 
 def longer(config: Config, step: int) -> str:
     """Flags for a run of twice as many steps."""
-    tokens = f"--max_tokens {2 * step * config.batch_size * config.seq_len}"
+    tokens = f"--max_tokens {2 * config.batch_sizes.position_at(step) * config.seq_len}"
     if config.max_tokens is None:
         return f"--max_steps {2 * step}"
     return tokens if config.max_steps is None else f"--max_steps {2 * step} {tokens}"

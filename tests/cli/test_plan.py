@@ -104,6 +104,14 @@ def test_auto_is_settled_with_its_reason(plan: Planned) -> None:
     )
 
 
+def test_batches_that_grow_are_listed_and_their_micro_batches_divide_all(plan: Planned) -> None:
+    told = plan(*SMALL[:2], "--batch_size", "8, 12 from 1000 tokens, 20 from 1400 tokens", "--max_tokens", "2500")
+    assert "Run 6 steps of 8 x 32 = 256 tokens: 2.05k tokens" in told
+    assert "from step 5 on of 12 x 32 = 384 tokens from step 6 on of 20 x 32 = 640 tokens" in told
+    assert "micro-batches of 4" in told
+    assert "for 2.05k tokens" in told
+
+
 def test_several_nodes_are_started_by_srun(plan: Planned) -> None:
     told = plan(*LLAMA_1B, "--plan_for", "h100:8x4", "--micro_batch_size", "1")
     assert "Plan for 4 nodes of 8 x H100" in told

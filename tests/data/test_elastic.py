@@ -1,5 +1,5 @@
 """The same sequence of global batches on any number of processes, workers and micro-batches, stopped anywhere: with a
-mixture whose weights change, packing, documents kept apart, and epochs that end on the way."""
+mixture whose weights change, batches that grow, packing, documents kept apart, and epochs that end on the way."""
 
 from pathlib import Path
 from pydoc_data.topics import topics
@@ -11,6 +11,9 @@ from sslm.data.module import DataModule
 from sslm.objectives.causal_lm import CausalLMRecipe
 from tests.support.processes import Finished, train_forked
 from tests.support.runs import TINY, digests_of, losses_of, rows_of
+
+GROWS = "4, 8 from 1000 tokens, 12 from 3500 tokens"
+"""Eight steps of 4, in the ninth of which the weights change, ten of 8, and then 12."""
 
 
 @pytest.fixture(scope="module")
@@ -39,6 +42,8 @@ def mixture(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> list[str]:
         "true",
         "--data.cache_dir",
         str(cache),
+        "--batch_size",
+        GROWS,
         "--max_steps",
         "24",
         "--val_every",
@@ -68,10 +73,10 @@ def test_each_source_is_told_apart_in_the_metrics(straight: Path) -> None:
     rows = [row for row in rows_of(straight) if "train/loss" in row]
     last = rows[-1]
     tokens = [last[f"tokens/{name}"] for name in ("large", "middle", "small")]
-    assert sum(tokens) == last["tokens"] == 24 * 4 * 32
+    assert sum(tokens) == last["tokens"] == (8 * 4 + 10 * 8 + 6 * 12) * 32
     assert last["epochs/small"] > 1
     middle = [row["tokens/middle"] for row in rows]
-    changed = -(-1500 // (4 * 32))
+    changed = 8 + -(-(1500 - 8 * 4 * 32) // (8 * 32))
     assert middle[changed] == middle[-1]  # its weight is 0 in the second stage
     assert middle[0] < middle[changed - 1]
     assert all(f"train/loss/{name}" in row for row in rows[changed:] for name in ("large", "small"))

@@ -96,6 +96,14 @@ REFUSED = [
     ),
     (["--accelerator", "gpu"], "--accelerator gpu: this machine has no GPU that torch can use; give --accelerator cpu"),
     (["--micro_batch_size", "some"], "--micro_batch_size some: expected a whole number, auto or null"),
+    (
+        ["--batch_size", "4, 6 from 128 tokens", "--devices", "2", "--micro_batch_size", "2"],
+        "--micro_batch_size 2: does not divide a device's 3 sequences (--batch_size 6 on 2 devices); give one of 1",
+    ),
+    (
+        ["--batch_size", "4, 6 from 1e6 tokens"],
+        "--batch_size 4, 6 from 1000000 tokens: the run ends after 1024 tokens, before batches of 6; leave these out",
+    ),
     (["--start_timeout_seconds", "0"], "--start_timeout_seconds 0.0: expected a number above 0"),
     (
         ["--strategy", "ddp", "--devices", "2", "--context_parallel_size", "2"],

@@ -264,7 +264,7 @@ def test_loggers_of_anothers_trainer_have_loss_and_tokens_at_one_step(text: Path
         max_steps=2,
         accelerator="cpu",
         logger=logger,
-        callbacks=[Monitor(tmp_path / "run", 2, 4 * 32)],
+        callbacks=[Monitor(tmp_path / "run", 2)],
         log_every_n_steps=1,
         limit_val_batches=0,
         enable_checkpointing=False,

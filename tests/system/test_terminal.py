@@ -23,8 +23,8 @@ def test_plain_lines_come_where_nobody_watches(no_pause: None, capsys: pytest.Ca
         add(3 << 20)
     with preparation_progress("Preparing a.txt") as show:
         show(10, 1000, 0.5)
-    training = TrainingProgress(total_steps=20, first_step=10)
-    training.step(15, loss=2.5, tokens_per_second=1e5, mfu=0.4)
+    training = TrainingProgress(total_steps=20)
+    training.step(15, loss=2.5, tokens_per_second=1e5, mfu=0.4, done=0.5)
     training.close()
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].startswith("Bringing: 1 MiB of 4 MiB, ")

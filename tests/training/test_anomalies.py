@@ -25,6 +25,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from sslm.cli.prepare import main as prepare
 from sslm.config import AnomalyConfig, DataConfig
+from sslm.config.batch_sizes import BatchSizes
 from sslm.data.corpus.shards import Corpus
 from sslm.data.module import DataModule
 from sslm.data.stream.amendments import Amendment, Skip
@@ -194,7 +195,7 @@ def test_batches_after_a_skip_are_the_same_on_any_number_of_ranks(shards: Corpus
     stream.amend(Skip(20, 8, "test"))
 
     def digest(world: int, step: int) -> int:
-        steps = [TrainSteps(stream, CausalLMRecipe(), 4, 0, rank, world) for rank in range(world)]
+        steps = [TrainSteps(stream, CausalLMRecipe(), BatchSizes.even(4), 0, rank, world) for rank in range(world)]
         return sum(step_batch(with_tensors(one[step]), 1, with_digest=True)["digest"] for one in steps) % (1 << 64)
 
     digests = [digest(world, step) for step in range(12)]

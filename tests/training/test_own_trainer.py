@@ -47,7 +47,7 @@ NewData = Callable[..., DataModule]
 def new_data(text: Path, cache: Path) -> NewData:
     """Make a data module with ten steps an epoch: new_data(batch_size=64, total_steps=None)."""
 
-    def make(batch_size: int = 64, **arguments: Any) -> DataModule:
+    def make(batch_size: int | str = 64, **arguments: Any) -> DataModule:
         config = DataConfig(
             train=str(text), document_separator="\n-----\n", tokenizer="bpe:512", cache_dir=str(cache), val_sequences=64
         )
@@ -81,7 +81,7 @@ class Rates(Monitor):
 
 def test_epochs_read_the_text_so_often_and_the_schedule_spans_them(new_data: NewData, tmp_path: Path) -> None:
     data = new_data()
-    monitor = Rates(tmp_path / "new/folder", 100, 64 * 128)
+    monitor = Rates(tmp_path / "new/folder", 100)
     trainer = fit(data, max_epochs=2, callbacks=[monitor], log_every_n_steps=1)
     assert trainer.global_step == 2 * data.epoch_steps == data.num_steps > 10
     assert data.epoch_steps == data.train_stream.num_windows // 64
@@ -171,7 +171,7 @@ def test_a_run_that_goes_on_with_lightnings_checkpoint_is_the_uninterrupted_one(
 
     def run(ckpt_path: Path | None = None) -> tuple[Rates, Any, list[float]]:
         saver = ModelCheckpoint(tmp_path, every_n_train_steps=1, save_top_k=-1, filename="{step}")
-        rates = Rates(tmp_path / "run", 100, 192 * 128)
+        rates = Rates(tmp_path / "run", 100)
         callbacks = [rates, saver]
         trainer = fit(new_data(batch_size=192), dropout, ckpt_path, optim, callbacks=callbacks, **settings)
         return rates, trainer.lightning_module, list(trainer.callback_metrics.values())
@@ -202,7 +202,7 @@ def test_a_checkpoint_goes_on_with_its_own_data_alone(new_data: NewData, tmp_pat
 
 
 def test_lightnings_monitor_sees_the_rate_of_each_step(new_data: NewData, tmp_path: Path) -> None:
-    rates = Rates(tmp_path / "run", 100, 64 * 128)
+    rates = Rates(tmp_path / "run", 100)
     callbacks = [LearningRateMonitor("step"), rates]
     logger = CSVLogger(tmp_path)
     fit(new_data(), max_steps=4, callbacks=callbacks, log_every_n_steps=1, logger=logger, limit_val_batches=0)
@@ -241,6 +241,22 @@ def test_loaders_need_no_trainer(new_data: NewData) -> None:
     assert len(loader) == data.epoch_steps
     assert next(iter(loader))["tensors"]["input_ids"].shape == (64, 128)
     assert len(new_data(total_steps=3).train_dataloader()) == 3
+
+
+def test_batches_grow_in_a_trainer_and_in_a_loop_of_ones_own_but_not_by_epochs(
+    new_data: NewData, tmp_path: Path
+) -> None:
+    grows = "32, 64 from 8192 tokens"
+    fit(new_data(grows), max_steps=4, callbacks=[Monitor(tmp_path, 4)], log_every_n_steps=1, limit_val_batches=0)
+    tokens = [row["tokens"] for row in rows_of(tmp_path)]
+    assert tokens == [128 * examples for examples in (32, 64, 128, 192)]
+    data = new_data(grows, total_steps=4)
+    assert [len(batch["positions"]) for batch in data.train_dataloader()] == [32, 32, 64, 64]
+    assert len(data.rows()) == 192
+    with pytest.raises(UserError, match="give max_steps or total_steps"):
+        fit(new_data(grows), max_epochs=1, limit_val_batches=0)
+    with pytest.raises(UserError, match="give max_steps or total_steps"):
+        new_data(grows).train_dataloader()
 
 
 def test_a_loop_without_a_trainer_goes_on_where_its_state_says(new_data: NewData) -> None:

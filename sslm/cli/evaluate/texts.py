@@ -55,7 +55,7 @@ def _streams(run: RunFolder, trained: Trained) -> Streams:
         config.data,
         recipe,
         config.seq_len,
-        config.batch_size,
+        config.batch_ramp.largest,
         config.seed,
         pretrained_folder(config),
         first_batch_size(config),

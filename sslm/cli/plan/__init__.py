@@ -11,6 +11,7 @@ import itertools
 import shlex
 import shutil
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -36,9 +37,9 @@ from sslm.parallel.planning.budget import Budget, Proposal, plan_launch
 from sslm.parallel.planning.expected_speed import expected_speed
 from sslm.parallel.planning.machines import PLANNED_FOR, PRICED, named
 from sslm.parallel.planning.memory import sizes
-from sslm.runs.checkpoints.folder import damage_of, newest_first, step_of
+from sslm.runs.checkpoints.folder import damage_of, newest_first
 from sslm.runs.folder import RunFolder
-from sslm.runs.resume import total_steps
+from sslm.runs.resume import check_batch_sizes, examples_left
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, exits_politely
 from sslm.system.terminal import bytes_in_words, console, count, duration, is_watched, keep_libraries_quiet, plural, say
@@ -127,12 +128,19 @@ class Plan:
     def config(self) -> Config:
         return self.budget.config
 
+    @cached_property
+    def _newest(self) -> Path | None:
+        """The checkpoint that the run would go on from, or None if it would begin."""
+        there = newest_first(RunFolder(self.config.run_folder).checkpoints)
+        return next((checkpoint for checkpoint in there if not damage_of(checkpoint, hashed=False)), None)
+
     def show(self, arguments: list[str]) -> None:
         """Print the plan; the command that it proposes repeats the flags of train as typed.
 
         Raises:
             UserError: it doesn't fit into memory, or not one checkpoint fits onto the disk.
         """
+        check_batch_sizes(self.config, self._newest)
         say()
         simulated = [] if self.simulated is None else self.simulated.parts()
         parts = [self._title(), self._run(), *self._memory(), *simulated, self._cost(), *self._proposals(arguments)]
@@ -158,7 +166,7 @@ class Plan:
 
     def _run(self) -> Table:
         config, data, model = self.config, self.data, self.budget.model
-        steps, tokens = config.total_steps, config.batch_size * config.seq_len
+        steps, (first, *later) = config.total_steps, config.batch_sizes.legs
         corpora = [source.corpus for source in data.train_stream.sources]
         documents = sum(corpus.num_documents for corpus in corpora)
         source = f"{plural(documents, 'document', exact=True)}, " if documents else ""
@@ -167,12 +175,13 @@ class Plan:
         vocabulary = f"vocabulary {data.vocab_size:,}{without}{padded}"
         read = readings(config, data)
         epochs = "" if data.mixes else f", {read[0].epochs:,.2f} epochs"
-        batch = f"{config.batch_size} x {config.seq_len:,} = {count(tokens)} tokens"
+        trained = plural(config.batch_sizes.position_at(steps) * config.seq_len, "token")
         rows = [
             ("Model", f"{config.objective.name}, {model.config.model_type}: {self._parameters()}"),
             ("Text", f"{source}{plural(sum(corpus.num_tokens for corpus in corpora), 'token')}; {vocabulary}"),
-            ("Run", f"{plural(steps, 'step', exact=True)} of {batch}: {plural(steps * tokens, 'token')}{epochs}"),
+            ("Run", f"{plural(steps, 'step', exact=True)} of {self._batch(first.size)}: {trained}{epochs}"),
         ]
+        rows += [("", f"from step {leg.step + 1:,} on of {self._batch(leg.size)}") for leg in later]
         launch, has_documents = self.launch, config.data.document_mask
         attention = attention_in_words(launch.attention, model, launch.device_type, has_documents)
         rows += [("Attention", escape(attention))]
@@ -182,6 +191,9 @@ class Plan:
             rows += [("", escape(str(reading)))] if data.mixes else []
             rows += [(WARNING, escape(reading.warning))] if reading.warning else []
         return _grid(rows)
+
+    def _batch(self, size: int) -> str:
+        return f"{size} x {self.config.seq_len:,} = {count(size * self.config.seq_len)} tokens"
 
     def _parameters(self) -> str:
         model = self.budget.model
@@ -219,10 +231,7 @@ class Plan:
     # ---------------------------------------------------------------------------------------- time, money, disk
 
     def _cost(self) -> Table:
-        there = newest_first(RunFolder(self.config.run_folder).checkpoints)
-        newest = next((checkpoint for checkpoint in there if not damage_of(checkpoint, hashed=False)), None)
-        steps = max(total_steps(self.config, newest) - step_of(newest), 0)
-        tokens = steps * self.config.batch_size * self.config.seq_len
+        tokens = examples_left(self.config, self._newest) * self.config.seq_len
         speed, why = expected_speed(self.budget, self.launch)
         if speed is None:
             return _grid([("Time", f"unknown: {why}"), *self._disk()])

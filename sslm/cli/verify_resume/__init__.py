@@ -147,7 +147,7 @@ def default_variation(config: Config) -> str:
     accelerator, per_node, _ = launch.devices(config)
     if per_node > 1:
         return "--strategy single --devices 1"
-    half, remainder = divmod(config.batch_size, 2)
+    half, remainder = divmod(config.batch_ramp.common_divisor, 2)
     micro = config.micro_batch_size
     can_halve = not remainder and (not isinstance(micro, int) or half % micro == 0)
     return "--strategy ddp --devices 2" if accelerator == "cpu" and can_halve else "--micro_batch_size 1"
@@ -261,7 +261,7 @@ def tolerance_for(plain: Config, varied: Config, drawn: Sequence[str]) -> float:
 def _randomness_key(config: Config) -> tuple[Any, ...]:
     """Return all that a forward pass' random numbers depend on, except the position of its first sequence."""
     (accelerator, per_node, _), data_parallel = launch.devices(config), launch.data_parallel_size(config)
-    rows = config.micro_batch_size or config.batch_size // data_parallel
+    rows = config.micro_batch_size or config.batch_ramp.common_divisor // data_parallel
     return accelerator, config.compile, per_node // data_parallel, rows
 
 

@@ -1,7 +1,7 @@
 """Batches: item number `step` of a loader is this rank's share of optimizer step `step`.
 
-Rank r takes positions step·batch_size + r·share … + share, in order. A loader depends on nothing but the step's number,
-so to restore it is to say where to start.
+Rank r takes positions first + r·share … + share, in order, of a step that begins at position `first`. A loader depends
+on nothing but the step's number, so to restore it is to say where to start.
 """
 
 import atexit
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, get_worker_info
 
+from sslm.config.batch_sizes import BatchSizes, Leg
 from sslm.data.corpus.shards import BadShard
 from sslm.data.labelled.task import Task
 from sslm.data.stream.recipe import Arrays, Examples, Recipe, is_target, unscored
@@ -79,8 +80,8 @@ class Steps(Dataset[Batch]):
 
     stream: Stream
     recipe: Recipe
-    batch_size: int
-    """Examples per step, over all ranks."""
+    sizes: BatchSizes
+    """Examples of each step, over all ranks."""
     seed: int
     """Seed of the noise."""
     rank: int = 0
@@ -89,13 +90,6 @@ class Steps(Dataset[Batch]):
     """Data-parallel size."""
     vocabulary: Vocabulary | None = None
     """The tokenizer's tables, for recipes that need them."""
-    offset: int = field(default=0, kw_only=True)
-    """Position of step 0 if all steps were of this size: not 0 if a run has had batches of another."""
-
-    @property
-    def share(self) -> int:
-        """Examples per step of this rank."""
-        return self.batch_size // self.world
 
 
 @dataclass(eq=False)
@@ -106,6 +100,8 @@ class TrainSteps(Steps):
     """Whether a batch that meets a bad shard names it instead of raising."""
 
     def __post_init__(self) -> None:
+        self._leg = Leg(0, 0, 0)
+        """What was looked up and read is of steps of this size."""
         self._places, self._places_from = Places(*[np.empty(0, np.int64)] * 5), 0
         self._examples: Examples | None = None
         self._examples_from = 0
@@ -116,10 +112,14 @@ class TrainSteps(Steps):
     def __getitem__(self, step: int) -> Batch:
         if step in self._ahead:
             return self._ahead.pop(step)
-        row = (step - self._examples_from) * self.share
+        if (leg := self.sizes.leg_at(step)) is not self._leg:
+            self.forget()
+            self._leg = leg
+        share = self._share
+        row = (step - self._examples_from) * share
         if self._examples is None or not 0 <= row < len(self._examples.positions):
             try:
-                self._read(step, 1 if get_worker_info() else max(ROWS_AT_ONCE // self.share, 1))
+                self._read(step, 1 if get_worker_info() else max(ROWS_AT_ONCE // share, 1))
             except BadShard as bad:
                 if not self.substitute:
                     raise
@@ -129,9 +129,9 @@ class TrainSteps(Steps):
         assert self._examples is not None
         if step not in self._made_steps:
             self._make(step, self._examples, row)
-        made, here = self._made_steps.index(step) * self.share, slice(row, row + self.share)
+        made, here = self._made_steps.index(step) * share, slice(row, row + share)
         return {
-            "tensors": {name: array[made : made + self.share] for name, array in self._made.items()},
+            "tensors": {name: array[made : made + share] for name, array in self._made.items()},
             "positions": self._examples.positions[here],
             "sources": self._examples.sources[here],
             "amendments": len(self.stream.amendments),
@@ -143,10 +143,15 @@ class TrainSteps(Steps):
         with suppress(UserError):
             self._ahead[step] = self[step]
 
+    @property
+    def _share(self) -> int:
+        """Examples per step of this rank."""
+        return self._leg.size // self.world
+
     def _read(self, step: int, num_steps: int) -> None:
         """Read the examples of some steps at once, or of the first alone if a shard is bad."""
-        first = step * self.batch_size + self.offset
-        self.stream.read_ahead(first, first + num_steps * self.batch_size - 1)
+        first = self._leg.position_at(step)
+        self.stream.read_ahead(first, self._leg.position_at(step + num_steps) - 1)
         try:
             self._examples, self._examples_from = self.stream.read(self._places_of(step, num_steps)), step
             self._made_steps = range(0)
@@ -158,20 +163,21 @@ class TrainSteps(Steps):
     def _make(self, step: int, examples: Examples, row: int) -> None:
         """Make the batches of this step, whose examples begin at `row`, and of some after it if they are small."""
         rows, length = examples.tokens.shape
-        steps = max(min(rows - row, TOKENS_AT_ONCE // length) // self.share, 1)
-        some = examples.rows(slice(row, row + steps * self.share))
+        steps = max(min(rows - row, TOKENS_AT_ONCE // length) // self._share, 1)
+        some = examples.rows(slice(row, row + steps * self._share))
         self._made, self._made_steps = (
             self.recipe.make_batch(some, self.vocabulary, self.seed),
             range(step, step + steps),
         )
 
     def _places_of(self, step: int, num_steps: int) -> Places:
-        row, end = ((n - self._places_from) * self.share for n in (step, step + num_steps))
+        share = self._share
+        row, end = ((n - self._places_from) * share for n in (step, step + num_steps))
         if not 0 <= row < end <= len(self._places.positions):
-            steps = step + np.arange(max(PLACES_AT_ONCE // self.share, num_steps))
-            first = steps[:, None] * self.batch_size + self.offset + self.rank * self.share
-            self._places, self._places_from = self.stream.places((first + np.arange(self.share)).ravel()), step
-            row, end = 0, num_steps * self.share
+            steps = np.arange(max(PLACES_AT_ONCE // share, num_steps))
+            first = self._leg.position_at(step) + steps[:, None] * self._leg.size + self.rank * share
+            self._places, self._places_from = self.stream.places((first + np.arange(share)).ravel()), step
+            row, end = 0, num_steps * share
         return self._places.rows(slice(row, end))
 
     def forget(self) -> None:
@@ -190,10 +196,11 @@ class ValSteps(Steps):
 
     @property
     def num_steps(self) -> int:
-        return -(-len(self.places.positions) // self.batch_size)
+        return -(-len(self.places.positions) // self.sizes.legs[0].size)
 
     def __getitem__(self, step: int) -> Batch:
-        rows = step * self.batch_size + self.rank * self.share + np.arange(self.share)
+        share = self.sizes.legs[0].size // self.world
+        rows = self.sizes.position_at(step) + self.rank * share + np.arange(share)
         last = len(self.places.positions) - 1
         examples = self.stream.read(self.places.rows(np.minimum(rows, last))).rows(slice(None))
         arrays = self.recipe.make_batch(examples, self.vocabulary, key64(self.seed, "val"))
@@ -242,9 +249,9 @@ class Loader:
         """Nothing is to be loaded."""
 
     @property
-    def _start(self) -> tuple[int, ...]:
-        """First step and amendments, and where its batches stand: loader processes started with others are replaced."""
-        return self.range.start, len(self.steps.stream.amendments), self.steps.offset
+    def _start(self) -> tuple[int, int, BatchSizes]:
+        """First step, amendments and sizes of batches: loader processes started with others are replaced."""
+        return self.range.start, len(self.steps.stream.amendments), self.steps.sizes
 
     def _new_workers(self) -> "DataLoader[Batch] | None":
         if not self.num_workers:

@@ -3,7 +3,7 @@
 This needs no Lightning, and no transformers if the corpora are prepared. A training loop of your own reads batches so:
 
     streams = open_streams(DataConfig(train="corpus"), recipe, seq_len=1024, batch_size=16)
-    for batch in Loader(TrainSteps(streams.train, recipe, batch_size=16, seed=0), first=0, end=1000):
+    for batch in Loader(TrainSteps(streams.train, recipe, BatchSizes.even(16), seed=0), first=0, end=1000):
         batch["tensors"]["input_ids"], batch["tensors"]["labels"]
 """
 
@@ -76,8 +76,8 @@ def open_streams(
 ) -> Streams:
     """Open both streams, preparing corpora first if need be. Any number of processes may call at once.
 
-    `batch_size` counts sequences per optimizer step, over all devices; `first_batch_size`, if it was another at the
-    beginning, decides how much text is held out. `tokenizer` is used if `data` names none.
+    `batch_size` counts the sequences of the largest optimizer step, over all devices; `first_batch_size`, if it was
+    another at the beginning, decides how much text is held out. `tokenizer` is used if `data` names none.
 
     Raises:
         UserError: bad text, a tokenizer that does not match, less text than one batch.

@@ -151,8 +151,15 @@ class Budget:
     # ------------------------------------------------------------------------------------------------ memory
 
     def rows_per_rank(self, launch: Launch) -> int:
-        """Return the sequences of the global batch that a device works on, or the devices that share each matrix."""
-        return self.config.batch_size // launch.data_parallel_size
+        """Return the sequences of the global batch that a device works on, or the devices that share each matrix.
+
+        Of batches that grow it is the largest.
+        """
+        return self.config.batch_ramp.largest // launch.data_parallel_size
+
+    def rows_to_divide(self, launch: Launch) -> int:
+        """Return the most sequences of a micro-batch: of batches that grow it divides a device's share of each."""
+        return self.config.batch_ramp.common_divisor // launch.data_parallel_size
 
     def memory(self, launch: Launch, micro_batch_size: int, recomputation: Recompute | None = None) -> Memory:
         """Count the memory of each device, with the run's recomputation if none is given."""
@@ -223,13 +230,15 @@ class Budget:
     def largest_micro_batch(self, launch: Launch, recomputation: Recompute | None = None) -> int | None:
         """Return the largest micro-batch size that fits, or None if none does."""
         return largest_micro_batch(
-            self.rows_per_rank(launch), self.machine.memory, lambda size: self.memory(launch, size, recomputation).total
+            self.rows_to_divide(launch),
+            self.machine.memory,
+            lambda size: self.memory(launch, size, recomputation).total,
         )
 
     def chosen_size(self, launch: Launch) -> int:
         """Return the micro-batch size as asked for; for `auto` the largest that fits, or 1 if none does."""
         asked = self.config.micro_batch_size
-        return (self.largest_micro_batch(launch) or 1) if asked == "auto" else asked or self.rows_per_rank(launch)
+        return (self.largest_micro_batch(launch) or 1) if asked == "auto" else asked or self.rows_to_divide(launch)
 
     def micro_batch_size(self, launch: Launch) -> int:
         """Return the chosen micro-batch size if it fits.
@@ -291,7 +300,7 @@ class Budget:
 
     def _proposal(self, strategy: str) -> "Proposal":
         launch = self.launch(strategy)
-        enough = min(self.rows_per_rank(launch), math.ceil(ENOUGH_TOKENS / self.config.seq_len))
+        enough = min(self.rows_to_divide(launch), math.ceil(ENOUGH_TOKENS / self.config.seq_len))
         recomputations = (Recompute("none"), Recompute("selective"), Recompute("full"))
         reductions = ("step", "micro_batch") if launch.traits.shards_weights else (self.config.fsdp.reduce_gradients,)
         tried: list[Proposal] = []

@@ -14,7 +14,7 @@ from sslm.system.terminal import say
 def choose_micro_batch_size(config: Config, run: RunFolder, budget: Budget, launch: Launch) -> int | None:
     """Return the sequences of each forward pass, or None for all that a device works on.
 
-    For `auto` it is what the run folder remembers, else the most that fit.
+    For `auto` it is what the run folder remembers, else the most that fit. While batches grow it stays the same.
 
     Raises:
         UserError: the size doesn't fit into memory; the message says by how much, and what would.
@@ -22,15 +22,16 @@ def choose_micro_batch_size(config: Config, run: RunFolder, budget: Budget, laun
     remembered = remembered_sizes(run.micro_batch_sizes).get(micro_batch_key(config, budget, launch))
     if config.micro_batch_size == "auto" and remembered:
         return remembered
+    takes_all = config.micro_batch_size is None and len(config.batch_ramp.stages) == 1
     if not ranks.is_first_process():  # the first one has seen, or will, whether it fits
-        return None if config.micro_batch_size is None else budget.chosen_size(launch)
+        return None if takes_all else budget.chosen_size(launch)
     size = budget.micro_batch_size(launch)
     if budget.is_narrow(launch, size):
         say(
             "Warning: this will leave less than a tenth of the memory free; --micro_batch_size auto finds what fits, "
             "sslm plan tells what takes how much"
         )
-    return None if config.micro_batch_size is None else size
+    return None if takes_all else size
 
 
 def micro_batch_key(config: Config, budget: Budget, launch: Launch) -> str:

@@ -131,8 +131,8 @@ class Checkpoint(Callback):
         }
         if pl_module.adapters is not None:
             state["adapters"] = pl_module.adapters._asdict()
-        if data.has_changed_size:
-            state |= {"batch_size": data.batch_size, "first_batch_size": data.first_batch_size}
+        if not data.has_one_size:
+            state |= {"batch_size": data.ramp.setting, "first_batch_size": data.first_batch_size}
         if (scaler := pl_module.engine.loss_scaler) is not None:
             state["loss_scale"] = {key: scaler.state_dict()[key] for key in ("scale", "_growth_tracker")}
         if pl_module.validated_at == step and trainer.is_global_zero:

@@ -35,7 +35,6 @@ class Monitor(Callback):
     Args:
         run_dir: the run folder.
         total_steps: the run's last step.
-        batch_tokens: tokens per optimizer step, over all devices.
         model_config: the model's config, from which its FLOPs follow, or None to leave MFU out.
         unigram_loss: loss of a baseline that only knows token frequencies, which curves.png shows, or None.
         trackers: what gets each row of metrics.jsonl too, or None.
@@ -45,13 +44,12 @@ class Monitor(Callback):
         self,
         run_dir: Path,
         total_steps: int,
-        batch_tokens: int,
         model_config: PreTrainedConfig | None = None,
         unigram_loss: float | None = None,
         trackers: Trackers | None = None,
     ) -> None:
         self.run = RunFolder(Path(run_dir))
-        self.total_steps, self.batch_tokens = total_steps, batch_tokens
+        self.total_steps = total_steps
         self.model_config, self.unigram_loss, self.trackers = model_config, unigram_loss, trackers
         self.bar: TrainingProgress | None = None
         self._has_shown_samples = False
@@ -97,7 +95,8 @@ class Monitor(Callback):
             if self.trackers is not None:
                 self.trackers.begin(self.run.rows())
             self._write_changes(trainer)
-            self.bar = TrainingProgress(self.total_steps, trainer.global_step)
+            self.bar = TrainingProgress(self.total_steps)
+            self._first_tokens = self._tokens(trainer)
         pl_module.batch_ended_at = time.perf_counter()
         self._start_interval(trainer)
 
@@ -110,11 +109,14 @@ class Monitor(Callback):
 
     def _tokens(self, trainer: Trainer) -> int:
         """Tokens of all steps so far."""
-        step, data = trainer.global_step, data_of(trainer)
-        return step * self.batch_tokens if data is None else data.position(step) * data.seq_len
+        return self._tokens_at(trainer, trainer.global_step)
+
+    def _tokens_at(self, trainer: Trainer, step: int) -> int:
+        data = data_of(trainer)
+        return 0 if data is None else data.position(step) * data.seq_len
 
     def _start_interval(self, trainer: Trainer) -> None:
-        self._interval_step, self._busy, self._data_wait = trainer.global_step, 0.0, 0.0
+        self._interval_tokens, self._busy, self._data_wait = self._tokens(trainer), 0.0, 0.0
         self._interval_places = 0
         """Those that hold tokens."""
 
@@ -153,8 +155,8 @@ class Monitor(Callback):
         """What a row says of a step even if it is not a logged one: skipped examples, no targets."""
         row: dict[str, Any] = {}
         if (data := data_of(trainer)) is not None:
-            end = data.position(trainer.global_step)
-            if skipped := data.train_stream.skipped_at(end - data.batch_size, end):
+            first, end = (data.position(trainer.global_step - 1 + i) for i in (0, 1))
+            if skipped := data.train_stream.skipped_at(first, end):
                 row["skipped_positions"] = skipped
         if not sum(outputs["totals"].scored):
             row["without_targets"] = True
@@ -166,16 +168,17 @@ class Monitor(Callback):
         """Make a logged step's row, and show it."""
         loss = sum(loss_sums) / outputs["totals"].all_scored
         seconds = max(self._busy, 1e-9)  # of fetching and stepping, without validation and saving
-        speed = (trainer.global_step - self._interval_step) * self.batch_tokens / seconds
+        tokens = self._tokens(trainer)
+        speed = (tokens - self._interval_tokens) / seconds
         row: dict[str, Any] = {
             "step": trainer.global_step,
-            "tokens": self._tokens(trainer),
+            "tokens": tokens,
             "train/loss": loss,
             "lr": outputs["lr"],
             "grad_norm": float(outputs["grad_norm"]),
             "tokens_per_second": round(speed, 1),
             "mfu": self._mfu(seconds),
-            "flops": self._tokens(trainer) * self.flops_per_token if self.flops_per_token else None,
+            "flops": tokens * self.flops_per_token if self.flops_per_token else None,
             "data_wait": round(self._data_wait / seconds, 4),
             "host_memory_gib": in_gib(resident_memory()),
             "gpu_memory_gib": in_gib(peak_gpu_memory(trainer.strategy.root_device)),
@@ -188,7 +191,9 @@ class Monitor(Callback):
             pl_module.log_dict(exact, rank_zero_only=True)
         if self.bar is not None:
             is_gpu = trainer.strategy.root_device.type != "cpu"  # the peak of a CPU tells its owner nothing
-            self.bar.step(trainer.global_step, loss, speed, row["mfu"] if is_gpu else None)
+            left = self._tokens_at(trainer, self.total_steps) - self._first_tokens
+            done = (tokens - self._first_tokens) / max(left, 1)
+            self.bar.step(trainer.global_step, loss, speed, row["mfu"] if is_gpu else None, done)
         return row
 
     def _per_source(self, trainer: Trainer, scored: list[int], loss_sums: list[float]) -> dict[str, float]:

@@ -80,6 +80,7 @@ class Anomalies(Callback):
                 f"{what}, after going back {plural(done, 'time')} (--anomaly.max_rewinds {most}); look at "
                 f"{self.run.anomalies}, and try a lower --optim.lr (with --resume_with optim.lr)"
             )
+        num_examples = data.position(last) - data.position(first)
         data.skip(first, num_steps, f"{what} (rewind {done + 1})", write=trainer.is_global_zero)
         pl_module.wait_for_all()  # rank 0 has written it down
         if not self._go_back(trainer, pl_module, first):
@@ -88,7 +89,7 @@ class Anomalies(Callback):
                 f"--checkpoint.every_steps {max(first, 1)} or less, or try a lower --optim.lr"
             )
         say(
-            f"Back to step {trainer.global_step}; {plural(num_steps * data.batch_size, 'example')} of {which} left out "
+            f"Back to step {trainer.global_step}; {plural(num_examples, 'example')} of {which} left out "
             f"(rewind {done + 1} of at most {most})"
         )
 
@@ -129,9 +130,10 @@ def entry(data: DataModule, anomaly: Anomaly) -> dict[str, Any]:
 
 def texts(data: DataModule, step: int) -> list[str]:
     """The beginning of each example of optimizer step `step` (from 0) in the corpus; ids if there is no tokenizer."""
-    num = min(data.batch_size, MOST_TEXTS)
+    first, end = data.position(step), data.position(step + 1)
+    num = min(end - first, MOST_TEXTS)
     try:
-        examples = data.train_stream.at(data.position(step) + np.arange(num))
+        examples = data.train_stream.at(first + np.arange(num))
     except BadShard:  # gone since it was read
         return []
     lengths = [data.window_len] * num if examples.lengths is None else examples.lengths.tolist()

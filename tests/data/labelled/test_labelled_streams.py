@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from sslm.config import DataConfig, SourceConfig
+from sslm.config.batch_sizes import BatchSizes
 from sslm.data.corpora import open_corpora
 from sslm.data.corpus.shards import BadShard, open_corpus
 from sslm.data.labelled.baseline import baseline
@@ -70,7 +71,7 @@ def test_two_ranks_share_the_batches_of_one(folder: Path, recipe: Any) -> None:
     data = config(folder, label_field="number" if isinstance(recipe, RegressionRecipe) else None)
     streams = open_streams(data, recipe, seq_len=16, batch_size=4)
     one, *two = [
-        TrainSteps(streams.train, recipe, 4, 0, rank, world, streams.vocabulary)
+        TrainSteps(streams.train, recipe, BatchSizes.even(4), 0, rank, world, streams.vocabulary)
         for rank, world in ((0, 1), (0, 2), (1, 2))
     ]
     for step in (0, 11, 12, 13):  # an epoch ends within step 11
@@ -85,12 +86,14 @@ def test_two_ranks_share_the_batches_of_one(folder: Path, recipe: Any) -> None:
 
 def test_a_run_goes_on_at_its_position_whatever_its_workers(folder: Path) -> None:
     data = module(folder)
-    steps = data._train_steps_of(4, substitute=False)
+    steps = data._train_steps_of(data.sizes, substitute=False)
     whole = rows_of(list(Loader(steps, 0, 20)))
-    assert rows_of(list(Loader(data._train_steps_of(4, substitute=False), 7, 20, num_workers=1))) == whole[7 * 4 :]
+    assert (
+        rows_of(list(Loader(data._train_steps_of(data.sizes, substitute=False), 7, 20, num_workers=1)))
+        == whole[7 * 4 :]
+    )
     data.restore(5, 22, [])  # two examples of a batch of another size before
-    again = data._train_steps_of(4, substitute=False)
-    again.offset = data._offset
+    again = data._train_steps_of(data.sizes, substitute=False)
     assert rows_of([with_tensors(again[5])]) == whole[22:26]
 
 
@@ -98,7 +101,7 @@ def test_rows_past_the_last_are_not_scored(folder: Path) -> None:
     for recipe, field in ((ClassificationRecipe(), "label"), (RegressionRecipe(), "number")):
         streams = open_streams(config(folder, label_field=field), recipe, seq_len=16, batch_size=4)
         places = streams.val.places_of(0, np.arange(5))
-        steps = ValSteps(streams.val, recipe, 4, 0, vocabulary=streams.vocabulary, places=places)
+        steps = ValSteps(streams.val, recipe, BatchSizes.even(4), 0, vocabulary=streams.vocabulary, places=places)
         last = steps[1]["tensors"]["labels"][:, 0]
         assert (np.isnan(last) if last.dtype == np.float32 else last == IGNORED).tolist() == [False, True, True, True]
         assert step_batch(with_tensors(steps[1]), 1)["scored"] == [1]
@@ -114,7 +117,7 @@ def test_sources_of_a_mixture_have_one_set_of_labels(folder: Path) -> None:
     train, val = data.label_counts
     assert (train.rows, val.rows) == (63, 7)
     assert train.counts[2] == 18
-    batch = step_batch(with_tensors(data._train_steps_of(4, substitute=False)[0]), 2)
+    batch = step_batch(with_tensors(data._train_steps_of(data.sizes, substitute=False)[0]), 2)
     assert batch["scored"] == [3, 1]
     assert baseline(data.labels, train, val) is not None
 

@@ -1,6 +1,7 @@
 """The stream: windows, packing and documents against slow and obvious versions; ranks, workers and resumption."""
 
 import copy
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sslm.config import DataConfig
+from sslm.config.batch_sizes import BatchSizes
+from sslm.config.ramp import parse_ramp
 from sslm.data.corpus.shards import BadShard, Corpus, Shard
 from sslm.data.module import DataModule
 from sslm.data.stream import batches, packing
 from sslm.data.stream.amendments import Amendment
-from sslm.data.stream.batches import Loader, TrainSteps, ValSteps, step_batch, with_tensors
+from sslm.data.stream.batches import Batch, Loader, TrainSteps, ValSteps, step_batch, with_tensors
 from sslm.data.stream.packing import best_fit, pieces_of
 from sslm.data.stream.recipe import Examples
 from sslm.data.stream.stream import Stream
@@ -161,11 +164,14 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Stream:
     return make_stream(*corpora, weights=((0, (3, 1)), (50, (1, 2))), best_fit=True, with_documents=True)
 
 
+GROWING = BatchSizes.of(parse_ramp("batch_size", "24, 48 from 240 tokens, 72 from 960 tokens"), seq_len=1)
+
+
 @given(world=st.sampled_from([1, 2, 3, 4, 8]), step=st.integers(0, 60))
 @few
 def test_ranks_share_each_batch_in_order_whatever_their_number(mixed: Stream, world: int, step: int) -> None:
     def batch(rank: int, world: int) -> dict[str, object]:
-        made = with_tensors(TrainSteps(mixed, CausalLMRecipe(), 24, 0, rank, world)[step])
+        made = with_tensors(TrainSteps(mixed, CausalLMRecipe(), GROWING, 0, rank, world)[step])
         return step_batch(made, 2, with_digest=True) | {"positions": made["positions"]}
 
     with pytest.MonkeyPatch.context() as patch:
@@ -176,7 +182,8 @@ def test_ranks_share_each_batch_in_order_whatever_their_number(mixed: Stream, wo
         assert (joined == whole["tensors"][name].numpy()).all()  # type: ignore[index]
     assert sum(share["digest"] for share in shares) % 2**64 == whole["digest"]  # type: ignore[misc]
     assert np.sum([share["scored"] for share in shares], axis=0).tolist() == whole["scored"]
-    assert np.concatenate([share["positions"] for share in shares]).tolist() == list(range(step * 24, step * 24 + 24))  # type: ignore[misc]
+    positions = np.concatenate([share["positions"] for share in shares]).tolist()  # type: ignore[misc]
+    assert positions == list(range(GROWING.position_at(step), GROWING.position_at(step + 1)))
 
 
 @pytest.mark.parametrize("world", [1, 2])
@@ -184,7 +191,9 @@ def test_validation_scores_each_window_once(tmp_path: Path, world: int) -> None:
     stream = make_stream(make_corpus(tmp_path / "c", [[9 + 8 * 10]]))
     labels = []
     for rank in range(world):
-        steps = ValSteps(stream, CausalLMRecipe(), 4, 0, rank, world, places=stream.places_of(0, np.arange(11)))
+        steps = ValSteps(
+            stream, CausalLMRecipe(), BatchSizes.even(4), 0, rank, world, places=stream.places_of(0, np.arange(11))
+        )
         labels += [steps[step]["tensors"]["labels"] for step in range(steps.num_steps)]
     scored = np.concatenate(labels).ravel()
     assert sorted(scored[scored >= 0]) == list(range(1, 89))
@@ -211,7 +220,7 @@ def test_a_batch_made_ahead_is_the_one_that_comes_and_goes_when_the_stream_is_am
     def digest(steps: TrainSteps, step: int) -> int:
         return step_batch(with_tensors(steps[step]), 2, with_digest=True)["digest"]
 
-    ahead, plain = (TrainSteps(mixed, CausalLMRecipe(), 4, 0) for _ in range(2))
+    ahead, plain = (TrainSteps(mixed, CausalLMRecipe(), BatchSizes.even(4), 0) for _ in range(2))
     for step in (0, 1, 2, 7, 3):
         ahead.make_ahead(step)
         made = ahead._ahead[step]
@@ -224,7 +233,7 @@ def test_a_batch_made_ahead_is_the_one_that_comes_and_goes_when_the_stream_is_am
 
 def test_an_error_met_ahead_of_a_step_is_raised_in_its_turn(tmp_path: Path) -> None:
     corpus = make_corpus(tmp_path / "corpus", [[400], [400]])
-    steps = TrainSteps(make_stream(corpus), CausalLMRecipe(), batch_size=2, seed=0)
+    steps = TrainSteps(make_stream(corpus), CausalLMRecipe(), BatchSizes.even(2), seed=0)
     for file in (tmp_path / "corpus").iterdir():
         file.unlink()
     steps.make_ahead(0)
@@ -232,13 +241,17 @@ def test_an_error_met_ahead_of_a_step_is_raised_in_its_turn(tmp_path: Path) -> N
         steps[0]
 
 
-def test_loader_processes_read_packed_mixtures_alike(mixed: Stream) -> None:
-    def digests(workers: int) -> list[int]:
-        loader = Loader(TrainSteps(mixed, CausalLMRecipe(), 4, 0), 3, 9, workers)
-        assert len(loader) == 6
-        return [step_batch(batch, 2, with_digest=True)["digest"] for batch in loader]
+def test_loader_processes_read_packed_mixtures_and_batches_that_grow_alike(mixed: Stream) -> None:
+    def steps() -> TrainSteps:
+        return TrainSteps(mixed, CausalLMRecipe(), GROWING, 0)
 
-    assert digests(0) == digests(2)
+    def digests(made: Iterable[Batch]) -> list[int]:
+        return [step_batch(batch, 2, with_digest=True)["digest"] for batch in made]
+
+    loader = Loader(steps(), 3, 30)
+    assert len(loader) == 27
+    assert digests(loader) == digests(with_tensors(steps()[step]) for step in range(3, 30))
+    assert digests(Loader(steps(), 8, 12, num_workers=2)) == digests(loader)[5:9]
 
 
 def test_causal_lm_batch_is_the_docstrings_example() -> None:
@@ -307,7 +320,7 @@ def test_tokens_added_after_the_corpus_own_pass_between_processes_unharmed(mixed
     more = replace(bare(), special=np.zeros(size + 1, bool))
     recipe = CausalLMRecipe()
     for vocabulary, kind in ((None, np.int16), (more, np.int32)):
-        loader = Loader(TrainSteps(narrow, recipe, 4, 0, vocabulary=vocabulary), 0, 1, num_workers=1)
+        loader = Loader(TrainSteps(narrow, recipe, BatchSizes.even(4), 0, vocabulary=vocabulary), 0, 1, num_workers=1)
         assert loader.workers is not None
         assert loader.workers.dataset.kind == kind  # type: ignore[attr-defined]
 
@@ -315,11 +328,12 @@ def test_tokens_added_after_the_corpus_own_pass_between_processes_unharmed(mixed
 STOP_LOADERS = """
 import multiprocessing, os, signal, sys
 from pathlib import Path
+from sslm.config.batch_sizes import BatchSizes
 from sslm.data.stream.batches import Loader, TrainSteps
 from sslm.objectives.causal_lm import CausalLMRecipe
 from tests.support.processes import run_command
 from tests.support.streams import make_corpus, make_stream
-steps = TrainSteps(make_stream(make_corpus(Path(sys.argv[1]), [[400]])), CausalLMRecipe(), batch_size=2, seed=0)
+steps = TrainSteps(make_stream(make_corpus(Path(sys.argv[1]), [[400]])), CausalLMRecipe(), BatchSizes.even(2), seed=0)
 loader = Loader(steps, first=0, end=4, num_workers=1)
 print(len(list(loader)))
 for process in multiprocessing.active_children():
