@@ -53,6 +53,8 @@ class Surroundings:
     """Whether matrices are multiplied in bf16 or fp16."""
     is_ampere: bool = True
     """Whether the GPU is of NVIDIA's generation of 2020 or later."""
+    shares_rows: bool = False
+    """Whether devices share each row, for which torch exchanges SDPA's keys and values."""
 
 
 def choose_attention(model: PreTrainedModel, around: Surroundings) -> Attention:
@@ -79,6 +81,8 @@ def why_not(attention: Attention, model: PreTrainedModel, around: Surroundings) 
     if attention == "sdpa":
         return None
     config = model.config
+    if around.shares_rows:
+        return "with --context_parallel_size it is SDPA alone that devices do together"
     if "segment_ids" in parameters(model):
         return f"{config.model_type} has no attention"
     if any(getattr(config, name, 0) for name in DROPOUTS):

@@ -148,8 +148,8 @@ def test_matmuls_of_blocks_see_the_dtype_that_was_asked_for(
 def test_documents_by_offsets_lose_what_explicit_masks_lose(
     gpus: FakeGpus, flags: list[str], on_cpu: Callable[[str], Path], tmp_path: Path
 ) -> None:
-    more = f"{MODELS['documents']} {STRATEGIES['single']} --precision bf16-mixed --attention varlen --compile block".split()
-    done = gpus.train(tmp_path / "run", [*flags, *more, "--accelerator", "gpu"])
+    how = "--precision bf16-mixed --attention varlen --compile block --accelerator gpu"
+    done = gpus.train(tmp_path / "run", [*flags, *f"{MODELS['documents']} {STRATEGIES['single']} {how}".split()])
     assert done.code == 0, done.said
     assert "Attention: torch's FlashAttention-2, by where documents begin" in done.said
     assert "Warning: --attention" not in done.said

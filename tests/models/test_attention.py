@@ -103,6 +103,7 @@ def test_documents_are_given_by_offsets_on_gpus_if_the_model_takes_them() -> Non
     assert [chosen("llama", around) for around in (GPU, CPU, alone)] == ["varlen", "sdpa", "sdpa"]
     assert chosen("mistral-window", alone) == "varlen"  # a window is a mask, too
     assert chosen("mistral-window", replace(alone, seq_len=3)) == "sdpa"
+    assert chosen("mistral-window", replace(alone, shares_rows=True)) == "sdpa"
     assert [chosen(name, GPU) for name in ("t5", "bert", "sslm_lstm")] == ["sdpa", "sdpa", "sdpa"]
     assert chosen("llama", replace(GPU, in_16_bits=False)) == "sdpa"
 
@@ -112,6 +113,11 @@ def test_documents_are_given_by_offsets_on_gpus_if_the_model_takes_them() -> Non
     [
         ("llama", replace(GPU, in_16_bits=False), "its kernel multiplies in bf16 or fp16"),
         ("llama", replace(GPU, is_ampere=False), "its kernel needs a GPU from Ampere on (A100, RTX 30 and later)"),
+        (
+            "llama",
+            replace(GPU, shares_rows=True),
+            "with --context_parallel_size it is SDPA alone that devices do together",
+        ),
         ("bert", GPU, "it has no dropout, and --model.attention_probs_dropout_prob is 0.1"),
         ("t5gemma", GPU, "t5gemma has a decoder that reads its encoder, for which there are masks only"),
         ("llama4_text", GPU, "llama4_text's attention has more than documents and windows"),

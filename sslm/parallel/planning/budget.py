@@ -125,7 +125,8 @@ class Budget:
     def _around_attention(self, launch: Launch) -> Surroundings:
         is_ampere = self.machine.precision == "bf16-mixed"  # it brought bf16
         has_documents, in_16_bits = self.config.data.document_mask, not launch.computes_in_fp32
-        return Surroundings(launch.device_type, has_documents, self.config.seq_len, in_16_bits, is_ampere)
+        shares_rows = launch.context_parallel_size > 1
+        return Surroundings(launch.device_type, has_documents, self.config.seq_len, in_16_bits, is_ampere, shares_rows)
 
     def check(self, launch: Launch) -> None:
         """Refuse a launch that can't run on the machine, memory aside.
