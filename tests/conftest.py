@@ -4,11 +4,13 @@ import multiprocessing
 import os
 import threading
 from collections.abc import Iterator
+from functools import partialmethod
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
 
 import pytest
+import torch
 from filelock import FileLock
 from hypothesis import HealthCheck, settings
 from xdist.scheduler import LoadScopeScheduling
@@ -120,6 +122,15 @@ def one_compiler() -> Iterator[None]:
         torch._dynamo.config.patch(fail_on_recompile_limit_hit=True, recompile_limit=limit),
     ):
         yield
+
+
+@pytest.fixture
+def no_kernels(one_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is compiled is traced and guarded as always, but no kernels are made; tests/parallel/test_compilation.py."""
+    from torch._dynamo.utils import counters
+
+    monkeypatch.setattr(torch.nn.Module, "compile", partialmethod(torch.nn.Module.compile, backend="eager"))
+    counters.clear()
 
 
 @pytest.fixture(autouse=True)

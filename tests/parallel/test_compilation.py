@@ -1,5 +1,6 @@
 """Compiled blocks: each use is compiled once, and what runs uncompiled is told."""
 
+import os
 import re
 from dataclasses import replace
 from functools import partialmethod
@@ -13,15 +14,17 @@ from torch._dynamo.utils import counters
 from transformers import LlamaConfig, PreTrainedConfig
 from transformers.modeling_layers import GradientCheckpointingLayer
 
-from sslm.models.build import on_meta
+from sslm.models.build import build, on_meta
+from sslm.models.head import LanguageModel
 from sslm.models.lstm import LstmConfig
 from sslm.parallel.compilation import check_compiled, choose_compiled, compile_modules
 from sslm.parallel.launch import Compiled, Launch
+from sslm.parallel.parallelize import parallelize
 from sslm.parallel.recompute import KEEP_ALL, parse_recompute
 from sslm.system.errors import UserError, sentence_of
 from sslm.train import main
 from tests.support.objectives import ENCODER, T5
-from tests.support.processes import run_command
+from tests.support.processes import run_ranks, train_forked
 from tests.support.runs import losses_of, rows_of, without_model
 
 MODELS = {
@@ -40,17 +43,10 @@ RUNS = {
 """Model, what is compiled as one piece -> graphs."""
 
 
-@pytest.fixture
-def quick(one_compiler: None, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Blocks are traced and guarded as always, but no kernels are made."""
-    monkeypatch.setattr(nn.Module, "compile", partialmethod(nn.Module.compile, backend="eager"))
-    counters.clear()
-
-
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")  # torch looks at it while it traces
 @pytest.mark.parametrize(("model_type", "unit"), RUNS)
 def test_each_use_is_compiled_once_and_nothing_runs_uncompiled(
-    model_type: str, unit: str, tiny: list[str], tmp_path: Path, quick: None
+    model_type: str, unit: str, tiny: list[str], tmp_path: Path, no_kernels: None
 ) -> None:
     run = ["--run_dir", str(tmp_path / "run"), "--compile", unit, "--precision", "bf16-mixed"]
     assert main([*without_model(tiny), *MODELS[model_type].split(), *run]) == 0
@@ -110,7 +106,7 @@ class Block(GradientCheckpointingLayer):
         return values.sin()
 
 
-def test_a_block_that_is_given_up_is_named_once(quick: None, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_block_that_is_given_up_is_named_once(no_kernels: None, capsys: pytest.CaptureFixture[str]) -> None:
     blocks: list[nn.Module] = [Block(), Block()]
     with torch._dynamo.config.patch(fail_on_recompile_limit_hit=False):
         compile_modules(blocks)
@@ -122,24 +118,43 @@ def test_a_block_that_is_given_up_is_named_once(quick: None, capsys: pytest.Capt
     assert "Type TORCH_LOGS=recompiles before the command" in said
 
 
+def compute(rank: int, world: int, folder: Path, compiled: Compiled, out: str) -> None:
+    """Take the gradients of documents in one row, and keep them in a file; kernels go into the folder's cache."""
+    os.environ["XDG_CACHE_HOME"] = str(folder / "cache")
+    torch._inductor.config.compile_threads = 1
+    network = LanguageModel(build(SMALL, "AutoModelForCausalLM", 0)).train()
+    parallelize(network, network.model, None, compiled=compiled)
+    ids, documents = torch.arange(32).reshape(2, 16), torch.arange(15).expand(2, 15) // 5
+    network(labels=ids[:, 1:], input_ids=ids[:, :-1], segment_ids=documents).sum().backward()
+    torch.save([parameter.grad for parameter in network.parameters()], folder / out)
+
+
 @pytest.mark.slow
-def test_what_was_compiled_is_kept_and_computes_the_same(tiny: list[str], tmp_path: Path) -> None:
-    """Kernels are really made, by the first of two runs; matrices that devices share are compiled, too."""
-    shared = ["--model.num_hidden_layers", "1", "--strategy", "tp", "--devices", "2", "--compile"]
-    env = {"XDG_CACHE_HOME": str(tmp_path / "cache"), "OMP_NUM_THREADS": "1"}
-
-    def losses(name: str, unit: str) -> list[float]:
-        flags = [*tiny, *shared, unit, "--run_dir", str(tmp_path / name)]
-        done = run_command(["-m", "sslm.train", *flags], timeout=400, env=env)
-        assert done.returncode == 0, done.stderr
-        return losses_of(tmp_path / name)
-
-    assert losses("first", "model") == pytest.approx(losses("uncompiled", "off"), abs=1e-5)
+def test_what_was_compiled_is_kept_and_computes_the_same(tmp_path: Path) -> None:
+    """Kernels are really made, by the first of two processes."""
+    run_ranks(compute, 1, tmp_path, tmp_path, "block", "first", timeout=300)
+    run_ranks(compute, 1, tmp_path, tmp_path, "off", "uncompiled")
+    for ours, exact in zip(torch.load(tmp_path / "first"), torch.load(tmp_path / "uncompiled"), strict=True):
+        torch.testing.assert_close(ours, exact, rtol=1e-4, atol=1e-5)
     compiled = kernels(tmp_path)
     assert compiled
-    losses("again", "model")
+    run_ranks(compute, 1, tmp_path, tmp_path, "block", "again", timeout=300)
     assert kernels(tmp_path) == compiled
 
 
 def kernels(folder: Path) -> set[Path]:
     return set((folder / "cache/sslm/compiled").rglob("*.so"))
+
+
+def make_no_kernels() -> None:
+    torch._dynamo.config.fail_on_recompile_limit_hit = True
+    nn.Module.compile = partialmethod(nn.Module.compile, backend="eager")  # type: ignore[assignment, method-assign]
+
+
+@pytest.mark.slow
+def test_matrices_that_devices_share_are_compiled_too(tiny: list[str], tmp_path: Path) -> None:
+    for name in ("model", "off"):
+        flags = ["--strategy", "tp", "--devices", "2", "--compile", name, "--run_dir", str(tmp_path / name)]
+        done = train_forked([*tiny, *flags], tmp_path / "log", before=make_no_kernels)
+        assert done.returncode == 0, done.stdout
+    assert losses_of(tmp_path / "model") == pytest.approx(losses_of(tmp_path / "off"), abs=1e-5)
