@@ -50,7 +50,7 @@ class Sizes:
     copies: int
     """Of the text that a timed run reads."""
     every: int
-    """Of the cases of waits and dtypes, each one, or each second, third …"""
+    """Of the cases of parity, waits, dtypes and memory, each one, or each second, third …"""
 
 
 FAMILIES = {

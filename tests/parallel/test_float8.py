@@ -99,9 +99,9 @@ def test_under_autocast_it_computes_in_bf16_and_gradients_are_of_the_parameters_
     assert_close(found[:3], results(exact, inputs, gradient)[:3])
 
 
-def tiny_llama() -> Any:
+def tiny_llama(layers: int = 2) -> Any:
     config = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2
+        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=2
     )
     return build(config, "AutoModelForCausalLM", 0)
 
@@ -132,7 +132,7 @@ def test_compiled_layers_and_blocks_compute_the_same(one_compiler: None) -> None
     ids = torch.arange(32).reshape(2, 16)
     grads = []
     for compiled in (False, True):
-        model = tiny_llama()
+        model = tiny_llama(layers=1)
         for block in blocks(model) if compiled else []:
             use_float8(block)
             block.compile(fullgraph=True)
