@@ -1,7 +1,8 @@
 """The benchmark runs, and its results have the shape that the tables need."""
 
-import importlib.util
 import json
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from pydoc_data.topics import topics
 from typing import Any
@@ -14,58 +15,51 @@ BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 PEERS = {"litdata": "litdata", "mosaic": "streaming", "hf_map": "torchdata", "hf_streaming": "torchdata"}
 
 
-@pytest.mark.slow
-def test_the_benchmark_measures_sslm_and_the_installed_peers_in_every_column(tmp_path: Path) -> None:
+@pytest.fixture
+def measured(tmp_path: Path) -> Callable[..., tuple[str, dict[str, Any]]]:
+    """measured(names, *flags) -> what the benchmark prints of these systems, and its results."""
     text, out = tmp_path / "text.txt", tmp_path / "results.json"
     text.write_text("\n".join(topics[name] for name in sorted(topics)))
-    names = [
-        "sslm",
-        "sslm_mixture",
-        "megatron",
-        "limit",
-        *(name for name, package in PEERS.items() if importlib.util.find_spec(package)),
-    ]
-    finished = run_command(
-        [
-            str(BENCHMARKS / "data.py"),
-            "--text",
-            str(text),
-            "--tokens",
-            "400000",
-            "--vocab_size",
-            "257",
-            "--rounds",
-            "1",
-            "--seconds",
-            "0.1",
-            "--shapes",
-            "1",
-            "--only",
-            ",".join(names),
-            "--out",
-            str(out),
-        ],
-        timeout=900,
-    )
-    assert finished.returncode == 0, finished.stderr
-    results = json.loads(out.read_text())
-    assert results["text"]["tokens"] >= 400_000
-    assert list(results["systems"]) == names
-    for name, system in results["systems"].items():
+    small = f"--text {text} --tokens 400000 --vocab_size 257 --rounds 1 --seconds 0.1 --shapes 1 --out {out}".split()
+
+    def run(names: list[str], *flags: str) -> tuple[str, dict[str, Any]]:
+        command = [str(BENCHMARKS / "data.py"), *small, "--only", ",".join(names), "--work", str(tmp_path / "work")]
+        finished = run_command([*command, *flags], timeout=900)
+        assert finished.returncode == 0, finished.stderr
+        results = json.loads(out.read_text())
+        assert results["text"]["tokens"] >= 400_000
+        assert list(results["systems"]) == names
+        return finished.stdout, results["systems"]
+
+    return run
+
+
+@pytest.mark.slow
+def test_the_benchmark_measures_sslm_and_the_installed_peers_in_every_column(
+    measured: Callable[..., tuple[str, dict[str, Any]]],
+) -> None:
+    said, systems = measured(["sslm", "limit", *(name for name, package in PEERS.items() if find_spec(package))])
+    for name, system in systems.items():
         if name not in PEERS:  # of the others, some can't be resumed by other processes
             assert system["errors"] == []
-        if name not in ("hf_streaming", "sslm_mixture"):
+        if name != "hf_streaming":
             assert system["prepare"]["seconds"][0] > 0
         assert list(system["read"]) == ["16x1024"]  # the other differs in its numbers only
-        for workers in "0" if name == "limit" else "012":
-            assert system["read"]["16x1024"][workers][0] > 0
+        assert_read(system, "0" if name == "limit" else "012")
         assert 0 < system["start"]["without_imports"][0] < system["start"]["0"][0]
         assert system["memory"]["0"][0] > 50e6
-    for name in ("sslm", "megatron"):
-        for change in results["systems"][name]["changes"].values():
-            assert (change["lost"], change["doubled"], change["exact"]) == (0, 0, True)
-            assert change["rows"] > 300
-    assert "| **sslm** |" in finished.stdout
+    for change in systems["sslm"]["changes"].values():
+        assert (change["lost"], change["doubled"], change["exact"]) == (0, 0, True)
+        assert change["rows"] > 300
+    assert "| **sslm** |" in said
+    _, systems = measured(["sslm_mixture", "megatron"], "--measure", "read")
+    for system in systems.values():
+        assert system["errors"] == []
+        assert_read(system, "012")
+
+
+def assert_read(system: dict[str, Any], workers: str) -> None:
+    assert all(system["read"]["16x1024"][number][0] > 0 for number in workers)
 
 
 def test_a_row_lost_and_a_row_seen_twice_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
