@@ -141,8 +141,7 @@ def test_so_do_those_of_every_family(family: str, name: str, single_of: SingleOf
     if name in GO_ON:
         shutil.copytree(single, run)
         shutil.rmtree(run / "checkpoints/step-000008")
-    workers = "1" if name == "ddp" and not FAMILIES[family].name else "0"  # once an objective: its recipe is pickled
-    train(run, flags, *STRATEGIES[name], "--micro_batch_size", "1", "--data.num_workers", workers)
+    train(run, flags, *STRATEGIES[name], "--micro_batch_size", "1")
     assert_alike(run, single, 2e-6)
     last = [[row for row in rows_of(r) if "val/loss" in row][-1] for r in (run, single)]
     metrics = [{k: v for k, v in row.items() if k.startswith("val/")} for row in last]

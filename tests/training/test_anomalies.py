@@ -514,7 +514,7 @@ def test_several_processes_end_with_the_sentence_and_code_1(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kills", "more"), [(4, []), (3, ["--devices", "2"]), (2, ["--data.num_workers", "1"])])
+@pytest.mark.parametrize(("kills", "more"), [(4, []), (3, ["--devices", "2"]), (1, ["--data.num_workers", "1"])])
 def test_killed_at_random_moments_of_going_back(
     broken: list[str], spoil: Spoil, tmp_path: Path, kills: int, more: list[str]
 ) -> None:
