@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from sslm.cli.parse import parse
+from sslm.config.batch_sizes import BatchSizes
 from sslm.data.stream import batches
 from sslm.objectives import PRETRAINING
 from sslm.objectives.choose import choose_objective, open_data
@@ -209,7 +210,7 @@ def test_batches_made_together_are_those_made_one_by_one(
     flags = ["--data.train", str(text), "--data.cache_dir", str(cache), "--data.tokenizer", "bpe:512"]
     config = parse([*flags, "--objective", case.objective, *case.flags.split(), "--seq_len", "32"])
     data = open_data(config, choose_objective(config)[1])
-    together = data._train_steps_of(8, rank=1, world=2, substitute=False)
+    together = data._train_steps_of(BatchSizes.even(8), rank=1, world=2, substitute=False)
     alone = pickle.loads(pickle.dumps(together))  # as workers get it
     for step in (0, 1, 2, 70, 71, 1, 200):
         monkeypatch.setattr(batches, "TOKENS_AT_ONCE", 1 << 16)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from sslm.cli.parse import parse
+from sslm.config.batch_sizes import BatchSizes
 from sslm.data.stream.batches import step_batch, with_tensors
 from sslm.objectives.choose import choose_objective, open_data
 from sslm.parallel.planning.machines import peak_flops
@@ -36,7 +37,7 @@ def test_places_that_are_read_are_those_that_are_not_padding(objective: str, doc
     config = parse([*arguments, f"--data.cache_dir={text.parent}/cache"])
     _, recipe = choose_objective(config)
     data = open_data(config, recipe)
-    batch = with_tensors(data._train_steps_of(8, substitute=False)[0])
+    batch = with_tensors(data._train_steps_of(BatchSizes.even(8), substitute=False)[0])
     ids, lengths = batch["tensors"]["input_ids"].numpy(), data.train_stream.at(batch["positions"]).lengths
     made = step_batch(batch, 1, predicts_next_token=recipe.predicts_next_token)
     if objective == "causal_lm" and document_mask == "false":  # the last token of a row has no target
