@@ -210,7 +210,7 @@ def test_out_of_memory_is_told(left_mib: int, gpus: FakeGpus, flags: list[str], 
     assert "Traceback" not in done.said
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp", "deepspeed_2"])
+@pytest.mark.parametrize("strategy", ["ddp", "deepspeed_2"])
 def test_sruns_tasks_may_see_one_gpu_each(
     strategy: str, gpus: FakeGpus, flags: list[str], on_cpu: Callable[[str], Path], tmp_path: Path
 ) -> None:

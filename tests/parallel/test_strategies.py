@@ -195,7 +195,6 @@ def test_deepspeed_leaves_autocast_on(tiny: list[str], tmp_path: Path) -> None:
 CHAINS = [
     ["deepspeed_1", "tp", "single"],
     pytest.param(["fsdp", "ddp", "single"], marks=pytest.mark.slow),
-    pytest.param(["ddp", "fsdp"], marks=pytest.mark.slow),
     pytest.param(["single", "context", "tp", "context_of_two", "ddp"], marks=pytest.mark.slow),
     pytest.param(["single", "deepspeed_3", "fsdp", "deepspeed_2", "ddp"], marks=pytest.mark.slow),
     pytest.param(["tp", "deepspeed_3", "deepspeed_1", "hsdp", "fsdp_tp", "deepspeed_2"], marks=pytest.mark.slow),
@@ -225,9 +224,9 @@ def test_so_it_does_with_other_optimizers(optimizer: str, tiny: list[str], tmp_p
 
 
 @pytest.mark.slow
-def test_a_familys_run_goes_through_all_strategies(single_of: SingleOf, tmp_path: Path) -> None:
+def test_an_encoder_decoders_run_goes_on_from_other_strategies(single_of: SingleOf, tmp_path: Path) -> None:
     single, flags = single_of("denoising")
-    for name in ("ddp", "deepspeed_1", "fsdp", "deepspeed_3"):
+    for name in ("fsdp", "deepspeed_3"):
         assert train(tmp_path / "run", flags, *STRATEGIES[name], "--stop_after", "1steps") == 75
     assert train(tmp_path / "run", flags, *STRATEGIES["single"]) == 0
     assert_alike(tmp_path / "run", single)
