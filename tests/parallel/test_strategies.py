@@ -295,4 +295,6 @@ def test_torchrun_starts_the_ranks_and_says_how_many(single: Path, tiny: list[st
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("Run folder:") == 1
     assert losses_of(run) == pytest.approx(losses_of(single), abs=1e-6)
-    assert run_command([*torchrun, *tiny, "--run_dir", str(run), "--devices", "3"], timeout=200).returncode != 0
+    refused = train_forked([*tiny, "--run_dir", str(run), "--devices", "3"], tmp_path / "log", world=2)
+    assert refused.returncode == 2
+    assert "error: --devices 3: torchrun started 2" in refused.stdout

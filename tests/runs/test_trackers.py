@@ -74,6 +74,12 @@ def test_tensorboard_has_all_rows_of_a_resumed_run_each_once(train_tiny: TrainTi
         ]
 
 
+def hand_over(run: Path, tmp_path: Path, name: str, *flags: str, env: dict[str, str]) -> None:
+    """Hand a run to a tracker afterwards."""
+    done = train_forked([str(run), "--to", name, *flags], tmp_path / "track", 1, env=env, verb=track.main)
+    assert done.returncode == 0, done.stdout
+
+
 def check_wandb(run: Path, last_step: int, env: dict[str, str]) -> list[dict[str, Any]]:
     """Check that the one folder of W&B in a run has each step of metrics.jsonl once, and the run's settings.
 
@@ -165,7 +171,7 @@ def test_wandb_has_each_step_once_after_three_kills(tiny: list[str], tmp_path: P
     done = train_forked([*arguments, "--max_steps", str(end)], tmp_path / "second", env=env)
     assert done.returncode == 0, done.stdout
     assert "resuming at step" in done.stdout
-    assert run_command(["-m", "sslm", "track", str(run), "--to", "wandb", "--model"], env=env).returncode == 0
+    hand_over(run, tmp_path, "wandb", "--model", env=env)
     records = check_wandb(run, end, env)
     models = [record["artifact"] for record in records if record.get("artifact", {}).get("type") == "model"]
     assert len(models) == 1
@@ -351,11 +357,9 @@ def test_stores_that_take_nothing_back_have_each_row_once(
     env = {"TRACKIO_DIR": str(tmp_path / "trackio")}
     assert train_tiny(run, "--stop_after", "5steps") == 75
     for _ in range(2):
-        done = run_command(["-m", "sslm", "track", str(run), "--to", name], env=env)
-        assert done.returncode == 0, done.stdout
+        hand_over(run, tmp_path, name, env=env)
     assert train_tiny(run) == 0
-    done = run_command(["-m", "sslm", "track", str(run), "--to", name, "--model"], env=env)
-    assert done.returncode == 0, done.stdout
+    hand_over(run, tmp_path, name, "--model", env=env)
     code = f"import json\nrun = {str(run)!r}\n{READ[name]}\nprint(json.dumps([rows, sorted(files)]))"
     rows, files = json.loads(run_command(["-c", code], env=env).stdout.splitlines()[-1])
     assert rows == [[row["step"], row.get("train/loss")] for row in rows_of(run)]
