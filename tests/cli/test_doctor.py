@@ -5,7 +5,6 @@ import os
 import re
 import resource
 import signal
-import tempfile
 import threading
 import time
 from functools import partial
@@ -19,6 +18,7 @@ import sslm
 from sslm.cli.doctor import environment, gpus, host, main, network
 from sslm.cli.doctor.finding import Check, Finding, findings_of
 from sslm.cli.doctor.strategies import Trial, trials, tried
+from tests.support.files import use_for_temporary_files
 from tests.support.processes import Ranks, free_port, run_command
 from tests.support.servers import HttpServer
 
@@ -207,10 +207,6 @@ def test_three_steps_are_trained_or_the_error_is_told(capsys: pytest.CaptureFixt
     assert refused.found.startswith("--devices 999: this machine has")
     late = tried(Trial("ddp", "cpu", 2), tmp_path, os.environ, seconds=0.5)
     assert (late.level, late.found) == ("bad", "not done within 0.5 s")
-
-
-def use_for_temporary_files(folder: Path) -> None:
-    tempfile.tempdir = str(folder)
 
 
 @pytest.mark.slow

@@ -6,6 +6,7 @@ import shlex
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from sslm.cli.verify_resume.comparison import compare, first_difference
 from sslm.cli.verify_resume.trials import Trial
 from sslm.runs.folder import RunFolder
 from sslm.system.files import sha256_of
+from tests.support.files import use_for_temporary_files
 from tests.support.processes import Finished, train_forked
 from tests.support.runs import SMALL_LLAMA, TrainTiny, damage, rows_of
 
@@ -33,8 +35,9 @@ def verify(text: Path, cache: Path, tmp_path: Path) -> Verify:
         data += shlex.split(
             "--data.tokenizer bpe:512 --data.val_sequences 4 --seq_len 32 --batch_size 4 --accelerator cpu"
         )
-        env = {"COLUMNS": "240", "TMPDIR": str(tmp_path / "temporary"), **env}
-        return train_forked([*data, *SMALL_LLAMA, *flags], tmp_path / "log", 1, timeout=500, env=env, verb=main)
+        there = partial(use_for_temporary_files, tmp_path / "temporary")
+        how: dict[str, Any] = {"timeout": 500, "env": {"COLUMNS": "240", **env}, "before": there, "verb": main}
+        return train_forked([*data, *SMALL_LLAMA, *flags], tmp_path / "log", 1, **how)
 
     return run
 

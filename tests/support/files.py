@@ -1,5 +1,6 @@
 """Files to damage, and conditions to wait for."""
 
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,3 +18,8 @@ def wait_until(condition: Callable[[], object], seconds: float = 20) -> None:
     while not condition():
         assert time.monotonic() < end, "never came true"
         time.sleep(0.002)
+
+
+def use_for_temporary_files(folder: Path) -> None:
+    """In a forked process, whose parent has looked up TMPDIR already."""
+    tempfile.tempdir = str(folder)
