@@ -66,6 +66,7 @@ WHY_NOT = {
     "sslm doctor": "takes a minute: tests/cli/test_doctor.py",
     "--seeds": "takes half a minute: tests/cli/test_seeds.py",
     "verify-resume": "takes a minute: tests/cli/test_verify_resume.py",
+    "--profile": "looks at four steps more: tests/training/test_profile.py",
     "nodes=64": "takes a minute: tests/cli/test_plan.py",
 }
 """What commands have in them that are not run, and why they are not."""
@@ -86,7 +87,6 @@ SHORT_TOO = {
     "--data.train my.txt --run_dir runs/mine": f"{SMALL} --max_steps 300 --checkpoint.every_steps 100 {KEEP}",
     "plan": "--batch_size 16 --micro_batch_size 1",
     "resume_with": "--max_steps 304",
-    "--profile": "--max_steps 14",
     "from 4e5 tokens": "--batch_size '4, 8 from 256 tokens'",
 }
 """What some commands have in them, and flags that they get on top."""

@@ -43,7 +43,6 @@ MODELS = {
 STRATEGIES = {
     "single": "--strategy single --devices 1",
     "ddp": "--strategy ddp --devices 2",
-    "ddp-4": "--strategy ddp --devices 4",
     "fsdp": "--strategy fsdp --devices 2",
     "hsdp-4": "--strategy hsdp --devices 4 --fsdp.replicas 2",
     "tp": "--strategy tp --devices 2",
@@ -55,11 +54,8 @@ STRATEGIES = {
 OF_GPUS = [
     *(("single", model) for model in MODELS),
     *((strategy, "llama") for strategy in STRATEGIES if strategy != "single"),
-    ("ddp", "gpt2"),
-    ("fsdp", "masked_lm"),
-    ("fsdp", "span_corruption"),
-    ("deepspeed_2", "denoising"),
 ]
+"""Each model, and each strategy; on CPUs each model under each strategy (tests/parallel/test_strategies.py)."""
 DTYPES = {
     "32": {"float32"},
     "bf16-mixed": {"bfloat16"},

@@ -154,7 +154,8 @@ def make_no_kernels() -> None:
 @pytest.mark.slow
 def test_matrices_that_devices_share_are_compiled_too(tiny: list[str], tmp_path: Path) -> None:
     for name in ("model", "off"):
-        flags = ["--strategy", "tp", "--devices", "2", "--compile", name, "--run_dir", str(tmp_path / name)]
+        short = ["--model.num_hidden_layers", "1", "--max_steps", "2", "--val_every", "2"]
+        flags = [*short, "--strategy", "tp", "--devices", "2", "--compile", name, "--run_dir", str(tmp_path / name)]
         done = train_forked([*tiny, *flags], tmp_path / "log", before=make_no_kernels)
         assert done.returncode == 0, done.stdout
     assert losses_of(tmp_path / "model") == pytest.approx(losses_of(tmp_path / "off"), abs=1e-5)
