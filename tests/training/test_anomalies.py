@@ -472,6 +472,15 @@ def test_search_for_a_loss_scale_is_no_anomaly(train_tiny: TrainTiny, tmp_path: 
     assert not (tmp_path / "run/anomalies.jsonl").exists()
 
 
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory: pytest.TempPathFactory, broken: list[str], spoil: Spoil) -> tuple[Path, list[str]]:
+    """A run like `rewound` of one process, without dropout; and its flags."""
+    run = tmp_path_factory.mktemp("alone") / "run"
+    flags = [*broken, *spoil([22, 51, 55, 59]), "--max_steps", "20", "--model.attention_dropout", "0"]
+    assert train(run, *flags) == 0
+    return run, flags
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "more",
@@ -483,20 +492,19 @@ def test_search_for_a_loss_scale_is_no_anomaly(train_tiny: TrainTiny, tmp_path: 
     ],
 )
 def test_runs_go_back_alike_on_any_number_of_processes(
-    broken: list[str], spoil: Spoil, tmp_path: Path, more: list[str]
+    alone: tuple[Path, list[str]], tmp_path: Path, more: list[str]
 ) -> None:
-    flags = [*broken, *spoil([22, 51, 55, 59]), "--max_steps", "20", "--model.attention_dropout", "0"]
-    assert train(tmp_path / "one", *flags) == 0
-    done = train_forked([*flags, *more, "--run_dir", str(tmp_path / "other")], tmp_path / "log")
+    (run, flags), other_run = alone, tmp_path / "other"
+    done = train_forked([*flags, *more, "--run_dir", str(other_run)], tmp_path / "log")
     assert done.returncode == 0, done.stdout
-    one, other = (rows_of(tmp_path / name) for name in ("one", "other"))
+    one, other = map(rows_of, (run, other_run))
     digests = [[row.get("batch_digest") for row in rows] for rows in (one, other)]
     assert digests[0] == digests[1]
-    assert (tmp_path / "one/amendments.jsonl").read_text() == (tmp_path / "other/amendments.jsonl").read_text()
-    losses = [[loss for loss in losses_of(tmp_path / name) if math.isfinite(loss)] for name in ("one", "other")]
+    assert (run / "amendments.jsonl").read_text() == (other_run / "amendments.jsonl").read_text()
+    losses = [[loss for loss in losses_of(each) if math.isfinite(loss)] for each in (run, other_run)]
     assert losses[0] == pytest.approx(losses[1], abs=1e-5)
     kept = ("step", "positions", "kind", "action", "texts")
-    one, other = ([{key: entry[key] for key in kept} for entry in anomalies_of(tmp_path / n)] for n in ("one", "other"))
+    one, other = ([{key: entry[key] for key in kept} for entry in anomalies_of(each)] for each in (run, other_run))
     assert one == other
 
 
@@ -514,7 +522,7 @@ def test_several_processes_end_with_the_sentence_and_code_1(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kills", "more"), [(4, []), (3, ["--devices", "2"]), (1, ["--data.num_workers", "1"])])
+@pytest.mark.parametrize(("kills", "more"), [(4, []), (3, ["--devices", "2"])])
 def test_killed_at_random_moments_of_going_back(
     broken: list[str], spoil: Spoil, tmp_path: Path, kills: int, more: list[str]
 ) -> None:
