@@ -177,6 +177,13 @@ def test_so_is_one_of_two_processes(strategy: str, command: list[str], straight:
     assert_alike(kill_often(command, tmp_path, 5, 2, seed=1), tmp_path / "straight")
 
 
+@pytest.mark.slow
+def test_so_is_one_whose_data_comes_from_a_process_of_its_own(
+    command: list[str], straight: Path, tmp_path: Path
+) -> None:
+    assert_alike(kill_often([*command, "--data.num_workers", "1"], tmp_path, 1, 1, seed=2), straight)
+
+
 # ------------------------------------------------------------------------------------------------ signals
 
 
