@@ -58,7 +58,7 @@ class Config(Section):
     """Random seed of the text's order, masking, dropout and initial weights."""
     strategy: Strategy = setting("auto", may_change=True)
     """auto, single, ddp, fsdp (FSDP2), hsdp (sharded inside a node, replicated across nodes), tp (tensor parallel),
-    fsdp_tp, deepspeed_1, deepspeed_2, or deepspeed_3."""
+    fsdp_tp, pp (pipeline: each device has some of the blocks; causal_lm), deepspeed_1, deepspeed_2, or deepspeed_3."""
     context_parallel_size: int = setting(1, POSITIVE, may_change=True)
     """fsdp, hsdp: number of devices that share each sequence, for long ones (causal_lm)."""
     expert_parallel_size: int = setting(1, POSITIVE, may_change=True)

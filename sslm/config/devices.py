@@ -6,7 +6,7 @@ from typing import Literal
 from sslm.config.setting import NOT_NEGATIVE, POSITIVE, Section, setting
 
 Strategy = Literal[
-    "auto", "single", "ddp", "fsdp", "hsdp", "tp", "fsdp_tp", "deepspeed_1", "deepspeed_2", "deepspeed_3"
+    "auto", "single", "ddp", "fsdp", "hsdp", "tp", "fsdp_tp", "pp", "deepspeed_1", "deepspeed_2", "deepspeed_3"
 ]
 Precision = Literal["auto", "32", "32-tf32", "bf16-mixed", "bf16-true", "16-mixed", "fp8"]
 

@@ -55,6 +55,8 @@ class Surroundings:
     """Whether the GPU is of NVIDIA's generation of 2020 or later."""
     shares_rows: bool = False
     """Whether devices share each row, for which torch exchanges SDPA's keys and values."""
+    is_pipeline: bool = False
+    """Whether devices have some of the blocks each, which work on several micro-batches in turn."""
 
 
 def choose_attention(model: PreTrainedModel, around: Surroundings) -> Attention:
@@ -83,6 +85,8 @@ def why_not(attention: Attention, model: PreTrainedModel, around: Surroundings) 
     config = model.config
     if around.shares_rows:
         return "with --context_parallel_size it is SDPA alone that devices do together"
+    if around.is_pipeline:
+        return "has not been tried with --strategy pp"
     if "segment_ids" in parameters(model):
         return f"{config.model_type} has no attention"
     if any(getattr(config, name, 0) for name in DROPOUTS):

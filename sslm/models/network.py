@@ -44,6 +44,8 @@ class Network(nn.Module):
         self.model, self.embedding_noise = model, embedding_noise
         self.perturbation: Tensor | None = None
         """[batch, seq_len, width] added to the input's embeddings (the encoder's if there are two inputs)."""
+        self.pipeline: Any = None
+        """What takes a step's passes if ranks have some of the blocks each (`parallel/pipeline.py`); else None."""
         self._is_first_lookup = False
         reader = model.get_encoder() if model.config.is_encoder_decoder else model
         embedding: Any = reader.get_input_embeddings()

@@ -14,6 +14,7 @@ from sslm.parallel.expert_parallel import check_expert_parallel
 from sslm.parallel.float8 import suits_float8
 from sslm.parallel.launch import STRATEGIES, Launch, data_parallel_size
 from sslm.parallel.materialise import shallow_model
+from sslm.parallel.pipeline import EXAMPLES, suits_pipeline
 from sslm.parallel.tensor_parallel import check_tensor_parallel
 from sslm.system.errors import UserError
 from sslm.system.limits import allow_open_files
@@ -119,6 +120,8 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
         _check_context_parallel(config, launch, model)
     if launch.expert_parallel_size > 1:
         _check_expert_parallel(config, launch, model)
+    if traits.is_pipeline:
+        _check_pipeline(config, launch, model)
     if traits.shards_weights:
         _check_resharding(config, launch)
     if traits.tensor_parallel:
@@ -166,6 +169,42 @@ def _check_expert_parallel(config: Config, launch: Launch, model: PreTrainedMode
     if given := [name for name, is_given in other.items() if is_given]:
         raise UserError(f"{flag}: has not been tried with --{given[0]} {attrgetter(given[0])(config)}; leave one out")
     check_expert_parallel(model, launch.world // launch.replicas, size)
+
+
+def _check_pipeline(config: Config, launch: Launch, model: PreTrainedModel) -> None:
+    flag, kind, depth = f"--strategy {launch.strategy}", model.config.model_type, len(blocks(model))
+    if config.objective.name != "causal_lm":
+        raise UserError(f"{flag}: not of --objective {config.objective.name}; causal_lm alone has it")
+    if not 2 <= launch.world <= depth:
+        what = f"{plural(depth, 'block')} can't be shared by {plural(launch.world, 'device')}"
+        instead = "give --strategy fsdp" if depth < 2 else f"give 2 to {depth} devices"
+        raise UserError(f"{flag}: {what}; {instead}")
+    batch_size, micro = config.batch_ramp.numbers[0], config.micro_batch_size
+    most = batch_size // launch.world
+    needs = f"{plural(launch.world, 'device')} with blocks of their own need as many micro-batches"
+    if not most:
+        raise UserError(f"--batch_size {batch_size}: {needs}; give {launch.world} or more")
+    if isinstance(micro, int) and micro > most:
+        raise UserError(f"--micro_batch_size {micro}: {needs} of --batch_size {batch_size}; give at most {most}")
+    other = {
+        "data.document_mask": config.data.document_mask,
+        "robust.embedding_noise": config.robust.embedding_noise,
+        "robust.adversarial": config.robust.adversarial,
+        "model.freeze": config.model.freeze,
+        "lora.rank": config.lora.rank,
+        "optim.mup": config.optim.mup,
+        "optim.groups": config.optim.groups,
+        "eval_every": config.eval_every,
+    }
+    if given := [name for name, value in other.items() if value]:
+        raise UserError(f"{flag}: not with --{given[0]}; leave one of the two out")
+    if config.optim.name == "muon":
+        raise UserError(f"--optim.name muon: not under {flag}, where no rank has all matrices; give another optimizer")
+    if launch.precision == "fp8":
+        raise UserError(f"--precision fp8: has not been tried with {flag}; give --precision bf16-mixed")
+    if not suits_pipeline(shallow_model(model.config, "AutoModelForCausalLM")):
+        what = "its parts are not embeddings, blocks, a norm and a head, or are put together in another way"
+        raise UserError(f"{flag}: not of {kind}: {what}; {', '.join(EXAMPLES)} and others can be cut")
 
 
 def _check_resharding(config: Config, launch: Launch) -> None:

@@ -32,11 +32,18 @@ class Strategy(NamedTuple):
     """Devices that share each matrix by default: all, or those of a node. None if no matrix is shared."""
     zero_stage: int = 0
     """DeepSpeed's ZeRO stage, or 0 without DeepSpeed."""
+    is_pipeline: bool = False
+    """Each device has some of the blocks."""
 
     @property
     def scales_losses(self) -> bool:
-        """Whether fp16 has loss scaling: Lightning has none for FSDP2 and tensor parallelism."""
-        return not (self.shards_weights or self.tensor_parallel)
+        """Whether fp16 has loss scaling: Lightning has none where there is a mesh."""
+        return not self.has_mesh
+
+    @property
+    def has_mesh(self) -> bool:
+        """Whether devices hold different weights, and Lightning gives the module their mesh."""
+        return self.shards_weights or self.tensor_parallel is not None or self.is_pipeline
 
 
 STRATEGIES = {
@@ -46,6 +53,7 @@ STRATEGIES = {
     "hsdp": Strategy(shards_weights=True, replicates_shards=True),
     "tp": Strategy(tensor_parallel="all"),
     "fsdp_tp": Strategy(shards_weights=True, tensor_parallel="node"),
+    "pp": Strategy(is_pipeline=True),
     "deepspeed_1": Strategy(zero_stage=1),
     "deepspeed_2": Strategy(zero_stage=2),
     "deepspeed_3": Strategy(zero_stage=3),
@@ -92,7 +100,12 @@ class Launch:
     @property
     def data_parallel_size(self) -> int:
         """Parts of the global batch: one for each device, or for each group of devices that share matrices or rows."""
-        return max(self.world // (self.tensor_parallel_size * self.context_parallel_size), 1)
+        return max(self.world // (self.tensor_parallel_size * self.context_parallel_size * self.num_stages), 1)
+
+    @property
+    def num_stages(self) -> int:
+        """Devices that have some of the blocks each; 1 if each has all."""
+        return self.world if self.traits.is_pipeline else 1
 
     @property
     def device_type(self) -> str:
@@ -148,6 +161,8 @@ class Devices(NamedTuple):
 def data_parallel_size(config: Config) -> int:
     """Return the data-parallel size that a configuration leads to; see `Launch`."""
     found = devices(config)
+    if config.strategy in STRATEGIES and STRATEGIES[config.strategy].is_pipeline:
+        return 1
     shared = tensor_parallel_size(config, config.strategy, found.per_node, found.num_nodes)
     return max(found.per_node * found.num_nodes // (shared * config.context_parallel_size), 1)
 

@@ -57,7 +57,8 @@ def materialise(
     try:
         source = without_weights(model.config, auto_class)
         for name, weight in in_turn(source, seed):
-            fill(targets[name], weight)
+            if (target := targets.get(name)) is not None:  # else another rank has it
+                fill(target, weight)
             del weight  # or its unit would be there while the next is made
     except Entangled:
         source = build(copy.deepcopy(model.config), auto_class, seed)

@@ -9,23 +9,26 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from transformers import PreTrainedModel
 
 from sslm.models.blocks import blocks
+from sslm.models.network import Network
 from sslm.parallel.compilation import compile_modules
 from sslm.parallel.context_parallel import share_rows
 from sslm.parallel.expert_parallel import share_experts
 from sslm.parallel.float8 import use_float8
 from sslm.parallel.launch import Compiled
+from sslm.parallel.pipeline import Pipeline
 from sslm.parallel.recompute import KEEP_ALL, Recompute, recompute
 from sslm.parallel.tensor_parallel import share_matrices
 
 
 def parallelize(
-    network: nn.Module,
+    network: Network,
     model: PreTrainedModel,
     mesh: DeviceMesh | None,
     *,
     replicas: int = 1,
     shares_rows: bool = False,
     expert_parallel_size: int = 1,
+    is_pipeline: bool = False,
     reshard_after_forward: bool | int = True,
     prefetch: int | None = None,
     in_bf16: bool = False,
@@ -42,6 +45,7 @@ def parallelize(
             each holds all weights.
         shares_rows: whether the devices of `tensor_parallel` share rows and not matrices.
         expert_parallel_size: devices that share each block's experts.
+        is_pipeline: whether each of the devices of `tensor_parallel` has some of the blocks.
         replicas: groups of data-parallel devices that hold all of the weights among them (HSDP, Zhao et al. 2023,
             arXiv:2304.11277).
         reshard_after_forward: free a block's gathered weights between its forward and its backward pass; a number: keep
@@ -57,7 +61,9 @@ def parallelize(
     if in_bf16:
         for parameter in model.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
-    if mesh is not None and shares_rows:
+    if mesh is not None and is_pipeline:
+        Pipeline(network, model, mesh["tensor_parallel"].get_group())
+    elif mesh is not None and shares_rows:
         share_rows(network, model, mesh["tensor_parallel"].get_group())
     elif mesh is not None and mesh["tensor_parallel"].size() > 1:
         share_matrices(model, mesh["tensor_parallel"])

@@ -34,7 +34,7 @@ def strategy_and_precision(config: Config, launch: Launch) -> tuple[Strategy, Pr
     if traits.is_single:
         return SingleDeviceStrategy(device="cuda:0" if kind == "cuda" else "cpu"), plugin
     backend, timeout = "nccl" if kind == "cuda" else "gloo", timedelta(seconds=config.start_timeout_seconds)
-    if not (traits.shards_weights or traits.tensor_parallel):
+    if not traits.has_mesh:
         return Replicated(
             process_group_backend=backend, timeout=timeout, broadcast_buffers=False, gradient_as_bucket_view=True
         ), plugin

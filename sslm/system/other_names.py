@@ -78,6 +78,7 @@ SETTINGS_KNOWN_AS = {
     "expert_parallel_size": "expert_model_parallel_size ep_size",
     "strategy fsdp": "fsdp use_torch_fsdp2 use_megatron_fsdp",
     "strategy ddp": "ddp",
+    "strategy pp": "pipeline_model_parallel_size pp_size",
     "strategy deepspeed_2": "deepspeed zero",
     "activation_checkpointing full": "gradient_checkpointing recompute_granularity",
     "compile": "torch_compile",

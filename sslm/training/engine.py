@@ -93,6 +93,7 @@ class PlainEngine:
         self.skips_hooks = self.loss_scaler is None and can_skip_inner_hooks(trainer)
         """Whether nobody hears Lightning's hooks around a backward pass and an update, and nothing is scaled."""
         self.clip_norm, self.average = clip_norm, average
+        self.pipeline = network.pipeline
         if not isinstance(optimizer.optimizer, Optimizer):
             what = f"configure_optimizers gave {type(optimizer.optimizer).__name__}"
             raise UserError(f"{what}; give an optimizer made by build_optimizer, of sslm.training.optimizers.build")
@@ -126,7 +127,11 @@ class PlainEngine:
     def before_update(self) -> None:
         if self.loss_scaler is not None:  # Lightning leaves it to fused optimizers, which unscale after clipping
             self.loss_scaler.unscale_(self.update)
-        self.grad_norm = gradient_norm(self.update.parameters())
+        pipeline, parameters = self.pipeline, self.update.parameters()
+        if pipeline is None:
+            self.grad_norm = gradient_norm(parameters)
+        else:
+            self.grad_norm = gradient_norm(pipeline.counted(parameters), pipeline.group)
         self.update.grad_scale = None if self.clip_norm is None else clipping_scale(self.grad_norm, self.clip_norm)
         self.update.withheld = self.judge(self.grad_norm)
 

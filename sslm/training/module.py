@@ -385,8 +385,11 @@ class Objective(Evaluated):
         batch, totals = self._agree(batch)
         lr, weight = self._set_learning_rate(), self.data_parallel_size / totals.all_scored
         loss_sums = torch.zeros(len(totals.scored), dtype=torch.float32, device=self.device)
-        for micro in micro_batches(batch, self.micro_batch_size, self.static_shapes):
-            loss_sums.index_add_(0, micro.sources, self._losses(micro, weight).float())
+        if self.network.pipeline is not None:
+            loss_sums.index_add_(0, batch["sources"], self._pipelined_losses(batch, weight).float())
+        else:
+            for micro in micro_batches(batch, self.micro_batch_size, self.static_shapes):
+                loss_sums.index_add_(0, micro.sources, self._losses(micro, weight).float())
         mean_loss, loss = loss_sums.double().sum() / totals.all_scored, loss_sums.sum() * weight
         this_process.turn("updating the weights")
         grad_norm = self.engine.step(self.global_step, partial(self._judge, self.global_step, mean_loss))
@@ -460,6 +463,16 @@ class Objective(Evaluated):
         row_losses: Tensor = self.network(**micro.tensors)
         backward(row_losses.sum(), True)
         return row_losses.detach()
+
+    def _pipelined_losses(self, batch: StepBatch, weight: float) -> Tensor:
+        """[rows] each row's loss, after all backward passes."""
+        size = self.micro_batch_size or len(batch["sources"])
+
+        def before(number: int) -> None:
+            seed_dropout(self.device, key64(self.seed, "dropout", batch["first_position"] + number * size))
+
+        losses: Tensor = self.network.pipeline.step(batch["tensors"], size, weight, before)
+        return losses
 
     def _synchronised(self, is_last: bool) -> AbstractContextManager[Any]:
         """Within this, gradients are reduced as they should: once a step, with its last micro-batch."""

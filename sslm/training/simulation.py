@@ -85,13 +85,15 @@ def simulate(
             f"--simulate: not of DeepSpeed (--strategy {launch.strategy}), whose messages are its own; give "
             "--strategy fsdp"
         )
+    if launch.traits.is_pipeline:
+        raise UserError(f"--simulate: not of --strategy {launch.strategy}; leave it out, or give --strategy fsdp")
     probe, contentless = module.checked_model(data.config.document_mask), FakeTensorMode(allow_non_fake_inputs=True)
     try:
         with fake_ranks(launch.world):
             with contentless, torch.device("cpu"), no_init_weights():
                 built = construct(model, module.auto_class)
             built.tie_weights()
-            if launch.traits.shards_weights or launch.traits.tensor_parallel:
+            if launch.traits.has_mesh:
                 sizes = (launch.data_parallel_size, launch.world // launch.data_parallel_size)
                 give_mesh(module, init_device_mesh("cpu", sizes, mesh_dim_names=("data_parallel", "tensor_parallel")))
             module.network = module.assemble(built, probe, data, torch.device("cpu"))
@@ -163,7 +165,7 @@ class _Step:
         for hook in hooks:
             hook.remove()
         self.gradients = max(self.gradients, bytes_here(_gradients(self.network)))
-        if is_last and not (self.launch.traits.shards_weights or self.launch.traits.tensor_parallel):
+        if is_last and not self.launch.traits.has_mesh:
             reduce_in_buckets(arrived)
 
     def _update(self) -> None:

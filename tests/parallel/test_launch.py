@@ -138,6 +138,26 @@ REFUSED = [
         "--expert_parallel_size 2: has not been tried with --context_parallel_size 2; leave one out",
     ),
     (
+        ["--strategy", "pp", "--devices", "3"],
+        "--strategy pp: 2 blocks can't be shared by 3 devices; give 2 to 2 devices",
+    ),
+    (
+        ["--strategy", "pp", "--devices", "2", "--micro_batch_size", "4"],
+        "--micro_batch_size 4: 2 devices with blocks of their own need as many micro-batches of --batch_size 4",
+    ),
+    (
+        ["--strategy", "pp", "--devices", "2", "--optim.name", "muon"],
+        "--optim.name muon: not under --strategy pp, where no rank has all matrices; give another optimizer",
+    ),
+    (
+        ["--strategy", "pp", "--devices", "2", "--data.document_mask", "true"],
+        "--strategy pp: not with --data.document_mask; leave one of the two out",
+    ),
+    (
+        ["--strategy", "pp", "--devices", "2", "--precision", "16-mixed"],
+        "--precision 16-mixed: has no loss scaling under --strategy pp; give --precision bf16-mixed",
+    ),
+    (
         ["--strategy", "fsdp", "--devices", "4", "--fsdp.reshard_after_forward", "3"],
         "--fsdp.reshard_after_forward 3: not a part of the 4 devices that share the weights; give one of true, false",
     ),

@@ -43,6 +43,7 @@ STRATEGIES = {
     "hsdp": ["--strategy", "hsdp", "--devices", "4", "--fsdp.replicas", "2"],
     "tp": ["--strategy", "tp", "--devices", "2"],
     "fsdp_tp": ["--strategy", "fsdp_tp", "--devices", "4", "--tensor_parallel_size", "2"],
+    "pp": ["--strategy", "pp", "--devices", "2"],
     "deepspeed_1": ["--strategy", "deepspeed_1", "--devices", "2"],
     "deepspeed_2": ["--strategy", "deepspeed_2", "--devices", "2", "--deepspeed.offload_optimizer"],
     "deepspeed_3": ["--strategy", "deepspeed_3", "--devices", "2"],
@@ -195,7 +196,7 @@ def test_deepspeed_leaves_autocast_on(tiny: list[str], tmp_path: Path) -> None:
 CHAINS = [
     ["deepspeed_1", "tp", "single"],
     pytest.param(["fsdp", "ddp", "single"], marks=pytest.mark.slow),
-    pytest.param(["single", "context", "tp", "context_of_two", "ddp"], marks=pytest.mark.slow),
+    pytest.param(["single", "context", "pp", "tp", "context_of_two", "ddp"], marks=pytest.mark.slow),
     pytest.param(["single", "deepspeed_3", "fsdp", "deepspeed_2", "ddp"], marks=pytest.mark.slow),
     pytest.param(["tp", "deepspeed_3", "deepspeed_1", "hsdp", "fsdp_tp", "deepspeed_2"], marks=pytest.mark.slow),
 ]

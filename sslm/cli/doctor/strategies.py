@@ -95,7 +95,8 @@ def trials(names: Sequence[str], gpus: int | None = None) -> Iterator[Trial]:
             yield Trial(name, "gpu" if gpus else "cpu", 1)
             continue
         if gpus > 1:
-            yield Trial(name, "gpu", 2 if traits.tensor_parallel or traits.replicates_shards else gpus)
+            are_two = traits.tensor_parallel or traits.replicates_shards or traits.is_pipeline
+            yield Trial(name, "gpu", 2 if are_two else gpus)
         if gpus < 2 or name == "ddp":
             yield Trial(name, "cpu", 2)
 

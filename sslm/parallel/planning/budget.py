@@ -4,6 +4,7 @@ budget, launch = plan_launch(config, model, data, machine)
 micro_batch_size = budget.micro_batch_size(launch)
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -23,6 +24,7 @@ from sslm.models.linear_head import ends_in_linear, outputs_to_logits
 from sslm.parallel.checks import check_batch, check_strategy
 from sslm.parallel.compilation import check_compiled, choose_compiled
 from sslm.parallel.launch import STRATEGIES, Compiled, Launch, devices, tensor_parallel_size
+from sslm.parallel.pipeline import stages_of
 from sslm.parallel.planning.activation_formula import by_formula
 from sslm.parallel.planning.activation_memory import measure
 from sslm.parallel.planning.kept import Activations
@@ -68,6 +70,9 @@ def plan_launch(
     launch = replace(budget.launch(strategy), why=why)
     budget.check(launch)
     return budget, launch
+
+
+_stages = functools.cache(stages_of)
 
 
 def row_shapes(data: "DataModule") -> dict[str, tuple[int, ...]]:
@@ -125,8 +130,15 @@ class Budget:
     def _around_attention(self, launch: Launch) -> Surroundings:
         is_ampere = self.machine.precision == "bf16-mixed"  # it brought bf16
         has_documents, in_16_bits = self.config.data.document_mask, not launch.computes_in_fp32
-        shares_rows = launch.context_parallel_size > 1
-        return Surroundings(launch.device_type, has_documents, self.config.seq_len, in_16_bits, is_ampere, shares_rows)
+        return Surroundings(
+            launch.device_type,
+            has_documents,
+            self.config.seq_len,
+            in_16_bits,
+            is_ampere,
+            shares_rows=launch.context_parallel_size > 1,
+            is_pipeline=launch.num_stages > 1,
+        )
 
     def check(self, launch: Launch) -> None:
         """Refuse a launch that can't run on the machine, memory aside.
@@ -166,7 +178,9 @@ class Budget:
         """Count the memory of each device, with the run's recomputation if none is given."""
         shards = max(launch.world // launch.tensor_parallel_size // launch.replicas, 1)
         shared = launch.tensor_parallel_size, launch.expert_parallel_size
-        numbers = sizes(self.model, shards, *shared, optimizer=self.config.optim.name)
+        parts = _stages(self.model, launch.num_stages) if launch.num_stages > 1 else [self.model]
+        of_each = [sizes(part, shards, *shared, optimizer=self.config.optim.name) for part in parts]
+        numbers = max(of_each, key=lambda of: of.whole)
         static = static_memory(numbers, launch, self.config, -(-self.rows_per_rank(launch) // micro_batch_size))
         length = self.shapes["labels"][0]
         scored = min(self.max_scored or length, length)
@@ -178,8 +192,11 @@ class Budget:
             scored / length,
             self._head_at_work(launch, micro_batch_size * scored),
         )
-        parts = launch.context_parallel_size
-        return replace(static, activations=batch.activations / parts, logits=batch.logits / parts)
+        if launch.num_stages > 1:  # torch's schedule has room for what comes of each micro-batch, forth and back
+            places = 2 * self.rows_per_rank(launch) * length * self.model.config.hidden_size
+            static = replace(static, transient=static.transient + (2 if launch.holds_bf16 else 4) * places)
+        cut = launch.context_parallel_size
+        return replace(static, activations=batch.activations / cut, logits=batch.logits / cut)
 
     def _head_at_work(self, launch: Launch, num_places: int) -> int:
         """Count what logits and their gradients take beside what the head keeps, in bytes.
@@ -230,16 +247,23 @@ class Budget:
 
     def largest_micro_batch(self, launch: Launch, recomputation: Recompute | None = None) -> int | None:
         """Return the largest micro-batch size that fits, or None if none does."""
+        most = self._most_rows(launch)
         return largest_micro_batch(
             self.rows_to_divide(launch),
             self.machine.memory,
-            lambda size: self.memory(launch, size, recomputation).total,
+            lambda size: self.memory(launch, size, recomputation).total if size <= most else math.inf,
         )
+
+    def _most_rows(self, launch: Launch) -> int:
+        """Return the sequences of a micro-batch at most: there are to be as many micro-batches as stages."""
+        rows, smallest = self.rows_to_divide(launch), self.config.batch_ramp.numbers[0] // launch.data_parallel_size
+        most = min(smallest // launch.num_stages, rows)
+        return next(size for size in range(most, 0, -1) if rows % size == 0)
 
     def chosen_size(self, launch: Launch) -> int:
         """Return the micro-batch size as asked for; for `auto` the largest that fits, or 1 if none does."""
         asked = self.config.micro_batch_size
-        return (self.largest_micro_batch(launch) or 1) if asked == "auto" else asked or self.rows_to_divide(launch)
+        return (self.largest_micro_batch(launch) or 1) if asked == "auto" else asked or self._most_rows(launch)
 
     def micro_batch_size(self, launch: Launch) -> int:
         """Return the chosen micro-batch size if it fits.

@@ -91,6 +91,9 @@ def _efficiency(budget: Budget, launch: Launch, flops_per_token: float, mfu: flo
     if (traits.shards_weights and not traits.replicates_shards) or traits.zero_stage == 3:
         strategy = "fsdp"
     size = budget.chosen_size(launch)
+    if traits.is_pipeline:  # the first and the last stage wait for each other; what they send is little
+        num_micro_batches = budget.rows_per_rank(launch) // size
+        return num_micro_batches / (num_micro_batches + launch.num_stages - 1)
     work = Work(
         model.num_parameters(),
         flops_per_token,

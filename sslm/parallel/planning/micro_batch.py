@@ -22,7 +22,8 @@ def choose_micro_batch_size(config: Config, run: RunFolder, budget: Budget, laun
     remembered = remembered_sizes(run.micro_batch_sizes).get(micro_batch_key(config, budget, launch))
     if config.micro_batch_size == "auto" and remembered:
         return remembered
-    takes_all = config.micro_batch_size is None and len(config.batch_ramp.stages) == 1
+    is_one_size = len(config.batch_ramp.stages) == launch.num_stages == 1
+    takes_all = config.micro_batch_size is None and is_one_size
     if not ranks.is_first_process():  # the first one has seen, or will, whether it fits
         return None if takes_all else budget.chosen_size(launch)
     size = budget.micro_batch_size(launch)

@@ -12,11 +12,12 @@ from sslm.training.optimizers.placement import here, sharded_dims, summed
 
 
 @torch.no_grad()
-def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
+def gradient_norm(parameters: Iterable[Tensor], others: dist.ProcessGroup | None = None) -> Tensor:
     """Global norm of the gradients, of the whole model; all ranks call it together.
 
     Args:
         parameters: plain tensors or DTensors of any meshes; what is plain or replicated is the same on all ranks.
+        others: ranks each of which has other parameters; None: all have the same.
 
     Returns:
         A scalar of at least fp32; nothing waits for the device.
@@ -36,6 +37,8 @@ def gradient_norm(parameters: Iterable[Tensor]) -> Tensor:
             assert mesh is not None
             dist.all_reduce(squares, group=mesh.get_group(dim))
         total += squares
+    if others is not None:
+        dist.all_reduce(total, group=others)
     return total.sqrt()
 
 

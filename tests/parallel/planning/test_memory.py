@@ -19,6 +19,7 @@ from sslm.models.build import build, on_meta
 from sslm.models.head import LanguageModel
 from sslm.parallel.launch import Launch
 from sslm.parallel.parallelize import parallelize
+from sslm.parallel.pipeline import stages_of
 from sslm.parallel.planning.activation_formula import by_formula
 from sslm.parallel.planning.activation_memory import measure
 from sslm.parallel.planning.budget import Budget
@@ -188,6 +189,12 @@ def test_offloaded_states_are_the_hosts() -> None:
     offloaded = static_memory(of, launch("deepspeed_3", 2), config, 1)
     assert (offloaded.weights, offloaded.optimizer) == (0, 0)
     assert offloaded.host == kept.weights + kept.optimizer
+
+
+def test_stages_of_a_pipeline_have_each_weight_once_but_for_one_of_both_ends() -> None:
+    tied = on_meta(LlamaConfig(**BLOCKS, vocab_size=VOCABULARY, tie_word_embeddings=True), CAUSAL)
+    for model, twice in ((on_meta(LLAMA, CAUSAL), 0), (tied, 64 * VOCABULARY)):
+        assert sum(sizes(stage).whole for stage in stages_of(model, 2)) == model.num_parameters() + twice
 
 
 def test_experts_are_cut_among_all_devices_and_held_whole_by_those_that_share_them() -> None:
