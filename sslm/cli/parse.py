@@ -275,7 +275,7 @@ def _checked(config: Config) -> Config:
         raise UserError("--data.stages: are weights of --data.sources, which are not given")
     if config.total_steps < 1:
         size = config.batch_ramp.numbers[0]
-        step, least = f"one step of {size} x {config.seq_len} tokens", size * config.seq_len
+        step, least = f"one step of {size} x {config.window_tokens} tokens", size * config.window_tokens
         raise UserError(f"--max_tokens {config.max_tokens}: less than {step}; give at least {least}")
     if config.stop_after is not None:
         parse_stop_after(config.stop_after)

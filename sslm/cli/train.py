@@ -45,7 +45,7 @@ from sslm.runs.checkpoints.folder import read_state, step_of
 from sslm.runs.checkpoints.mirror import Mirror, check_upload
 from sslm.runs.export import export
 from sslm.runs.folder import RunFolder, pretrained_folder, run_of
-from sslm.runs.resume import check_batch_sizes, choose_checkpoint, reaches_the_end, total_steps
+from sslm.runs.resume import check_ramps, choose_checkpoint, reaches_the_end, total_steps
 from sslm.runs.trackers import Trackers, check_trackers, parse_trackers
 from sslm.runs.trackers.about import write_about
 from sslm.system import exits, ranks, terminal
@@ -301,7 +301,7 @@ def initial_model(setup: Setup) -> PreTrainedConfig | PreTrainedModel:
 
 def with_end(setup: Setup, checkpoint: Path | None) -> Setup:
     """Work out the last step, of a run that goes on from a checkpoint."""
-    check_batch_sizes(setup.config, checkpoint)
+    check_ramps(setup.config, checkpoint)
     last = setup.data.total_steps = total_steps(setup.config, checkpoint)
     return setup._replace(total_steps=last)
 

@@ -18,7 +18,7 @@ from sslm.config.checkpoint import CheckpointConfig
 from sslm.config.data import DataConfig, SourceConfig, StageConfig
 from sslm.config.devices import DeepspeedConfig, FsdpConfig, Precision, Strategy
 from sslm.config.model import LoraConfig, ModelConfig, ObjectiveConfig
-from sslm.config.ramp import Ramp, parse_ramp
+from sslm.config.ramp import Ramp, parse_lengths, parse_ramp
 from sslm.config.setting import NOT_NEGATIVE, POSITIVE, SECONDS, SEED, Section, setting
 from sslm.config.training import AnomalyConfig, GroupConfig, OptimConfig, RobustConfig
 from sslm.system.errors import UserError, short
@@ -75,8 +75,8 @@ class Config(Section):
     """Devices per node; default: every GPU, or one CPU process."""
     num_nodes: int = setting(1, POSITIVE, may_change=True)
     """Number of nodes (machines)."""
-    seq_len: int = setting(128, POSITIVE)
-    """Tokens per sequence."""
+    seq_len: str | int = setting(128, POSITIVE)
+    """Tokens per sequence; '128, 512 from 1e9 tokens' grows: until then windows of 512 are cut into four."""
     batch_size: str | int = setting(16, POSITIVE, may_change="if named")
     """Sequences per optimizer step, over all devices; '32, 64 from 1e9 tokens' grows (a ramp)."""
     micro_batch_size: int | Literal["auto"] | None = setting(None, POSITIVE, may_change=True)
@@ -149,16 +149,27 @@ class Config(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        object.__setattr__(self, "batch_size", parse_ramp("batch_size", self.batch_size).setting)
+        object.__setattr__(self, "batch_size", self.batch_ramp.setting)
+        object.__setattr__(self, "seq_len", self.length_ramp.setting)
 
     @property
     def batch_ramp(self) -> Ramp:
         """The sizes of batches, and from which tokens of the run each holds."""
         return parse_ramp("batch_size", self.batch_size)
 
+    @property
+    def length_ramp(self) -> Ramp:
+        """The lengths of sequences, and from which tokens of the run each holds."""
+        return parse_lengths(self.seq_len)
+
+    @property
+    def window_tokens(self) -> int:
+        """Tokens per example: those of the longest sequence, into which short ones are put together."""
+        return self.length_ramp.largest
+
     def batch_sizes_from(self, step: int, position: int) -> BatchSizes:
         """The sizes of the batches of a run that took `position` examples in `step` steps."""
-        return BatchSizes.of(self.batch_ramp, self.seq_len, step, position)
+        return BatchSizes.of(self.batch_ramp, self.length_ramp, step, position)
 
     @property
     def batch_sizes(self) -> BatchSizes:
@@ -174,7 +185,7 @@ class Config(Section):
         """Optimizer steps from the very beginning to the end of a run that took `position` examples in `step` steps."""
         ends = [self.max_steps] if self.max_steps is not None else []
         if self.max_tokens is not None:
-            ends.append(self.batch_sizes_from(step, position).step_at(self.max_tokens // self.seq_len))
+            ends.append(self.batch_sizes_from(step, position).step_at(self.max_tokens // self.window_tokens))
         return min(ends, default=DEFAULT_STEPS)
 
     @property

@@ -76,6 +76,21 @@ def parse_ramp(name: str, value: int | str) -> Ramp:
     return Ramp(stages)
 
 
+def parse_lengths(value: int | str) -> Ramp:
+    """Parse --seq_len, whose shorter sequences are pieces of the longest.
+
+    Raises:
+        UserError: it says something else, or one does not divide the longest.
+    """
+    ramp = parse_ramp("seq_len", value)
+    for number in ramp.numbers:
+        if number > 0 and ramp.largest % number:
+            divisors = [n for n in range(1, number + 1) if ramp.largest % n == 0]
+            wrong = f"windows of {ramp.largest} tokens can't be cut into sequences of {number}"
+            raise UserError(f"--seq_len {ramp.setting}: {wrong}; give a divisor such as {divisors[-1]}")
+    return ramp
+
+
 def _parse_stage(text: str) -> Stage | None:
     found = re.fullmatch(f"{NUMBER} from {NUMBER} tokens", " ".join(text.split()), re.ASCII)
     number, tokens = (Fraction(part) for part in found.groups()) if found else (Fraction(), Fraction(1, 2))

@@ -13,7 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 
 from sslm.config import DataConfig
 from sslm.config.batch_sizes import BatchSizes
-from sslm.config.ramp import parse_ramp
+from sslm.config.ramp import parse_lengths, parse_ramp
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.labelled import Tally, combined
 from sslm.data.corpus.tokenizer import Tokenizer
@@ -23,6 +23,7 @@ from sslm.data.labelled.baseline import baseline_loss
 from sslm.data.rows import Rows
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
 from sslm.data.stream.batches import Batch, Loader, StepBatch, TrainSteps, pinned, step_batch, with_tensors
+from sslm.data.stream.pieces import Pieces, pieces_of
 from sslm.data.stream.recipe import Recipe
 from sslm.data.stream.stream import Stream
 from sslm.data.stream.streams import Streams, open_streams
@@ -51,7 +52,7 @@ class DataModule(LightningDataModule):
     Args:
         data: where the text comes from.
         recipe: the objective's pure part.
-        seq_len: tokens per sequence.
+        seq_len: tokens per sequence; a ramp as text, such as "128, 512 from 1e9 tokens".
         batch_size: sequences per optimizer step, over all devices; a ramp as text, such as "32, 64 from 1e9 tokens".
         total_steps: optimizer steps in the whole run, or None for what the trainer's max_steps and max_epochs allow.
         seed: seed of order and noise.
@@ -65,7 +66,7 @@ class DataModule(LightningDataModule):
         data: DataConfig,
         recipe: Recipe,
         *,
-        seq_len: int,
+        seq_len: int | str,
         batch_size: int | str,
         total_steps: int | None = None,
         seed: int = 0,
@@ -74,9 +75,11 @@ class DataModule(LightningDataModule):
         first_batch_size: int | None = None,
     ) -> None:
         super().__init__()
-        self.config, self.recipe, self.seq_len = data, recipe, seq_len
-        self.ramp = parse_ramp("batch_size", batch_size)
-        self.sizes = BatchSizes.of(self.ramp, seq_len)
+        self.config, self.recipe = data, recipe
+        self.ramp, self.lengths = parse_ramp("batch_size", batch_size), parse_lengths(seq_len)
+        self.seq_len = self.lengths.largest
+        """Tokens per example: those of the longest sequence."""
+        self.sizes = BatchSizes.of(self.ramp, self.lengths)
         """Of the batches, from where the run goes on."""
         self.total_steps, self.seed = total_steps, seed
         self.default_tokenizer = tokenizer
@@ -99,6 +102,7 @@ class DataModule(LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         """Open the streams (`open_streams`). Any number of processes may call at once."""
         if not hasattr(self, "train_stream"):
+            self._check_lengths()
             self._streams = open_streams(
                 self.config,
                 self.recipe,
@@ -110,6 +114,19 @@ class DataModule(LightningDataModule):
             )
             self.train_stream, self.vocabulary = self._streams.train, self._streams.vocabulary
             self._check_targets()
+
+    def _check_lengths(self) -> None:
+        """Refuse rows that can't be cut."""
+        if len(self.lengths.stages) > 1:
+            flag = f"--seq_len {self.lengths.setting}"
+            if self.recipe.task(self.seq_len) is not None:
+                raise UserError(f"{flag}: labelled rows are of any length up to one; give that one")
+            if self.config.packing == "best_fit":
+                raise UserError(f"--data.packing best_fit: keeps documents whole, which {flag} cuts; leave out either")
+
+    def pieces_of(self, seq_len: int) -> Pieces:
+        """Tell how windows are cut while sequences are so short."""
+        return pieces_of(self.recipe, self.vocabulary, self.window_len, seq_len, self.seq_len // seq_len)
 
     def _check_targets(self) -> None:
         """Refuse sequences to validate on, or the first to train on, without targets; remote shards stay there."""
@@ -222,6 +239,7 @@ class DataModule(LightningDataModule):
         step = self._num_given if self.trainer is None else self.trainer.global_step
         where = {"step": step, "position": self.position(step), "amendments": self.amendments}
         what = {"recipe": asdict(self.recipe), "first_batch_size": self.first_batch_size}
+        what |= {"seq_len": self.lengths.setting} if len(self.lengths.stages) > 1 else {}
         return where | {"made_of": what | self.fingerprint()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -252,12 +270,12 @@ class DataModule(LightningDataModule):
     @property
     def has_one_size(self) -> bool:
         """Whether all batches of the run are of one size, from its very beginning on."""
-        return self.sizes.legs[1:] == () and self.position(0) == 0 and self.first_batch_size == self.ramp.numbers[0]
+        return self.ramp.numbers == (self.first_batch_size,) and self.position(0) == 0
 
     def restore(self, step: int, position: int, amendments: list[dict[str, Any]]) -> None:
         """Go on after `step` optimizer steps and `position` examples, with these amendments and those in the file."""
         self.first_step = self._num_given = step
-        self.sizes = BatchSizes.of(self.ramp, self.seq_len, step, position)
+        self.sizes = BatchSizes.of(self.ramp, self.lengths, step, position)
         if self._train_steps is not None:
             self._train_steps.sizes = self.sizes
             self._train_steps.forget()
@@ -295,8 +313,11 @@ class DataModule(LightningDataModule):
             self._train_steps.forget()
 
     def begins_stage(self, step: int) -> bool:
-        """Whether the mixture's weights change in optimizer step `step`."""
-        return self.train_stream.begins_stage(self.position(step), self.position(step + 1))
+        """Whether the mixture's weights change in optimizer step `step`, or sequences are longer after it."""
+        first, end = self.position(step), self.position(step + 1)
+        points = (stage.from_tokens for stage in self.lengths.stages[1:])
+        grows = any(first * self.seq_len < tokens <= end * self.seq_len for tokens in points)
+        return grows or self.train_stream.begins_stage(first, end)
 
     # -------------------------------------------------------------------------------------------- loaders
 

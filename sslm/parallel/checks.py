@@ -137,7 +137,7 @@ def _check_context_parallel(config: Config, launch: Launch, model: PreTrainedMod
         raise UserError(f"{flag}: belongs to --strategy fsdp and hsdp, this is {launch.strategy}")
     if launch.world % size:
         raise UserError(f"{flag}: does not fit {launch.world} devices; give a divisor of that")
-    if config.seq_len % (2 * size):
+    if config.length_ramp.common_divisor % (2 * size):
         raise UserError(
             f"{flag}: --seq_len {config.seq_len} is to be a multiple of {2 * size}, so that all have as much"
         )

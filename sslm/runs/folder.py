@@ -5,7 +5,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import replace
 from errno import EACCES, ENOTDIR
 from pathlib import Path
@@ -14,10 +14,11 @@ from typing import Any, Literal
 from filelock import FileLock, Timeout
 
 from sslm.config import SECTIONS, Config
+from sslm.config.ramp import parse_lengths
 from sslm.config.written import cleaned, to_tree, to_yaml
 from sslm.runs.changes import differences, in_words, may_change, parse_resume_with
 from sslm.system.errors import RunFailed, UserError, without_secrets
-from sslm.system.files import append_json_lines, json_lines, write_atomically
+from sslm.system.files import append_json_lines, is_size, json_lines, write_atomically
 from sslm.system.plain_yaml import BadYaml, load
 from sslm.system.terminal import plural, say
 
@@ -101,7 +102,7 @@ class RunFolder:
         if origin.config.is_file():
             old = settings_in(str(origin.path), origin.config.read_bytes())
             if changed := differences(old, to_tree(config)):
-                tokens = position * config.seq_len
+                tokens = position * config.window_tokens
                 entry = {
                     "step": step,
                     "tokens": tokens,
@@ -143,6 +144,14 @@ class RunFolder:
 def run_of(checkpoint: Path) -> RunFolder:
     """The run folder in which a checkpoint lies."""
     return RunFolder(checkpoint.parent.parent)
+
+
+def window_tokens_in(settings: dict[str, Any]) -> int | None:
+    """Read from a run's settings the tokens of an example, its longest sequence; None if they are damaged."""
+    value: Any = settings.get("seq_len")
+    with suppress(UserError):
+        return parse_lengths(value).largest if isinstance(value, str) or is_size(value) else None
+    return None
 
 
 def check_same_run(where: str, config_yaml: bytes, config: Config) -> None:

@@ -87,13 +87,16 @@ def total_steps(config: Config, checkpoint: Path | None) -> int:
     return config.total_steps_from(*_step_and_position(checkpoint))
 
 
-def check_batch_sizes(config: Config, checkpoint: Path | None) -> None:
-    """Refuse batches that a run would never come to: a UserError."""
-    sizes, end = config.batch_sizes_from(*_step_and_position(checkpoint)), total_steps(config, checkpoint)
-    if len(sizes.legs) > 1 and (last := sizes.legs[-1]).step >= end:
-        ends = f"the run ends after {sizes.position_at(end) * config.seq_len} tokens, before batches of {last.size}"
-        instead = "leave these out, or let the run be longer (--max_steps, --max_tokens)"
-        raise UserError(f"--batch_size {config.batch_size}: {ends}; {instead}")
+def check_ramps(config: Config, checkpoint: Path | None) -> None:
+    """Refuse sizes of batches, or lengths of sequences, that a run would never come to: a UserError."""
+    (step, position), end = _step_and_position(checkpoint), total_steps(config, checkpoint)
+    sizes, window_tokens = config.batch_sizes_from(step, position), config.window_tokens
+    for name, ramp in (("batch_size", config.batch_ramp), ("seq_len", config.length_ramp)):
+        begins = ramp.stages[-1].from_tokens
+        if end > step and sizes.position_at(end - 1) * window_tokens < begins:
+            ends = f"the run ends after {sizes.position_at(end) * window_tokens} tokens, before {ramp.largest} comes"
+            instead = "leave that out, or let the run be longer (--max_steps, --max_tokens)"
+            raise UserError(f"--{name} {ramp.setting}: {ends}; {instead}")
 
 
 def examples_left(config: Config, checkpoint: Path | None) -> int:

@@ -27,9 +27,8 @@ from sslm.runs.checkpoints.folder import read_state
 from sslm.runs.checkpoints.shards import index
 from sslm.runs.checkpoints.tensors import read_weights
 from sslm.runs.find import find_checkpoint, is_checkpoint
-from sslm.runs.folder import RunFolder, run_of, settings_in
+from sslm.runs.folder import RunFolder, run_of, settings_in, window_tokens_in
 from sslm.system.errors import UserError, one_line
-from sslm.system.files import is_size
 
 WEIGHTS, AVERAGES = "model.model.", "average.model."
 """Prefixes of names in a checkpoint."""
@@ -155,7 +154,6 @@ def _known(
 ) -> Trained:
     auto_class = auto_class_named(type(model).__name__)
     written = settings.get("objective", {}).get("name")
-    seq_len = settings.get("seq_len")
     return Trained(
         name,
         folder,
@@ -163,7 +161,7 @@ def _known(
         tokenizer,
         auto_class,
         written if isinstance(written, str) else _usual(auto_class, model.config, tokenizer),
-        seq_len if is_size(seq_len) else num_positions(model.config),
+        window_tokens_in(settings) or num_positions(model.config),
         settings,
         step,
     )

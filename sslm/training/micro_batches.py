@@ -20,7 +20,7 @@ class MicroBatch(NamedTuple):
     sources: Tensor
     """[rows] number of each row's source."""
     position: int
-    """Of its first example."""
+    """Of its first row."""
     is_last: bool
 
 
@@ -39,12 +39,12 @@ def micro_batches(batch: StepBatch, size: int | None, keeps_shape: bool = False)
 
     Args:
         batch: the share.
-        size: rows of each; None for the whole share.
+        size: examples of each, of which short sequences are several rows; None for the whole share.
         keeps_shape: whether all are as wide as the share, also where the rows' ends are padding; else they are cut to
             their longest row, whose length the host knows.
     """
     rows = len(batch["sources"])
-    size = size or rows
+    size = size * batch.get("pieces", 1) if size else rows
     for start in range(0, rows, size):
         here, end = slice(start, start + size), start + size
         tensors = {name: tensor[here] for name, tensor in batch["tensors"].items()}

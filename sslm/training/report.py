@@ -1,5 +1,6 @@
 """What a person is told: what will be trained on what, and afterwards where the model is and what to do next."""
 
+import itertools
 from collections import Counter
 from typing import NamedTuple
 
@@ -29,7 +30,7 @@ UNREAD_SHARE = 0.01
 
 def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
     """Say what will be trained on what."""
-    stream, steps, task = data.train_stream, config.total_steps, data.recipe.task(config.seq_len)
+    stream, steps, task = data.train_stream, config.total_steps, data.recipe.task(config.window_tokens)
     if task is None:
         describe_text(config, data)
     else:
@@ -39,7 +40,7 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
         say(weight_decay_of(model, config.optim.weight_decay))
     examples = config.batch_sizes.position_at(steps)
     epochs = "" if data.mixes else f", {count(examples / stream.num_windows)} epochs"
-    trained = plural(examples * config.seq_len, "token")
+    trained = plural(examples * config.window_tokens, "token")
     say(f"Training: {plural(steps, 'step', exact=True)} of {batches_in_words(config)}, {trained}{epochs}")
     if data.recipe.moves_words and (share := data.held_out.unspaced_share) > UNSPACED_SHARE:
         what = "of the letters are of scripts that put no space between words, so whole clauses count as words"
@@ -54,9 +55,11 @@ def describe(config: Config, data: DataModule, model: PreTrainedModel) -> None:
 
 def batches_in_words(config: Config) -> str:
     """Say how many sequences a step has, and from which step on it has more: `32 sequences (64 from step 11)`."""
-    first, *later = config.batch_sizes.legs
-    more = ", ".join(f"{leg.size} from step {leg.step + 1:,}" for leg in later)
-    return plural(first.size, "sequence", exact=True) + (f" ({more})" if more else "")
+    (first, *later), window_tokens = config.batch_sizes.legs, config.window_tokens
+    grow = len(config.length_ramp.stages) > 1
+    of = {leg: f" of {leg.seq_len or window_tokens} tokens" if grow else "" for leg in (first, *later)}
+    more = ", ".join(f"{leg.rows}{of[leg]} from step {leg.step + 1:,}" for leg in later)
+    return plural(first.rows, "sequence", exact=True) + of[first] + (f" ({more})" if more else "")
 
 
 def parameters_in_words(model: PreTrainedModel) -> str:
@@ -75,7 +78,12 @@ def describe_text(config: Config, data: DataModule) -> None:
     tokens = plural(sum(corpus.num_tokens for corpus in corpora), "token")
     say(f"{text}, {tokens}, vocabulary {data.vocab_size:,}")
     held_out = f"{data.held_out.stream.num_windows:,} held out"
-    say(f"Sequences of {plural(config.seq_len, 'token')}: {stream.num_windows:,} to train on, {held_out}")
+    say(f"Sequences of {plural(config.window_tokens, 'token')}: {stream.num_windows:,} to train on, {held_out}")
+    for (_, seq_len), (end, _) in itertools.pairwise(data.lengths.stages):
+        pieces = data.pieces_of(seq_len)
+        left = data.window_len - pieces.num_read
+        without = f", without the last {left} of a window's {data.window_len} tokens" if left else ""
+        say(f"Before {plural(end, 'token')}: each is cut into {pieces.num} of {seq_len}{without}")
     for source in stream.sources:
         of_it = f" of {source.name}" if source.name else ""
         if isinstance(source.windows, Packed):
@@ -97,7 +105,7 @@ def describe_labels(config: Config, data: DataModule, task: Task) -> None:
     else:
         what = "place is that of an answer's edge" if task.targets_are_places else "token is written"
         say(f"Baseline to beat: loss {data.unigram_loss:.4f} (knows nothing but how often each {what})")
-    say(f"Sequences of {plural(config.seq_len, 'token')} at most, vocabulary {data.vocab_size:,}")
+    say(f"Sequences of {plural(config.window_tokens, 'token')} at most, vocabulary {data.vocab_size:,}")
 
 
 def weight_decay_of(model: PreTrainedModel, rate: float) -> str:
@@ -150,13 +158,13 @@ def readings(config: Config, data: DataModule) -> list[Reading]:
         instead = "lower its weight, add text, or raise its max_epochs" if name else "add text"
         often = f"{name or 'the text'} will be read {epochs:,.1f} times, more than {limit:g}"
         warning = f"{often}; {instead}, or train for fewer tokens" if epochs > limit else None
-        found.append(Reading(name, examples / sequences, examples * config.seq_len, epochs, warning))
+        found.append(Reading(name, examples / sequences, examples * config.window_tokens, epochs, warning))
     return found
 
 
 def longer(config: Config, step: int) -> str:
     """Flags for a run of twice as many steps."""
-    tokens = f"--max_tokens {2 * config.batch_sizes.position_at(step) * config.seq_len}"
+    tokens = f"--max_tokens {2 * config.batch_sizes.position_at(step) * config.window_tokens}"
     if config.max_tokens is None:
         return f"--max_steps {2 * step}"
     return tokens if config.max_steps is None else f"--max_steps {2 * step} {tokens}"
@@ -170,7 +178,7 @@ def summarise(config: Config, run: RunFolder, data: DataModule, step: int) -> No
         first, last = measured[0], measured[-1]
         per_byte = f", {last['val/bits_per_byte']:.3f} bits/byte" if "val/bits_per_byte" in last else ""
         unit, baseline_name = (
-            (" nats/token", "unigram loss") if data.recipe.task(config.seq_len) is None else ("", "baseline")
+            (" nats/token", "unigram loss") if data.recipe.task(config.window_tokens) is None else ("", "baseline")
         )
         losses = f"{first['val/loss']:.4f} -> {last['val/loss']:.4f}{unit}{per_byte}"
         say(f"Held-out loss {losses}; {baseline_name} {data.unigram_loss:.4f}")

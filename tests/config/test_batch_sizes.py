@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from sslm.cli.parse import parse
 from sslm.config.batch_sizes import BatchSizes
-from sslm.config.ramp import Ramp, Stage, parse_ramp
+from sslm.config.ramp import Ramp, Stage, parse_lengths, parse_ramp
 from sslm.config.written import to_yaml
-from sslm.runs.resume import check_batch_sizes
+from sslm.runs.resume import check_ramps
 from sslm.system.errors import UserError
 
 
@@ -21,35 +21,48 @@ def ramps(draw: st.DrawFn) -> Ramp:
     return Ramp(tuple(map(Stage, [0, *points], numbers)))
 
 
-@given(ramp=ramps(), seq_len=st.integers(1, 50))
-def test_each_step_begins_where_the_one_before_ends_and_has_the_size_of_its_tokens(ramp: Ramp, seq_len: int) -> None:
-    sizes, position = BatchSizes.of(ramp, seq_len), 0
+@st.composite
+def lengths(draw: st.DrawFn) -> Ramp:
+    longest = draw(st.integers(1, 50))
+    shorter = draw(st.sets(st.sampled_from([n for n in range(1, longest + 1) if longest % n == 0]), max_size=3))
+    numbers = sorted({*shorter, longest})
+    points = sorted(draw(st.sets(st.integers(1, 4000), min_size=len(numbers) - 1, max_size=len(numbers) - 1)))
+    return Ramp(tuple(map(Stage, [0, *points], numbers)))
+
+
+@given(ramp=ramps(), seq_lens=lengths())
+def test_each_step_begins_where_the_one_before_ends_and_is_as_its_tokens_say(ramp: Ramp, seq_lens: Ramp) -> None:
+    sizes, position = BatchSizes.of(ramp, seq_lens), 0
     for step in range(300):
         assert sizes.position_at(step) == position
-        size = max(number for tokens, number in ramp.stages if tokens <= position * seq_len)
-        assert sizes.leg_at(step).size == size
+        tokens = position * seq_lens.largest
+        size, seq_len = (max(n for at, n in each.stages if at <= tokens) for each in (ramp, seq_lens))
+        leg = sizes.leg_at(step)
+        assert (leg.size, leg.seq_len or seq_lens.largest) == (size, seq_len)
+        assert (leg.rows * seq_len, leg.seq_len is None) == (size * seq_lens.largest, leg.pieces == 1)
         assert {sizes.step_at(end) for end in (position, position + size - 1)} == {step}
         position += size
     assert sizes.legs[0].step == 0
-    assert all(a.step < b.step and a.size < b.size for a, b in itertools.pairwise(sizes.legs))
+    assert all(a.step < b.step and a[2:] != b[2:] for a, b in itertools.pairwise(sizes.legs))
 
 
-@given(ramp=ramps(), seq_len=st.integers(1, 50), stop=st.integers(0, 300))
+@given(ramp=ramps(), seq_lens=lengths(), stop=st.integers(0, 300))
 def test_a_run_that_goes_on_from_any_step_takes_the_steps_of_the_uninterrupted_one(
-    ramp: Ramp, seq_len: int, stop: int
+    ramp: Ramp, seq_lens: Ramp, stop: int
 ) -> None:
-    whole = BatchSizes.of(ramp, seq_len)
-    rest = BatchSizes.of(ramp, seq_len, stop, whole.position_at(stop))
-    assert [rest.position_at(step) for step in range(stop, 400)] == [whole.position_at(n) for n in range(stop, 400)]
-    assert rest.leg_at(stop).size == whole.leg_at(stop).size
+    whole = BatchSizes.of(ramp, seq_lens)
+    rest = BatchSizes.of(ramp, seq_lens, stop, whole.position_at(stop))
+    for step in range(stop, 400):
+        assert rest.position_at(step) == whole.position_at(step)
+        assert rest.leg_at(step)[2:] == whole.leg_at(step)[2:]
 
 
 @given(size=st.integers(1, 40), step=st.integers(0, 99), position=st.integers(0, 999), at=st.integers(0, 9999))
 def test_one_size_is_one_division_whatever_came_before(size: int, step: int, position: int, at: int) -> None:
-    sizes = BatchSizes.of(parse_ramp("batch_size", size), 32, step, position)
+    sizes = BatchSizes.of(parse_ramp("batch_size", size), parse_lengths(32), step, position)
     assert sizes.position_at(at) == position + (at - step) * size
     assert sizes.step_at(at) == step + (at - position) // size
-    assert BatchSizes.of(parse_ramp("batch_size", size), 32) == BatchSizes.even(size)
+    assert BatchSizes.of(parse_ramp("batch_size", size), parse_lengths(32)) == BatchSizes.even(size)
 
 
 @given(ramp=ramps())
@@ -102,7 +115,7 @@ def test_the_runs_end_follows_the_sizes_and_a_size_that_never_comes_is_refused()
     config = parse([*grows, "--max_tokens", "1e5"])
     assert config.total_steps == config.total_steps_from(5, 50) == config.total_steps_from(7, 90) == 5 + 47
     assert config.total_steps_from(3, 60) == 3 + 47  # larger batches before
-    check_batch_sizes(config, None)
+    check_ramps(config, None)
     for flags in (["--max_steps", "5"], ["--max_tokens", "5000"]):
-        with pytest.raises(UserError, match="ends after 5000 tokens, before batches of 20; leave these out, or"):
-            check_batch_sizes(parse([*grows, *flags]), None)
+        with pytest.raises(UserError, match="ends after 5000 tokens, before 20 comes; leave that out, or"):
+            check_ramps(parse([*grows, *flags]), None)

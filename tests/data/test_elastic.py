@@ -10,7 +10,7 @@ from sslm.config import DataConfig, SourceConfig
 from sslm.data.module import DataModule
 from sslm.objectives.causal_lm import CausalLMRecipe
 from tests.support.processes import Finished, train_forked
-from tests.support.runs import TINY, digests_of, losses_of, rows_of
+from tests.support.runs import TINY, TrainTiny, digests_of, losses_of, rows_of
 
 GROWS = "4, 8 from 1000 tokens, 12 from 3500 tokens"
 """Eight steps of 4, in the ninth of which the weights change, ten of 8, and then 12."""
@@ -108,6 +108,41 @@ def test_stopped_and_resumed_on_other_numbers_of_processes(
         assert train(mixture, run, *flags, *(["--stop_after", "8steps"] if part < 2 else [])) == (75 if part < 2 else 0)
     assert digests_of(run) == digests_of(straight)
     assert losses_of(run) == pytest.approx(losses_of(straight), abs=1e-5)
+
+
+SHORT_AT_FIRST = ["--seq_len", "8, 32 from 1000 tokens", "--batch_size", "4, 8 from 1500 tokens", "--max_steps", "14"]
+"""Eight steps of 16 sequences of 8 tokens, four of 4 of 32 tokens, and two of 8 of them."""
+
+
+def test_sequences_that_are_short_at_first_go_on_in_the_middle_of_a_stage_and_at_its_edge(
+    train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    flags = [*SHORT_AT_FIRST, "--micro_batch_size", "2", "--model.attention_dropout", "0.1"]
+    assert train_tiny(straight, *flags) == 0
+    said = capsys.readouterr().out
+    assert "Before 1k tokens: each is cut into 4 of 8\n" in said
+    assert "16 sequences of 8 tokens (4 of 32 tokens from step 9, 8 of 32 tokens from step 13)" in said
+    for steps in ("3steps", "5steps", "2steps"):
+        assert train_tiny(stopped, *flags, "--stop_after", steps) == 75
+    assert train_tiny(stopped, *flags) == 0
+    assert digests_of(stopped) == digests_of(straight)
+    assert losses_of(stopped) == losses_of(straight)
+    tokens = [row["tokens"] for row in rows_of(straight) if "train/loss" in row]
+    assert tokens == [*range(128, 12 * 128 + 1, 128), 14 * 128, 16 * 128]
+
+
+@pytest.mark.slow
+def test_short_sequences_at_first_are_those_of_one_process_on_several(
+    tiny: list[str], train_tiny: TrainTiny, tmp_path: Path
+) -> None:
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    assert train_tiny(straight, *SHORT_AT_FIRST) == 0
+    for strategy, steps in (("ddp", "6steps"), ("fsdp", "4steps")):
+        train([*tiny, *SHORT_AT_FIRST], run, "--strategy", strategy, "--devices", "2", "--stop_after", steps)
+    assert train_tiny(run, *SHORT_AT_FIRST, "--micro_batch_size", "1") == 0
+    assert digests_of(run) == digests_of(straight)
+    assert losses_of(run) == pytest.approx(losses_of(straight), abs=1e-6)
 
 
 def test_other_sources_weights_or_packing_are_another_run(mixture: list[str], straight: Path) -> None:

@@ -102,7 +102,7 @@ REFUSED = [
     ),
     (
         ["--batch_size", "4, 6 from 1e6 tokens"],
-        "--batch_size 4, 6 from 1000000 tokens: the run ends after 1024 tokens, before batches of 6; leave these out",
+        "--batch_size 4, 6 from 1000000 tokens: the run ends after 1024 tokens, before 6 comes; leave that out",
     ),
     (["--start_timeout_seconds", "0"], "--start_timeout_seconds 0.0: expected a number above 0"),
     (

@@ -141,7 +141,7 @@ def test_batches_of_another_size_go_on_at_the_same_example(
     assert "This run is done: 8 of 8 steps" in capsys.readouterr().out
     grows = ["--batch_size", "5, 7 from 1800 tokens", "--resume_with", "batch_size,optim.lr"]
     assert train_tiny(straight, *grows, "--max_steps", "9") == 2
-    assert "the run ends after 1824 tokens, before batches of 7" in capsys.readouterr().err
+    assert "the run ends after 1824 tokens, before 7 comes" in capsys.readouterr().err
     assert train_tiny(straight, *grows, "--max_steps", "11") == 0
     state = read_state(newest_first(straight / "checkpoints")[0])
     assert (state["position"], state["batch_size"]) == (52 + 5 + 2 * 7, "5, 7 from 1800 tokens")

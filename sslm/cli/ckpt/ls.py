@@ -9,6 +9,7 @@ from typing import Any
 
 from sslm.runs.checkpoints.folder import damage_of, files_of, latest_in, read_state, shards_of
 from sslm.runs.find import LEFT_OVER, folder_of, is_checkpoint
+from sslm.runs.folder import window_tokens_in
 from sslm.system.errors import UserError
 from sslm.system.plain_yaml import load
 from sslm.system.terminal import bytes_in_words, count, plural, print_table
@@ -90,9 +91,9 @@ def _entry(path: Path, settings: dict[str, Any]) -> Entry:
         entry.marks.append(str(error).removeprefix(f"{path}: "))
         return entry
     entry.step, entry.position = (_whole(state.get(key)) for key in ("step", "position"))
-    seq_len = _whole(settings.get("seq_len"))
-    if entry.position is not None and seq_len is not None:
-        entry.tokens = entry.position * seq_len
+    window_tokens = window_tokens_in(settings)
+    if entry.position is not None and window_tokens is not None:
+        entry.tokens = entry.position * window_tokens
     entry.version = state["sslm"] if isinstance(state.get("sslm"), str) else None
     entry.metric = _metric(state.get("metrics"), _best(settings)[0])
     if path.suffix == ".corrupt":

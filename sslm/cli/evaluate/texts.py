@@ -54,7 +54,7 @@ def _streams(run: RunFolder, trained: Trained) -> Streams:
     return open_streams(
         config.data,
         recipe,
-        config.seq_len,
+        config.window_tokens,
         config.batch_ramp.largest,
         config.seed,
         pretrained_folder(config),

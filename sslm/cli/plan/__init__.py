@@ -21,6 +21,7 @@ from rich.table import Table
 from sslm.cli.parse import parse, split_flags
 from sslm.cli.plan.simulated import Simulated, run_simulation, simulated_machine
 from sslm.config import Config
+from sslm.config.batch_sizes import Leg
 from sslm.data.module import DataModule
 from sslm.models.attention import attention_in_words
 from sslm.models.flops import matmul_parameters, of_experts, share_of_experts
@@ -39,7 +40,7 @@ from sslm.parallel.planning.machines import PLANNED_FOR, PRICED, named
 from sslm.parallel.planning.memory import sizes
 from sslm.runs.checkpoints.folder import damage_of, newest_first
 from sslm.runs.folder import RunFolder
-from sslm.runs.resume import check_batch_sizes, examples_left
+from sslm.runs.resume import check_ramps, examples_left
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, exits_politely
 from sslm.system.terminal import bytes_in_words, console, count, duration, is_watched, keep_libraries_quiet, plural, say
@@ -140,7 +141,7 @@ class Plan:
         Raises:
             UserError: it doesn't fit into memory, or not one checkpoint fits onto the disk.
         """
-        check_batch_sizes(self.config, self._newest)
+        check_ramps(self.config, self._newest)
         say()
         simulated = [] if self.simulated is None else self.simulated.parts()
         parts = [self._title(), self._run(), *self._memory(), *simulated, self._cost(), *self._proposals(arguments)]
@@ -175,13 +176,13 @@ class Plan:
         vocabulary = f"vocabulary {data.vocab_size:,}{without}{padded}"
         read = readings(config, data)
         epochs = "" if data.mixes else f", {read[0].epochs:,.2f} epochs"
-        trained = plural(config.batch_sizes.position_at(steps) * config.seq_len, "token")
+        trained = plural(config.batch_sizes.position_at(steps) * config.window_tokens, "token")
         rows = [
             ("Model", f"{config.objective.name}, {model.config.model_type}: {self._parameters()}"),
             ("Text", f"{source}{plural(sum(corpus.num_tokens for corpus in corpora), 'token')}; {vocabulary}"),
-            ("Run", f"{plural(steps, 'step', exact=True)} of {self._batch(first.size)}: {trained}{epochs}"),
+            ("Run", f"{plural(steps, 'step', exact=True)} of {self._batch(first)}: {trained}{epochs}"),
         ]
-        rows += [("", f"from step {leg.step + 1:,} on of {self._batch(leg.size)}") for leg in later]
+        rows += [("", f"from step {leg.step + 1:,} on of {self._batch(leg)}") for leg in later]
         launch, has_documents = self.launch, config.data.document_mask
         attention = attention_in_words(launch.attention, model, launch.device_type, has_documents)
         rows += [("Attention", escape(attention))]
@@ -192,8 +193,9 @@ class Plan:
             rows += [(WARNING, escape(reading.warning))] if reading.warning else []
         return _grid(rows)
 
-    def _batch(self, size: int) -> str:
-        return f"{size} x {self.config.seq_len:,} = {count(size * self.config.seq_len)} tokens"
+    def _batch(self, leg: Leg) -> str:
+        tokens = self.config.window_tokens
+        return f"{leg.rows} x {leg.seq_len or tokens:,} = {count(leg.size * tokens)} tokens"
 
     def _parameters(self) -> str:
         model = self.budget.model
@@ -231,7 +233,7 @@ class Plan:
     # ---------------------------------------------------------------------------------------- time, money, disk
 
     def _cost(self) -> Table:
-        tokens = examples_left(self.config, self._newest) * self.config.seq_len
+        tokens = examples_left(self.config, self._newest) * self.config.window_tokens
         speed, why = expected_speed(self.budget, self.launch)
         if speed is None:
             return _grid([("Time", f"unknown: {why}"), *self._disk()])

@@ -22,6 +22,7 @@ from torch.utils.data import DataLoader, Dataset, get_worker_info
 from sslm.config.batch_sizes import BatchSizes, Leg
 from sslm.data.corpus.shards import BadShard
 from sslm.data.labelled.task import Task
+from sslm.data.stream.pieces import Pieces, cut, pieces_of
 from sslm.data.stream.recipe import Arrays, Examples, Recipe, is_target, unscored
 from sslm.data.stream.stream import Places, Stream
 from sslm.data.stream.vocabulary import Vocabulary
@@ -40,9 +41,11 @@ class Batch(TypedDict, total=False):
     tensors: dict[str, Any]
     """Name -> [share, …]: arrays as the recipe made them, then tensors; empty if a shard is bad."""
     positions: NDArray[np.int64]
-    """[share] global index of each example."""
+    """[share] global index of each example, or of each piece of one."""
     sources: NDArray[np.int64]
     """[share] number of each example's source in the mixture."""
+    pieces: int
+    """Rows that are one example, as its window was cut; absent if each is."""
     amendments: int
     """Number of amendments that were known when a training batch was made."""
     bad: list[str]
@@ -59,7 +62,9 @@ class StepBatch(TypedDict, total=False):
     sources: Tensor
     """[share] number of each example's source in the mixture."""
     first_position: int
-    """Global index of the first example."""
+    """Global index of the first row."""
+    pieces: int
+    """Rows that are one example, as its window was cut; absent if each is."""
     scored: list[int]
     """Number of targets in this share, per source."""
     num_read: int
@@ -101,7 +106,9 @@ class TrainSteps(Steps):
 
     def __post_init__(self) -> None:
         self._leg = Leg(0, 0, 0)
-        """What was looked up and read is of steps of this size."""
+        """What was looked up and read is of these steps."""
+        self._pieces: Pieces | None = None
+        """How windows are cut; None if they stay whole."""
         self._places, self._places_from = Places(*[np.empty(0, np.int64)] * 5), 0
         self._examples: Examples | None = None
         self._examples_from = 0
@@ -115,7 +122,8 @@ class TrainSteps(Steps):
         if (leg := self.sizes.leg_at(step)) is not self._leg:
             self.forget()
             self._leg = leg
-        share = self._share
+            self._pieces = None if leg.seq_len is None else self._pieces_of(leg.seq_len, leg.pieces)
+        share = self._rows
         row = (step - self._examples_from) * share
         if self._examples is None or not 0 <= row < len(self._examples.positions):
             try:
@@ -130,12 +138,13 @@ class TrainSteps(Steps):
         if step not in self._made_steps:
             self._make(step, self._examples, row)
         made, here = self._made_steps.index(step) * share, slice(row, row + share)
-        return {
+        batch: Batch = {
             "tensors": {name: array[made : made + share] for name, array in self._made.items()},
             "positions": self._examples.positions[here],
             "sources": self._examples.sources[here],
             "amendments": len(self.stream.amendments),
         }
+        return batch if self._pieces is None else batch | {"pieces": self._pieces.num}
 
     def make_ahead(self, step: int) -> None:
         """Make a step's batch now, to be taken when its turn comes; an error is left for then."""
@@ -143,17 +152,26 @@ class TrainSteps(Steps):
         with suppress(UserError):
             self._ahead[step] = self[step]
 
+    def _pieces_of(self, seq_len: int, num: int) -> Pieces:
+        return pieces_of(self.recipe, self.vocabulary, self.stream.window_len, seq_len, num)
+
     @property
     def _share(self) -> int:
         """Examples per step of this rank."""
         return self._leg.size // self.world
+
+    @property
+    def _rows(self) -> int:
+        """Rows per step of this rank."""
+        return self._share if self._pieces is None else self._share * self._pieces.num
 
     def _read(self, step: int, num_steps: int) -> None:
         """Read the examples of some steps at once, or of the first alone if a shard is bad."""
         first = self._leg.position_at(step)
         self.stream.read_ahead(first, self._leg.position_at(step + num_steps) - 1)
         try:
-            self._examples, self._examples_from = self.stream.read(self._places_of(step, num_steps)), step
+            read = self.stream.read(self._places_of(step, num_steps))
+            self._examples, self._examples_from = read if self._pieces is None else cut(read, self._pieces), step
             self._made_steps = range(0)
         except BadShard:
             if num_steps == 1:
@@ -163,12 +181,11 @@ class TrainSteps(Steps):
     def _make(self, step: int, examples: Examples, row: int) -> None:
         """Make the batches of this step, whose examples begin at `row`, and of some after it if they are small."""
         rows, length = examples.tokens.shape
-        steps = max(min(rows - row, TOKENS_AT_ONCE // length) // self._share, 1)
-        some = examples.rows(slice(row, row + steps * self._share))
-        self._made, self._made_steps = (
-            self.recipe.make_batch(some, self.vocabulary, self.seed),
-            range(step, step + steps),
-        )
+        share = self._rows
+        steps = max(min(rows - row, TOKENS_AT_ONCE // length) // share, 1)
+        some = examples.rows(slice(row, row + steps * share))
+        seed = self.seed if self._pieces is None else key64(self.seed, "pieces", *self._pieces)
+        self._made, self._made_steps = (self.recipe.make_batch(some, self.vocabulary, seed), range(step, step + steps))
 
     def _places_of(self, step: int, num_steps: int) -> Places:
         share = self._share
@@ -355,6 +372,8 @@ def step_batch(
         made["lengths"] = _lengths(arrays, task)
     if lists_documents and (segments := arrays.get("segment_ids", arrays.get("attention_mask"))) is not None:
         made["documents"] = starts_in_rows(segments)
+    if "pieces" in batch:
+        made["pieces"] = batch["pieces"]
     return made
 
 

@@ -64,7 +64,7 @@ def plan_launch(
     Raises:
         UserError: the model can't be trained so on this machine, or batches don't divide; the message says what would.
     """
-    is_labelled = data.recipe.task(config.seq_len) is not None
+    is_labelled = data.recipe.task(config.window_tokens) is not None
     budget = Budget(config, model, row_shapes(data), data.max_scored, machine or here(*devices(config)), is_labelled)
     strategy, why = budget.choose_strategy() if config.strategy == "auto" else (config.strategy, "as asked")
     launch = replace(budget.launch(strategy), why=why)
@@ -133,7 +133,7 @@ class Budget:
         return Surroundings(
             launch.device_type,
             has_documents,
-            self.config.seq_len,
+            self.config.window_tokens,
             in_16_bits,
             is_ampere,
             shares_rows=launch.context_parallel_size > 1,
@@ -325,7 +325,7 @@ class Budget:
 
     def _proposal(self, strategy: str) -> "Proposal":
         launch = self.launch(strategy)
-        enough = min(self.rows_to_divide(launch), math.ceil(ENOUGH_TOKENS / self.config.seq_len))
+        enough = min(self.rows_to_divide(launch), math.ceil(ENOUGH_TOKENS / self.config.window_tokens))
         recomputations = (Recompute("none"), Recompute("selective"), Recompute("full"))
         reductions = ("step", "micro_batch") if launch.traits.shards_weights else (self.config.fsdp.reduce_gradients,)
         tried: list[Proposal] = []

@@ -48,7 +48,7 @@ def expected_speed(budget: Budget, launch: Launch) -> tuple[float | None, str]:
     """Return tokens per second over all devices (None if unknown), and what that rests on, in words."""
     machine, model, config, shapes = budget.machine, budget.model, budget.config, budget.shapes
     flops = flops_per_sequence(model, shapes["input_ids"][0], shapes["labels"][0], budget.max_scored)
-    flops /= config.seq_len
+    flops /= config.window_tokens
     if not machine.is_gpu:
         peak = peak_flops(torch.device("cpu"), torch.float32 if launch.precision == "32" else torch.bfloat16) or 0.0
         why = (
@@ -97,7 +97,7 @@ def _efficiency(budget: Budget, launch: Launch, flops_per_token: float, mfu: flo
     work = Work(
         model.num_parameters(),
         flops_per_token,
-        size * budget.config.seq_len,
+        size * budget.config.window_tokens,
         -(-budget.rows_per_rank(launch) // size),
         len(blocks(model)) or 1,
         model.config.hidden_size,

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from sslm.config import DataConfig
 from sslm.config.batch_sizes import BatchSizes
-from sslm.config.ramp import parse_ramp
+from sslm.config.ramp import parse_lengths, parse_ramp
 from sslm.data.corpus.shards import BadShard, Corpus, Shard
 from sslm.data.module import DataModule
 from sslm.data.stream import batches, packing
@@ -164,7 +164,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> Stream:
     return make_stream(*corpora, weights=((0, (3, 1)), (50, (1, 2))), best_fit=True, with_documents=True)
 
 
-GROWING = BatchSizes.of(parse_ramp("batch_size", "24, 48 from 240 tokens, 72 from 960 tokens"), seq_len=1)
+GROWING = BatchSizes.of(parse_ramp("batch_size", "24, 48 from 240 tokens, 72 from 960 tokens"), parse_lengths(1))
 
 
 @given(world=st.sampled_from([1, 2, 3, 4, 8]), step=st.integers(0, 60))
