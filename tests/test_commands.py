@@ -87,6 +87,7 @@ SHORT_TOO = {
     "--data.train my.txt --run_dir runs/mine": f"{SMALL} --max_steps 300 --checkpoint.every_steps 100 {KEEP}",
     "plan": "--batch_size 16 --micro_batch_size 1",
     "resume_with": "--max_steps 304",
+    "from 5e5 tokens": "--seq_len '8, 32 from 256 tokens'",
     "from 4e5 tokens": "--batch_size '4, 8 from 256 tokens'",
 }
 """What some commands have in them, and flags that they get on top."""

@@ -137,9 +137,10 @@ def _check_context_parallel(config: Config, launch: Launch, model: PreTrainedMod
         raise UserError(f"{flag}: belongs to --strategy fsdp and hsdp, this is {launch.strategy}")
     if launch.world % size:
         raise UserError(f"{flag}: does not fit {launch.world} devices; give a divisor of that")
-    if config.length_ramp.common_divisor % (2 * size):
+    _check_one_length(config, flag)
+    if config.window_tokens % (2 * size):
         raise UserError(
-            f"{flag}: --seq_len {config.seq_len} is to be a multiple of {2 * size}, so that all have as much"
+            f"{flag}: --seq_len {config.window_tokens} is to be a multiple of {2 * size}, so that all have as much"
         )
     if config.objective.name != "causal_lm":
         raise UserError(f"{flag}: not of --objective {config.objective.name}; causal_lm alone has it")
@@ -171,6 +172,11 @@ def _check_expert_parallel(config: Config, launch: Launch, model: PreTrainedMode
     check_expert_parallel(model, launch.world // launch.replicas, size)
 
 
+def _check_one_length(config: Config, flag: str) -> None:
+    if len(config.length_ramp.stages) > 1:
+        raise UserError(f"{flag}: not with --seq_len {config.seq_len}; give {config.window_tokens} alone")
+
+
 def _check_pipeline(config: Config, launch: Launch, model: PreTrainedModel) -> None:
     flag, kind, depth = f"--strategy {launch.strategy}", model.config.model_type, len(blocks(model))
     if config.objective.name != "causal_lm":
@@ -179,6 +185,7 @@ def _check_pipeline(config: Config, launch: Launch, model: PreTrainedModel) -> N
         what = f"{plural(depth, 'block')} can't be shared by {plural(launch.world, 'device')}"
         instead = "give --strategy fsdp" if depth < 2 else f"give 2 to {depth} devices"
         raise UserError(f"{flag}: {what}; {instead}")
+    _check_one_length(config, flag)
     batch_size, micro = config.batch_ramp.numbers[0], config.micro_batch_size
     most = batch_size // launch.world
     needs = f"{plural(launch.world, 'device')} with blocks of their own need as many micro-batches"

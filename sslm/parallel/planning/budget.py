@@ -75,12 +75,16 @@ def plan_launch(
 _stages = functools.cache(stages_of)
 
 
-def row_shapes(data: "DataModule") -> dict[str, tuple[int, ...]]:
-    """Return the shape of one row of each of a batch's tensors; nothing of the corpus is read."""
+def row_shapes(data: "DataModule", seq_len: int | None = None) -> dict[str, tuple[int, ...]]:
+    """Return the shape of one row of each of a batch's tensors; nothing of the corpus is read.
+
+    `seq_len` is that of the sequences while they are short, if not of the longest.
+    """
     one = np.zeros(1, np.int64)
-    tokens = np.zeros((1, data.window_len), np.int64)
+    window_len = data.window_len if seq_len is None else data.recipe.window_len(seq_len, data.vocabulary)
+    tokens = np.zeros((1, window_len), np.int64)
     is_packed = isinstance(data.train_stream.sources[0].windows, Packed)
-    lengths = one + data.window_len if is_packed else None
+    lengths = one + window_len if is_packed else None
     documents = tokens.astype(np.int32) if data.config.document_mask else None
     batch = data.recipe.make_batch(Examples(tokens, one, one, one, lengths, documents), data.vocabulary, data.seed)
     return {name: array.shape[1:] for name, array in batch.items()}

@@ -14,7 +14,6 @@ import torch
 from lightning.pytorch import Callback, Trainer
 from transformers import PreTrainedConfig
 
-from sslm.models import flops
 from sslm.models.build import on_meta
 from sslm.parallel.planning import machines
 from sslm.parallel.planning.host_memory import resident_memory
@@ -23,6 +22,7 @@ from sslm.runs.folder import RunFolder
 from sslm.runs.trackers import Trackers
 from sslm.system.files import json_lines
 from sslm.system.terminal import GIB, NO_BREAK, TrainingProgress, say
+from sslm.training.flop_rates import FlopRates, flop_rates
 from sslm.training.lightning import data_of
 from sslm.training.module import Objective, StepOutputs
 
@@ -61,19 +61,13 @@ class Monitor(Callback):
         """Make the folder, and work out the model's FLOPs and the devices' peak, while nothing else runs."""
         if trainer.is_global_zero:
             self.run.path.mkdir(parents=True, exist_ok=True)
-        self.flops_per_token: float | None = None
-        self._flops_per_place = 0.0
-        """Of inputs, and of what a decoder behind an encoder writes."""
+        self._flops: FlopRates | None = None
         self.peak_flops: float | None = None
         data = data_of(trainer)
         if self.model_config is None or data is None or not trainer.is_global_zero:
             return
         model = on_meta(self.model_config, pl_module.auto_class)
-        row = data.held_out.rows(1)
-        input_len, target_len = row["input_ids"].shape[1], row["labels"].shape[1]
-        per_row = flops.flops_per_sequence(model, input_len, target_len, data.max_scored)
-        self.flops_per_token = per_row / data.seq_len
-        self._flops_per_place = per_row / (input_len + self._writes * target_len)
+        self._flops = flop_rates(model, data)
         in_bf16 = "bf16" in str(trainer.precision) or next(pl_module.network.parameters()).dtype == torch.bfloat16
         peak = machines.peak_flops(trainer.strategy.root_device, torch.bfloat16 if in_bf16 else torch.float32)
         self.peak_flops = peak * trainer.world_size if peak else None
@@ -178,7 +172,7 @@ class Monitor(Callback):
             "grad_norm": float(outputs["grad_norm"]),
             "tokens_per_second": round(speed, 1),
             "mfu": self._mfu(seconds),
-            "flops": tokens * self.flops_per_token if self.flops_per_token else None,
+            "flops": self._flops.spent(tokens) if self._flops else None,
             "data_wait": round(self._data_wait / seconds, 4),
             "host_memory_gib": in_gib(resident_memory()),
             "gpu_memory_gib": in_gib(peak_gpu_memory(trainer.strategy.root_device)),
@@ -211,9 +205,10 @@ class Monitor(Callback):
 
     def _mfu(self, seconds: float) -> float | None:
         """Model FLOPs utilisation: FLOP/s for tokens, not for padding, over the devices' peak (see `flops`)."""
-        if not (self._flops_per_place and self.peak_flops):
+        if not (self._flops and self.peak_flops):
             return None
-        return float(f"{self._interval_places * self._flops_per_place / seconds / self.peak_flops:.4g}")
+        spent = self._interval_places * self._flops.per_place(self._interval_tokens)
+        return float(f"{spent / seconds / self.peak_flops:.4g}")
 
     def on_validation_end(self, trainer: Trainer, pl_module: Objective) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
