@@ -104,6 +104,10 @@ REFUSED = [
         ["--batch_size", "4, 6 from 1e6 tokens"],
         "--batch_size 4, 6 from 1000000 tokens: the run ends after 1024 tokens, before 6 comes; leave that out",
     ),
+    (
+        ["--seq_len", "16, 32 from 500 tokens", "--strategy", "pp", "--devices", "2"],
+        "--strategy pp: not with --seq_len 16, 32 from 500 tokens; give 32 alone",
+    ),
     (["--start_timeout_seconds", "0"], "--start_timeout_seconds 0.0: expected a number above 0"),
     (
         ["--strategy", "ddp", "--devices", "2", "--context_parallel_size", "2"],
