@@ -29,7 +29,7 @@ class FlopRates:
     stages: tuple[Rate, ...]
 
     def spent(self, tokens: int) -> float:
-        """FLOPs of a run's first tokens.
+        """FLOPs of a run's first tokens, as if stages began at their tokens and not with the next step.
 
         >>> FlopRates((Rate(0, 2.0, 2.0), Rate(10, 3.0, 3.0))).spent(12)
         26.0

@@ -4,6 +4,7 @@ mixture whose weights change, batches that grow, packing, documents kept apart, 
 from pathlib import Path
 from pydoc_data.topics import topics
 
+import numpy as np
 import pytest
 
 from sslm.config import DataConfig, SourceConfig
@@ -128,8 +129,11 @@ def test_sequences_that_are_short_at_first_go_on_in_the_middle_of_a_stage_and_at
     assert train_tiny(stopped, *flags) == 0
     assert digests_of(stopped) == digests_of(straight)
     assert losses_of(stopped) == losses_of(straight)
-    tokens = [row["tokens"] for row in rows_of(straight) if "train/loss" in row]
-    assert tokens == [*range(128, 12 * 128 + 1, 128), 14 * 128, 16 * 128]
+    rows = [row for row in rows_of(straight) if "train/loss" in row]
+    assert [row["tokens"] for row in rows] == [*range(128, 12 * 128 + 1, 128), 14 * 128, 16 * 128]
+    spent = np.diff([row["flops"] for row in rows[:12]])
+    assert len(set(spent[:6])) == len(set(spent[7:])) == 1
+    assert spent[0] < spent[-1]  # each token attends to fewer
 
 
 @pytest.mark.slow
