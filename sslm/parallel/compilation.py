@@ -56,8 +56,8 @@ def why_not(compiled: Compiled, launch: Launch, model: PreTrainedModel, recomput
         return f"torch can't compile blocks whose matrices devices share (--strategy {launch.strategy}); give off"
     if launch.context_parallel_size > 1:
         return "has not been tried with --context_parallel_size; give off"
-    if launch.num_stages > 1:
-        return f"has not been tried with --strategy {launch.strategy}; give off"
+    if compiled == "model" and launch.num_stages > 1:
+        return f"under --strategy {launch.strategy} no device has the model; give block"
     if launch.expert_parallel_size > 1:
         return "has not been tried with --expert_parallel_size; give off"
     if compiled == "model" and (launch.traits.shards_weights or launch.traits.zero_stage == 3):

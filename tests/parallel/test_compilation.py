@@ -152,10 +152,13 @@ def make_no_kernels() -> None:
 
 
 @pytest.mark.slow
-def test_matrices_that_devices_share_are_compiled_too(tiny: list[str], tmp_path: Path) -> None:
-    for name in ("model", "off"):
-        short = ["--model.num_hidden_layers", "1", "--max_steps", "2", "--val_every", "2"]
-        flags = [*short, "--strategy", "tp", "--devices", "2", "--compile", name, "--run_dir", str(tmp_path / name)]
+@pytest.mark.parametrize(("strategy", "unit", "depth"), [("tp", "model", "1"), ("pp", "block", "2")])
+def test_what_devices_share_is_compiled_too(
+    strategy: str, unit: str, depth: str, tiny: list[str], tmp_path: Path
+) -> None:
+    for name in (unit, "off"):
+        short = ["--model.num_hidden_layers", depth, "--max_steps", "2", "--val_every", "2"]
+        flags = [*short, "--strategy", strategy, "--devices", "2", "--compile", name, "--run_dir", str(tmp_path / name)]
         done = train_forked([*tiny, *flags], tmp_path / "log", before=make_no_kernels)
         assert done.returncode == 0, done.stdout
-    assert losses_of(tmp_path / "model") == pytest.approx(losses_of(tmp_path / "off"), abs=1e-5)
+    assert losses_of(tmp_path / unit) == pytest.approx(losses_of(tmp_path / "off"), abs=1e-5)
