@@ -88,14 +88,19 @@ def leave() -> NoReturn:
 
 
 class Contestant:
-    """The process of one that trains, as whoever gives the turns sees it."""
+    """The process of one that trains, as whoever gives the turns sees it.
 
-    def __init__(self, task: Task, folder: Path, threads: int, python: str = sys.executable) -> None:
+    Args:
+        threads: OMP_NUM_THREADS; None leaves it unset.
+    """
+
+    def __init__(self, task: Task, folder: Path, threads: int | None, python: str = sys.executable) -> None:
         folder.mkdir(parents=True)
         self.stderr = folder / "stderr"
         theirs_in, ours_out = os.pipe()
         ours_in, theirs_out = os.pipe()
-        env = {**os.environ, TURNS: f"{theirs_in} {theirs_out}", "OMP_NUM_THREADS": str(threads)}
+        env = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+        env |= {TURNS: f"{theirs_in} {theirs_out}"} | ({} if threads is None else {"OMP_NUM_THREADS": str(threads)})
         with open(folder / "stdout", "wb") as out, open(self.stderr, "wb") as err:
             self.process = subprocess.Popen(
                 [python, __file__, json.dumps(task | {"folder": str(folder)})],

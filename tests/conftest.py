@@ -19,6 +19,7 @@ from sslm.train import main
 from tests.support.processes import Ranks
 from tests.support.runs import TINY, TrainTiny
 
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")  # without AMX: fp32 is every CPU's default precision
 os.environ["HF_DEACTIVATE_ASYNC_LOAD"] = "1"  # transformers' threads that load weights outlive the call by a moment
 settings.register_profile("sslm", deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile("sslm")

@@ -55,6 +55,7 @@ from sslm.system.output import leave_paused_readers
 from sslm.system.signals import Stopped
 from sslm.system.terminal import say
 from sslm.training.callbacks.checkpoint import Checkpoint
+from sslm.training.callbacks.cores import Cores
 from sslm.training.callbacks.enough import Enough
 from sslm.training.callbacks.evaluation import Evaluation
 from sslm.training.callbacks.micro_batch import MicroBatch
@@ -348,7 +349,7 @@ def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:
         resume,
         checkpoint,
         preemption,
-        (Rescue(checkpoint, monitor.write_rows), timeouts, Anomalies(folder, checkpoint), *auto, *watchdog),
+        (Cores(), Rescue(checkpoint, monitor.write_rows), timeouts, Anomalies(folder, checkpoint), *auto, *watchdog),
     )
 
 

@@ -67,8 +67,9 @@ class Config(Section):
     """Number of devices that share each weight matrix; default: all (tp), or those of a node (fsdp_tp)."""
     precision: Precision = setting("auto", may_change=True)
     """32: fp32; 32-tf32: fp32, with matmuls in TF32 on GPUs; bf16-mixed; bf16-true: weights in bf16, rounded
-    stochastically; 16-mixed: with loss scaling; fp8: the matmuls of the blocks, the rest as bf16-mixed; auto:
-    bf16-mixed on GPUs that have it (else 16-mixed), 32 on CPUs."""
+    stochastically; 16-mixed: with loss scaling; fp8, fp8-rowwise, mxfp8 (Blackwell): the matmuls of the blocks but the
+    first and the last, with a scale a tensor, a row, 32 numbers; the rest as bf16-mixed; auto:
+    bf16-mixed on GPUs that have it (else 16-mixed) and on CPUs with AMX, 32 on other CPUs."""
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", may_change=True)
     """Kind of device: auto (a GPU if there is one), cpu, or gpu."""
     devices: int | None = setting(None, POSITIVE, may_change=True)

@@ -8,7 +8,7 @@ from sslm.config.setting import NOT_NEGATIVE, POSITIVE, Section, setting
 Strategy = Literal[
     "auto", "single", "ddp", "fsdp", "hsdp", "tp", "fsdp_tp", "pp", "deepspeed_1", "deepspeed_2", "deepspeed_3"
 ]
-Precision = Literal["auto", "32", "32-tf32", "bf16-mixed", "bf16-true", "16-mixed", "fp8"]
+Precision = Literal["auto", "32", "32-tf32", "bf16-mixed", "bf16-true", "16-mixed", "fp8", "fp8-rowwise", "mxfp8"]
 
 
 @dataclass(frozen=True)

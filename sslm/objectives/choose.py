@@ -168,7 +168,7 @@ def make_module(
             prefetch=config.fsdp.prefetch,
             in_bf16=launch.holds_bf16,
             computes_in_bf16=launch.autocasts_to_bf16,
-            in_float8=launch.precision == "fp8",
+            float8=launch.float8,
             compiled=launch.compiled,
             recomputation=parse_recompute(config.activation_checkpointing),
         ),

@@ -11,8 +11,8 @@ from sslm.config import Config
 from sslm.models.blocks import blocks
 from sslm.parallel.context_parallel import suits_shared_rows
 from sslm.parallel.expert_parallel import check_expert_parallel
-from sslm.parallel.float8 import suits_float8
-from sslm.parallel.launch import STRATEGIES, Launch, data_parallel_size
+from sslm.parallel.float8 import in_8_bits, multiple_of, suits_float8
+from sslm.parallel.launch import STRATEGIES, Launch, Scaling, data_parallel_size
 from sslm.parallel.materialise import shallow_model
 from sslm.parallel.pipeline import EXAMPLES, suits_pipeline
 from sslm.parallel.tensor_parallel import check_tensor_parallel
@@ -106,8 +106,8 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
         raise UserError(
             f"--precision 16-mixed: has no loss scaling under --strategy {name}; give --precision bf16-mixed"
         )
-    if launch.precision == "fp8":
-        _check_float8(launch, model)
+    if launch.float8 is not None:
+        _check_float8(launch, launch.float8, model)
     if traits.shards_weights and not blocks(model):
         raise UserError(
             f"--strategy {name}: {model.config.model_type}'s layers can't be told apart; give --strategy ddp"
@@ -233,15 +233,15 @@ def _check_tensor_parallel(config: Config, launch: Launch, model: PreTrainedMode
     check_tensor_parallel(model, size)
 
 
-def _check_float8(launch: Launch, model: PreTrainedModel) -> None:
+def _check_float8(launch: Launch, scaling: Scaling, model: PreTrainedModel) -> None:
+    flag = f"--precision {launch.precision}"
     if launch.traits.tensor_parallel:
+        other = "give --strategy fsdp, or --precision bf16-mixed"
+        raise UserError(f"{flag}: not under --strategy {launch.strategy}; {other}")
+    if not any(suits_float8(module, scaling) for block in in_8_bits(blocks(model)) for module in block.modules()):
         raise UserError(
-            f"--precision fp8: not under --strategy {launch.strategy}; give --strategy fsdp, or --precision bf16-mixed"
-        )
-    if not any(suits_float8(module) for block in blocks(model) for module in block.modules()):
-        raise UserError(
-            f"--precision fp8: {model.config.model_type} has no linear layers in its blocks whose sides are multiples "
-            "of 16; give --precision bf16-mixed"
+            f"{flag}: {model.config.model_type} has no linear layers in its blocks whose sides are multiples "
+            f"of {multiple_of(scaling)}; give --precision bf16-mixed"
         )
 
 

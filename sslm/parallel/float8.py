@@ -1,11 +1,12 @@
-"""Matmuls in 8-bit floats, scaled tensor by tensor (Micikevicius et al. 2022, arXiv:2209.05433).
+"""Linear layers that multiply in 8-bit floats, scaled tensor by tensor (Micikevicius et al. 2022, arXiv:2209.05433).
 
 A linear layer's three matmuls take activations and weights in e4m3, gradients in e5m2. Before that each tensor is
-divided by a scale, found anew each time, that makes its largest magnitude the largest of the format. Weights keep their
-dtype (fp32 or bf16): optimizer, checkpoints and export don't know of this. It is fast if compiled: scaling is fused
-with what precedes.
+divided by a scale, found anew each time, that makes its largest magnitude the largest of the format; or it is scaled by
+row or in blocks (`fine_scaling`). Weights keep their dtype (fp32 or bf16): optimizer, checkpoints and export don't know
+of this. It is fast if compiled: scaling is fused with what precedes.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -13,55 +14,84 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from sslm.parallel.fine_scaling import BLOCK, FineMatmul
+from sslm.parallel.launch import Scaling
+
 MULTIPLE = 16
 """GPUs multiply matrices of 8-bit floats if their sides are multiples of this."""
+FEWEST_OF_MANY = 3
+"""Blocks of a model from which on the first and the last stay as they are."""
+CAPABILITIES: dict[Scaling, tuple[int, int]] = {"tensor": (8, 9), "row": (8, 9), "block": (10, 0)}
+"""The first compute capability of NVIDIA's GPUs that multiplies so: Ada, Hopper; Blackwell."""
 FORWARD, BACKWARD = torch.float8_e4m3fn, torch.float8_e5m2
 SMALLEST = 1e-30
 """Magnitudes below this count as zero, so that the scale's inverse is a number."""
 
 
-def supports_float8(device: torch.device) -> bool:
-    """Whether a device has these matmuls: NVIDIA GPUs from Ada and Hopper on; CPUs too, without being faster."""
+def supports_float8(device: torch.device, scaling: Scaling = "tensor") -> bool:
+    """Whether a device has these matmuls: newer NVIDIA GPUs; CPUs too, without being faster."""
     if device.type == "cuda":
-        return torch.version.hip is None and torch.cuda.get_device_capability(device) >= (8, 9)
+        return torch.version.hip is None and torch.cuda.get_device_capability(device) >= CAPABILITIES[scaling]
     return device.type == "cpu"
 
 
-def use_float8(block: nn.Module) -> int:
+def in_8_bits(blocks: Sequence[nn.Module]) -> Sequence[nn.Module]:
+    """Choose the blocks that multiply in 8 bits: all but the first and the last, unless there are no others.
+
+    What goes in and what comes out is the most sensitive (Grattafiori et al. 2024, arXiv:2407.21783, section 6.2).
+    """
+    return blocks[1:-1] if len(blocks) >= FEWEST_OF_MANY else blocks
+
+
+def use_float8(block: nn.Module, scaling: Scaling = "tensor") -> int:
     """Let the block's suitable linear layers multiply in 8 bits, in place, and return their number."""
-    layers: list[Any] = [module for module in block.modules() if suits_float8(module)]
+    layers: list[Any] = [module for module in block.modules() if suits_float8(module, scaling)]
     for layer in layers:
-        layer.__class__ = OURS[type(layer)]
+        layer.__class__, layer.scaling = OURS[type(layer)], scaling
     return len(layers)
 
 
-def suits_float8(module: nn.Module) -> bool:
-    """Whether a module is a plain linear layer with both sides multiples of 16."""
-    return type(module) in OURS and all(side % MULTIPLE == 0 for side in module.get_parameter("weight").shape)
+def suits_float8(module: nn.Module, scaling: Scaling) -> bool:
+    """Whether a module is a plain linear layer with sides of suitable lengths: multiples of 16, or of whole blocks."""
+    multiple = multiple_of(scaling)
+    return type(module) in OURS and all(side % multiple == 0 for side in module.get_parameter("weight").shape)
+
+
+def multiple_of(scaling: Scaling) -> int:
+    return BLOCK if scaling == "block" else MULTIPLE
 
 
 class Float8Linear(nn.Linear):
     """A linear layer that multiplies in 8 bits; its output has autocast's dtype, or the input's without autocast."""
 
+    scaling: Scaling
+
     def forward(self, input: Tensor) -> Tensor:
-        return multiplied(input, self.weight, self.bias)
+        return multiplied(input, self.weight, self.bias, self.scaling)
 
 
 class Float8Conv1D(Conv1D):
     """GPT-2's linear layer, whose weight is [in_features, out_features], multiplying in 8 bits."""
 
+    scaling: Scaling
+
     def forward(self, x: Tensor) -> Tensor:
-        return multiplied(x, self.weight.t(), self.bias)
+        return multiplied(x, self.weight.t(), self.bias, self.scaling)
 
 
 OURS: dict[type[nn.Module], type[nn.Module]] = {nn.Linear: Float8Linear, Conv1D: Float8Conv1D}
 
 
-def multiplied(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def multiplied(input: Tensor, weight: Tensor, bias: Tensor | None, scaling: Scaling) -> Tensor:
     """Apply a linear layer in 8 bits: […, in_features], [out_features, in_features] -> […, out_features]."""
     kind = input.device.type
     dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
-    output: Tensor = _Matmul.apply(input.reshape(-1, input.shape[-1]), weight, dtype)  # type: ignore[no-untyped-call]
+    flat = input.reshape(-1, input.shape[-1])
+    output: Tensor
+    if scaling == "tensor":
+        output = _Matmul.apply(flat, weight, dtype)  # type: ignore[no-untyped-call]
+    else:  # it keeps what comes in as it is, so in no wider type than it needs
+        output = FineMatmul.apply(flat.to(dtype), weight, scaling == "block").to(dtype)  # type: ignore[no-untyped-call]
     output = output.view(*input.shape[:-1], weight.shape[0])
     return output if bias is None else output + bias.to(output.dtype)
 

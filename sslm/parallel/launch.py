@@ -17,6 +17,10 @@ CPU_PROCESSES = 8
 
 
 Compiled = Literal["off", "block", "model"]
+Scaling = Literal["tensor", "row", "block"]
+"""What shares a scale of those that are multiplied in 8 bits: all of a tensor, a row, 32 numbers of a row."""
+SCALINGS: dict[str, Scaling] = {"fp8": "tensor", "fp8-rowwise": "row", "mxfp8": "block"}
+"""Precision -> what shares a scale."""
 
 
 class Strategy(NamedTuple):
@@ -142,7 +146,12 @@ class Launch:
 
     @property
     def autocasts_to_bf16(self) -> bool:
-        return self.precision in ("bf16-mixed", "fp8")
+        return self.precision == "bf16-mixed" or self.float8 is not None
+
+    @property
+    def float8(self) -> Scaling | None:
+        """How the blocks' matmuls are scaled in 8 bits; None if they are in a wider type."""
+        return SCALINGS.get(self.precision)
 
     @property
     def holds_bf16(self) -> bool:

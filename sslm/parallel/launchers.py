@@ -9,7 +9,6 @@ from signal import strsignal
 from typing import Any
 
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
-from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
@@ -64,7 +63,6 @@ class Launcher(_SubprocessScriptLauncher):
         os.environ[PARENT] = str(os.getpid())
         self._call_children_scripts()
         threading.Thread(target=self._watch, daemon=True, name="children's end").start()
-        _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
     def _watch(self) -> None:

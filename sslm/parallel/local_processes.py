@@ -17,6 +17,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
+from sslm.parallel.cores import share_of, usable_cpus
 from sslm.parallel.launch import CPU_PROCESSES
 from sslm.parallel.launchers import GRACE_SECONDS
 from sslm.system.errors import UserError
@@ -56,7 +57,7 @@ def processes_of(verb: str, arguments: list[str], num: int) -> Iterator[tuple[in
         with _joined(int(os.environ["LOCAL_RANK"]), num, meeting) as group:
             yield int(os.environ["LOCAL_RANK"]), group
         return
-    threads = os.environ.get("OMP_NUM_THREADS") or str(max((os.cpu_count() or 1) // num, 1))
+    threads = os.environ.get("OMP_NUM_THREADS") or str(share_of(0, num, usable_cpus()).threads)
     torch.set_num_threads(int(threads))
     with tempfile.TemporaryDirectory() as folder:
         words = [Path(folder) / f"rank-{rank}" for rank in range(1, num)]

@@ -13,8 +13,8 @@ from sslm.models.network import Network
 from sslm.parallel.compilation import compile_modules
 from sslm.parallel.context_parallel import share_rows
 from sslm.parallel.expert_parallel import share_experts
-from sslm.parallel.float8 import use_float8
-from sslm.parallel.launch import Compiled
+from sslm.parallel.float8 import in_8_bits, use_float8
+from sslm.parallel.launch import Compiled, Scaling
 from sslm.parallel.pipeline import Pipeline
 from sslm.parallel.recompute import KEEP_ALL, Recompute, recompute
 from sslm.parallel.tensor_parallel import share_matrices
@@ -33,7 +33,7 @@ def parallelize(
     prefetch: int | None = None,
     in_bf16: bool = False,
     computes_in_bf16: bool = False,
-    in_float8: bool = False,
+    float8: Scaling | None = None,
     compiled: Compiled = "off",
     recomputation: Recompute = KEEP_ALL,
 ) -> None:
@@ -54,7 +54,8 @@ def parallelize(
         in_bf16: hold the weights in bfloat16; buffers (rotary frequencies), reductions and the loss stay in fp32.
         computes_in_bf16: gather fp32 weights as bfloat16. Autocast would cast those of matmuls anyway; embeddings and
             norms, and so what runs between blocks, are then in bfloat16 too.
-        in_float8: let the blocks' linear layers multiply in 8 bits.
+        float8: how the blocks' linear layers, but the first's and the last's, are scaled to multiply in 8 bits; None:
+            they multiply in a wider type.
         compiled: what torch.compile takes as one piece.
         recomputation: what the blocks' backward passes compute again.
     """
@@ -67,9 +68,9 @@ def parallelize(
         share_rows(network, model, mesh["tensor_parallel"].get_group())
     elif mesh is not None and mesh["tensor_parallel"].size() > 1:
         share_matrices(model, mesh["tensor_parallel"])
-    if in_float8:
-        for block in blocks(model):
-            use_float8(block)
+    if float8 is not None:
+        for block in in_8_bits(blocks(model)):
+            use_float8(block, float8)
     recompute(model, recomputation)
     if compiled != "off":
         compile_modules([network] if compiled == "model" else blocks(model))

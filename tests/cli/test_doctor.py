@@ -18,6 +18,7 @@ import sslm
 from sslm.cli.doctor import environment, gpus, host, main, network
 from sslm.cli.doctor.finding import Check, Finding, findings_of
 from sslm.cli.doctor.strategies import Trial, trials, tried
+from sslm.parallel import cores
 from tests.support.files import use_for_temporary_files
 from tests.support.processes import Ranks, free_port, run_command
 from tests.support.servers import HttpServer
@@ -81,16 +82,16 @@ def test_more_threads_than_the_quota_leaves_are_bad(tmp_path: Path, monkeypatch:
     (tmp_path / "proc/self").mkdir(parents=True)
     (tmp_path / "proc/self/cgroup").write_text("0::/job\n")
     (tmp_path / "sys/fs/cgroup/job").mkdir(parents=True)
-    assert host.cpu_quota(tmp_path) is None
+    assert cores.cpu_quota(tmp_path) is None
     (tmp_path / "sys/fs/cgroup/job/cpu.max").write_text("max 100000\n")
-    assert host.cpu_quota(tmp_path) is None
+    assert cores.cpu_quota(tmp_path) is None
     (tmp_path / "sys/fs/cgroup/cpu.max").write_text("150000 100000\n")
-    assert host.cpu_quota(tmp_path) == 1.5
-    monkeypatch.setenv("OMP_NUM_THREADS", str(host.usable_cores() + 1))
+    assert cores.cpu_quota(tmp_path) == 1.5
+    monkeypatch.setenv("OMP_NUM_THREADS", str(len(cores.usable_cpus()) + 1))
     asked = host.cores()
     assert asked.level != "good"
     assert asked.to_type.startswith("export OMP_NUM_THREADS=")
-    threads = host.usable_cores() + 1
+    threads = len(cores.usable_cpus()) + 1
     forked = Ranks(
         ["--json", "--quick", "--offline"],
         tmp_path / "log",

@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from sslm.models.blocks import blocks
 from sslm.models.build import build
 from sslm.parallel.float8 import supports_float8, use_float8
+from sslm.parallel.launch import Scaling
 from tests.support.processes import run_ranks
 
 FORWARD_ERROR, BACKWARD_ERROR = 0.055, 0.075
@@ -34,11 +35,11 @@ def error(found: Tensor, exact: Tensor) -> float:
     return ((found.double() - exact.double()).norm() / exact.double().norm()).item()
 
 
-def pair(bias: bool = True) -> tuple[nn.Linear, nn.Linear]:
+def pair(bias: bool = True, scaling: Scaling = "tensor", num_out: int = 48) -> tuple[nn.Linear, nn.Linear]:
     torch.manual_seed(0)
-    exact = nn.Linear(64, 48, bias=bias)
+    exact = nn.Linear(64, num_out, bias=bias)
     rough = copy.deepcopy(exact)
-    assert use_float8(rough) == 1
+    assert use_float8(rough, scaling) == 1
     return exact, rough
 
 
@@ -99,10 +100,9 @@ def test_under_autocast_it_computes_in_bf16_and_gradients_are_of_the_parameters_
     assert_close(found[:3], results(exact, inputs, gradient)[:3])
 
 
-def tiny_llama(layers: int = 2) -> Any:
-    config = LlamaConfig(
-        vocab_size=50, hidden_size=32, intermediate_size=48, num_hidden_layers=layers, num_attention_heads=2
-    )
+def tiny_llama(layers: int = 2, intermediate_size: int = 48) -> Any:
+    sizes = {"num_hidden_layers": layers, "intermediate_size": intermediate_size}
+    config = LlamaConfig(vocab_size=50, hidden_size=32, num_attention_heads=2, **sizes)
     return build(config, "AutoModelForCausalLM", 0)
 
 

@@ -12,7 +12,9 @@ import torch
 
 from sslm.cli.doctor.finding import Finding, Level
 from sslm.parallel.checks import open_files_needed
-from sslm.parallel.planning.host_memory import PROCESS_BYTES, control_groups, free_memory
+from sslm.parallel.cores import cpu_quota, usable_cpus
+from sslm.parallel.planning.host_memory import PROCESS_BYTES, free_memory
+from sslm.system.limits import control_groups
 from sslm.system.terminal import GIB, MIB, bytes_in_words, plural
 
 SHARED_MEMORY = Path("/dev/shm")
@@ -40,7 +42,7 @@ def ranks_here() -> int:
 
 def cores() -> Finding:
     """Compare the cores that this process may use with the threads that torch takes."""
-    usable, quota = usable_cores(), cpu_quota()
+    usable, quota = len(usable_cpus()), cpu_quota()
     shares = f", of which the container's quota leaves {quota:g}" if quota is not None and quota < usable else ""
     found = f"{plural(usable, 'core')} of {os.cpu_count()}{shares}"
     most = usable if quota is None else max(min(usable, math.floor(quota)), 1)
@@ -55,26 +57,6 @@ def cores() -> Finding:
     if threads < most and not torch.cuda.device_count():
         return Finding("cores", found, "note", "speed of one process on the CPU: cores idle", "unset OMP_NUM_THREADS")
     return Finding("cores", found)
-
-
-def usable_cores() -> int:
-    """Count the cores that this process may be scheduled on."""
-    with suppress(AttributeError):  # not Linux
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
-
-
-def cpu_quota(root: Path = Path("/")) -> float | None:
-    """Return the cores' worth of time that the control groups leave (v1 and v2), or None for no limit."""
-    found: list[float] = []
-    for group in control_groups("cpu", root):
-        with suppress(OSError, ValueError):
-            quota, period = (group / "cpu.max").read_text().split()
-            found.append(int(quota) / int(period))
-        with suppress(OSError, ValueError):
-            v1 = int((group / "cpu.cfs_quota_us").read_text()), int((group / "cpu.cfs_period_us").read_text())
-            found += [v1[0] / v1[1]] if v1[0] > 0 else []
-    return min(found, default=None)
 
 
 def memory() -> Finding:
@@ -116,7 +98,7 @@ def open_files() -> Finding:
 def processes() -> Finding:
     """Compare the threads that this user may have, or its container, with what a run on this node starts."""
     soft, _ = resource.getrlimit(resource.RLIMIT_NPROC)
-    found, needed = f"{limit_in_words(soft)} processes and threads", ranks_here() * (THREADS + usable_cores())
+    found, needed = f"{limit_in_words(soft)} processes and threads", ranks_here() * (THREADS + len(usable_cpus()))
     limits = [soft] if soft != resource.RLIM_INFINITY and os.geteuid() else []  # it doesn't bind root
     for group in control_groups("pids"):
         with suppress(OSError, ValueError):

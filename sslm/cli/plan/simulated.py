@@ -56,7 +56,7 @@ def run_simulation(
     size, config = budget.chosen_size(launch), budget.config
     if budget.recomputation.kind == "budget":  # which is the compiler's
         config = replace(config, activation_checkpointing="none")
-    precision = "bf16-mixed" if launch.precision == "fp8" else launch.precision
+    precision = launch.precision if launch.float8 is None else "bf16-mixed"
     plain = replace(launch, compiled="off", attention="sdpa", precision=precision)
     how = {"total_steps": config.total_steps, "micro_batch_size": size}
     module = make_module(config, objective, recipe, model, adapters, plain, **how)

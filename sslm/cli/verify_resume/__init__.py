@@ -36,6 +36,7 @@ from sslm.config import Config
 from sslm.config.written import to_tree
 from sslm.parallel import launch
 from sslm.parallel.checks import check_processes
+from sslm.parallel.cores import multiplies_in_bf16
 from sslm.runs.changes import differences, in_words
 from sslm.runs.checkpoints.folder import newest_first
 from sslm.runs.folder import RunFolder
@@ -266,7 +267,8 @@ def _randomness_key(config: Config) -> tuple[Any, ...]:
 
 
 def _is_fp32(config: Config) -> bool:
-    return config.precision == "32" or (config.precision == "auto" and launch.devices(config)[0] == "cpu")
+    is_default = config.precision == "auto" and launch.devices(config)[0] == "cpu" and not multiplies_in_bf16()
+    return config.precision == "32" or is_default
 
 
 def drawn_in(run: RunFolder, config: Config) -> list[str]:

@@ -153,10 +153,14 @@ class Budget:
         check_strategy(self.config, launch, self.model)
         check_compiled(launch, self.model, self.recomputation)
         check_attention(launch.attention, self.model, self._around_attention(launch))
-        if launch.precision == "fp8" and not self.machine.has_fp8:
+        if launch.float8 is not None and launch.float8 not in self.machine.float8:
+            what = "multiplies in 8 bits (L4, RTX 4090, H100 and later)"
+            if launch.float8 == "block":
+                what = "multiplies blocks of 8-bit floats with a scale each (B200 and later)"
+            other = "fp8-rowwise" if self.machine.float8 else "bf16-mixed"
             raise UserError(
-                f"--precision fp8: needs a GPU that multiplies in 8 bits (L4, RTX 4090, H100 and later), not "
-                f"{self.machine.device}; give --precision bf16-mixed"
+                f"--precision {launch.precision}: needs a GPU that {what}, not {self.machine.device}; "
+                f"give --precision {other}"
             )
         if launch.precision == "32-tf32" and self.machine.precision != "bf16-mixed":  # Ampere brought both
             raise UserError(

@@ -37,8 +37,8 @@ UNCOMPILED = {True: 0.5, False: 0.8}
 """Factor of the speed without --compile, by whether the model has less than SMALL parameters."""
 RECOMPUTED = {"none": 1.0, "selective": 0.95, "full": 0.75, "budget": 0.9}
 """Factor of the speed by kind of recomputation."""
-PEAK_SHARE = {"32": 1 / 15, "32-tf32": 1 / 2, "fp8": 1.17}
-"""Factor of the bf16 peak by precision: fp32 has no tensor cores; fp8 gained so much with 0.9B parameters."""
+PEAK_SHARE = {"32": 1 / 15, "32-tf32": 1 / 2, "fp8": 1.17, "fp8-rowwise": 0.9}
+"""Factor of the bf16 peak by precision: fp32 has no tensor cores; fp8 gained and lost so much with 0.9B parameters."""
 
 ALL = 0.995
 """From here on nothing is said of messages."""

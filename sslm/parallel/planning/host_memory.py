@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from sslm.system.limits import control_groups
+
 PROCESS_BYTES = 700 << 20
 """Memory of a process before it trains: torch, transformers, Lightning."""
 
@@ -44,28 +46,6 @@ def _left_in_groups(root: Path) -> Iterator[float]:
             with suppress(OSError, ValueError):  # no limit ("max"), or a container that does not show it
                 most, used = int((group / limit).read_text()), int((group / usage).read_text())
                 yield max(most - used + _reclaimable(group), 0)
-
-
-def control_groups(controller: str, root: Path = Path("/")) -> Iterator[Path]:
-    """Yield the folder of this process' control group, and of each group around it (cgroups, v1 and v2).
-
-    Args:
-        controller: what v1 has a hierarchy of its own for: memory, cpu, pids.
-    """
-    try:
-        lines = (root / "proc/self/cgroup").read_text().splitlines()
-    except OSError:
-        return
-    for line in lines:
-        _, controllers, path = line.split(":", 2)
-        if controllers and controller not in controllers.split(","):
-            continue
-        mounted = root / "sys/fs/cgroup" / (controller if controllers else "")
-        inside = mounted / path.lstrip("/")
-        for group in (inside, *inside.parents):
-            if group == mounted.parent:
-                break
-            yield group
 
 
 def _reclaimable(group: Path) -> int:

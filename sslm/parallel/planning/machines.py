@@ -11,13 +11,19 @@ from typing import NamedTuple
 
 import torch
 
+from sslm.parallel.cores import multiplies_in_bf16
 from sslm.parallel.float8 import supports_float8
+from sslm.parallel.launch import Scaling
 from sslm.parallel.planning.host_memory import free_memory
 from sslm.system.errors import UserError, nearest
 from sslm.system.terminal import GIB
 
 PRICED = "2025"
 """Year of the prices below, those of smaller clouds on demand; large clouds ask two or three times as much."""
+
+ADA: tuple[Scaling, ...] = ("tensor", "row")
+BLACKWELL: tuple[Scaling, ...] = (*ADA, "block")
+"""How these GPUs, and later ones, multiply in 8 bits."""
 
 
 class Gpu(NamedTuple):
@@ -32,7 +38,8 @@ class Gpu(NamedTuple):
     price: float | None = None
     """US dollars an hour, typically (see PRICED)."""
     has_bf16: bool = True
-    has_fp8: bool = False
+    float8: tuple[Scaling, ...] = ()
+    """How it multiplies in 8 bits."""
     link: float = 32e9
     """Bytes per second that a device sends to others of its node, as the maker states it: NVLink, or PCIe."""
     network: float | None = None
@@ -40,21 +47,21 @@ class Gpu(NamedTuple):
 
 
 GPUS = {
-    "b200": Gpu("B200", 2250e12, 178.4, 5.00, has_fp8=True, link=900e9, network=50e9),
-    "h200": Gpu("H200", 989.4e12, 139.8, 3.50, has_fp8=True, link=450e9, network=50e9),
-    "h100-nvl": Gpu("H100 NVL", 835e12, None, 2.75, has_fp8=True, link=64e9),
-    "h100-pcie": Gpu("H100 PCIe", 756e12, None, 2.75, has_fp8=True, link=64e9),
-    "h100": Gpu("H100", 989.4e12, 79.2, 2.75, has_fp8=True, link=450e9, network=50e9),
+    "b200": Gpu("B200", 2250e12, 178.4, 5.00, float8=BLACKWELL, link=900e9, network=50e9),
+    "h200": Gpu("H200", 989.4e12, 139.8, 3.50, float8=ADA, link=450e9, network=50e9),
+    "h100-nvl": Gpu("H100 NVL", 835e12, None, 2.75, float8=ADA, link=64e9),
+    "h100-pcie": Gpu("H100 PCIe", 756e12, None, 2.75, float8=ADA, link=64e9),
+    "h100": Gpu("H100", 989.4e12, 79.2, 2.75, float8=ADA, link=450e9, network=50e9),
     "a100-80": Gpu("A100 80GB", 312e12, 79.2, 1.80, link=300e9, network=25e9),
     "a100-40": Gpu("A100 40GB", 312e12, 39.4, 1.30, link=300e9, network=25e9),
     "a100": Gpu("A100", 312e12, link=300e9, network=25e9),
-    "l40s": Gpu("L40S", 362e12, 44.4, 1.00, has_fp8=True),
-    "l4": Gpu("L4", 121e12, 22.0, 0.70, has_fp8=True),
+    "l40s": Gpu("L40S", 362e12, 44.4, 1.00, float8=ADA),
+    "l4": Gpu("L4", 121e12, 22.0, 0.70, float8=ADA),
     "a10g": Gpu("A10G", 70e12, 22.0, 0.75),
     "a10": Gpu("A10", 125e12),
     "v100": Gpu("V100", 125e12, 15.8, 0.55, has_bf16=False, link=150e9),
     "t4": Gpu("T4", 65e12, 14.6, 0.40, has_bf16=False, link=16e9),
-    "rtx4090": Gpu("RTX 4090", 165e12, 23.5, 0.50, has_fp8=True),
+    "rtx4090": Gpu("RTX 4090", 165e12, 23.5, 0.50, float8=ADA),
     "rtx3090": Gpu("RTX 3090", 71e12, 23.6, 0.25),
 }
 """By name; of a device's name the first whose words stand in it is taken."""
@@ -80,8 +87,8 @@ class Machine:
     """US dollars per device and hour, or None if unknown."""
     precision: str = "bf16-mixed"
     """What `--precision auto` means here."""
-    has_fp8: bool = False
-    """Whether it multiplies in 8 bits."""
+    float8: tuple[Scaling, ...] = ()
+    """How it multiplies in 8 bits."""
     has_compiler: bool = True
     """Whether torch.compile can make kernels there."""
     link: float | None = None
@@ -116,7 +123,7 @@ def named(text: str) -> Machine:
     gpu = GPUS[name]
     precision = "bf16-mixed" if gpu.has_bf16 else "16-mixed"
     memory = (gpu.memory or 0) * GIB
-    machine = Machine(gpu.title, memory, devices, num_nodes, True, gpu.peak, gpu.price, precision, gpu.has_fp8)
+    machine = Machine(gpu.title, memory, devices, num_nodes, True, gpu.peak, gpu.price, precision, gpu.float8)
     return replace(machine, link=gpu.link, network=gpu.network)
 
 
@@ -135,9 +142,10 @@ def here(accelerator: str, devices: int, num_nodes: int = 1) -> Machine:
     peak, price = (gpu.peak, gpu.price) if gpu else (None, None)
     memory = min(device.total_memory for device in properties)
     precision = "bf16-mixed" if torch.cuda.is_bf16_supported(including_emulation=False) else "16-mixed"
-    has_fp8, name = supports_float8(torch.device("cuda", 0)), name.removeprefix("NVIDIA ")
+    float8 = tuple(scaling for scaling in BLACKWELL if supports_float8(torch.device("cuda", 0), scaling))
+    name = name.removeprefix("NVIDIA ")
     has_compiler = torch.cuda.get_device_capability() >= (7, 0) and has_triton_and_c()
-    machine = Machine(name, memory, devices, num_nodes, True, peak, price, precision, has_fp8, has_compiler)
+    machine = Machine(name, memory, devices, num_nodes, True, peak, price, precision, float8, has_compiler)
     return machine if gpu is None else replace(machine, link=gpu.link, network=gpu.network)
 
 
@@ -149,7 +157,8 @@ def has_triton_and_c() -> bool:
 
 def cpu(processes: int, num_nodes: int = 1) -> Machine:
     """Describe CPU processes of this machine as devices."""
-    return Machine("CPU process", free_memory(processes), processes, num_nodes, is_gpu=False, precision="32")
+    precision = "bf16-mixed" if multiplies_in_bf16() else "32"
+    return Machine("CPU process", free_memory(processes), processes, num_nodes, is_gpu=False, precision=precision)
 
 
 def listed(name: str) -> Gpu | None:
