@@ -164,7 +164,7 @@ def _check_expert_parallel(config: Config, launch: Launch, model: PreTrainedMode
         raise UserError(f"{flag}: belongs to --strategy fsdp and hsdp, this is {launch.strategy}")
     other = {
         "context_parallel_size": launch.context_parallel_size > 1,
-        "precision": launch.precision == "fp8",
+        "precision": launch.float8 is not None,
         "lora.rank": config.lora.rank is not None,
     }
     if given := [name for name, is_given in other.items() if is_given]:
