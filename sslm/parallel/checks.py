@@ -207,8 +207,8 @@ def _check_pipeline(config: Config, launch: Launch, model: PreTrainedModel) -> N
         raise UserError(f"{flag}: not with --{given[0]}; leave one of the two out")
     if config.optim.name == "muon":
         raise UserError(f"--optim.name muon: not under {flag}, where no rank has all matrices; give another optimizer")
-    if launch.precision == "fp8":
-        raise UserError(f"--precision fp8: has not been tried with {flag}; give --precision bf16-mixed")
+    if launch.float8 is not None:
+        raise UserError(f"--precision {launch.precision}: has not been tried with {flag}; give --precision bf16-mixed")
     if not suits_pipeline(shallow_model(model.config, "AutoModelForCausalLM")):
         what = "its parts are not embeddings, blocks, a norm and a head, or are put together in another way"
         raise UserError(f"{flag}: not of {kind}: {what}; {', '.join(EXAMPLES)} and others can be cut")
