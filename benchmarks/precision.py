@@ -1,6 +1,6 @@
 """Losses of one training in fp32, bf16 and each kind of 8-bit floats, side by side; speed says nothing on a CPU.
 
-    OMP_NUM_THREADS=1 python benchmarks/precision.py --out benchmarks/results/precision.json
+    OMP_NUM_THREADS=1 python benchmarks/precision.py
 
 The default run's model, data and batches, shorter; the blocks' 8-bit matmuls are computed as a GPU's are defined.
 """

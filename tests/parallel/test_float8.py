@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from transformers import LlamaConfig
 from transformers.pytorch_utils import Conv1D
@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 from sslm.models.blocks import blocks
 from sslm.models.build import build
 from sslm.parallel.float8 import supports_float8, use_float8
-from sslm.parallel.launch import Scaling
+from sslm.parallel.launch import SCALINGS, Scaling
 from tests.support.processes import run_ranks
 
 FORWARD_ERROR, BACKWARD_ERROR = 0.055, 0.075
@@ -143,10 +143,14 @@ def test_compiled_layers_and_blocks_compute_the_same(one_compiler: None) -> None
 
 
 def shard(rank: int, world: int) -> None:
-    model, whole = tiny_llama(), tiny_llama()
+    for scaling in SCALINGS.values():
+        compare_sharded(scaling, init_device_mesh("cpu", (world,)))
+
+
+def compare_sharded(scaling: Scaling, mesh: DeviceMesh) -> None:
+    model, whole = tiny_llama(intermediate_size=64), tiny_llama(intermediate_size=64)
     for block in [*blocks(model), *blocks(whole)]:
-        use_float8(block)
-    mesh = init_device_mesh("cpu", (world,))
+        assert use_float8(block, scaling) == 7
     for block in blocks(model):
         fully_shard(block, mesh=mesh)
     fully_shard(model, mesh=mesh)

@@ -85,6 +85,7 @@ REFUSED = [
         "--start_timeout_seconds 1000000000000000.0: expected a number above 0 and at most 1e9",
     ),
     (["--precision", "fp8"], "--precision fp8: needs a GPU that multiplies in 8 bits"),
+    (["--precision", "mxfp8"], "--precision mxfp8: needs a GPU that multiplies blocks of 8-bit floats with a scale"),
     (["--precision", "32-tf32"], "--precision 32-tf32: needs a GPU from Ampere on (A100, RTX 30 and later), not CPU"),
     (
         ["--activation_checkpointing", "budget:2"],
