@@ -12,11 +12,14 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 from transformers.modeling_utils import local_torch_dtype
 
-from sslm.models.architecture import brief, read_config, set_vocab_size
+from sslm.models.architecture import HALVES, brief, read_config, set_vocab_size
 from sslm.models.blocks import evaluating
 from sslm.models.masks import unread_masks
 from sslm.models.probe import probe_tokens
 from sslm.system.errors import UserError
+
+NUM_EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts")
+"""Names that configs have for the number of a block's experts."""
 
 
 def build(config: PreTrainedConfig, auto_class: str, seed: int) -> PreTrainedModel:
@@ -48,10 +51,38 @@ def on_meta(config: PreTrainedConfig, auto_class: str) -> PreTrainedModel:
     return model
 
 
+def shallow_model(config: PreTrainedConfig, auto_class: str, seed: int = 0) -> PreTrainedModel:
+    """Build a model of the same architecture and widths with few layers, one of each kind among them, and few experts.
+
+    If a model is too large or sharded, this one shows by running what it does: where its head begins, whether it is
+    causal, whether it keeps documents apart. An architecture that counts its layers in its own way is built whole.
+    """
+    try:
+        return build(_shallow(config), auto_class, seed)
+    except Exception:  # each architecture refuses in its own way
+        return build(copy.deepcopy(config), auto_class, seed)
+
+
+def _shallow(config: PreTrainedConfig) -> PreTrainedConfig:
+    config = copy.deepcopy(config)
+    for part in (config, *(getattr(config, half, None) for half in HALVES)):
+        if isinstance(part, PreTrainedConfig):
+            kinds = list(getattr(part, "layer_types", None) or [])
+            enough = max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])
+            for key in ("num_hidden_layers", "num_decoder_layers", "decoder_layers"):
+                if isinstance(number := getattr(part, key, None), int):
+                    setattr(part, key, min(number, enough))
+            for key in NUM_EXPERTS if (getattr(part, "n_group", None) or 1) == 1 else ():
+                if isinstance(number := getattr(part, key, None), int):
+                    setattr(part, key, min(number, max(getattr(part, "num_experts_per_tok", None) or 2, 2)))
+    return config
+
+
 def check_runs(model: PreTrainedModel, auto_class: str) -> None:
     """Check that a model takes plain tokens: settings may pass the config's checks and still not go together.
 
-    It is tried on the meta device, where that costs nothing; what can't run there (mixtures of experts) is built.
+    It is tried on the meta device, where that costs nothing; of what can't run there (mixtures of experts) a shallow
+    one is built.
     """
 
     def fails(candidate: PreTrainedModel, device: str) -> str:
@@ -67,7 +98,7 @@ def check_runs(model: PreTrainedModel, auto_class: str) -> None:
         return ""
 
     with torch.random.fork_rng(devices=[]), torch.no_grad():
-        if fails(model, "meta") and (why := fails(build(model.config, auto_class, 0), "cpu")):
+        if fails(model, "meta") and (why := fails(shallow_model(model.config, auto_class), "cpu")):
             raise UserError(f"--model: {model.config.model_type} with these settings fails on a few tokens ({why})")
 
 

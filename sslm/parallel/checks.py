@@ -9,11 +9,11 @@ from transformers import PreTrainedModel
 
 from sslm.config import Config
 from sslm.models.blocks import blocks
+from sslm.models.build import shallow_model
 from sslm.parallel.context_parallel import suits_shared_rows
 from sslm.parallel.expert_parallel import check_expert_parallel
 from sslm.parallel.float8 import in_8_bits, multiple_of, suits_float8
 from sslm.parallel.launch import STRATEGIES, Launch, Scaling, data_parallel_size
-from sslm.parallel.materialise import shallow_model
 from sslm.parallel.pipeline import EXAMPLES, suits_pipeline
 from sslm.parallel.tensor_parallel import check_tensor_parallel
 from sslm.system.errors import UserError

@@ -25,7 +25,6 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.initialization import no_init_weights
 
 from sslm.models.adapters import first_values, is_of_adapter, plain_name
-from sslm.models.architecture import HALVES
 from sslm.models.blocks import blocks
 from sslm.models.build import Named, build, construct, draw, named_modules
 
@@ -197,30 +196,3 @@ class Alone(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if any(isinstance(leaf, Tensor) and leaf.is_meta for leaf in tree_leaves((args, kwargs))):
             raise Entangled
         return function(*args, **(kwargs or {}))
-
-
-# ------------------------------------------------------------------------------------------------ what can be tried
-
-
-def shallow_model(config: PreTrainedConfig, auto_class: str, seed: int = 0) -> PreTrainedModel:
-    """Build a model of the same architecture and widths with few layers, one of each kind among them.
-
-    If a model is too large or sharded, this one shows by running what it does: where its head begins, whether it is
-    causal, whether it keeps documents apart. An architecture that counts its layers in its own way is built whole.
-    """
-    try:
-        return build(_shallow(config), auto_class, seed)
-    except Exception:  # each architecture refuses in its own way
-        return build(copy.deepcopy(config), auto_class, seed)
-
-
-def _shallow(config: PreTrainedConfig) -> PreTrainedConfig:
-    config = copy.deepcopy(config)
-    for part in (config, *(getattr(config, half, None) for half in HALVES)):
-        if isinstance(part, PreTrainedConfig):
-            kinds = list(getattr(part, "layer_types", None) or [])
-            enough = max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])
-            for key in ("num_hidden_layers", "num_decoder_layers", "decoder_layers"):
-                if isinstance(number := getattr(part, key, None), int):
-                    setattr(part, key, min(number, enough))
-    return config

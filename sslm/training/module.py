@@ -29,7 +29,7 @@ from sslm.data.stream.recipe import Recipe
 from sslm.models.adapters import ADAPTERS_LR, Adapters, adapt
 from sslm.models.architecture import check_fits
 from sslm.models.attention import BY_OFFSETS, Attention, tried, use
-from sslm.models.build import on_meta
+from sslm.models.build import on_meta, shallow_model
 from sslm.models.document_check import check_documents
 from sslm.models.freezing import Frozen, freeze
 from sslm.models.linear_head import suits
@@ -37,7 +37,7 @@ from sslm.models.network import Network
 from sslm.models.sdpa_kernel import tell_kernels
 from sslm.models.task import network_for
 from sslm.models.weights import weights_of
-from sslm.parallel.materialise import materialise, shallow_model
+from sslm.parallel.materialise import materialise
 from sslm.system.errors import UserError
 from sslm.system.heartbeats import this_process
 from sslm.system.random_words import key64

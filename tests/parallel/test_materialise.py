@@ -17,9 +17,9 @@ from transformers.modeling_utils import local_torch_dtype
 
 from sslm.models.architecture import model_config
 from sslm.models.blocks import blocks
-from sslm.models.build import build, on_meta
+from sslm.models.build import build, on_meta, shallow_model
 from sslm.models.head import LanguageModel, first_of_head
-from sslm.parallel.materialise import Entangled, in_turn, materialise, shallow_model, units, without_weights
+from sslm.parallel.materialise import Entangled, in_turn, materialise, units, without_weights
 from tests.support.processes import run_ranks
 
 CAUSAL, MASKED, SEQ2SEQ = "AutoModelForCausalLM", "AutoModelForMaskedLM", "AutoModelForSeq2SeqLM"
@@ -62,7 +62,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ENTANGLED = {"apertus": (CAUSAL, WIDTHS), "openai-gpt": (CAUSAL, {"n_embd": 32, "n_layer": 2, "n_head": 2})}
 
-OTHERS = {"olmo3": (CAUSAL, WIDTHS), "longformer": (MASKED, WIDTHS)}
+OTHERS = {"olmo3": (CAUSAL, WIDTHS), "longformer": (MASKED, WIDTHS), "olmoe": (CAUSAL, GROUPED)}
 
 
 def config(kind: str, **more: Any) -> tuple[PreTrainedConfig, str]:
@@ -180,6 +180,7 @@ def test_architectures_that_can_not_be_made_in_parts_are_found_out() -> None:
         ("bert", {"num_hidden_layers": 5}, 2),
         ("t5", {"num_layers": 4, "num_decoder_layers": 3}, 4),
         ("bart", {"encoder_layers": 3, "decoder_layers": 3}, 4),
+        ("olmoe", {"num_hidden_layers": 3, "num_experts": 12, "num_experts_per_tok": 3}, 2),
         ("longformer", {"num_hidden_layers": 3, "attention_window": [8, 8, 8]}, 3),  # has a list as long as its layers
     ],
 )
@@ -187,6 +188,7 @@ def test_a_few_layers_stand_in_for_many(kind: str, layers: dict[str, Any], num_b
     given, auto_class = config(kind, **layers)
     few, many = shallow_model(given, auto_class), build(given, auto_class, 0)
     assert len(blocks(few)) == num_blocks
+    assert getattr(few.config, "num_experts", None) == layers.get("num_experts_per_tok")
     assert first_of_head(few) == first_of_head(many)
 
 
