@@ -62,7 +62,7 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 ENTANGLED = {"apertus": (CAUSAL, WIDTHS), "openai-gpt": (CAUSAL, {"n_embd": 32, "n_layer": 2, "n_head": 2})}
 
-OTHERS = {"olmo3": (CAUSAL, WIDTHS), "longformer": (MASKED, WIDTHS), "olmoe": (CAUSAL, GROUPED)}
+OTHERS = {"olmo3": (CAUSAL, WIDTHS), "longformer": (MASKED, WIDTHS), "olmoe": (CAUSAL, WIDTHS)}
 
 
 def config(kind: str, **more: Any) -> tuple[PreTrainedConfig, str]:
