@@ -195,8 +195,8 @@ def test_strategies_are_tried_on_what_is_there(capsys: pytest.CaptureFixture[str
     assert list(trials(["single", "ddp"], gpus=0)) == [Trial("single", "cpu", 1), Trial("ddp", "cpu", 2)]
     on_eight = [Trial("single", "gpu", 1), Trial("ddp", "gpu", 8), Trial("ddp", "cpu", 2), Trial("fsdp", "gpu", 8)]
     assert list(trials(["single", "ddp", "fsdp"], gpus=8)) == on_eight
-    assert main(["--strategies", "single,dpp"]) == 2
-    assert "--strategies dpp: there is no such strategy (did you mean ddp?)" in capsys.readouterr().err
+    assert main(["--strategies", "single,ddpp"]) == 2
+    assert "--strategies ddpp: there is no such strategy (did you mean ddp?)" in capsys.readouterr().err
 
 
 @pytest.mark.slow
