@@ -94,7 +94,7 @@ def why_not(attention: Attention, model: PreTrainedModel, around: Surroundings) 
         return f"it has no dropout, and --model.{dropout} is {getattr(config, dropout)}"
     if attention == "flex":
         return _why_not_blocks(model, around)
-    return _why_not_offsets(model, around) or _why_not_kernel(attention, model, around)
+    return _why_not_offsets(model) or _why_not_kernel(attention, model, around)
 
 
 def _why_not_blocks(model: PreTrainedModel, around: Surroundings) -> str | None:
@@ -118,7 +118,7 @@ def _learns_beside_masks(model: PreTrainedModel) -> bool:
     return has_bias or any(name.endswith(".sinks") for name, _ in model.named_parameters())
 
 
-def _why_not_offsets(model: PreTrainedModel, around: Surroundings) -> str | None:
+def _why_not_offsets(model: PreTrainedModel) -> str | None:
     config = model.config
     if config.is_encoder_decoder:
         return f"{config.model_type} has a decoder that reads its encoder, for which there are masks only"

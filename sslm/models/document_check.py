@@ -77,5 +77,5 @@ def probed_logits(model: PreTrainedModel, ids: Tensor, segment_ids: Tensor | Non
     both = model.config.is_encoder_decoder
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if both else {})
     if segment_ids is None:
-        return model(**inputs, use_cache=False).logits[0]  # type: ignore[no-any-return]
+        return model(**inputs, use_cache=False)[0][0]  # type: ignore[no-any-return]
     return document_logits(model, segment_ids, segment_ids if both else None, **inputs)[0]

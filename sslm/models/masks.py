@@ -56,7 +56,7 @@ def document_logits(
     else:
         with attention_within(segment_ids):
             output = model(**inputs, **_positions(model, "position_ids", segment_ids), use_cache=False)
-    logits: Tensor = output.logits
+    logits: Tensor = output[0]  # of a model that looks for answers, one of two
     return logits
 
 

@@ -204,12 +204,14 @@ class Objective(Evaluated):
                 )
             config = source.config if isinstance(source, PreTrainedModel) else source
             check_fits(config, data.vocab_size, data.num_positions)
-        probe = self.checked_model(data is not None and data.config.document_mask)
-        self.attention = tried(self.attention, probe, device)
+        dtype = self._matmul_dtype()
+        with torch.device("cpu"):  # the probe's, on which the architecture makes tensors, too
+            probe = self.checked_model(data is not None and data.config.document_mask)
+            self.attention = tried(self.attention, probe, device)
+            if data is not None and device.type == "cuda" and self.attention == "sdpa":
+                tell_kernels(probe, device, dtype, data.seq_len, data.config.document_mask)
         if data is not None:
             data.lists_documents = self.attention in BY_OFFSETS
-            if device.type == "cuda" and self.attention == "sdpa":
-                tell_kernels(probe, device, self._matmul_dtype(), data.seq_len, data.config.document_mask)
         # fresh weights come last, to where they belong
         model = source if isinstance(source, PreTrainedModel) else on_meta(source, self.auto_class)
         network = self.assemble(model, probe, data, device)

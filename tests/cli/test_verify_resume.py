@@ -18,6 +18,7 @@ from sslm.cli.verify_resume.comparison import compare, first_difference
 from sslm.cli.verify_resume.trials import Trial
 from sslm.runs.folder import RunFolder
 from sslm.system.files import sha256_of
+from sslm.system.terminal import console
 from tests.support.files import use_for_temporary_files
 from tests.support.processes import Finished, train_forked
 from tests.support.runs import SMALL_LLAMA, TrainTiny, damage, rows_of
@@ -196,7 +197,7 @@ def test_what_changes_a_weight_between_two_starts_is_told(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "240")
+    monkeypatch.setattr(console(), "_width", 240)  # made before, perhaps, and as wide as the terminal was then
     two = "--strategy fsdp --devices 2"
     shutil.copytree(tmp_path / "other", tmp_path / "also-1")
     damage(tmp_path / "other/checkpoints/step-000004")
