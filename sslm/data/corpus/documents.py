@@ -6,18 +6,26 @@ a space's mark before each piece.
 """
 
 import io
-import json
 import re
 from collections.abc import Callable, Generator, Iterator
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from sslm.data.corpus.embedded import EMBEDDED, embedded_documents, embedded_identity
-from sslm.data.corpus.files import COMPRESSIONS, JSON_LINES, find_text, format_of
+from sslm.data.corpus.files import JSON_LINES, find_text, format_of
+from sslm.data.corpus.text_rows import (
+    is_saved_dataset,
+    json_row,
+    load_dataset,
+    open_file,
+    open_parquet,
+    text_in,
+    text_of,
+    values,
+)
 from sslm.data.corpus.utf8 import READ_BYTES, Utf8
-from sslm.system.errors import UserError, nearest, one_line
+from sslm.system.errors import UserError, one_line
 from sslm.system.files import sha256_of
 from sslm.system.terminal import count
 
@@ -57,10 +65,10 @@ def open_source(
     Raises:
         UserError: nothing there, an unknown format, a bad expression.
     """
-    separator = _compiled(document_separator)
+    separator = compiled_separator(document_separator)
     if path is None:
         return Source(EMBEDDED, [{"embedded": embedded_identity()}], embedded_documents)
-    found = None if _is_saved_dataset(Path(path)) else find_text(path)
+    found = None if is_saved_dataset(Path(path)) else find_text(path)
     if found is None:
         return _dataset_source(path, text_field)
     remarks = {"files": f"{path}: {remark}"} if (remark := found.remark()) else {}
@@ -71,7 +79,8 @@ def open_source(
     return Source(path, [how, *record], lambda: reader.read(found.files), num_bytes, remarks)
 
 
-def _compiled(expression: str | None) -> re.Pattern[str] | None:
+def compiled_separator(expression: str | None) -> re.Pattern[str] | None:
+    """Compile what stands between the documents of a .txt; UserError if it can't be that."""
     if expression is None:
         return None
     try:
@@ -124,15 +133,12 @@ class _Reader:
             self.remarks[f"{file} bytes"] = remark
 
     def _text(self, file: Path, utf8: Utf8) -> Iterator[Piece]:
-        with _open(file) as stream:
-            if self.separator:
-                yield from _split(utf8.chunks(stream), self.separator)
-                return
+        with open_file(file) as stream:
             blank_lines = 0
-            for text, is_end in _whole(utf8.chunks(stream)):
+            for text, is_end in pieces_of_text(utf8.chunks(stream), self.separator):
                 blank_lines += text.count("\n\n") + text.count("\n\r\n")
                 yield text, is_end
-        if blank_lines >= MANY_BLANK_LINES:
+        if self.separator is None and blank_lines >= MANY_BLANK_LINES:
             self.remarks[f"{file} lines"] = (
                 f"{file}: is one document of {count(blank_lines)} paragraphs; if blank lines divide documents, say so: "
                 f"--data.document_separator '\\n\\s*\\n'"
@@ -141,58 +147,28 @@ class _Reader:
     def _remark_on_separator(self, files: list[Path]) -> None:
         assert self.separator is not None
         said = f"--data.document_separator {self.separator.pattern}: matches nowhere, so each file is one document"
-        with _open(next(file for file in files if format_of(file) == ".txt")) as stream:
+        with open_file(next(file for file in files if format_of(file) == ".txt")) as stream:
             if b"\r\n" in stream.read(READ_BYTES):
                 said += r"; the lines end with \r\n: write \r?\n for the end of a line"
         self.remarks["separator"] = said
 
     def _json_lines(self, file: Path, utf8: Utf8) -> Iterator[Piece]:
-        with _open(file) as stream:
+        with open_file(file) as stream:
             for number, line in enumerate(io.BufferedReader(stream), 1):
-                if not line.strip():
-                    continue
-                where = f"{file}, line {number}"
-                try:
-                    row = json.loads(utf8.text(line).removeprefix("\ufeff"))
-                except (ValueError, RecursionError) as error:
-                    if isinstance(error, UserError):
-                        raise
-                    raise UserError(f"{where}: not JSON; expected an object on each line (JSON Lines)") from None
-                if not isinstance(row, dict):
-                    what = f"expected an object on each line (JSON Lines), got {type(row).__name__}"
-                    raise UserError(f"{where}: {what}")
-                if self.text_field not in row:
-                    raise UserError(_no_field(where, self.text_field, list(row)))
-                yield from _document(row[self.text_field], where, self.text_field, utf8)
+                if line.strip():
+                    where = f"{file}, line {number}"
+                    row = json_row(line, where, utf8)
+                    yield from _document(text_in(row, where, self.text_field, utf8))
 
     def _parquet(self, file: Path, utf8: Utf8) -> Iterator[Piece]:
-        import pyarrow.parquet  # heavy, and a prepared corpus needs none of it
-
-        try:
-            table = pyarrow.parquet.ParquetFile(file)
-        except pyarrow.ArrowInvalid as error:
-            raise UserError(f"{file}: not a Parquet file ({error})") from None
-        if self.text_field not in table.schema_arrow.names:
-            raise UserError(_no_field(str(file), self.text_field, table.schema_arrow.names))
-        for batch in table.iter_batches(batch_size=1024, columns=[self.text_field]):
-            for text in _values(batch.column(0)):
-                yield from _document(text, str(file), self.text_field, utf8)
+        for batch in open_parquet(file, self.text_field).iter_batches(batch_size=1024, columns=[self.text_field]):
+            for text in values(batch.column(0)):
+                yield from _document(text_of(text, str(file), self.text_field, utf8))
 
 
-def _open(file: Path) -> Any:
-    import pyarrow  # heavy, and a prepared corpus needs none of it
-
-    return pyarrow.input_stream(str(file), compression=COMPRESSIONS.get(file.suffix.lower()))
-
-
-def _values(column: Any) -> list[Any]:
-    """List a column's values, text as bytes: Arrow does not look whether it is UTF-8."""
-    import pyarrow
-
-    with suppress(pyarrow.ArrowNotImplementedError):
-        column = column.cast(pyarrow.large_binary())
-    values: list[Any] = column.to_pylist()
-    return values
+def pieces_of_text(text: Iterator[str], separator: re.Pattern[str] | None) -> Iterator[Piece]:
+    """Cut what a .txt holds into pieces of documents; all of it is one document if nothing separates them."""
+    return _whole(text) if separator is None else _split(text, separator)
 
 
 def _whole(text: Iterator[str]) -> Iterator[Piece]:
@@ -236,52 +212,27 @@ def _split(text: Iterator[str], separator: re.Pattern[str]) -> Iterator[Piece]:
     yield rest[start:], True
 
 
-def _document(text: Any, where: str, field: str, utf8: Utf8) -> Iterator[Piece]:
-    if text is None:
-        return
-    if not isinstance(text, str | bytes):
-        raise UserError(f"{where}: field {field!r} holds {type(text).__name__}, not text")
-    yield from _whole(iter([utf8.text(text) if isinstance(text, bytes) else utf8.sound(text)]))
-
-
-def _no_field(where: str, field: str, fields: list[str]) -> str:
-    there = ", ".join(fields) or "none"
-    return f"{where}: no field {field!r}{nearest(field, fields)}; it has {there}; choose one with --data.text_field"
+def _document(text: str | None) -> Iterator[Piece]:
+    if text is not None:
+        yield from _whole(iter([text]))
 
 
 # ------------------------------------------------------------------------------------------------ Hugging Face datasets
 
 
-def _is_saved_dataset(path: Path) -> bool:
-    return (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
-
-
 def _dataset_source(given: str, field: str) -> Source:
-    import datasets  # heavy, and only datasets of the hub need it
-
-    datasets.disable_progress_bars()
-    name, _, config = given.partition(":")
-    try:
-        if _is_saved_dataset(Path(given)):
-            rows = datasets.load_from_disk(given)
-            rows = rows["train"] if isinstance(rows, datasets.DatasetDict) else rows
-        else:
-            rows = datasets.load_dataset(name, config or None, split="train")
-    except Exception as error:  # whatever datasets, the hub or the network say, the cause is the name
-        what = f"neither a file or folder here, nor a dataset that could be loaded ({one_line(error)})"
-        raise UserError(f"{given}: {what}") from None
-    if field not in rows.column_names:
-        raise UserError(_no_field(given, field, rows.column_names))
+    rows = load_dataset(given, field)
     remarks: dict[str, str] = {}
 
     def pieces() -> Iterator[Piece]:
         utf8 = Utf8(given)
         for batch in rows.select_columns([field]).with_format("arrow").iter(batch_size=1024):
-            for text in _values(batch.column(0)):
-                yield from _document(text, given, field, utf8)
+            for text in values(batch.column(0)):
+                yield from _document(text_of(text, given, field, utf8))
         utf8.check()
         if remark := utf8.remark():
             remarks["bytes"] = remark
 
+    name, _, config = given.partition(":")
     record = [{"dataset": name, "config": config, "fingerprint": rows._fingerprint, "text_field": field}]
     return Source(given, record, pieces, rows.data.nbytes if rows.data is not None else None, remarks)

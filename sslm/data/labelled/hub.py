@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from sslm.data.corpus.text_rows import is_saved_dataset
 from sslm.system.errors import UserError, one_line
 
 HELD_OUT = ("validation", "dev", "val", "validation_matched", "test")
@@ -18,11 +19,6 @@ class Opened(NamedTuple):
     fields: tuple[str, ...]
     read: Callable[[Iterable[str]], Iterator[tuple[str, dict[str, Any]]]]
     class_names: dict[str, list[str]]
-
-
-def is_saved(path: Path) -> bool:
-    """Whether a folder is a saved dataset."""
-    return (path / "dataset_info.json").is_file() or (path / "dataset_dict.json").is_file()
 
 
 def open_rows(given: str, is_held_out: bool) -> Opened:
@@ -55,7 +51,7 @@ def _loaded(given: str, is_held_out: bool) -> Any:
 
     name, _, config = given.partition(":")
     try:
-        saved = is_saved(Path(given))
+        saved = is_saved_dataset(Path(given))
         found = datasets.load_from_disk(given) if saved else datasets.load_dataset(name, config or None)
     except Exception as error:  # whatever datasets, the hub or the network say, the cause is the name
         what = f"neither a file or folder here, nor a dataset that could be loaded ({one_line(error)})"

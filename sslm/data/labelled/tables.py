@@ -11,6 +11,7 @@ from typing import Any
 
 from sslm.config import DataConfig
 from sslm.data.corpus.files import COMPRESSIONS, format_of, walk
+from sslm.data.corpus.text_rows import is_saved_dataset
 from sslm.data.labelled import delimited, hub, json_rows, parquet_rows, word_lines
 from sslm.data.labelled.task import Column
 from sslm.data.labelled.values import Row
@@ -91,7 +92,7 @@ def open_table(given: str, data: DataConfig, hash_file: Callable[[Path], str], i
     Raises:
         UserError: nothing is there, or it can't be read.
     """
-    files = None if hub.is_saved(Path(given)) else find(given)
+    files = None if is_saved_dataset(Path(given)) else find(given)
     if files is None:
         opened = hub.open_rows(given, is_held_out)
         return Table(given, opened.record, opened.fields, opened.read, opened.class_names)

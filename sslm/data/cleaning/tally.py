@@ -1,0 +1,94 @@
+"""What a clean counts: documents, bytes and words, by what became of them; tallies of blocks add up."""
+
+import hashlib
+import heapq
+from collections import Counter, defaultdict
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from sslm.data.cleaning.document import Document
+
+EXAMPLES = 3
+"""Examples that are kept of each reason, those of the lowest hash: the same whatever the blocks and their order."""
+EXAMPLE_CHARS = 400
+MOST_KEYS = 5_000
+"""Different keys of a table that are kept, the most frequent: domains would have no end."""
+
+
+@dataclass(order=True)
+class Example:
+    """A document that was dropped, or was near to it, as its report shows it."""
+
+    hash: str
+    text: str
+    origin: str
+    value: str
+
+
+@dataclass
+class Tally:
+    """Tables of counts, by name, and examples, by the table and its key."""
+
+    tables: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
+    examples: defaultdict[str, list[Example]] = field(default_factory=lambda: defaultdict(list))
+
+    def count(self, table: str, key: str, number: int = 1) -> None:
+        self.tables[table][key] += number
+
+    def amount(self, what: str, documents: Iterable[Document]) -> None:
+        """Count documents, their bytes and their words under one key."""
+        for document in documents:
+            self.add_text(what, document.text)
+
+    def add_text(self, what: str, text: str) -> None:
+        self.count("documents", what)
+        self.count("bytes", what, len(text.encode()))
+        self.count("words", what, len(text.split()))
+
+    def drop(self, reason: str, document: Document, value: str = "", text: str | None = None) -> None:
+        """Count a document that is dropped, and why; keep it as an example if it is one.
+
+        Args:
+            value: what was measured, beside what is allowed.
+            text: what may be shown of it; None for its beginning.
+        """
+        self.add_text(f"dropped: {reason}", document.text)
+        self.show(reason, document, value, text)
+
+    def show(self, reason: str, document: Document, value: str = "", text: str | None = None) -> None:
+        """Keep an example."""
+        hash = hashlib.blake2b(document.text.encode(), digest_size=8).hexdigest()
+        origin = f"{document.origin['file']}, document {document.origin['row'] + 1}"
+        there = self.examples[reason]
+        if len(there) < EXAMPLES or hash < there[-1].hash:
+            shown = (document.text if text is None else text)[:EXAMPLE_CHARS]
+            self.examples[reason] = _chosen([*there, Example(hash, shown, origin, value)])
+
+    def add(self, other: "Tally") -> None:
+        """Add another tally's counts and examples to these."""
+        for name, table in other.tables.items():
+            self.tables[name] += table
+            if len(self.tables[name]) > 2 * MOST_KEYS:
+                self.tables[name] = Counter(dict(self.tables[name].most_common(MOST_KEYS)))
+        for reason, there in other.examples.items():
+            self.examples[reason] = _chosen(self.examples[reason] + there)
+
+    def written(self) -> dict[str, Any]:
+        """Return what JSON can hold, in an order that follows from the counts alone."""
+        tables = {name: dict(sorted(table.items())) for name, table in sorted(self.tables.items())}
+        examples = {reason: [asdict(one) for one in there] for reason, there in sorted(self.examples.items())}
+        return {"tables": tables, "examples": examples}
+
+    @classmethod
+    def read(cls, written: dict[str, Any]) -> "Tally":
+        tally = cls()
+        for name, table in written["tables"].items():
+            tally.tables[name] = Counter(table)
+        for reason, there in written["examples"].items():
+            tally.examples[reason] = [Example(**one) for one in there]
+        return tally
+
+
+def _chosen(examples: list[Example]) -> list[Example]:
+    return heapq.nsmallest(EXAMPLES, examples)
