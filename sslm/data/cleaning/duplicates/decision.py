@@ -1,0 +1,40 @@
+"""What is to happen to a block's documents, in a file beside its signatures."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from sslm.system.files import fsync
+
+Decision = Mapping[str, NDArray[np.int64]]
+"""
+fate: [texts] KEPT, EXACT or NEAR
+kept_as: [texts] the number, in the corpus, of the document that stays in its place; its own if it stays
+lines: [lines, 2] (text of the block, line of the text) that go
+passages: [passages, 3] (text of the block, its first word, the word after its last) that go
+"""
+KEPT, EXACT, NEAR = 0, 1, 2
+"""A document's fate: it stays, or it goes because an earlier one is the same, or nearly."""
+
+
+def decision_file(block: Path) -> Path:
+    """Name the file for the decision about a block, whose signatures are in `block`."""
+    return block.with_name(f"{block.name.removesuffix('.npz')}.decision.npz")
+
+
+def read_decision(file: Path) -> Decision:
+    """Read a decision, or a block's signatures."""
+    with np.load(file) as arrays:
+        return dict(arrays)
+
+
+def write_decision(file: Path, decision: Decision) -> None:
+    """Write a decision whole or not at all; equal ones are equal bytes."""
+    part = file.with_name(f".{file.name}.tmp")
+    with open(part, "wb") as stream:
+        np.savez(stream, allow_pickle=False, **decision)
+    fsync(part)
+    os.replace(part, file)
