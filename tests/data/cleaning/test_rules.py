@@ -7,6 +7,8 @@ from string import ascii_lowercase
 import pytest
 
 from sslm.data.cleaning.rules import RULES, Failure, Judged, Rule
+from sslm.data.cleaning.rules.c4 import C4
+from sslm.data.cleaning.rules.fineweb import FineWeb
 from sslm.data.cleaning.rules.gopher import Gopher
 from sslm.system.errors import UserError
 
@@ -28,12 +30,34 @@ GOPHER = {
     "max_top_3gram": (0.18, "a b c d a b c", 2 * 5 / 13),
     "max_top_4gram": (0.16, "a b c d e a b c d", 2 * 7 / 17),
 } | {f"max_duplicate_{n}grams": (0.1, " ".join(list(ascii_lowercase[:n]) * 2), n / (4 * n - 1)) for n in range(5, 11)}
-CASES = [(Gopher, name, *case) for name, case in GOPHER.items()]
-ODD = ["", " ", "\n\n\n", "word", "\ud800 \udfff", "\0 \0\0", "🦜" * 300, "深度学习" * 2000, "ภาษาไทย" * 500, "a " * 99]
+C4_CASES = {"min_sentences": (3, 'This is one, "or so." Here another one ends!\nNo end', 2)}
+FINEWEB = {
+    "min_punctuated_lines": (0.5, "a.\nb\n \nc", 1 / 3),
+    "max_short_lines": (0.5, f"a\nb\n{'c' * 30}", 2 / 3),
+    "max_duplicate_line_chars": (0.1, "aa\nb\n\naa", 2 / 5),
+}
+CASES = [
+    (kind, name, *case)
+    for kind, cases in ((Gopher, GOPHER), (C4, C4_CASES), (FineWeb, FINEWEB))
+    for name, case in cases.items()
+]
+GOOD = "The first of the lines ends.\nThe second one has an end!\nAnd does the third end, too?"
+ODD = [
+    "",
+    " ",
+    "\n\n\n",
+    "word",
+    "\ud800 \udfff",
+    "\0 \0\0",
+    "🦜" * 300,
+    "深度学习。" * 2000,
+    "ภาษาไทย" * 500,
+    "a " * 99,
+]
 
 
 def with_one_threshold(kind: type[Rule], name: str, threshold: float) -> Rule:
-    off = {leaf.name: None for leaf in dataclasses.fields(kind) if leaf.metadata.get("numbers")}
+    off = {leaf.name: None for leaf in dataclasses.fields(kind) if leaf.name.startswith(("min_", "max_"))}
     return kind(**off | {name: threshold})
 
 
@@ -43,7 +67,8 @@ def test_a_text_beyond_a_threshold_is_dropped_with_its_measure(
 ) -> None:
     [judged] = with_one_threshold(kind, name, threshold).judge([text])
     assert judged == Judged(text, Failure(f"{kind.prefix}.{name}", pytest.approx(value), threshold))
-    assert with_one_threshold(kind, name, value).judge([text])[0].failure is None
+    [at_threshold] = with_one_threshold(kind, name, value).judge([text])
+    assert bool(at_threshold.failure) == kind.drops_at_threshold
 
 
 @pytest.mark.parametrize(
@@ -54,6 +79,51 @@ def test_a_text_beyond_a_threshold_is_dropped_with_its_measure(
 def test_runs_that_overlap(name: str, value: float) -> None:
     text = " ".join("a" * 12)
     assert with_one_threshold(Gopher, name, 0.1).judge([text])[0].failure == Failure(f"gopher.{name}", value, 0.1)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "This line has no end",
+        "This line ends in an ellipsis...",
+        "This has four words.",
+        "This has [1] four words.",
+        f"One word is {'x' * 1001} long.",
+        "Please switch on JavaScript to read this.",
+        "Please switch on java[edit]script to read this.",
+        "We use cookies to serve you better.",
+        "Read our Terms of Use and Privacy Policy!",
+        "lorem ipsum {",
+        "",
+    ],
+)
+def test_c4_removes_lines(line: str) -> None:
+    assert C4().judge([f"{line}\n{GOOD}\r\n  {line}"]) == [Judged(GOOD, None)]
+
+
+@pytest.mark.parametrize(
+    ("line", "setting"),
+    [("Here is some Lorem IPSUM, as always.", "drop_lorem_ipsum"), ('if (a == b) { say "so"', "drop_curly_brackets")],
+)
+def test_c4_drops_pages(line: str, setting: str) -> None:
+    text = f"{GOOD}\n{line}"
+    assert C4().judge([text]) == [Judged(text, Failure(f"c4.{setting}", 1, 0))]
+    assert C4(**{setting: False}).judge([text]) == [Judged(text, None)]
+
+
+def test_c4_removes_citations_from_lines_that_stay() -> None:
+    text = GOOD.replace("first", "first[12]").replace("end!", "[edit]end[citation needed]!")
+    assert C4().judge([text]) == [Judged(GOOD, None)]
+    assert C4(remove_citations=False).judge([text]) == [Judged(text, None)]
+
+
+def test_chinese_text_is_dropped_by_the_rules_for_english_and_kept_by_those_for_lines() -> None:
+    text = "深度学习是机器学习的一个分支，它以人工神经网络为架构，对资料进行表征学习。\n" * 2 + GOOD.replace("e", "学")
+    assert Gopher().judge([text])[0].failure
+    assert C4().judge([text])[0].text == GOOD.replace("e", "学")
+    settings = {"end_marks": "。", "min_words_per_line": None, "min_sentences": 2}
+    assert C4(**settings).judge([text])[0].text == text.split("\nTh")[0]
+    assert FineWeb(max_duplicate_line_chars=None).judge([text])[0].failure is None
 
 
 @pytest.mark.parametrize("kind", RULES.values())

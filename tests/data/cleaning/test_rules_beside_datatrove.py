@@ -1,5 +1,6 @@
 """Quality rules say of each text what datatrove's filters say, if both split words alike."""
 
+import math
 from collections import Counter
 from collections.abc import Sequence
 from pydoc_data.topics import topics
@@ -10,12 +11,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sslm.data.cleaning.rules.c4 import C4, num_sentences
+from sslm.data.cleaning.rules.fineweb import FineWeb
 from sslm.data.cleaning.rules.gopher import Gopher
 from sslm.data.cleaning.rules.judged import Rule
 
 datatrove = pytest.importorskip("datatrove", reason="datatrove is not installed: pip install 'sslm[dev]'")
 from datatrove.data import Document  # noqa: E402
-from datatrove.pipeline.filters import GopherQualityFilter, GopherRepetitionFilter  # noqa: E402
+from datatrove.pipeline.filters import (  # noqa: E402
+    C4QualityFilter,
+    FineWebQualityFilter,
+    GopherQualityFilter,
+    GopherRepetitionFilter,
+)
 from datatrove.utils.word_tokenizers import WordTokenizer  # noqa: E402
 
 GOPHER = {
@@ -40,6 +48,19 @@ REPETITION = {
 }
 
 
+C4_NAMES = {
+    "lorem_ipsum": "drop_lorem_ipsum",
+    "curly_bracket": "drop_curly_brackets",
+    "too_few_sentences": "min_sentences",
+}
+FINEWEB = {
+    "empty": "min_punctuated_lines",
+    "line_punct_ratio": "min_punctuated_lines",
+    "short_line_ratio": "max_short_lines",
+    "char_dup_ratio": "max_duplicate_line_chars",
+}
+
+
 class WhiteSpace(WordTokenizer):  # type: ignore[misc]
     """Splits as we do; datatrove takes it for a language."""
 
@@ -50,7 +71,7 @@ class WhiteSpace(WordTokenizer):  # type: ignore[misc]
         raise NotImplementedError
 
     def span_tokenize(self, text: str) -> list[tuple[int, int]]:
-        raise NotImplementedError
+        return [(0, len(text))] * num_sentences(text)
 
 
 ENGLISH = WhiteSpace()
@@ -63,8 +84,16 @@ def texts_of_all_kinds() -> list[str]:
         lines, words, paragraphs = text.split("\n"), text.split(" "), text.split("\n\n")
         texts += [text, text[:1300], "\n".join(random.choices(lines, k=len(lines)))]
         texts += [" ".join(random.choices(words, k=200)), "\n\n".join(random.choices(paragraphs, k=len(paragraphs)))]
+        texts += [
+            text.replace("\n", " ").replace(". ", ".\n"),
+            text.replace("\n\n", ".\n") + "\nWe use cookies, as all do.",
+        ]
         texts += [text[:2000] + " ".join(words[: random.randrange(5, 40)] * random.randrange(1, 9))]
     return texts
+
+
+def texts_of(pieces: list[str], between: str = "") -> st.SearchStrategy[str]:
+    return st.lists(st.sampled_from(pieces), max_size=60).map(between.join)
 
 
 def verdicts(rule: Rule, texts: Sequence[str]) -> list[str | None]:
@@ -73,11 +102,17 @@ def verdicts(rule: Rule, texts: Sequence[str]) -> list[str | None]:
 
 def datatroves(filters: Sequence[Any], names: dict[str, str], text: str) -> str | None:
     """The setting of ours by which one of these filters drops a text."""
+    return judged_by_datatrove(filters, names, text)[1]
+
+
+def judged_by_datatrove(filters: Sequence[Any], names: dict[str, str], text: str) -> tuple[str, str | None]:
+    """The text as the filters leave it, and the setting of ours by which one of them drops it."""
+    document = Document(text=text, id="")
     for each in filters:
-        answer = each.filter(Document(text=text, id=""))
+        answer = each.filter(document)
         if answer is not True:
-            return names[answer[1]]
-    return None
+            return text, names[answer[1]]
+    return document.text, None
 
 
 def test_gopher_drops_what_datatrove_drops_for_the_same_reason() -> None:
@@ -92,10 +127,82 @@ WORDS = ["a", "b", "cd", "efg", "•", "-", "#", "…", "the", "of", "1", "\n", 
 """None begins another: datatrove tells runs of words by their letters, without the spaces."""
 
 
-@given(st.lists(st.sampled_from(WORDS), max_size=60).map(" ".join).filter(str.strip))
+@given(texts_of(WORDS, " ").filter(str.strip))
 def test_gopher_measures_any_text_as_datatrove_does(text: str) -> None:
     off = dict.fromkeys(GOPHER.values())
     assert verdicts(Gopher(**off), [text]) == [datatroves([GopherRepetitionFilter(language=ENGLISH)], REPETITION, text)]
     quality = GopherQualityFilter(min_doc_words=1, language=ENGLISH)
     measured = verdicts(Gopher(min_words=1, **dict.fromkeys(REPETITION.values())), [text])
     assert measured == [datatroves([quality], GOPHER, text)]
+
+
+def c4_pair(remove_citations: bool, min_words: int | None) -> tuple[C4, C4QualityFilter]:
+    """Ours and datatrove's, which counts words before it removes citations: it is asked for one of the two."""
+    ours = C4(end_marks=".?!\"'", remove_citations=remove_citations, min_words_per_line=min_words)
+    theirs = C4QualityFilter(
+        min_num_sentences=3,
+        min_words_per_line=-1 if min_words is None else min_words,
+        remove_citations=remove_citations,
+        language=ENGLISH,
+    )
+    return ours, theirs
+
+
+C4_PAIRS = [c4_pair(False, 5), c4_pair(True, None)]
+
+
+@pytest.mark.parametrize(("ours", "theirs"), C4_PAIRS)
+def test_c4_edits_and_drops_as_datatrove_does(ours: C4, theirs: C4QualityFilter) -> None:
+    texts = texts_of_all_kinds()
+    judged = [judged.text for judged in ours.judge(texts)]
+    expected = [judged_by_datatrove([theirs], C4_NAMES, text) for text in texts]
+    assert list(zip(judged, verdicts(ours, texts), strict=True)) == expected
+    assert len({reason for _, reason in expected}) > 2
+    assert sum(text != edited and reason is None for text, (edited, reason) in zip(texts, expected, strict=True)) > 20
+
+
+C4_PIECES = [
+    "a b",
+    "c d e.",
+    "f!",
+    "[1]",
+    "[edit]",
+    "lorem",
+    " ipsum.",
+    "{",
+    "java",
+    "script?",
+    "use",
+    "cookies",
+    "...",
+]
+C4_PIECES += ["'", "x" * 1001, "\n", "\r\n", "\u2028", "\x1c", " ", " "]
+
+
+@given(texts_of(C4_PIECES))
+def test_c4_edits_and_drops_any_text_as_datatrove_does(text: str) -> None:
+    for ours, theirs in C4_PAIRS:
+        [judged] = ours.judge([text])
+        assert (judged.text, *verdicts(ours, [text])) == judged_by_datatrove([theirs], C4_NAMES, text)
+
+
+BESIDE_FINEWEB = FineWebQualityFilter(
+    line_punct_thr=math.nextafter(0.12, 1),  # datatrove keeps what is at a threshold
+    short_line_thr=math.nextafter(0.67, 0),
+    char_duplicates_ratio=math.nextafter(0.01, 0),
+    short_line_length=29,
+    new_line_ratio=math.inf,
+    language=ENGLISH,
+)
+
+
+def test_fineweb_drops_what_datatrove_drops_for_the_same_reason() -> None:
+    texts = texts_of_all_kinds()
+    ours = verdicts(FineWeb(), texts)
+    assert ours == [datatroves([BESIDE_FINEWEB], FINEWEB, text) for text in texts]
+    assert len(Counter(ours)) == 4
+
+
+@given(texts_of(["a", "b.", "c。", 'd"', " ", "e" * 29, "f" * 30 + "?", "\r", "\n", "\n"]))
+def test_fineweb_measures_any_text_as_datatrove_does(text: str) -> None:
+    assert verdicts(FineWeb(), [text]) == [datatroves([BESIDE_FINEWEB], FINEWEB, text)]

@@ -3,10 +3,12 @@
 A rule depends on a document's text alone, never on what else a block holds.
 """
 
+from sslm.data.cleaning.rules.c4 import C4
+from sslm.data.cleaning.rules.fineweb import FineWeb
 from sslm.data.cleaning.rules.gopher import Gopher
 from sslm.data.cleaning.rules.judged import Failure, Judged, Rule
 
 __all__ = ["RULES", "Failure", "Judged", "Rule"]
 
-RULES: dict[str, type[Rule]] = {"gopher": Gopher}
+RULES: dict[str, type[Rule]] = {"gopher": Gopher, "c4": C4, "fineweb": FineWeb}
 """Name in --rules -> rule."""

@@ -1,24 +1,22 @@
 """Gopher's rules for MassiveWeb (Rae et al. 2021, arXiv:2112.11446, appendix A.1.1): quality, then repetition."""
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sslm.config.setting import NOT_NEGATIVE, SHARE, setting
 from sslm.data.cleaning.rules.characters import PUNCTUATION
-from sslm.data.cleaning.rules.judged import Failure, Judged, Rule
+from sslm.data.cleaning.rules.judged import Failure, Judged, Measures, Rule
+from sslm.data.cleaning.rules.lines import copied, shares
 from sslm.data.cleaning.rules.ngrams import duplicated, most_frequent, repeated
 from sslm.data.cleaning.rules.words import Words
 
 PARAGRAPH_ENDS = re.compile(r"\n{2,}")
 LINE_ENDS = re.compile(r"\n+")
-
-Measures = Iterator[tuple[str, NDArray[Any]]]
-"""(setting, [documents] what it bounds), in the order in which documents are judged."""
+PART_CHARS = 1 << 18
 
 
 @dataclass(frozen=True)
@@ -82,19 +80,21 @@ class Gopher(Rule):
 
     def judge(self, texts: Sequence[str]) -> list[Judged]:
         """Judge a block's documents; those that fail one group of measures are not measured by the next."""
+        return [judged for part in parts(texts) for judged in self._judged(part)]
+
+    def _judged(self, texts: Sequence[str]) -> list[Judged]:
         words = Words.of(texts)
         failures: dict[int, Failure] = {}
         for measures in (self._quality, repeated_lines, repeated_runs):
             rest = [number for number in range(len(texts)) if number not in failures]
-            found: dict[int, Failure] = {}
-            for name, values in measures([texts[number] for number in rest], words.only(rest)):
-                for place, failure in self.failing(name, values):
-                    found.setdefault(rest[place], failure)
-            failures |= found
+            found = self.first_failures(measures([texts[number] for number in rest], words.only(rest)), len(rest))
+            failures |= {rest[place]: failure for place, failure in found.items()}
         return [Judged(text, failures.get(number)) for number, text in enumerate(texts)]
 
     def _quality(self, texts: Sequence[str], words: Words) -> Measures:
-        is_word = words.each(lambda word: bool(word.strip(PUNCTUATION)))
+        with_letter = [word.isalpha() or any(map(str.isalpha, word)) for word in words.vocabulary]
+        pairs = zip(with_letter, words.vocabulary, strict=True)
+        is_word = np.array([has_letter or bool(word.strip(PUNCTUATION)) for has_letter, word in pairs], bool)
         num_words = words.sums(is_word)
         yield "min_words", num_words
         yield "max_words", num_words
@@ -107,17 +107,20 @@ class Gopher(Rule):
         lines = [text.splitlines() for text in texts]
         yield "max_bullet_lines", shares(lines, lambda line: line.lstrip().startswith(("•", "-")))
         yield "max_ellipsis_lines", shares(lines, lambda line: line.rstrip().endswith(("...", "…")))
-        yield "min_alphabetic_words", words.sums(words.each(has_letter)) / num_all
+        yield "min_alphabetic_words", words.sums(np.array(with_letter, bool)) / num_all
         yield "min_stop_words", num_different(words, self.stop_words.split())
 
 
-def has_letter(word: str) -> bool:
-    return word.isalpha() or any(map(str.isalpha, word))
-
-
-def shares(lines: Sequence[list[str]], is_one: Callable[[str], bool]) -> NDArray[np.float64]:
-    """[documents] share of lines that are of a kind; 0 if there are no lines."""
-    return np.array([sum(map(is_one, some)) / max(len(some), 1) for some in lines])
+def parts(texts: Sequence[str]) -> Iterator[Sequence[str]]:
+    """Cut a block into parts whose words stay in the processor's cache: of PART_CHARS at most, or one document."""
+    first = size = 0
+    for number, text in enumerate(texts):
+        if size and size + len(text) > PART_CHARS:
+            yield texts[first:number]
+            first, size = number, 0
+        size += len(text) + 1
+    if size:
+        yield texts[first:]
 
 
 def num_different(words: Words, some: Sequence[str]) -> NDArray[np.int64]:
@@ -147,19 +150,11 @@ def split(text: str, kind: str) -> list[str]:
     return LINE_ENDS.split(text) if "\n\n" in text else text.split("\n")
 
 
-def copied(pieces: list[str]) -> tuple[int, int]:
-    """Count the pieces that stood before, and their characters."""
-    different = set(pieces)
-    if len(different) == len(pieces):
-        return 0, 0
-    return len(pieces) - len(different), sum(map(len, pieces)) - sum(map(len, different))
-
-
 def repeated_runs(texts: Sequence[str], words: Words) -> Measures:
     """Measure the most frequent runs of 2 to 4 words, then all runs of 5 to 10 that stood before."""
     sizes = np.maximum([len(text) for text in texts], 1)
     for found in repeated(words, 10):
-        if 2 <= found.n <= 4:
+        if found.n <= 4:
             yield f"max_top_{found.n}gram", most_frequent(words, found) / sizes
-        elif found.n >= 5:
+        else:
             yield f"max_duplicate_{found.n}grams", duplicated(words, found) / sizes

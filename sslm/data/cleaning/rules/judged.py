@@ -1,12 +1,12 @@
 """What a quality rule is, and what it says of a document."""
 
 import dataclasses
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import NDArray
 
 from sslm.config.setting import Section
 from sslm.system.errors import UserError, short
@@ -32,6 +32,10 @@ class Judged(NamedTuple):
     """The first threshold that the document does not pass; None if it is kept."""
 
 
+Measures = Iterable[tuple[str, NDArray[Any]]]
+"""(setting, [documents] the measure that it bounds), in the order in which documents are judged."""
+
+
 @dataclass(frozen=True)
 class Rule(Section):
     """A quality rule; its fields are its thresholds, of which None switches one off.
@@ -54,22 +58,26 @@ class Rule(Section):
         """Judge each document of a block by itself; the others change nothing but the speed."""
         raise NotImplementedError
 
-    def failing(self, setting: str, values: ArrayLike) -> Iterator[tuple[int, Failure]]:
-        """Find the documents whose measure is beyond a threshold.
+    def first_failures(self, measures: Measures, num_documents: int) -> dict[int, Failure]:
+        """Find the documents with a measure beyond its threshold: below min_…, or above max_….
 
         Args:
-            setting: min_…, which the measure must reach, or max_…, which it must not exceed.
-            values: [documents] the measure.
+            measures: are taken only while there is a document that passes.
 
         Returns:
-            (document's number, failure).
+            document's number -> the first of its measures that is.
         """
-        threshold = getattr(self, setting)
-        if threshold is None:
-            return
-        measured = np.asarray(values, np.float64)
-        is_beyond = measured < threshold if setting.startswith("min_") else measured > threshold
-        if self.drops_at_threshold:
-            is_beyond |= measured == threshold
-        for number in np.flatnonzero(is_beyond).tolist():
-            yield number, Failure(f"{self.prefix}.{setting}", float(measured[number]), threshold)
+        failures: dict[int, Failure] = {}
+        passes = np.ones(num_documents, bool)
+        for setting, values in measures:
+            if (threshold := getattr(self, setting)) is None:
+                continue
+            is_beyond = values < threshold if setting.startswith("min_") else values > threshold
+            if self.drops_at_threshold:
+                is_beyond |= values == threshold
+            for number in np.flatnonzero(is_beyond & passes).tolist():
+                failures[number] = Failure(f"{self.prefix}.{setting}", float(values[number]), threshold)
+            passes &= ~is_beyond
+            if not passes.any():
+                break
+        return failures

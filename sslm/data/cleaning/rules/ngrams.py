@@ -1,8 +1,8 @@
 """Runs of words that a document has more than once, of all documents of a block together.
 
 A run of n words is told by the two runs of n − 1 words that it is made of. Only those of which the document has both
-more than once can be repeated, so the longer the runs, the fewer places are left to look at. Runs are compared by
-numbers given to them, not by hashes: none is taken for another.
+more than once can be repeated, so the longer the runs, the fewer places are left to look at. Runs are told apart by
+numbers given to them: hashes only leave out places at the start, and only those that no other place has the hash of.
 """
 
 from collections.abc import Iterator
@@ -10,7 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 
-from sslm.data.cleaning.rules.words import Ints, Words
+from sslm.data.cleaning.rules.words import Bools, Ints, Words
+
+FACTOR = np.uint64(0x9E3779B97F4A7C15)
 
 
 class Repeated(NamedTuple):
@@ -26,17 +28,30 @@ class Repeated(NamedTuple):
 
 
 def repeated(words: Words, most: int) -> Iterator[Repeated]:
-    """Find repeated runs of 1, 2, … most words."""
-    places, keys = np.arange(len(words.ids)), words.documents * max(len(words.vocabulary), 1) + words.ids
-    for n in range(1, most + 1):
+    """Find repeated runs of 2, 3, … most words.
+
+    Documents times the square of different words has to be below 2^63, as it is in one document of 2^30 words, and in
+    2^20 documents of as many words together.
+    """
+    documents, size = words.documents, max(len(words.vocabulary), 1)
+    keys = (documents[:-1] * size + words.ids[:-1]) * size + words.ids[1:]
+    places = np.flatnonzero((documents[:-1] == documents[1:]) & _may_repeat(keys))
+    keys = keys[places]
+    for n in range(2, most + 1):
         found = _more_than_once(n, places, keys)
         yield found
-        size = max(len(found.runs), 1)  # greater than each run's number; its square is far below 2^63
-        follows = found.places[1:] == found.places[:-1] + 1
-        if n == 1:  # runs of two words or more overlap, so they are of one document
-            follows &= words.documents[found.places[1:]] == words.documents[found.places[:-1]]
+        size = max(len(found.runs), 1)
+        follows = found.places[1:] == found.places[:-1] + 1  # the two overlap, so they are of one document
         places = found.places[:-1][follows]
         keys = (found.runs[:-1] * size + found.runs[1:])[follows]
+
+
+def _may_repeat(keys: Ints) -> Bools:
+    """Tell which keys share a bucket of their hash with another key; those alone there are alone in all."""
+    bits = len(keys).bit_length() + 2
+    buckets = ((keys.view(np.uint64) * FACTOR) >> np.uint64(64 - bits)).view(np.int64)
+    is_shared: Bools = np.bincount(buckets, minlength=1 << bits)[buckets] > 1
+    return is_shared
 
 
 def _more_than_once(n: int, places: Ints, keys: Ints) -> Repeated:
