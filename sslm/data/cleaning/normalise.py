@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable
 from functools import cache
 from importlib.util import find_spec
+from typing import Literal
 
 from sslm.system.errors import UserError
 
@@ -112,7 +113,7 @@ def nfkc(text: str) -> str:
     return _normalised("NFKC", text)
 
 
-def _normalised(form: str, text: str) -> str:
+def _normalised(form: Literal["NFC", "NFKC"], text: str) -> str:
     if unicodedata.is_normalized(form, text):  # in one pass
         return text
     # unicodedata sorts marks in quadratic time
