@@ -70,7 +70,7 @@ def cards(text: str) -> tuple[str, int]:
 
 
 def _card(match: re.Match[str]) -> str | None:
-    if re.search(r"[\w.,-]\Z", before(match)):
+    if re.search(r"[\w.,/-]\Z", before(match)):
         return None
     digits = [int(char) for char in match[0] if char.isdecimal()]
     number = "".join(map(str, digits))

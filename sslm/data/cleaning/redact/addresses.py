@@ -52,8 +52,8 @@ def ips(text: str) -> tuple[str, int]:
 
 
 def _ipv4(match: re.Match[str]) -> str | None:
-    is_outline = len(match[0]) == 7  # 1.2.3.4 is a section or a version
-    return None if is_outline or NO_ADDRESS.search(before(match, 14)) else _placeholder(match[0])
+    is_small = all(int(octet) < 32 for octet in match[0].split("."))  # one address of 4,096, most versions and sections
+    return None if is_small or NO_ADDRESS.search(before(match, 14)) else _placeholder(match[0])
 
 
 def _ipv6(match: re.Match[str]) -> str | None:
@@ -62,6 +62,7 @@ def _ipv6(match: re.Match[str]) -> str | None:
 
 def _placeholder(address: str) -> str | None:
     try:
-        return "[IP]" if ipaddress.ip_address(address).is_global else None
+        value = ipaddress.ip_address(address)
     except ValueError:
         return None
+    return "[IP]" if value.is_global and not value.is_multicast else None

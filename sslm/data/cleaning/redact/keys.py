@@ -38,7 +38,7 @@ PRIVATE_KEY = re.compile(
     r"(?:(?:[^-]|-(?!----))*+-----END [A-Z0-9 ]{0,40}PRIVATE KEY(?: BLOCK)?-----|(?:\s{0,4}[A-Za-z0-9+/=]{16,128})*+)"
 )
 """A PEM block (RFC 7468); of one whose end is missing, its lines."""
-CREDENTIALS = re.compile(r"(://)[^\s/:@\[\]]{1,128}:[^\s/@\[\]]{1,256}(?=@)")
+CREDENTIALS = re.compile(r"(://)[^\s/:@\[\]<>{}$]{1,128}:[^\s/@\[\]<>{}$]{1,256}(?=@)")
 """User and password in a URL (RFC 3986)."""
 AUTHORIZATION = re.compile(r"(Bearer +|Basic +)[A-Za-z0-9._~+/-]{16,5000}={0,2}(?!\w)", re.ASCII)
 """A header of HTTP (RFC 6750 and 7617)."""
