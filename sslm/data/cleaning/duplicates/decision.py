@@ -1,15 +1,15 @@
 """What is to happen to a block's documents, in a file beside its signatures."""
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sslm.system.files import fsync
+from sslm.data.cleaning.work import written_whole
 
-Decision = Mapping[str, NDArray[np.int64]]
+Decision = Mapping[str, NDArray[Any]]
 """
 fate: [texts] KEPT, EXACT or NEAR
 kept_as: [texts] the number, in the corpus, of the document that stays in its place; its own if it stays
@@ -33,8 +33,4 @@ def read_decision(file: Path) -> Decision:
 
 def write_decision(file: Path, decision: Decision) -> None:
     """Write a decision whole or not at all; equal ones are equal bytes."""
-    part = file.with_name(f".{file.name}.tmp")
-    with open(part, "wb") as stream:
-        np.savez(stream, allow_pickle=False, **decision)
-    fsync(part)
-    os.replace(part, file)
+    written_whole(file, lambda part: np.savez(part, allow_pickle=False, **decision))

@@ -130,6 +130,7 @@ class _Resolution:
         begin, end = self.firsts[block : block + 2]
         if numbers is None:
             numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+        numbers = numbers.astype(np.int64)
         if len(numbers) and numbers.max() >= 1 << NUMBER_BITS:
             raise UserError(f"{self.blocks[block]}: a document has more than 2^{NUMBER_BITS} lines or words; cut it")
         documents = np.repeat(np.arange(begin, end), counts)
@@ -149,7 +150,7 @@ class _Resolution:
                     for each in going
                 )
                 decision = {
-                    "fate": self.fate[begin:end].astype(np.int64),
+                    "fate": self.fate[begin:end],
                     "kept_as": self.kept_as[begin:end],
                     "lines": np.column_stack([its_lines >> NUMBER_BITS, its_lines & ((1 << NUMBER_BITS) - 1)]),
                     "passages": _joined(its_passages, self.settings.substring_words),

@@ -53,7 +53,7 @@ def _lines(texts: Sequence[str], characters: int) -> Arrays:
         counts.append(len(numbers) - before)
     return {
         "lines": np.frombuffer(b"".join(digests), "<u8"),
-        "line_numbers": np.array(numbers, np.int64),
+        "line_numbers": np.array(numbers, np.uint32),
         "line_counts": np.array(counts, np.int64),
     }
 
