@@ -7,7 +7,7 @@ from sslm.data.cleaning.duplicates.partitions import Records
 
 Places = NDArray[np.int64]
 NUMBER_BITS = 28
-"""A place is document·2^NUMBER_BITS + the number of a line or word in it: 2^28 of them a document, 2^35 documents."""
+"""A place is document·2^NUMBER_BITS + the number of a line or word in it: `LONGEST_DOCUMENT` is 2^26 characters."""
 
 
 def repeats(records: Records) -> tuple[Places, Places]:
@@ -41,10 +41,12 @@ def repeated_passages(records: Records, length: int) -> Places:
 def _grouped(records: Records) -> tuple[Places, NDArray[np.bool_]]:
     """Sort places by key, then as they come; and tell whether each is the first of its key."""
     order = np.argsort(records[:, 1], kind="stable")
-    is_first = np.ones(len(order), bool)
     places: Places = records[order, 0].view(np.int64)
-    keys = records[order, 1:]
-    np.any(keys[1:] != keys[:-1], axis=1, out=is_first[1:])
+    is_first = np.zeros(len(order), bool)
+    is_first[:1] = True
+    for column in records.T[1:]:
+        keys = column[order]
+        is_first[1:] |= keys[1:] != keys[:-1]
     return places, is_first
 
 

@@ -34,7 +34,7 @@ def resolve(
         progress: hears the share of the work that is done.
 
     Raises:
-        UserError: signatures were made with other settings, or a document is too long.
+        UserError: signatures were made with other settings.
     """
     _Resolution(list(blocks), settings, work, progress).run()
 
@@ -115,52 +115,52 @@ class _Resolution:
         num = sum(int(counts.sum()) for _, counts in self._read(f"{what}_counts"))
         with self._partitions(num, 2) as partitions:
             names = (f"{what}s", f"{what}_counts", *(["line_numbers"] if what == "line" else []))
-            for number, keys, counts, *numbers in self._read(*names):
-                places, is_kept = self._places(number, counts, *numbers)
-                partitions.add_by_key(np.column_stack([places, keys])[is_kept])
+            for block, keys, counts, *numbers in self._read(*names):
+                documents = np.repeat(np.arange(*self.firsts[block : block + 2]), counts)
+                places = documents << NUMBER_BITS | (numbers[0].astype(np.int64) if numbers else _numbered(counts))
+                records = np.column_stack([places.view(np.uint64), keys])
+                partitions.add_by_key(records[self.fate[documents] == KEPT])
             for part in range(len(partitions)):
                 found = find(partitions.read(part))
                 blocks = np.searchsorted(self.firsts, found >> NUMBER_BITS, "right") - 1
                 going.add(found.view(np.uint64)[:, None], blocks % len(going))
-
-    def _places(
-        self, block: int, counts: Places, numbers: Places | None = None
-    ) -> tuple[NDArray[np.uint64], NDArray[np.bool_]]:
-        """Number a block's lines or passages in the corpus; and whether the document of each stays."""
-        begin, end = self.firsts[block : block + 2]
-        if numbers is None:
-            numbers = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
-        numbers = numbers.astype(np.int64)
-        if len(numbers) and numbers.max() >= 1 << NUMBER_BITS:
-            raise UserError(f"{self.blocks[block]}: a document has more than 2^{NUMBER_BITS} lines or words; cut it")
-        documents = np.repeat(np.arange(begin, end), counts)
-        return (documents << NUMBER_BITS | numbers).view(np.uint64), np.repeat(self.fate[begin:end] == KEPT, counts)
 
     def _partitions(self, num_records: int, columns: int) -> Partitions:
         return Partitions(self.work / "sorting", Partitions.num_for(num_records), columns)
 
     def _write(self, lines: Partitions, passages: Partitions) -> None:
         for part in range(len(lines)):
-            going = [np.sort(each.read(part)[:, 0].view(np.int64)) for each in (lines, passages)]
-            for block in range(part, len(self.blocks), len(lines)):
-                begin, end = self.firsts[block : block + 2]
-                its_lines, its_passages = (
-                    each[slice(*np.searchsorted(each, [begin << NUMBER_BITS, end << NUMBER_BITS]))]
-                    - (begin << NUMBER_BITS)
-                    for each in going
-                )
+            going_lines, going_passages = (np.sort(each.read(part)[:, 0].view(np.int64)) for each in (lines, passages))
+            for number in range(part, len(self.blocks), len(lines)):
+                begin, end = self.firsts[number : number + 2]
                 decision = {
                     "fate": self.fate[begin:end],
                     "kept_as": self.kept_as[begin:end],
-                    "lines": np.column_stack([its_lines >> NUMBER_BITS, its_lines & ((1 << NUMBER_BITS) - 1)]),
-                    "passages": _joined(its_passages, self.settings.substring_words),
+                    "lines": np.column_stack(_split(_of_block(going_lines, begin, end))),
+                    "passages": _joined(_of_block(going_passages, begin, end), self.settings.substring_words),
                 }
-                write_decision(decision_file(self.blocks[block]), decision)
+                write_decision(decision_file(self.blocks[number]), decision)
+
+
+def _numbered(counts: Places) -> Places:
+    """Number the passages of each document from 0."""
+    return np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+
+
+def _of_block(places: Places, begin: int, end: int) -> Places:
+    """Select sorted places in documents of a block, and count these from its first."""
+    first, last = np.searchsorted(places, [begin << NUMBER_BITS, end << NUMBER_BITS])
+    return places[first:last] - (begin << NUMBER_BITS)
+
+
+def _split(places: Places) -> tuple[Places, Places]:
+    """Return documents, and numbers of lines or words in them."""
+    return places >> NUMBER_BITS, places & ((1 << NUMBER_BITS) - 1)
 
 
 def _joined(places: Places, length: int) -> Places:
     """Join passages that meet: [passages, 3] text, first word, the word after the last."""
     is_first = np.diff(places, prepend=-(1 << NUMBER_BITS)) > length
     is_last = np.roll(is_first, -1)
-    documents, words = places >> NUMBER_BITS, places & ((1 << NUMBER_BITS) - 1)
+    documents, words = _split(places)
     return np.column_stack([documents[is_first], words[is_first], words[is_last] + length])
