@@ -68,6 +68,21 @@ def test_near_duplicates_go_whatever_their_case_and_punctuation(tmp_path: Path) 
     assert found == [text, None, texts[2], None, "", " ", "Two words", None]
 
 
+def test_pairs_meet_in_a_band_as_often_as_their_similarity_says() -> None:
+    texts, expected = [], []
+    for seed in range(500):
+        words = prose(seed, 200).split()
+        changed = words[: 190 - seed % 50] + prose(seed + 1000, 10 + seed % 50).split()
+        a, b = ({tuple(some[place : place + 5]) for place in range(196)} for some in (words, changed))
+        expected.append(1 - (1 - (len(a & b) / len(a | b)) ** 8) ** 14)
+        texts += [" ".join(words), " ".join(changed)]
+    made = signatures(texts, Deduplication(("minhash",)))
+    met = np.any([made[f"band-{band}"][::2] == made[f"band-{band}"][1::2] for band in range(14)], axis=0)
+    for some in (slice(0, 500), np.array(expected) < 0.5):
+        likely = np.array(expected)[some]
+        assert abs(met[some].sum() - likely.sum()) < 4 * np.sqrt((likely * (1 - likely)).sum())
+
+
 def test_a_cluster_keeps_its_first_document_whatever_the_order(tmp_path: Path) -> None:
     """Each text resembles its neighbours alone, and all are one cluster."""
     words = prose(3, 600).split()
