@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
+from sslm.config.augment import Augment, parse_augment
 from sslm.config.setting import NOT_NEGATIVE, POSITIVE, Section, setting
 
 
@@ -21,6 +22,8 @@ class SourceConfig(Section):
     max_epochs: float = 4.0
     """Warn if the run reads the source more often (up to 4 times, repeats are worth about as much as new text:
     Muennighoff et al. 2023, arXiv:2305.16264)."""
+    augment: str | None = None
+    """Noise in this source's text, as data.augment has it; none: none; default: that of data.augment."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,10 @@ class DataConfig(Section):
     """A mixture instead of data.train: a list of {path: …, weight: …, name: …}; weight is a number, or size^0.7."""
     stages: list[StageConfig] | None = None
     """New weights of the sources later in the run: a list of {at_tokens: …, weights: {NAME: …}}."""
+    augment: str | None = None
+    """Noise in the training text: names, each with the share of documents (crop, join, lowercase, uppercase,
+    no_punctuation, typography), words (typos, ocr) or tokens (token_dropout, token_swap, token_repeat, token_insert)
+    that get it, such as 'typos 0.02, token_dropout 0.05'."""
     packing: Literal["concat", "best_fit"] = "concat"
     """concat: join documents and cut them at seq_len; best_fit: keep documents whole if they fit, and pad."""
     document_mask: bool = False
@@ -93,3 +100,18 @@ class DataConfig(Section):
     """Loader processes per device; 0 reads in the training process, which is usually fastest."""
     val_sequences: int = setting(1024, POSITIVE, may_change="if named")
     """Largest number of held-out sequences in a validation, spread evenly over the held-out text."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _ = self.augments
+
+    @property
+    def augments(self) -> list[Augment]:
+        """The noise of each source, or of the only one; UserError if one is not written as such."""
+        of_all = parse_augment(self.augment)
+        return [
+            of_all
+            if source.augment is None
+            else parse_augment(source.augment, f"--data.sources {source.name or source.path}: augment")
+            for source in self.sources or [SourceConfig(self.train)]
+        ]

@@ -59,9 +59,19 @@ def differences(old: dict[str, Any], new: dict[str, Any], prefix: str = "") -> D
         was = old.get(key, FLAGS[name].default if name in FLAGS else None)  # of a setting that came since: its default
         if isinstance(was, dict) or isinstance(now, dict):
             found |= differences(was or {}, now or {}, f"{name}.")
-        elif not may_change(name) and at_paths(was, expanduser, name) != at_paths(now, expanduser, name):
+        elif not may_change(name) and _comparable(was, name) != _comparable(now, name):
             found[name] = was, now
     return found
+
+
+def _comparable(value: Any, name: str) -> Any:
+    """A setting with whole paths; of a list's entries what is set, for keys that came since have their default."""
+    if isinstance(value, list):
+        value = [
+            {key: inner for key, inner in item.items() if inner is not None} if isinstance(item, dict) else item
+            for item in value
+        ]
+    return at_paths(value, expanduser, name)
 
 
 def in_words(found: Differences) -> str:

@@ -86,6 +86,8 @@ def describe_text(config: Config, data: DataModule) -> None:
         say(f"Before {plural(end, 'token')}: each is cut into {pieces.num} of {seq_len}{without}")
     for source in stream.sources:
         of_it = f" of {source.name}" if source.name else ""
+        if source.augment is not None:
+            say(f"Noise{of_it}: {source.augment.setting}; in training alone")
         if isinstance(source.windows, Packed):
             say(f"Packing{of_it}: {source.windows.fill:.1%} of the places hold a token, the rest is padding")
         elif source.windows.num_unread > UNREAD_SHARE * source.corpus.num_tokens:

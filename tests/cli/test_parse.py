@@ -172,6 +172,14 @@ def test_differences_name_keys_that_may_not_change() -> None:
     assert differences(old, new) == {"model.hidden_size": (8, None), "optim.lr": (None, 1.0)}
 
 
+def test_keys_of_a_source_that_came_since_a_run_began_have_their_default() -> None:
+    new = to_tree(parse(["--data.sources", "[{path: a, weight: 2}]"]))
+    old = {**new, "data": {**new["data"], "sources": [{"path": "a", "weight": 2, "max_epochs": 4.0}]}}
+    assert not differences(old, new)
+    noisy = to_tree(parse(["--data.sources", "[{path: a, weight: 2, augment: typos 0.1}]"]))
+    assert set(differences(old, noisy)) == {"data.sources"}
+
+
 NAMES = """
 run_dir resume resume_with seed strategy context_parallel_size expert_parallel_size tensor_parallel_size
 precision accelerator devices num_nodes seq_len batch_size
@@ -180,7 +188,7 @@ eval_tasks eval_data eval_num_fewshot eval_limit logger compile attention activa
 start_timeout_seconds collective_timeout_seconds watchdog_seconds dry_run objective.name
 model.model_type model.pretrained model.freeze model.embedding_init model.embedding_project lora.rank lora.alpha
 lora.dropout lora.targets data.train data.val
-data.sources data.stages data.packing data.document_mask data.text_field data.pair_field data.label_field
+data.sources data.stages data.augment data.packing data.document_mask data.text_field data.pair_field data.label_field
 data.label_separator data.source_field data.target_field data.document_separator data.end_id data.special_tokens
 data.bos data.tokenizer data.cache_dir data.cache_gb data.block_shards data.on_bad_shard data.num_workers
 data.val_sequences optim.name optim.lr optim.layer_decay optim.mup optim.groups optim.schedule optim.cycles
@@ -193,7 +201,7 @@ deepspeed.config checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
 checkpoint.best_metric checkpoint.best_is checkpoint.export checkpoint.keep_every_steps checkpoint.sync
 checkpoint.upload anomaly.action anomaly.spike_z anomaly.patience anomaly.max_rewinds
 """
-MOST_FLAGS = 113
+MOST_FLAGS = 114
 """A flag that comes takes another's place: this number goes down, but for what no other flag can say."""
 
 

@@ -149,6 +149,36 @@ def test_short_sequences_at_first_are_those_of_one_process_on_several(
     assert losses_of(run) == pytest.approx(losses_of(straight), abs=1e-6)
 
 
+NOISE = "crop 0.1, join 0.2, lowercase 0.1, typos 0.1, ocr 0.05, token_dropout 0.1, token_swap 0.1, token_insert 0.05"
+
+
+def test_noisy_text_is_the_same_when_a_run_goes_on_with_other_workers_and_micro_batches(
+    tiny: list[str], train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    flags = ["--data.augment", NOISE]
+    assert train_tiny(straight, *flags) == 0
+    assert f"Noise: {NOISE}; in training alone\n" in capsys.readouterr().out
+    assert train([*tiny, *flags], stopped, "--stop_after", "3steps", "--data.num_workers", "1") == 75
+    assert train_tiny(stopped, "--data.augment", NOISE.replace("ocr 0.05, ", "")) == 2
+    assert "data.augment (was " in capsys.readouterr().err
+    assert train_tiny(stopped, *flags, "--micro_batch_size", "1") == 0
+    assert digests_of(stopped) == digests_of(straight)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_noisy_text_is_that_of_one_process_on_several(
+    tiny: list[str], train_tiny: TrainTiny, tmp_path: Path, strategy: str
+) -> None:
+    straight, run = tmp_path / "straight", tmp_path / "run"
+    flags = ["--data.augment", NOISE]
+    assert train_tiny(straight, *flags) == 0
+    train([*tiny, *flags], run, "--strategy", strategy, "--devices", "2", "--stop_after", "4steps")
+    assert train_tiny(run, *flags) == 0
+    assert digests_of(run) == digests_of(straight)
+
+
 def test_other_sources_weights_or_packing_are_another_run(mixture: list[str], straight: Path) -> None:
     given = mixture[mixture.index("--data.sources") + 1]
     for flags in (

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from sslm.config.augment import parse_augment
 from sslm.data.corpus.shards import Corpus
 from sslm.data.corpus.writer import CorpusWriter
+from sslm.data.stream.augmentation.augmenter import Augmenter
 from sslm.data.stream.mixture import Mixture, Stage
 from sslm.data.stream.order import Order
 from sslm.data.stream.packing import pack
@@ -38,8 +40,13 @@ def make_stream(
     block_shards: int | None = None,
     best_fit: bool = False,
     with_documents: bool = False,
+    augment: str | None = None,
 ) -> Stream:
-    """A stream over all of some corpora, called a, b, c …; weights are (position, weights from there on)."""
+    """A stream over all of some corpora, called a, b, c …; weights are (position, weights from there on).
+
+    Noise is in the first alone.
+    """
+    noise = Augmenter(parse_augment(augment), seed, np.zeros(1 << 17, bool), None) if augment else None
     sources = []
     for name, corpus in zip("abcdef", corpora, strict=False):
         regions = whole(corpus)
@@ -47,6 +54,6 @@ def make_stream(
             pack(corpus, regions, window_len, stride, corpus.folder) if best_fit else Cut(regions, window_len, stride)
         )
         order = Order(windows.num_windows, (seed, "order", name), block_shards)
-        sources.append(StreamSource(name, corpus, regions, windows, order))
+        sources.append(StreamSource(name, corpus, regions, windows, order, noise if name == "a" else None))
     mixture = Mixture(tuple(Stage(position, of_each) for position, of_each in weights))
     return Stream(sources, mixture, window_len, 1 << 17, with_documents)

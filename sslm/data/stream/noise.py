@@ -33,7 +33,12 @@ def _row_keys(examples: Examples, seed: int, what: str) -> NDArray[np.uint64]:
 
 def uniform(examples: Examples, num: int, seed: int, what: str) -> NDArray[np.float64]:
     """Draw [n, num] numbers from [0, 1)."""
-    return (words(examples, num, seed, what) >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return as_uniform(words(examples, num, seed, what))
+
+
+def as_uniform(drawn: NDArray[np.uint64]) -> NDArray[np.float64]:
+    """Turn random words into numbers from [0, 1)."""
+    return (drawn >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
 def chosen(keys: NDArray[np.uint64], eligible: Bools, num: Ints) -> Bools:

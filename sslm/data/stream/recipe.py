@@ -50,7 +50,7 @@ class Examples(NamedTuple):
     documents: NDArray[np.int32] | None = None
     """[n, window_len] each token's document, numbered from 0 within a row; −1 for padding; None if unwanted."""
 
-    def rows(self, some: slice) -> "Examples":
+    def rows(self, some: slice | Ints) -> "Examples":
         """Take some rows, their ids widened to int64."""
         columns: list[Any] = [None if column is None else column[some] for column in self]
         return Examples(columns[0].astype(np.int64), *columns[1:])

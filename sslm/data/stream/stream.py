@@ -6,15 +6,16 @@ ranks, workers or batches. The only state is the list of amendments.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
-from sslm.data.corpus.shards import BadShard, Corpus, resized
+from sslm.data.corpus.shards import BadShard, Corpus
 from sslm.data.stream.amendments import Amendment, Skip
+from sslm.data.stream.augmentation.augmenter import Augmenter, augmented
 from sslm.data.stream.mixture import Mixture
+from sslm.data.stream.open_shard import OpenShard
 from sslm.data.stream.order import Order
 from sslm.data.stream.packing import Packed
 from sslm.data.stream.recipe import Examples
@@ -40,6 +41,8 @@ class StreamSource:
     regions: Sequence[Region]
     windows: Cut | Packed | Whole
     order: Order
+    augment: Augmenter | None = None
+    """What makes noise in its text, if it is to train on."""
 
     @property
     def num_windows(self) -> int:
@@ -54,6 +57,7 @@ class StreamSource:
             "packing": WINDOWS_IN_WORDS[type(self.windows)],
             "num_windows": self.num_windows,
             **({} if self.corpus.labelled is None else {"labels": list(self.corpus.labelled.names)}),
+            **({} if self.augment is None else {"augment": self.augment.setting}),
         }
 
 
@@ -95,7 +99,12 @@ class Stream:
         self._first_shard = np.cumsum(counts) - counts
         self._regions = [(source, region) for source in self.sources for region in source.regions]
         self._region_starts = np.array([region.start for _, region in self._regions], np.int64)
-        self._open: dict[int, _OpenShard] = {}
+        self._region_ends = np.array([region.end for _, region in self._regions], np.int64)
+        self._augmenters = [source.augment for source in self.sources]
+        self._reads_documents = with_documents or any(self._augmenters)
+        self._num_read = max([window_len, *(augment.needed(window_len) for augment in self._augmenters if augment)])
+        """Tokens to read of a window and what follows it."""
+        self._open: dict[int, OpenShard] = {}
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": {}}  # files are mapped anew in another process
@@ -222,36 +231,54 @@ class Stream:
         for number in np.unique(shards).tolist():
             self._shard(number, check=True)
         read = {Cut: self._read_cut, Packed: self._read_packed, Whole: self._read_whole}[self._windows]
+        if self._windows is Cut and self._num_read > self.window_len:
+            read = self._read_on
         narrow, lengths, marks = read(shards, places)
         if narrow.size and narrow.max() >= self.vocab_size:
             self._refuse_ids(shards, narrow)
         documents = None if marks is None else np.cumsum(marks, axis=1, dtype=np.int32)
         if documents is not None and lengths is not None:
-            documents[np.arange(self.window_len) >= lengths[:, None]] = -1
-        return Examples(narrow, places.positions, places.epochs, places.sources, lengths, documents)
+            documents[np.arange(narrow.shape[1]) >= lengths[:, None]] = -1
+        examples = Examples(narrow, places.positions, places.epochs, places.sources, lengths, documents)
+        if any(self._augmenters):
+            examples = augmented(examples, self._augmenters, self.window_len, keeps_length=self._windows is Cut)
+            examples = examples if self.with_documents else examples._replace(documents=None)
+        return examples
 
     def _read_cut(self, shards: Ints, places: Places) -> Read:
         """Read rows shard by shard: each is a stretch of one shard."""
         starts = self._region_starts[shards] + places.windows * self._stride
         if len(shards) and (shards == shards[0]).all():
             shard = self._shard(int(shards[0]))
-            return shard.rows(self.window_len)[starts], None, self._marks(shard, starts)
+            return shard.rows(self.window_len)[starts], None, self._marks(shard, starts, self.window_len)
         narrow = np.empty((len(shards), self.window_len), self._dtype)
-        marks = np.empty(narrow.shape, np.bool_) if self.with_documents else None
+        marks = np.empty(narrow.shape, np.bool_) if self._reads_documents else None
         by_shard = np.argsort(shards, kind="stable")
         for rows in np.split(by_shard, np.flatnonzero(np.diff(shards[by_shard])) + 1):
             shard = self._shard(int(shards[rows[0]]))
             narrow[rows] = shard.rows(self.window_len)[starts[rows]]
             if marks is not None:
-                marks[rows] = self._marks(shard, starts[rows])
+                marks[rows] = self._marks(shard, starts[rows], self.window_len)
         return narrow, None, marks
 
-    def _marks(self, shard: "_OpenShard", starts: Ints) -> NDArray[np.bool_] | None:
-        """Mark documents' first tokens, but for a row's first: [n, window_len]."""
-        if not self.with_documents:
+    def _read_on(self, shards: Ints, places: Places) -> Read:
+        """Read windows and the text after them, as far as their regions go."""
+        starts = self._region_starts[shards] + places.windows * self._stride
+        ends = np.minimum(starts + self._num_read, self._region_ends[shards])
+        narrow = np.zeros((len(shards), self._num_read), self._dtype)
+        marks = np.zeros(narrow.shape, np.bool_)
+        for number in np.unique(shards).tolist():
+            shard, rows = self._shard(number), np.flatnonzero(shards == number)
+            narrow[rows] = shard.stretches(starts[rows], ends[rows], self._num_read)
+            marks[rows] = self._marks(shard, starts[rows], self._num_read)
+        return narrow, ends - starts, marks
+
+    def _marks(self, shard: OpenShard, starts: Ints, length: int) -> NDArray[np.bool_] | None:
+        """Mark documents' first tokens, but for a row's first: [n, length]."""
+        if not self._reads_documents:
             return None
-        marks = np.zeros((len(starts), self.window_len), np.bool_)
-        first, end = np.searchsorted(shard.ends, [starts + 1, starts + self.window_len])
+        marks = np.zeros((len(starts), length), np.bool_)
+        first, end = np.searchsorted(shard.ends, [starts + 1, starts + length])
         counts = end - first
         rows = np.repeat(np.arange(len(starts)), counts)
         which = np.arange(len(rows)) + np.repeat(first - np.cumsum(counts) + counts, counts)
@@ -261,7 +288,7 @@ class Stream:
     def _read_packed(self, shards: Ints, places: Places) -> Read:
         """Read rows piece by piece."""
         narrow = np.zeros((len(shards), self.window_len), self._dtype)
-        marks = np.zeros(narrow.shape, np.bool_) if self.with_documents else None
+        marks = np.zeros(narrow.shape, np.bool_) if self._reads_documents else None
         lengths = np.zeros(len(shards), np.int64)
         each = (array.tolist() for array in (shards, places.sources, places.regions, places.windows))
         for row, (shard, source, region, window) in enumerate(zip(*each, strict=True)):
@@ -279,7 +306,6 @@ class Stream:
         """Read rows of a document each, shard by shard."""
         narrow = np.zeros((len(shards), self.window_len), self._dtype)
         lengths = np.zeros(len(shards), np.int64)
-        within = np.arange(self.window_len)
         for number in np.unique(shards).tolist():
             shard, rows = self._shard(number), np.flatnonzero(shards == number)
             windows = places.windows[rows]
@@ -290,19 +316,18 @@ class Stream:
                 source, region = self._regions[number]
                 why = f"a record of {longest} numbers, where {self.window_len} are the most"
                 raise BadShard(region.shard.file, f"{source.corpus.folder}: {why}; remove this folder", source.name)
-            here = starts[:, None] + within
-            narrow[rows] = np.where(here < ends[:, None], shard.tokens[np.minimum(here, ends[:, None] - 1)], 0)
+            narrow[rows] = shard.stretches(starts, ends, self.window_len)
         return narrow, lengths, None
 
-    def _shard(self, number: int, check: bool = False) -> "_OpenShard":
+    def _shard(self, number: int, check: bool = False) -> OpenShard:
         """Return an open shard; `check` looks whether its files have been cut off since."""
         source, region = self._regions[number]
         try:
             if (shard := self._open.get(number)) is None:
                 while len(self._open) >= MOST_OPEN:
                     self._open.pop(next(iter(self._open)))
-                reads_ends = self.with_documents or self._windows is Whole
-                shard = self._open[number] = _OpenShard(source.corpus, region, reads_ends)
+                reads_ends = self._reads_documents or self._windows is Whole
+                shard = self._open[number] = OpenShard(source.corpus, region, reads_ends)
             elif check:
                 shard.check()
         except BadShard as bad:
@@ -315,30 +340,3 @@ class Stream:
         file, what = region.shard.file, f"token {narrow[row].max()}, the vocabulary has {self.vocab_size} entries"
         why = f"{file} of {source.corpus.folder}: holds {what}; the file is damaged, or belongs to another tokenizer"
         raise BadShard(file, why, source.name)
-
-
-class _OpenShard:
-    """A shard, memory-mapped, as plain arrays: slicing a np.memmap takes three times as long."""
-
-    def __init__(self, corpus: Corpus, region: Region, reads_ends: bool) -> None:
-        tokens = corpus.tokens(region.shard)
-        ends = corpus.document_ends(region.shard) if reads_ends else np.empty(0, np.int64)
-        self.tokens, self.ends = tokens.view(np.ndarray), ends.view(np.ndarray)
-        self._file, self._maps = region.shard.file, [m for m in (tokens, ends) if isinstance(m, np.memmap)]
-        self._rows: NDArray[Any] | None = None
-
-    def check(self) -> None:
-        """Raise BadShard if a file is shorter than what is mapped: reading past its end would end the process."""
-        for array in self._maps:
-            file_map: Any = array.base
-            expected = array.offset + array.nbytes
-            if (actual := file_map.size()) < expected:  # known even of a file that was removed
-                raise resized(self._file, Path(str(array.filename)), actual, expected)
-
-    def rows(self, window_len: int) -> NDArray[Any]:
-        """View the window that starts at each token: [num_tokens − window_len + 1, window_len]."""
-        if self._rows is None:
-            size = self.tokens.itemsize
-            shape = (max(len(self.tokens) - window_len + 1, 0), window_len)
-            self._rows = np.lib.stride_tricks.as_strided(self.tokens, shape, (size, size), writeable=False)
-        return self._rows

@@ -22,6 +22,8 @@ from sslm.data.corpus.tokenizer import parse_tokenizer
 from sslm.data.labelled.prepare import open_labelled, open_rows
 from sslm.data.labelled.rows import Rows
 from sslm.data.stream import windows
+from sslm.data.stream.augmentation.augmenter import Augmenter
+from sslm.data.stream.augmentation.making import augmenters_of, refuse_rows
 from sslm.data.stream.check import check_recipe
 from sslm.data.stream.labelled_rows import LabelledRows
 from sslm.data.stream.mixture import Mixture, Stage, parse_weights, source_names
@@ -98,6 +100,7 @@ def open_streams(
     labels: tuple[str, ...] = ()
     val_rows: tuple[Rows, ...] = ()
     if task := recipe.task(seq_len):
+        refuse_rows(data)
         paths = [source.path for source in sources]
         corpora, val, tokenizer, labels, val_rows = open_labelled(paths, data.val, task, asked, data, cache_dir)
     else:
@@ -114,13 +117,16 @@ def open_streams(
     mixture = _mixture(data, sources, names, corpora, seq_len)
     least = max((first_batch_size or batch_size) // len(corpora), 1) * window_len
     train_parts, val_parts = _parts(names, corpora, val, least)
+    augmenters = augmenters_of(data, corpora, tokenizer, seed)
 
-    def stream(parts: list[Part]) -> Stream:
+    def stream(parts: list[Part], augmenters: Sequence[Augmenter | None]) -> Stream:
         opened = [_source(part, data, window_len, stride, seed, cache_dir) for part in parts]
+        opened = [replace(source, augment=one) for source, one in zip(opened, augmenters, strict=True)]
         largest = max(part.corpus.vocab_size for part in parts)
         return Stream(opened, mixture, window_len, largest, data.document_mask)
 
-    streams = Streams(stream(train_parts), stream(val_parts), tokenizer, vocabulary, val_rows)
+    train, held_out = stream(train_parts, augmenters), stream(val_parts, [None] * len(val_parts))
+    streams = Streams(train, held_out, tokenizer, vocabulary, val_rows)
     _check_enough(data, streams, seq_len, batch_size)
     return streams
 
