@@ -5,19 +5,22 @@ from pydoc_data.topics import topics
 from string import ascii_lowercase
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from sslm.data.cleaning.rules import RULES, Failure, Judged, Rule
 from sslm.data.cleaning.rules.c4 import C4
 from sslm.data.cleaning.rules.fineweb import FineWeb
 from sslm.data.cleaning.rules.gopher import Gopher
 from sslm.system.errors import UserError
+from sslm.system.typed import typed
 
 GOPHER = {
     "min_words": (3, "- one two !", 2),
     "max_words": (1, "one two", 2),
     "min_mean_word_length": (3, "a bcd - e", 5 / 3),
     "max_mean_word_length": (2, "abc -", 3),
-    "max_symbols_per_word": (0.1, "# a … ...", 2 / 4),
+    "max_symbols_per_word": (0.1, "# a#b# … ...", 3 / 4),
     "max_bullet_lines": (0.4, "• a\n - b\nc", 2 / 3),
     "max_ellipsis_lines": (0.3, "a… \nb...\nc", 2 / 3),
     "min_alphabetic_words": (0.8, "a 1 b2 !", 2 / 4),
@@ -26,7 +29,7 @@ GOPHER = {
     "max_duplicate_paragraph_chars": (0.2, "aaaa\n\nb\n\naaaa", 4 / 13),
     "max_duplicate_lines": (0.2, "a\nb\n\na\n", 1 / 4),
     "max_duplicate_line_chars": (0.2, "aaaa\nb\naaaa", 4 / 11),
-    "max_top_2gram": (0.2, "a b c a b d", 2 * 3 / 11),
+    "max_top_2gram": (0.2, "a b cc dd cc dd", 2 * 5 / 15),
     "max_top_3gram": (0.18, "a b c d a b c", 2 * 5 / 13),
     "max_top_4gram": (0.16, "a b c d e a b c d", 2 * 7 / 17),
 } | {f"max_duplicate_{n}grams": (0.1, " ".join(list(ascii_lowercase[:n]) * 2), n / (4 * n - 1)) for n in range(5, 11)}
@@ -81,6 +84,12 @@ def test_runs_that_overlap(name: str, value: float) -> None:
     assert with_one_threshold(Gopher, name, 0.1).judge([text])[0].failure == Failure(f"gopher.{name}", value, 0.1)
 
 
+@given(st.lists(st.lists(st.sampled_from("ab"), max_size=12).map(" ".join), max_size=4), st.sampled_from(list(GOPHER)))
+def test_a_document_is_judged_by_itself_if_others_have_its_words(texts: list[str], name: str) -> None:
+    rule = with_one_threshold(Gopher, name, 0)
+    assert rule.judge(texts) == [judged for text in texts for judged in rule.judge([text])]
+
+
 @pytest.mark.parametrize(
     "line",
     [
@@ -115,6 +124,7 @@ def test_c4_removes_citations_from_lines_that_stay() -> None:
     text = GOOD.replace("first", "first[12]").replace("end!", "[edit]end[citation needed]!")
     assert C4().judge([text]) == [Judged(GOOD, None)]
     assert C4(remove_citations=False).judge([text]) == [Judged(text, None)]
+    assert C4().judge([f"[1] {GOOD.replace('And', '[2] And')}"]) == [Judged(GOOD.replace("And", " And"), None)]
 
 
 def test_chinese_text_is_dropped_by_the_rules_for_english_and_kept_by_those_for_lines() -> None:
@@ -134,8 +144,19 @@ def test_a_document_is_judged_by_itself(kind: type[Rule]) -> None:
 
 
 @pytest.mark.parametrize("kind", RULES.values())
-def test_a_threshold_out_of_its_range_is_refused(kind: type[Rule]) -> None:
+def test_a_threshold_out_of_its_range_and_an_empty_text_are_refused(kind: type[Rule]) -> None:
     for leaf in dataclasses.fields(kind):
         if leaf.metadata.get("numbers"):
-            with pytest.raises(UserError, match=f"^--{kind.prefix}.{leaf.name} -1: expected "):
+            with pytest.raises(UserError, match=f"^--{kind.prefix}.{leaf.name} -1: expected a"):
                 kind(**{leaf.name: -1})
+        elif isinstance(leaf.default, str):
+            with pytest.raises(UserError, match=f"^--{kind.prefix}.{leaf.name} needs a value; it is empty$"):
+                kind(**{leaf.name: ""})
+
+
+def test_settings_are_read_as_they_are_typed() -> None:
+    typed_in = {"min_words": "1e2", "max_top_2gram": "null", "max_words": "null", "stop_words": "der die"}
+    assert Gopher(**typed(Gopher, "gopher", typed_in)) == Gopher(100, None, max_top_2gram=None, stop_words="der die")
+    assert C4(**typed(C4, "c4", {"end_marks": "。", "drop_lorem_ipsum": "false"})) == C4(
+        end_marks="。", drop_lorem_ipsum=False
+    )

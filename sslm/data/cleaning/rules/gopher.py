@@ -54,29 +54,29 @@ class Gopher(Rule):
     max_duplicate_paragraphs: float | None = setting(0.3, SHARE)
     """Largest share of paragraphs that stood before in the document; empty lines separate paragraphs (table A1)."""
     max_duplicate_paragraph_chars: float | None = setting(0.2, SHARE)
-    """Largest share of characters in such paragraphs (table A1)."""
+    """Largest share of characters in paragraphs that stood before in the document (table A1)."""
     max_duplicate_lines: float | None = setting(0.3, SHARE)
     """Largest share of lines that stood before in the document (table A1)."""
     max_duplicate_line_chars: float | None = setting(0.2, SHARE)
-    """Largest share of characters in such lines (table A1)."""
+    """Largest share of characters in lines that stood before in the document (table A1)."""
     max_top_2gram: float | None = setting(0.2, NOT_NEGATIVE)
     """Largest share of characters in the most frequent run of 2 words, overlaps counted (table A1)."""
     max_top_3gram: float | None = setting(0.18, NOT_NEGATIVE)
-    """The same for runs of 3 words (table A1)."""
+    """Largest share of characters in the most frequent run of 3 words, overlaps counted (table A1)."""
     max_top_4gram: float | None = setting(0.16, NOT_NEGATIVE)
-    """The same for runs of 4 words (table A1)."""
+    """Largest share of characters in the most frequent run of 4 words, overlaps counted (table A1)."""
     max_duplicate_5grams: float | None = setting(0.15, SHARE)
     """Largest share of characters in runs of 5 words that stood before, none counted twice (table A1)."""
     max_duplicate_6grams: float | None = setting(0.14, SHARE)
-    """The same for runs of 6 words (table A1)."""
+    """Largest share of characters in runs of 6 words that stood before, none counted twice (table A1)."""
     max_duplicate_7grams: float | None = setting(0.13, SHARE)
-    """The same for runs of 7 words (table A1)."""
+    """Largest share of characters in runs of 7 words that stood before, none counted twice (table A1)."""
     max_duplicate_8grams: float | None = setting(0.12, SHARE)
-    """The same for runs of 8 words (table A1)."""
+    """Largest share of characters in runs of 8 words that stood before, none counted twice (table A1)."""
     max_duplicate_9grams: float | None = setting(0.11, SHARE)
-    """The same for runs of 9 words (table A1)."""
+    """Largest share of characters in runs of 9 words that stood before, none counted twice (table A1)."""
     max_duplicate_10grams: float | None = setting(0.1, SHARE)
-    """The same for runs of 10 words (table A1)."""
+    """Largest share of characters in runs of 10 words that stood before, none counted twice (table A1)."""
 
     def judge(self, texts: Sequence[str]) -> list[Judged]:
         """Judge a block's documents; those that fail one group of measures are not measured by the next."""

@@ -41,7 +41,7 @@ class Rule(Section):
     """A quality rule; its fields are its thresholds, of which None switches one off.
 
     Raises:
-        UserError: a threshold is out of its range.
+        UserError: a threshold is out of its range, or a text is empty.
     """
 
     drops_at_threshold: ClassVar[bool] = False
@@ -51,6 +51,8 @@ class Rule(Section):
         super().__post_init__()
         for leaf in dataclasses.fields(self):
             value, numbers = getattr(self, leaf.name), leaf.metadata.get("numbers")
+            if value == "":
+                raise UserError(f"--{self.prefix}.{leaf.name} needs a value; it is empty")
             if numbers and value is not None and not numbers.contains(value):
                 raise UserError(f"--{self.prefix}.{leaf.name} {short(value)}: expected {numbers.words}")
 
