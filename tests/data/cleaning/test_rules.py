@@ -136,6 +136,12 @@ def test_chinese_text_is_dropped_by_the_rules_for_english_and_kept_by_those_for_
     assert FineWeb(max_duplicate_line_chars=None).judge([text])[0].failure is None
 
 
+def test_thai_text_which_has_no_marks_is_dropped_by_fineweb_unless_told() -> None:
+    text = "ภาษาไทยเป็นภาษาที่มีระดับเสียงของคำแน่นอน\nการเขียนภาษาไทยไม่เว้นวรรคระหว่างคำ"
+    assert FineWeb().judge([text])[0].failure == Failure("fineweb.min_punctuated_lines", 0, 0.12)
+    assert FineWeb(min_punctuated_lines=None).judge([text])[0].failure is None
+
+
 @pytest.mark.parametrize("kind", RULES.values())
 def test_a_document_is_judged_by_itself(kind: type[Rule]) -> None:
     texts = ODD + [text * 2 for text in topics.values()] + [text[:300] for text in topics.values()]

@@ -18,8 +18,8 @@ class FineWeb(Rule):
     As in the paper, a document at a threshold is dropped, too: 0 and 1 are thresholds that drop, null is off. Of the
     characters in duplicate lines the paper says 0.1 in section 3.6 and 0.01 in its table 2; datatrove, by which FineWeb
     was made, has 0.01. datatrove keeps what is at a threshold, takes lines of 30 characters for short, too, and has a
-    rule that the paper has not: line ends a word. Nothing is measured by words or in English, so texts of all scripts
-    are judged alike.
+    rule that the paper has not: line ends a word. Nothing is measured by words, and end_marks are of all scripts; but
+    Thai has none, so its texts are dropped unless min_punctuated_lines is null.
     """
 
     prefix = "fineweb"
