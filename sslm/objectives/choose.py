@@ -162,6 +162,7 @@ def make_module(
             parallelize,
             replicas=launch.replicas,
             shares_rows=launch.context_parallel_size > 1,
+            shares_places=launch.shares_places,
             is_pipeline=launch.traits.is_pipeline,
             expert_parallel_size=launch.expert_parallel_size,
             reshard_after_forward=config.fsdp.reshard_after_forward,

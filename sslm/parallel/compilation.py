@@ -52,8 +52,6 @@ def why_not(compiled: Compiled, launch: Launch, model: PreTrainedModel, recomput
         return "torch can't compile an LSTM; give off"
     if compiled == "block" and not blocks(model):
         return f"{model.config.model_type}'s layers can't be told apart; give model, or off"
-    if compiled == "block" and launch.tensor_parallel_size > 1:
-        return f"torch can't compile blocks whose matrices devices share (--strategy {launch.strategy}); give off"
     if launch.context_parallel_size > 1:
         return "has not been tried with --context_parallel_size; give off"
     if compiled == "model" and launch.num_stages > 1:

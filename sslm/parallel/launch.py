@@ -83,6 +83,8 @@ class Launch:
     """Devices that share each row."""
     expert_parallel_size: int = 1
     """Devices that share each block's experts."""
+    shares_places: bool = False
+    """Whether devices that share matrices have some places of every row each between these (sequence parallelism)."""
     compiled: Compiled = "off"
     """What torch.compile takes as one piece."""
     attention: Attention = "sdpa"
@@ -119,7 +121,9 @@ class Launch:
     @property
     def strategy_in_words(self) -> str:
         """The strategy, and why it is this one if there was a choice."""
-        return f"strategy {self.strategy}" + ("" if self.traits.is_single else f" ({self.why})")
+        places = "" if self.shares_places else "not "
+        how = f"; places of a row {places}shared between matrices" if self.tensor_parallel_size > 1 else ""
+        return f"strategy {self.strategy}" + ("" if self.traits.is_single else f" ({self.why}{how})")
 
     @property
     def precision_in_words(self) -> str:

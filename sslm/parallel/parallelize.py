@@ -17,6 +17,7 @@ from sslm.parallel.float8 import in_8_bits, use_float8
 from sslm.parallel.launch import Compiled, Scaling
 from sslm.parallel.pipeline import Pipeline
 from sslm.parallel.recompute import KEEP_ALL, Recompute, recompute
+from sslm.parallel.sequence_parallel import styles_of_places
 from sslm.parallel.tensor_parallel import share_matrices
 
 
@@ -27,6 +28,7 @@ def parallelize(
     *,
     replicas: int = 1,
     shares_rows: bool = False,
+    shares_places: bool = False,
     expert_parallel_size: int = 1,
     is_pipeline: bool = False,
     reshard_after_forward: bool | int = True,
@@ -44,6 +46,7 @@ def parallelize(
         mesh: the devices that share the weights, with dimensions `data_parallel` and `tensor_parallel`; None if
             each holds all weights.
         shares_rows: whether the devices of `tensor_parallel` share rows and not matrices.
+        shares_places: whether devices that share matrices each have some places of every row between these.
         expert_parallel_size: devices that share each block's experts.
         is_pipeline: whether each of the devices of `tensor_parallel` has some of the blocks.
         replicas: groups of data-parallel devices that hold all of the weights among them (HSDP, Zhao et al. 2023,
@@ -67,7 +70,8 @@ def parallelize(
     elif mesh is not None and shares_rows:
         share_rows(network, model, mesh["tensor_parallel"].get_group())
     elif mesh is not None and mesh["tensor_parallel"].size() > 1:
-        share_matrices(model, mesh["tensor_parallel"])
+        shared = mesh["tensor_parallel"]
+        share_matrices(model, shared, styles_of_places(model, shared) if shares_places else {})
     if float8 is not None:
         for block in in_8_bits(blocks(model)):
             use_float8(block, float8)

@@ -4,14 +4,16 @@ transformers has the plan for each architecture. Activations between the matrice
 name (norms), are whole on each device.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from fnmatch import fnmatchcase
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed._functional_collectives import AsyncCollectiveTensor, all_reduce
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
@@ -52,9 +54,7 @@ class _SumOfGradients(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
-        gradient = gradient.contiguous()
-        dist.all_reduce(gradient, group=ctx.group)
-        return gradient, None
+        return all_reduce(gradient.contiguous(), "sum", ctx.group), None
 
 
 def summed(tensor: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -114,13 +114,26 @@ def check_tensor_parallel(model: PreTrainedModel, size: int) -> None:
             raise UserError(f"--tensor_parallel_size {size}: does not divide {what}")
 
 
-def share_matrices(model: PreTrainedModel, mesh: DeviceMesh) -> None:
-    """Make DTensors of the planned weights over a mesh of one dimension, in place; all may be on the meta device."""
+def share_matrices(
+    model: PreTrainedModel, mesh: DeviceMesh, other_styles: Mapping[str, ParallelStyle] = MappingProxyType({})
+) -> None:
+    """Make DTensors of the planned weights over a mesh of one dimension, in place; all may be on the meta device.
+
+    Args:
+        other_styles: name of a module -> what is done with it instead of what the plan says.
+    """
     plan = planned(model)
     hooks = {name: list(model.get_submodule(name)._forward_hooks) for name in plan}
-    parallelize_module(model, mesh, {name: STYLES[style]() for name, style in plan.items()})
+    parallelize_module(model, mesh, {name: STYLES[style]() for name, style in plan.items()} | dict(other_styles))
+    embedding: Any = model.get_input_embeddings()
+    embedding.register_forward_hook(_arrived)
     for name, earlier in hooks.items():  # whoever watches a module is to see its output when it has been put together
         in_order: Any = model.get_submodule(name)._forward_hooks
         for hook in earlier:
             in_order.move_to_end(hook)
     model.tie_weights()  # head and embedding are shared alike
+
+
+def _arrived(module: nn.Module, arguments: Any, output: Tensor) -> Tensor:
+    """Wait for what is still on its way: a compiled block would give it no gradient; see docs/lessons.md."""
+    return output.clone() if isinstance(output, AsyncCollectiveTensor) else output

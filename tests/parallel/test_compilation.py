@@ -71,7 +71,8 @@ LSTM = LstmConfig()
         (SMALL, {}, "budget:0.5", "model"),
         (SMALL, {"strategy": "fsdp", "devices": 8}, "none", "block"),
         (SMALL, {"strategy": "deepspeed_3", "devices": 8}, "none", "block"),
-        (SMALL, {"strategy": "tp", "devices": 2, "tensor_parallel_size": 2}, "none", "off"),
+        (SMALL, {"strategy": "tp", "devices": 2, "tensor_parallel_size": 2}, "none", "model"),
+        (LARGE, {"strategy": "tp", "devices": 2, "tensor_parallel_size": 2}, "none", "block"),
         (LARGE, {}, "none", "block"),
         (LSTM, {}, "none", "off"),
     ],
@@ -152,7 +153,9 @@ def make_no_kernels() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("strategy", "unit", "depth"), [("tp", "model", "1"), ("pp", "block", "2")])
+@pytest.mark.parametrize(
+    ("strategy", "unit", "depth"), [("tp", "model", "1"), ("tp", "block", "2"), ("pp", "block", "2")]
+)
 def test_what_devices_share_is_compiled_too(
     strategy: str, unit: str, depth: str, tiny: list[str], tmp_path: Path
 ) -> None:

@@ -68,10 +68,6 @@ REFUSED = [
         "--optim.name muon: --strategy deepspeed_2 knows AdamW's states alone; give --strategy fsdp",
     ),
     (
-        ["--strategy", "tp", "--devices", "2", "--compile", "block"],
-        "--compile block: torch can't compile blocks whose matrices devices share (--strategy tp); give off",
-    ),
-    (
         ["--strategy", "fsdp", "--devices", "2", "--compile", "model"],
         "--compile model: --strategy fsdp gathers the weights of each block when it is called; give block",
     ),

@@ -24,6 +24,7 @@ from sslm.parallel.planning.even_shares import even_shares
 from sslm.parallel.planning.forward_record import ForwardRecord
 from sslm.parallel.planning.gpu_kernels import GpuKernels
 from sslm.parallel.planning.kept import Activations
+from sslm.parallel.sequence_parallel import take_places
 from sslm.parallel.tensor_parallel import planned
 
 
@@ -35,6 +36,7 @@ def measure(
     weights: torch.dtype = torch.float32,
     autocast: torch.dtype | None = None,
     tensor_parallel: int = 1,
+    shares_places: bool = False,
     **loss: Any,
 ) -> Activations:
     """Measure the activations of a training step.
@@ -46,6 +48,7 @@ def measure(
         weights: dtype of the weights that the forward pass sees.
         autocast: dtype of matmuls, or None without autocast.
         tensor_parallel: devices that share each matrix of the architecture's plan.
+        shares_places: whether these devices have some places of every row each between the matrices.
         loss: settings of the loss, such as z_loss.
 
     Raises:
@@ -58,6 +61,8 @@ def measure(
         bare = copy.deepcopy(model)
         with torch.random.fork_rng(devices=[]), FakeTensorMode(allow_non_fake_inputs=True):
             _empty(bare, weights, tensor_parallel)
+            if shares_places:
+                take_places(bare, _FirstPlaces(tensor_parallel))
             network = network_for(bare.train(), **loss)
             rows = {name: torch.empty(size, *shape, dtype=torch.long) for name, shape in shapes.items()}
             record = ForwardRecord(network)
@@ -67,6 +72,23 @@ def measure(
                 network(**rows)
         runs.append(record)
     return Activations(runs[0].kept(), runs[1].kept(), runs[0].has_head)
+
+
+class _FirstPlaces:
+    """In the stead of `sequence_parallel.Places`: those of the first rank, of tensors without contents."""
+
+    def __init__(self, size: int) -> None:
+        self.size, self.length = size, 0
+
+    def cut(self, whole: Tensor) -> Tensor:
+        return whole[:, : -(-self.length // self.size)].clone()
+
+    scatter = cut
+
+    def gather(self, part: Tensor) -> Tensor:
+        return part.repeat(1, self.size, 1)[:, : self.length]
+
+    join = gather
 
 
 def _autocast(dtype: torch.dtype | None, on_gpu: bool) -> AbstractContextManager[None]:

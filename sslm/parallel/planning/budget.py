@@ -41,6 +41,7 @@ from sslm.parallel.planning.memory import (
     static_memory,
 )
 from sslm.parallel.recompute import Recompute, parse_recompute
+from sslm.parallel.sequence_parallel import suits_places
 from sslm.system.errors import UserError
 from sslm.system.terminal import bytes_in_words
 
@@ -120,7 +121,7 @@ class Budget:
         accelerator = "gpu" if machine.is_gpu else "cpu"
         launch = Launch(accelerator, machine.devices, machine.num_nodes, strategy, precision, replicas, size)
         shared = {name: getattr(config, name) for name in ("context_parallel_size", "expert_parallel_size")}
-        launch = replace(launch, **shared)
+        launch = replace(launch, **shared, shares_places=size > 1 and suits_places(self.model.config))
         launch = replace(launch, compiled=self._compiled(launch) if config.compile == "auto" else config.compile)
         around = self._around_attention(launch)
         attention = choose_attention(self.model, around) if config.attention == "auto" else config.attention
@@ -233,6 +234,7 @@ class Budget:
         how: dict[str, Any] = {"weights": weights, "autocast": autocast}
         how |= {"chunks_loss": launch.chunks_loss}
         how |= {"on_gpu": self.machine.is_gpu, "tensor_parallel": launch.tensor_parallel_size}
+        how |= {"shares_places": launch.shares_places}
         how |= {name: getattr(self.config.robust, name) for name in ("label_smoothing", "z_loss", "embedding_noise")}
         shapes = self.shapes
         if launch.attention in BY_OFFSETS:  # no mask is made

@@ -50,3 +50,13 @@ def test_devices_that_share_matrices_keep_a_part_of_what_comes_up_between_them()
     assert half.head == whole.head
     assert half.inputs == whole.inputs
     assert 0.4 * whole.inside < half.inside < 0.8 * whole.inside
+
+
+def test_devices_that_share_places_keep_a_part_of_what_is_between_matrices() -> None:
+    model = on_meta(LLAMA, CAUSAL)
+    whole, part = (
+        measure(model, SHAPES, on_gpu=True, tensor_parallel=2, shares_places=shares).one for shares in (False, True)
+    )
+    assert part.head == whole.head
+    assert 0.5 * whole.inputs < part.inputs < 0.7 * whole.inputs  # rotary angles are whole
+    assert 0.8 * whole.inside < part.inside < 0.9 * whole.inside  # as are what attention and feed-forward layers get
