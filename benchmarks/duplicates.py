@@ -25,7 +25,7 @@ import tempfile
 import threading
 import time
 import types
-from collections import Counter, defaultdict
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from importlib import import_module
 from itertools import combinations
@@ -34,6 +34,7 @@ from pydoc_data.topics import topics
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from sslm.data.cleaning.duplicates import METHODS, Deduplication, decision_file, read_decision, resolve, signatures
 
@@ -159,7 +160,7 @@ def corpus(given: argparse.Namespace) -> Facts:
     how = Deduplication(tuple(given.methods.split(",")))
     folder = Path(tempfile.mkdtemp(dir=given.work))
     try:
-        files, characters, seconds = made(folder, given.documents, how)
+        files, characters, seconds = (drawn if given.drawn else made)(folder, given.documents, how)
         facts: Facts = {"documents": given.documents, "methods": list(how.methods), "characters": characters}
         facts["signatures: seconds of CPU"] = round(seconds, 1)
         facts["signatures: bytes a document"] = sum(f.stat().st_size for f in files) / given.documents
@@ -195,6 +196,23 @@ def made(folder: Path, documents: int, how: Deduplication) -> tuple[list[Path], 
         files.append(folder / f"{len(files):06d}.npz")
         np.savez(files[-1], **arrays)
     return files, characters, seconds
+
+
+def drawn(folder: Path, documents: int, how: Deduplication) -> tuple[list[Path], int, float]:
+    """Write signatures drawn at random; of each ten, one is a copy and one agrees with another in ten bands."""
+    draw, files = np.random.default_rng(0), []
+    recent: deque[NDArray[np.uint64]] = deque(maxlen=50)
+    while len(files) * BLOCK < documents:
+        numbers = draw.integers(1, 1 << 64, (2 + how.bands, BLOCK), np.uint64)
+        if recent:
+            others = recent[draw.integers(len(recent))][:, draw.permutation(BLOCK)]
+            numbers[:, ::10] = others[:, ::10]
+            numbers[2:12, 1::10] = others[2:12, 1::10]
+        recent.append(numbers)
+        bands = {f"band-{band}": keys for band, keys in enumerate(numbers[2:])}
+        files.append(folder / f"{len(files):06d}.npz")
+        np.savez(files[-1], settings=np.array(how.fingerprint, np.uint64), texts=numbers[:2].T, **bands)
+    return files, 0, 0.0
 
 
 def size_of(file: Path) -> int:
@@ -237,6 +255,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("parts", nargs="*", default=["speed", "found", "corpus"])
     parser.add_argument("--documents", type=int, default=1_000_000)
+    parser.add_argument("--drawn", action="store_true", help="corpus: signatures drawn at random, of exact and minhash")
     parser.add_argument("--methods", default="exact,minhash,lines")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--work", help="a folder for 0.2 GB a million documents, with substrings 5 GB")

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, NamedTuple
 
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, short
 from sslm.system.paths import NoHome, followed
 
 
@@ -58,3 +58,14 @@ class Section:
                 except NoHome as error:
                     flag = f"{self.prefix}.{leaf.name}".removeprefix(".")
                     raise UserError(f"--{flag} {error}") from None
+
+    def check_numbers(self) -> None:
+        """Refuse numbers out of their range, as parsing does.
+
+        Raises:
+            UserError: there is one.
+        """
+        for leaf in dataclasses.fields(self):
+            value, numbers = getattr(self, leaf.name), leaf.metadata.get("numbers")
+            if numbers and value is not None and not numbers.contains(value):
+                raise UserError(f"--{self.prefix}.{leaf.name} {short(value)}: expected {numbers.words}")

@@ -114,6 +114,12 @@ def test_a_line_or_passage_stays_though_the_document_that_had_it_first_goes(tmp_
         assert found == [texts[0], None, texts[2], prose(3)]
 
 
+def test_a_line_may_lie_in_a_passage(tmp_path: Path) -> None:
+    how = Deduplication(("lines", "substrings"), line_documents=1, line_characters=3, substring_words=4)
+    texts = ["one two\nthree four\nfive six seven\nten", "one two\nthree four\nfive six seven eight"]
+    assert deduplicated(texts, how, tmp_path) == [texts[0], "eight"]
+
+
 @settings(max_examples=40, deadline=None)
 @given(st.lists(st.text("ab\n ", max_size=40), max_size=6), st.integers(1, 4), st.integers(1, 4))
 def test_passages_are_those_that_comparing_all_words_finds(texts: list[str], length: int, block: int) -> None:
@@ -213,7 +219,7 @@ def test_blocks_may_be_empty(tmp_path: Path) -> None:
 def test_what_does_not_go_is_one_sentence(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"--dedup minhahs: .*did you mean minhash"):
         Deduplication(("minhahs",))
-    with pytest.raises(UserError, match="bands is 0: it must be 1 or more"):
+    with pytest.raises(UserError, match=r"--dedup\.bands 0: expected a number above 0"):
         Deduplication(bands=0)
     np.savez(tmp_path / "0.npz", **signatures(["a"], Deduplication()))
     with pytest.raises(UserError, match=r"0\.npz was made with other settings"):

@@ -102,10 +102,8 @@ class _Resolution:
         for band in range(self.settings.bands):
             with self._partitions(len(self.kept_as), 2) as partitions:
                 for number, keys in self._read(f"band-{band}"):
-                    begin, end = self.firsts[number : number + 2]
-                    documents = np.arange(begin, end).view(np.uint64)
-                    is_judged = (self.fate[begin:end] == KEPT) & (keys != NO_WORDS)
-                    partitions.add_by_key(np.column_stack([documents, keys])[is_judged])
+                    documents = np.arange(*self.firsts[number : number + 2]).view(np.uint64)
+                    partitions.add_by_key(np.column_stack([documents, keys])[keys != NO_WORDS])
                 for part in range(len(partitions)):
                     unite(self.kept_as, *repeats(partitions.read(part)))
         self.fate[(self.kept_as != np.arange(len(self.kept_as))) & (self.fate == KEPT)] = NEAR

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from sslm.config.setting import Section
-from sslm.system.errors import UserError, short
+from sslm.system.errors import UserError
 
 
 class Failure(NamedTuple):
@@ -49,12 +49,10 @@ class Rule(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self.check_numbers()
         for leaf in dataclasses.fields(self):
-            value, numbers = getattr(self, leaf.name), leaf.metadata.get("numbers")
-            if value == "":
+            if getattr(self, leaf.name) == "":
                 raise UserError(f"--{self.prefix}.{leaf.name} needs a value; it is empty")
-            if numbers and value is not None and not numbers.contains(value):
-                raise UserError(f"--{self.prefix}.{leaf.name} {short(value)}: expected {numbers.words}")
 
     def judge(self, texts: Sequence[str]) -> list[Judged]:
         """Judge each document of a block by itself; the others change nothing but the speed."""
