@@ -5,6 +5,7 @@ it already, the command gets a folder of its own.
 """
 
 import functools
+import gzip
 import itertools
 import json
 import os
@@ -25,6 +26,7 @@ from tests.support.processes import Ranks
 ROOT = Path(__file__).parent.parent
 RUN_PAGES = [
     "start",
+    "clean",
     "data",
     "objectives",
     "models",
@@ -130,6 +132,11 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "books").mkdir()
     with pyarrow.output_stream(folder / "books/a.jsonl.zst", compression="zstd") as file:
         file.write("".join(json.dumps({"body": text}) + "\n" for text in texts).encode())
+    (folder / "raw").mkdir()
+    with gzip.open(folder / "raw/a.jsonl.gz", "wt") as file:
+        prose = "The people that have been to the house of {} said to the others what it was like, and with whom."
+        rows = ["\n".join(prose.format(f"{n} {place}") for place in texts[n].split()[:9]) for n in range(60)]
+        file.writelines(json.dumps({"text": row}) + "\n" for row in rows)
     (folder / "fineweb").mkdir()
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), folder / "fineweb/a.parquet")
     for name in ("train.tsv", "dev.tsv", "new.tsv"):

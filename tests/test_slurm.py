@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from sslm.data.corpus.cleaned import read_record
 from tests.support.processes import run_command
 from tests.support.runs import rows_of
 from tests.support.slurm import Cluster, slurm_cluster
@@ -170,3 +171,28 @@ def test_failure_is_tried_again_so_often_and_a_mistake_never(
         assert (ended["JobState"], ended["Restarts"], ended["ExitCode"]) == ("FAILED", restarts, f"{code}:0")
     assert len((tmp_path / f"slurm-sslm-{jobs['1']}.failures").read_text().splitlines()) == 2
     assert not (tmp_path / f"slurm-sslm-{jobs['2']}.failures").exists()
+
+
+def test_array_shares_a_clean_and_one_job_ends_it(
+    cluster: Cluster, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PATH", f"{Path(sys.executable).parent}:{os.environ['PATH']}")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name in "abc":
+        (tmp_path / f"{name}.txt").write_text(f"text {name}\n---\ntext of all")
+    flags = [
+        *(f"{name}.txt" for name in "abc"),
+        "--document_separator",
+        "\n---\n",
+        "--dedup",
+        "exact",
+        "--out",
+        "clean",
+    ]
+    submit = ["sbatch", "--parsable", f"--chdir={tmp_path}", "--cpus-per-task=1"]
+    script = str(ROOT / "slurm/clean.sbatch")
+    array = cluster.run(*submit, "--array=1-3", script, *flags)
+    last = cluster.run(*submit, f"--dependency=afterok:{array}", script, *flags)
+    assert wait_for_end(cluster, last)["JobState"] == "COMPLETED", [log.read_text() for log in tmp_path.glob("*.log")]
+    counts = read_record(tmp_path / "clean")["counts"]["documents"]
+    assert (counts["read"], counts["kept"]) == (6, 4)

@@ -188,7 +188,7 @@ def train(setup: Setup, module: Objective, trainer: Trainer, callbacks: Callback
             folder.record_changes(setup.config, first, read_state(start)["position"], run_of(start))
         folder.write_config(setup.config)
         device = torch.cuda.get_device_name() if setup.launch.accelerator == "gpu" else "cpu"
-        write_about(folder, setup.data.fingerprint(), device, setup.launch.world)
+        write_about(folder, setup.data.fingerprint(), setup.data.cleaned(), device, setup.launch.world)
         folder.write_status("running", step=first)
         say(f"Run folder: {folder.path}" + (f"; resuming at step {first}" if first else ""), to_copy=True)
     try:

@@ -234,6 +234,14 @@ class DataModule(LightningDataModule):
         """Record what a checkpoint keeps, to refuse to resume with other data."""
         return {"seed": self.seed, **self.train_stream.fingerprint()}
 
+    def cleaned(self) -> dict[str, Any]:
+        """Tell, by source, how the text was cleaned that it is made of, if `sslm clean` did that."""
+        records = {
+            source.name: next((entry["cleaned"] for entry in source.corpus.source if "cleaned" in entry), None)
+            for source in self.train_stream.sources
+        }
+        return {name: record for name, record in records.items() if record is not None}
+
     def state_dict(self) -> dict[str, Any]:
         """Tell how far batches were taken, and of what: for Lightning's checkpoints, or those of one's own loop."""
         step = self._num_given if self.trainer is None else self.trainer.global_step

@@ -10,6 +10,7 @@ from sslm.config import Config, ModelConfig
 from sslm.models.architecture import auto_class_named
 from sslm.runs.checkpoints.folder import read_state
 from sslm.runs.folder import RunFolder, pretrained_folder
+from sslm.runs.trackers.about import known_about
 from sslm.runs.trained import checkpoint_model, export_adapter
 from sslm.system.errors import UserError
 from sslm.system.plain_yaml import load
@@ -76,6 +77,22 @@ def pretrained_of(run: RunFolder) -> str | None:
         return None
 
 
+def cleaned_text(run: RunFolder) -> str:
+    """Say how the text that a run was trained on was cleaned, as far as about.json tells; empty if it was not."""
+    lines = []
+    for name, cleaned in (known_about(run).get("cleaned") or {}).items():
+        try:
+            documents, settings = cleaned["documents"], cleaned["settings"]
+            kept = f"{documents['kept']:,} of {documents['read']:,} documents kept"
+            steps = [*settings["rules"], *settings["duplicates"]["methods"], *settings["redact"]]
+            lines.append(
+                f"- {name or 'text'}: {kept}; {', '.join(steps) or 'normalised'}; record {cleaned['sha256']}\n"
+            )
+        except (KeyError, TypeError, ValueError, AttributeError):
+            continue
+    return f"\n## Training text, cleaned with sslm\n\n{''.join(lines)}" if lines else ""
+
+
 def model_card(config: Any, auto_class: str, own_code: str, state: dict[str, Any], run: RunFolder) -> str:
     measured = [row for row in run.rows() if "val/loss" in row and row["step"] <= state["step"]]
     last = measured[-1] if measured else {}
@@ -91,7 +108,7 @@ tags: [sslm]
 ## Held-out text
 
 {results or "not measured"}
-## Use
+{cleaned_text(run)}## Use
 
 ```python
 from transformers import {auto_class}, AutoTokenizer

@@ -120,7 +120,7 @@ def test_wandb_has_each_step_once_offline_beside_a_table_without_asking(tiny: li
 
 def test_a_run_tells_its_versions_its_machine_and_its_text(tmp_path: Path) -> None:
     run, data = RunFolder(tmp_path), {"seed": 0, "sources": {"all": {"tokenizer": "f00d", "shards": {}}}}
-    write_about(run, data, "cpu", 2)
+    write_about(run, data, {}, "cpu", 2)
     about = known_about(run)
     assert about["versions"]["torch"] == version("torch")
     assert (about["hardware"]["device"], about["hardware"]["devices"]) == ("cpu", 2)

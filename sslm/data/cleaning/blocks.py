@@ -31,6 +31,7 @@ class Reading:
 
     text_field: str = "text"
     document_separator: str | None = None
+    block_bytes: int = BLOCK_BYTES
 
 
 class Block(Protocol):
@@ -132,17 +133,17 @@ def blocks_of(file: Path, reading: Reading) -> Iterator[Block]:
     kind = format_of(file)
     if kind == ".parquet":
         batches = open_parquet(file, reading.text_field).iter_batches(batch_size=ROWS_AT_ONCE)
-        return _row_blocks(batches)
-    return _line_blocks(file) if kind in JSON_LINES else _text_blocks(file, reading)
+        return _row_blocks(batches, reading.block_bytes)
+    return _line_blocks(file, reading.block_bytes) if kind in JSON_LINES else _text_blocks(file, reading)
 
 
 def blocks_of_dataset(name: str, reading: Reading) -> Iterator[Block]:
     """Cut a dataset's rows into blocks; UserError if there is no such dataset, or no such field."""
     rows = load_dataset(name, reading.text_field).with_format("arrow")
-    return _row_blocks(rows.iter(batch_size=ROWS_AT_ONCE))
+    return _row_blocks(rows.iter(batch_size=ROWS_AT_ONCE), reading.block_bytes)
 
 
-def _line_blocks(file: Path) -> Iterator[Block]:
+def _line_blocks(file: Path, block_bytes: int) -> Iterator[Block]:
     lines: list[bytes] = []
     first = size = 0
     with open_file(file) as stream:
@@ -152,7 +153,7 @@ def _line_blocks(file: Path) -> Iterator[Block]:
                 raise UserError(f"{file}, line {first + len(lines) + 1}: longer than {bytes_in_words(LONGEST_LINE)}")
             lines.append(line)
             size += len(line)
-            if size >= BLOCK_BYTES:
+            if size >= block_bytes:
                 yield Lines(first, lines)
                 first += len(lines)
                 lines, size = [], 0
@@ -160,14 +161,14 @@ def _line_blocks(file: Path) -> Iterator[Block]:
         yield Lines(first, lines)
 
 
-def _row_blocks(batches: Iterator[Any]) -> Iterator[Block]:
+def _row_blocks(batches: Iterator[Any], block_bytes: int) -> Iterator[Block]:
     tables: list[Any] = []
     first = rows = size = 0
     for batch in batches:
         tables.append(batch)
         rows += batch.num_rows
         size += batch.nbytes
-        if size >= BLOCK_BYTES:
+        if size >= block_bytes:
             yield Rows(first, tables)
             first += rows
             tables, rows, size = [], 0, 0
@@ -191,7 +192,7 @@ def _text_blocks(file: Path, reading: Reading) -> Iterator[Block]:
                 texts.append("".join(pieces))
                 size += length
                 pieces, length = [], 0
-            if size >= BLOCK_BYTES:
+            if size >= reading.block_bytes:
                 yield Texts(first, texts)
                 first += len(texts)
                 texts, size = [], 0

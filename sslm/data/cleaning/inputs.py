@@ -38,15 +38,17 @@ class Input:
             UserError: it can't be read.
         """
         if self.kind == "dataset":
-            rows = load_dataset(self.place, reading.text_field)
-            yield Opened(self, f"fingerprint {rows._fingerprint}", blocks_of_dataset(self.place, reading))
+            fingerprint = load_dataset(self.place, reading.text_field)._fingerprint
+            yield Opened(self, f"fingerprint {fingerprint}", blocks_of_dataset(self.place, reading))
             return
-        if self.kind == "file":
-            file = Path(self.place)
+        here = contextlib.nullcontext(Path(self.place)) if self.kind == "file" else _downloaded(self.place, folder)
+        with here as file:
             yield Opened(self, sha256_of(file), _told(self.name, blocks_of(file, reading)))
-            return
-        with _downloaded(self.place, folder / PurePosixPath(self.place).name) as file:
-            yield Opened(self, sha256_of(file), _told(self.name, blocks_of(file, reading)))
+
+    def blocks(self, reading: Reading, folder: Path) -> Iterator[Block]:
+        """Read its blocks; UserError as `opened`."""
+        with self.opened(reading, folder) as opened:
+            yield from opened.blocks
 
 
 @dataclass(frozen=True)
@@ -118,10 +120,10 @@ def _found_remote(url: str) -> tuple[list[Input], str | None]:
 
 
 @contextlib.contextmanager
-def _downloaded(url: str, file: Path) -> Iterator[Path]:
+def _downloaded(url: str, folder: Path) -> Iterator[Path]:
     """Download a file, and remove it at the end."""
     parent, _, last = url.rpartition("/")
-    file = file.with_name(file.name.partition("?")[0])
+    file = folder / last.partition("?")[0]
     try:
         with contextlib.closing(RemoteFolder(parent)) as server, open(file, "wb") as stream:
             try:

@@ -1,19 +1,26 @@
 """What a clean counts: documents, bytes and words, by what became of them; tallies of blocks add up."""
 
+import functools
 import hashlib
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sslm.data.cleaning.document import Document
+from sslm.data.cleaning.redact import KINDS, redactor
 
 EXAMPLES = 3
 """Examples that are kept of each reason, those of the lowest hash: the same whatever the blocks and their order."""
 EXAMPLE_CHARS = 400
 MOST_KEYS = 5_000
 """Different keys of a table that are kept, the most frequent: domains would have no end."""
+
+READ, PASSED, KEPT = "read", "passed the rules", "kept"
+"""Keys of the tables of documents, bytes and words."""
+NEAR = "near: "
+"""Before the reason, of examples that were only just kept."""
 
 
 @dataclass(order=True)
@@ -46,24 +53,23 @@ class Tally:
         self.count("bytes", what, len(text.encode()))
         self.count("words", what, len(text.split()))
 
-    def drop(self, reason: str, document: Document, value: str = "", text: str | None = None) -> None:
+    def drop(self, reason: str, document: Document, value: str = "") -> None:
         """Count a document that is dropped, and why; keep it as an example if it is one.
 
         Args:
             value: what was measured, beside what is allowed.
-            text: what may be shown of it; None for its beginning.
         """
         self.add_text(f"dropped: {reason}", document.text)
-        self.show(reason, document, value, text)
+        self.show(reason, document, value)
 
-    def show(self, reason: str, document: Document, value: str = "", text: str | None = None) -> None:
-        """Keep an example."""
+    def show(self, reason: str, document: Document, value: str = "") -> None:
+        """Keep an example, with placeholders for what is personal or secret in it."""
         hash = hashlib.blake2b(document.text.encode(), digest_size=8).hexdigest()
         origin = f"{document.origin['file']}, document {document.origin['row'] + 1}"
         there = self.examples[reason]
         if len(there) < EXAMPLES or hash < there[-1].hash:
-            shown = (document.text if text is None else text)[:EXAMPLE_CHARS]
-            self.examples[reason] = _chosen([*there, Example(hash, shown, origin, value)])
+            shown, _ = _redact()(document.text[: 4 * EXAMPLE_CHARS])  # what is shown tells nothing personal
+            self.examples[reason] = _chosen([*there, Example(hash, shown[:EXAMPLE_CHARS], origin, value)])
 
     def add(self, other: "Tally") -> None:
         """Add another tally's counts and examples to these."""
@@ -91,4 +97,11 @@ class Tally:
 
 
 def _chosen(examples: list[Example]) -> list[Example]:
-    return heapq.nsmallest(EXAMPLES, examples)
+    """Choose those of the lowest hashes, of equal texts one."""
+    first = {one.hash: one for one in sorted(examples, reverse=True)}
+    return heapq.nsmallest(EXAMPLES, first.values())
+
+
+@functools.cache
+def _redact() -> Callable[[str], tuple[str, dict[str, int]]]:
+    return redactor(KINDS)

@@ -4,7 +4,7 @@
       settings.json            what decides the output; another command is refused
       inputs/00012.json        an input that was begun, with its checksum; inputs/00012.done: the number of its blocks
       blocks/00012-000034.*    a block: .jsonl.zst of its documents, .npz of their signatures, .json of its tally, last
-      out/                     what becomes NAME: documents-00000.jsonl.zst …, clean.json, report.html, report.md
+      out/                     what becomes NAME: documents-00000.jsonl.zst …, cleaning.json, report.html, report.md
 
 Each file is written beside and renamed, so that any number of processes may work on one folder, on any machines.
 """
@@ -13,16 +13,20 @@ import functools
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import uuid4
 
 from sslm.data.cleaning.inputs import Input, Opened
 from sslm.data.cleaning.tally import Tally
 from sslm.system.errors import UserError
 from sslm.system.files import fsync, write_atomically
+
+
+class Changed(UserError):
+    """An input is not what it was when the clean began."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +38,24 @@ class BlockName:
 
     def __str__(self) -> str:
         return f"{self.input:05d}-{self.block:06d}"
+
+
+class Part(NamedTuple):
+    """A share of the filtering: the number-th of so many, from 1."""
+
+    number: int
+    of: int
+
+    def reads(self, number: int, inputs: int) -> bool:
+        """Whether this part reads an input; if there are fewer inputs than parts, each reads all of them."""
+        return inputs < self.of or number % self.of == self.number - 1
+
+    def takes(self, name: BlockName, inputs: int) -> bool:
+        """Whether a block is this part's."""
+        return (name.input if inputs >= self.of else name.block) % self.of == self.number - 1
+
+
+ALL = Part(1, 1)
 
 
 @dataclass(frozen=True)
@@ -50,7 +72,7 @@ class Work:
         """
         for name in ("inputs", "blocks", "merge", "out"):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
-        file = self.folder / "settings.json"
+        file, settings = self.folder / "settings.json", json.loads(json.dumps(settings))
         text = json.dumps({"began": time.time(), "settings": settings}, indent=1, sort_keys=True) + "\n"
         part = file.with_name(f".{uuid4().hex}")
         part.write_text(text)
@@ -82,9 +104,7 @@ class Work:
         if not file.is_file():
             write_atomically(file, text)
         elif file.read_text() != text:
-            raise UserError(
-                f"{opened.input.place}: has changed since this clean began; begin anew: rm -r {self.folder}"
-            )
+            raise Changed(f"{opened.input.place}: has changed since this clean began; begin anew: rm -r {self.folder}")
 
     def sha256_of_input(self, number: int) -> str:
         return str(json.loads((self.folder / "inputs" / f"{number:05d}.json").read_text())["sha256"])
@@ -106,7 +126,7 @@ class Work:
     def tally(self, name: BlockName) -> Tally:
         return Tally.read(json.loads(self.path(name, ".json").read_text()))
 
-    def blocks(self, inputs: list[Input]) -> list[BlockName]:
+    def blocks(self, inputs: Sequence[Input]) -> list[BlockName]:
         """List all blocks in the corpus' order, once all inputs have been read."""
         return [BlockName(n, block) for n in range(len(inputs)) for block in range(self.num_blocks(n) or 0)]
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from sslm.data.corpus.cleaned import summary
 from sslm.data.corpus.embedded import EMBEDDED, embedded_documents, embedded_identity
 from sslm.data.corpus.files import JSON_LINES, find_text, format_of
 from sslm.data.corpus.text_rows import (
@@ -74,7 +75,9 @@ def open_source(
     remarks = {"files": f"{path}: {remark}"} if (remark := found.remark()) else {}
     reader = _Reader(text_field, separator, remarks)
     record = [{"file": file.name, "bytes": file.stat().st_size, "sha256": hash_file(file)} for file in found.files]
-    how = {"text_field": text_field, "document_separator": document_separator}
+    how: dict[str, Any] = {"text_field": text_field, "document_separator": document_separator}
+    if (cleaned := summary(Path(path))) is not None:
+        how["cleaned"] = cleaned
     num_bytes = sum(file.stat().st_size for file in found.files)
     return Source(path, [how, *record], lambda: reader.read(found.files), num_bytes, remarks)
 

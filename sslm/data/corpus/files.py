@@ -20,7 +20,7 @@ COMPRESSIONS = {".gz": "gzip", ".zst": "zstd"}
 JSON_LINES = (".jsonl", ".ndjson", ".json")
 FORMATS = (".txt", *JSON_LINES, ".parquet")
 METADATA = re.compile(
-    r"(dataset|dataset_infos?|dataset_dict|state|index|meta(data)?|\w*config|(special_)?token\w*)\.json"
+    r"(dataset|dataset_infos?|dataset_dict|state|index|cleaning|meta(data)?|\w*config|(special_)?token\w*)\.json"
 )
 """Names of files that tell of the others in a folder."""
 FORMATS_IN_WORDS = f"{', '.join(FORMATS)} (also with {' or '.join(COMPRESSIONS)})"

@@ -17,11 +17,14 @@ GIT_SECONDS = 5.0
 """A working directory on a slow network disk is not worth waiting for."""
 
 
-def write_about(run: RunFolder, fingerprint: dict[str, Any], device: str, num_devices: int) -> None:
+def write_about(
+    run: RunFolder, fingerprint: dict[str, Any], cleaned: dict[str, Any], device: str, num_devices: int
+) -> None:
     """Write about.json.
 
     Args:
         fingerprint: of the run's data, as checkpoints keep it.
+        cleaned: how the text of each source was cleaned, if it was.
         device: name of the kind of device that it is trained on.
     """
     about = {
@@ -29,6 +32,7 @@ def write_about(run: RunFolder, fingerprint: dict[str, Any], device: str, num_de
         "git": git_state(Path.cwd()),
         "hardware": {"host": platform.node(), "system": platform.platform(), "device": device, "devices": num_devices},
         "data": {name: short_fingerprint(of) for name, of in fingerprint.get("sources", {}).items()},
+        "cleaned": cleaned,
     }
     write_atomically(run.about, json.dumps(about, indent=1, ensure_ascii=False) + "\n")
 
