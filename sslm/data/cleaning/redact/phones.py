@@ -17,9 +17,10 @@ SHAPE = re.compile(
     rf"{FREE}(?:[+＋]1[ .-]?|1[ .-])?(?:\([2-9][0-8]\d\) ?[2-9]\d\d[ .-]|[2-9][0-8]\d([.-])[2-9]\d\d\1)\d{{4}}"
     r"(?!\d|[.-]\d)"
     rf"|(?:[+＋]\(?|{FREE}00(?=\d\d ))(?P<international>\d(?:{GAP}{{0,3}}\d){{6,14}})(?!\d)"
-    rf"|{FREE}0[1-9]([ .-])\d\d\3\d\d\3\d\d\3\d\d(?!\d|[.-]\d)"
+    rf"|{FREE}(?<!\d )0[1-9]([ .-])\d\d\3\d\d\3\d\d\3\d\d(?![ .-]?\d)"
     rf"|{FREE}(?P<trunk>(?!\d{{5}}-\d{{4}}(?!\d)|\d{{5,6}} (?:19|20)\d\d(?!\d))"  # a postal code, a page and a year
-    r"(?:\(0[1-9]\d{0,4}\) ?|0[1-9]\d{0,4}(?:[ /-]| [/–-] ))\d{2,8}(?:[ -]\d{2,8}){0,4})(?!\d|[/.-]\d)"
+    r"(?:\(0[1-9]\d{0,4}\) ?|0[1-9]\d{1,4}(?:[ /-]| [/–-] )|0[1-9][ -](?=\d{3}))"
+    r"\d{2,8}(?:[ -]\d{2,8}){0,4})(?!\d|[/.-]\d)"
     r"|(?:^|(?<=^\())\(\d\d\d?\) ?\d{3,5}[ .-]?\d{4}(?!\d|[.-]\d)"
     rf"|{FREE}1[3-9]\d([ -])\d{{4}}\5\d{{4}}(?!\d|[.-]\d)"
 )
@@ -67,7 +68,7 @@ def phones(text: str) -> tuple[str, int]:
 
 def _stands_alone(match: re.Match[str]) -> bool:
     """Whether the digits are no part of a word, an amount, or a decimal."""
-    if re.search(r"[\w~+]\Z" if match[0][0] in "+＋(" else r"[\w$€£¥.,]\Z", before(match)):
+    if re.search(r"[\w~+]\Z" if match[0][0] in "+＋(" else r"[\w$€£¥.,/]\Z", before(match)):
         return False
     after = match.string[match.end() : match.end() + 2]
     return not (after[:1].isalnum() or after[:1] in ("_", "%") or (after[:1] == "," and after[1:].isdecimal()))
