@@ -20,7 +20,8 @@ import torch.nn.functional as F
 from transformers import LlamaConfig
 
 from sslm.data.corpus.embedded import embedded_documents
-from sslm.data.corpus.tokenizer import end_of_document, train_bpe
+from sslm.data.corpus.tokenizer import end_of_document
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.data.token_documents import AS_PREPARED, TextOptions, open_documents
 from sslm.evaluation.journal import Journal
 from sslm.evaluation.measuring import BATCH_TOKENS, Measuring

@@ -22,7 +22,7 @@ from transformers import LlamaConfig, PreTrainedModel
 
 from sslm.config import OptimConfig
 from sslm.data.corpus.embedded import embedded_documents
-from sslm.data.corpus.tokenizer import train_bpe
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.models.build import build
 from sslm.training import mup
 from sslm.training.optimizers.build import build_optimizer

@@ -25,7 +25,8 @@ from text import documents
 from tokenizers import processors
 from transformers import DataCollatorForLanguageModeling
 
-from sslm.data.corpus.tokenizer import Tokenizer, train_bpe
+from sslm.data.corpus.tokenizer import Tokenizer
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.data.stream.recipe import Examples, Recipe
 from sslm.data.stream.vocabulary import SpecialTokens, Vocabulary, extended, vocabulary_of
 from sslm.objectives.causal_lm import CausalLMRecipe

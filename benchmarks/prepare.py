@@ -79,15 +79,16 @@ def main() -> None:
 
 
 def trained(given: argparse.Namespace, folder: Path) -> str:
-    from sslm.data.corpus import tokenizer as tokenizers
     from sslm.data.corpus.documents import open_source
+    from sslm.data.corpus.tokenizer import TrainBPE, parse_tokenizer
+    from sslm.data.corpus.tokenizer_training import train_bpe
 
-    size = tokenizers.bpe_size(given.tokenizer)
-    if size is None:
-        return str(given.tokenizer)
+    asked = parse_tokenizer(given.tokenizer)
+    if not isinstance(asked, TrainBPE):
+        return asked
     if not (folder / "tokenizer").exists():
         source = open_source(given.text, text_field="text", document_separator=given.document_separator)
-        tokenizers.train_bpe(source.pieces(), size).save_pretrained(folder / "tokenizer")
+        train_bpe(source.pieces(), asked.size).save_pretrained(folder / "tokenizer")
     return str(folder / "tokenizer")
 
 

@@ -28,7 +28,7 @@ from trainers import BETAS, LEARNING_RATE, MAX_NORM
 from turns import Contestant, Task
 
 from sslm.cli.parse import parse as parse_training
-from sslm.data.corpus.tokenizer import train_bpe
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.models.build import build
 from sslm.objectives.choose import choose_model, choose_objective, open_data
 

@@ -25,7 +25,7 @@ def set_up(work: Path, text: Path | None, num_tokens: int, vocab_size: int) -> d
     import numpy as np
     from readers import END_OF_TEXT, batched
 
-    from sslm.data.corpus.tokenizer import train_bpe
+    from sslm.data.corpus.tokenizer_training import train_bpe
 
     asked = {"text": str(text) if text else "this Python's library and packages", "vocab_size": vocab_size}
     asked |= {"asked_tokens": num_tokens}

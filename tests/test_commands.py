@@ -28,6 +28,7 @@ RUN_PAGES = [
     "start",
     "clean",
     "data",
+    "tokenizers",
     "objectives",
     "models",
     "optimizers",

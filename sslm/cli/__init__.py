@@ -8,6 +8,7 @@ VERBS = {
     "predict": "say with a fine-tuned model what the labels of rows are",
     "prepare": "tokenise text into a corpus that `--data.train` takes",
     "clean": "turn raw text into documents worth learning from, and report",
+    "tokenizer": "train a tokenizer, compare tokenizers, give one new tokens",
     "plan": "tell beforehand what a run takes: memory, time, money, disk",
     "verify-resume": "kill and resume a run, and compare it with one that was not",
     "generate": "let a trained model write: go on with prompts, or fill in gaps",

@@ -31,7 +31,7 @@ _sslm() {
         before=${word%%=*} given=$before= word=${word#*=}
     fi
     (( COMP_CWORD > 1 )) || verb=
-    [[ $verb == ckpt ]] && (( COMP_CWORD > 2 )) && verb="ckpt ${COMP_WORDS[2]}"
+    [[ $verb == ckpt || $verb == tokenizer ]] && (( COMP_CWORD > 2 )) && verb+=" ${COMP_WORDS[2]}"
     if [[ $word == -* ]]; then
         before=-
     elif [[ $before != -* ]]; then

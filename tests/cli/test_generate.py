@@ -21,7 +21,7 @@ from sslm.cli.generate.flags import parsed
 from sslm.cli.generate.prompts import read
 from sslm.cli.generate.tasks import Settings, SpanFilling, pieces_of, task_class
 from sslm.cli.generate.texts import Texts, beginning
-from sslm.data.corpus.tokenizer import train_bpe
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.data.stream.vocabulary import SpecialTokens, extended
 from sslm.models.build import build
 from sslm.models.generation.draws import Sampling

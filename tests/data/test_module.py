@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as Backend
 from transformers import PreTrainedTokenizerFast
 
 from sslm.config import DataConfig
-from sslm.data.corpus.tokenizer import train_bpe
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Recipe
 from sslm.data.stream.vocabulary import vocabulary_of

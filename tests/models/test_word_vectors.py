@@ -20,7 +20,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from sslm.data.corpus.tokenizer import train_bpe
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.models.build import build, on_meta
 from sslm.models.word_vectors import (
     check_vectors,

@@ -7,7 +7,8 @@ from tokenizers import Tokenizer as Backend
 from tokenizers import models, normalizers, pre_tokenizers, processors
 from transformers import AutoConfig, PreTrainedTokenizerFast
 
-from sslm.data.corpus.tokenizer import Tokenizer, num_ids, special_ids, train_bpe
+from sslm.data.corpus.tokenizer import Tokenizer, num_ids, special_ids
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.data.stream.vocabulary import SpecialTokens, extended
 from sslm.models.build import build
 

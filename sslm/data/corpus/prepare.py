@@ -25,6 +25,7 @@ from sslm.data.corpus.documents import Source
 from sslm.data.corpus.encode import batches, encode, give_back_memory, without_empty
 from sslm.data.corpus.shards import FORMAT, Corpus, cached_corpus, open_corpus
 from sslm.data.corpus.tokenizer import Tokenizer, TokenRules, TrainBPE, beginning
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.data.corpus.writer import SHARD_TOKENS, CorpusWriter
 from sslm.system.errors import UserError, sentence_of
 from sslm.system.files import fsync, one_maker, sha256_of, write_atomically
@@ -158,7 +159,7 @@ def _begin(part: Path, identity: str, shard_tokens: int, source: Source, tokeniz
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     if isinstance(tokenizer, TrainBPE):
-        tokenizer = tokenizers.train_bpe(source.pieces(), tokenizer.size)
+        tokenizer = train_bpe(source.pieces(), tokenizer.size)
     folder = part / "corpus"
     tokenizer.save_pretrained(folder / "tokenizer")
     for path in (*folder.rglob("*"), folder, part):

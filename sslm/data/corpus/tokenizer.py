@@ -1,20 +1,16 @@
-"""Tokenizers: loaded from a folder or the hub, or a byte-level BPE trained on the corpus itself.
-
-Byte-level BPE: Sennrich et al. 2016 (arXiv:1508.07909) over bytes, as in GPT-2. Training is deterministic.
-"""
+"""Tokenizers: loaded from a folder or the hub, or a byte-level BPE to be trained on the corpus itself."""
 
 import copy
 import functools
 import hashlib
 import json
 import os
-import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
-from sslm.data.corpus.documents import Piece
+from sslm.data.corpus.tokenizer_design import END_OF_TEXT
 from sslm.system.errors import UserError, one_line
 
 if TYPE_CHECKING:  # importing transformers takes seconds, and reading a prepared corpus needs none of it
@@ -26,17 +22,9 @@ else:
 
 Encode = Callable[[Sequence[str]], Iterable[list[int]]]
 """Texts -> their ids."""
-END_OF_TEXT = "<|endoftext|>"
 USUAL_ENDS = (END_OF_TEXT, "</s>", "<eos>", "<|end_of_text|>", "[SEP]")
 NO_CHARACTER = "\uffff"
 """Unicode keeps it out of texts."""
-TRAINING_CHARS = 1 << 28
-"""Characters of a corpus' beginning to train a tokenizer on: more text changes few merges."""
-
-LONGEST_WORD = 400
-LONG_RUN = re.compile(rf"(?:\s{{{LONGEST_WORD}}}|[\S\x1c-\x1f]{{{LONGEST_WORD}}})(?=.)", re.DOTALL)
-"""Longer words are split for training, which takes quadratic time in a word's length: a line of base64 is one word, and
-so is a run of white space. Python counts four control characters as white space that the tokenizer doesn't."""
 
 
 class TokenRules(NamedTuple):
@@ -79,40 +67,6 @@ def parse_tokenizer(text: str) -> TokenizerChoice:
 def loaded(choice: TokenizerChoice) -> "TrainBPE | Tokenizer":
     """Load a tokenizer that exists; an order to train one stays an order."""
     return choice if isinstance(choice, TrainBPE) else load(choice)
-
-
-def train_bpe(pieces: Iterable[Piece], size: int) -> "PreTrainedTokenizerFast":
-    """Train a byte-level BPE of at most `size` entries, the end-of-text token included."""
-    # heavy, and reading a prepared corpus needs neither
-    from tokenizers import Tokenizer as Backend
-    from tokenizers import decoders, models, pre_tokenizers, trainers
-    from transformers import PreTrainedTokenizerFast
-
-    backend = Backend(models.BPE())
-    backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    backend.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(
-        vocab_size=size,
-        special_tokens=[END_OF_TEXT],
-        show_progress=False,
-        initial_alphabet=alphabet,
-        max_token_length=LONGEST_WORD,
-    )
-    backend.train_from_iterator(_first(pieces, TRAINING_CHARS), trainer)
-    return PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=END_OF_TEXT, eos_token=END_OF_TEXT)
-
-
-def _first(pieces: Iterable[Piece], chars: int) -> Iterator[str]:
-    for text, _ in pieces:
-        start = 0
-        for run in LONG_RUN.finditer(text):
-            yield text[start : run.end()]
-            start = run.end()
-        yield text[start:]
-        chars -= len(text)
-        if chars <= 0:
-            return
 
 
 def load(name: str | os.PathLike[str], flag: str = "--data.tokenizer ") -> Tokenizer:

@@ -20,7 +20,8 @@ from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.labelled import Labelled, Tally
 from sslm.data.corpus.prepare import remembering_hash
 from sslm.data.corpus.shards import Corpus, Split, cached_corpus, is_corpus
-from sslm.data.corpus.tokenizer import Tokenizer, TokenizerChoice, TokenRules, TrainBPE, train_bpe
+from sslm.data.corpus.tokenizer import Tokenizer, TokenizerChoice, TokenRules, TrainBPE
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.data.corpus.writer import CorpusWriter
 from sslm.data.labelled.encoder import Encoder
 from sslm.data.labelled.label_names import alike_names, check_names, in_order

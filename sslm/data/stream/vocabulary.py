@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from sslm.data.corpus.new_tokens import check_ids
 from sslm.data.corpus.tokenizer import Tokenizer, end_of_document, num_ids, wrapping
-from sslm.system.errors import UserError
 
 MASK, PAD, SENTINEL = "<mask>", "<pad>", "<extra_id_{}>"
 """Names of added tokens; T5's tokenizers call their sentinels so too."""
@@ -105,11 +105,7 @@ def extended(tokenizer: Tokenizer, needs: SpecialTokens) -> Tokenizer:
     if missing := range(len(_sentinels(tokenizer)), needs.sentinels):
         names = [SENTINEL.format(number) for number in missing]
         tokenizer.add_special_tokens({"extra_special_tokens": names}, replace_extra_special_tokens=False)
-    known = tokenizer.get_vocab()
-    if len(set(known.values())) < len(known):
-        raise UserError(
-            "this tokenizer's ids have gaps, so that new special tokens can't be appended; renumber its ids"
-        )
+    check_ids(tokenizer)
     return tokenizer
 
 
@@ -215,10 +211,11 @@ def _word_tables(tokenizer: Tokenizer, tokens: list[str], texts: list[str]) -> T
     if suffix := (backend.get("model") or {}).get("end_of_word_suffix"):  # the first BPE: a word begins after </w>
         last = np.array([SPACE if token.endswith(suffix) else LETTER for token in tokens], np.uint8)
         return np.zeros(len(tokens), bool), np.full_like(nothing, LETTER), last
-    if "ByteLevel" not in _types(backend):  # Unigram and its kin: a word begins with ▁
+    has_spaces = any(re.match(r" \S", token) for token in tokens)  # byte fallback of `sslm tokenizer train`
+    if "ByteLevel" not in _types(backend) and not has_spaces:  # Unigram and its kin: a word begins with ▁
         begins = np.array([token.startswith("▁") for token in tokens])
         return begins if begins.any() else ~begins, nothing, nothing  # without any ▁, each token is a word
-    # Byte-level BPE: GPT-2's expression splits a text where the kind of character changes, and before a space
+    # Tokens with spaces: GPT-2's expression splits a text where the kind of character changes, and before a space
     begins = np.array([bool(re.match(r"\s+\S", text)) for text in texts])
     first = np.array([_kind(text.strip()[:1] or text[:1]) for text in texts], np.uint8)
     last = np.array([PARTIAL if text == " " else _kind(text[-1:]) for text in texts], np.uint8)  # the next word's own

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from sslm.data.corpus.documents import Piece, _split, _whole, open_source
 from sslm.data.corpus.embedded import EMBEDDED
-from sslm.data.corpus.tokenizer import END_OF_TEXT, TokenRules, identity, load, special_names, text_encoder, train_bpe
+from sslm.data.corpus.tokenizer import END_OF_TEXT, TokenRules, identity, load, special_names, text_encoder
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.system.errors import UserError
 from sslm.system.files import write_atomically
 from tests.support.processes import run_command
@@ -209,7 +210,8 @@ def test_embedded_corpus_is_two_megabytes_of_english_in_documents() -> None:
 
 def test_bpe_is_identical_each_time(text: Path, tmp_path: Path) -> None:
     code = (
-        "import sys; from pathlib import Path; from sslm.data.corpus.tokenizer import *; "
+        "import sys; from pathlib import Path; from sslm.data.corpus.tokenizer import identity; "
+        "from sslm.data.corpus.tokenizer_training import train_bpe; "
         "print(identity(train_bpe([(Path(sys.argv[1]).read_text(), True)], 600)))"
     )
     hashes = {run_command(["-c", code, str(text)], env={"PYTHONHASHSEED": seed}).stdout for seed in ("1", "2")}

@@ -26,7 +26,8 @@ from sslm.data.corpus.documents import Piece, Source, _whole, open_source
 from sslm.data.corpus.encode import HELD_OUT_EVERY, give_back_memory, is_held_out
 from sslm.data.corpus.prepare import prepare
 from sslm.data.corpus.shards import Corpus, open_corpus
-from sslm.data.corpus.tokenizer import TokenRules, TrainBPE, load, train_bpe
+from sslm.data.corpus.tokenizer import TokenRules, TrainBPE, load
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.data.corpus.writer import CorpusWriter
 from sslm.data.stream.vocabulary import vocabulary_of
 from sslm.system import terminal

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from sslm.data import foreign
 from sslm.data.corpus.prepare import prepare
 from sslm.data.corpus.shards import Corpus, Shard
-from sslm.data.corpus.tokenizer import train_bpe
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.data.foreign import check_vocabulary, open_foreign, recognise
 from sslm.data.foreign import files as foreign_files
 from sslm.data.foreign import megatron as megatron_files

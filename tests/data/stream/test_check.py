@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from sslm.data.corpus.tokenizer import train_bpe
+from sslm.data.corpus.tokenizer_training import train_bpe
 from sslm.data.stream.check import check_recipe
 from sslm.data.stream.recipe import Arrays, Examples, Recipe
 from sslm.data.stream.vocabulary import Vocabulary, extended, vocabulary_of

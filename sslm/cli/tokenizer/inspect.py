@@ -1,0 +1,52 @@
+"""sslm tokenizer inspect: fertility and coverage of tokenizers, text by text, beside each other."""
+
+import argparse
+
+from sslm.cli.tokenizer.inputs import add_how, count_of, sources_of
+from sslm.system.errors import UserError
+from sslm.system.exits import DONE
+from sslm.system.paths import followed
+from sslm.system.terminal import count, print_table
+
+CHARS = 10_000_000
+TITLES = ("text", "tokenizer", "entries", "tokens/word", "tokens/char", "bytes/token", "unknown", "in bytes")
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("tokenizers", nargs="+", type=followed, metavar="TOKENIZER", help="folder, tokenizer.json or hub name")
+    texts = "texts, as --data.train takes them; with a name, such as a language: de=german.txt"
+    add("--data", nargs="+", required=True, metavar="[NAME=]IN", help=texts)
+    add("--max_chars", help=f"characters to read of each text, from its beginning (default: {CHARS})")
+    add_how(parser)
+
+
+def main(options: argparse.Namespace) -> int:
+    from sslm.data.corpus.tokenizer import load, num_ids
+    from sslm.data.fertility import fertility
+
+    chars = count_of("--max_chars", options.max_chars, CHARS)
+    named = [_named(text) for text in options.data]
+    sources = sources_of([path for _, path in named], options)
+    tokenizers = [(name, load(name, "")) for name in options.tokenizers]
+    cells = []
+    for (text, path), source in zip(named, sources, strict=True):
+        for name, tokenizer in tokenizers:
+            found = fertility(source.pieces(), tokenizer, chars)
+            if not found.num_tokens:
+                raise UserError(f"--data {path}: there is no text in it")
+            words = "–" if found.tokens_per_word is None else f"{found.tokens_per_word:.2f}"
+            rates = (words, f"{found.tokens_per_char:.3f}", f"{found.bytes_per_token:.2f}")
+            shares = (f"{found.unknown_share:.2%}", f"{found.in_bytes_share:.2%}")
+            cells.append((text, name, count(num_ids(tokenizer)), *rates, *shares))
+    print_table(TITLES, cells, right=range(2, len(TITLES)), wide=(0, 1))
+    return DONE
+
+
+def _named(text: str) -> tuple[str, str]:
+    """Split NAME=PATH; the path is the name of a text without one."""
+    name, equals, path = text.partition("=")
+    name, path = (name, path) if equals and "/" not in name else (text, text)
+    if not path:
+        raise UserError(f"--data {text}: expected a path, or NAME=PATH, such as de=german.txt")
+    return name, followed(path)
