@@ -59,9 +59,9 @@ def mojibake(text: str) -> str:
     Raises:
         UserError: ftfy is not installed.
     """
+    fix_encoding = _ftfy()  # if it is missing the first text says so
     if text.isascii():
         return text
-    fix_encoding = _ftfy()
     lines = text.split("\n")
     return "\n".join(fix_encoding(line) if MAYBE_MOJIBAKE.search(line) else line for line in lines)
 
