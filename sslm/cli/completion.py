@@ -100,7 +100,7 @@ def _verbs() -> Iterator[tuple[str, Verb]]:
             yield name, Verb([*own, seeds], {}, takes_files=False)
         else:
             parser = import_module(f"sslm.cli.{name.replace('-', '_')}").flag_parser()
-            more = flags_of_train if name in ("plan", "verify-resume") else []
+            more = flags_of_train if name in ("plan", "inspect", "verify-resume") else []
             yield from _of_parser(name, parser, more)
 
 
