@@ -232,13 +232,14 @@ def resolved(files: list[Path], how: Deduplication, work: Path) -> Facts:
     watching = threading.Thread(target=watch, daemon=True)
     imported = peak_mb()
     watching.start()
-    before = time.perf_counter()
+    before, cpu = time.perf_counter(), time.process_time()
     resolve(files, how, work)
-    seconds = time.perf_counter() - before
+    seconds, cpu = time.perf_counter() - before, time.process_time() - cpu
     is_over.set()
     watching.join()
     return {
         "resolve: seconds": round(seconds, 1),
+        "resolve: seconds of CPU": round(cpu, 1),
         "resolve: peak MB": round(peak_mb()),
         "of them imports": round(imported),
         "resolve: MB of files at most": round(max(sizes) / 1e6),
