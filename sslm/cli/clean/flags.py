@@ -59,6 +59,7 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--text_field", default="text", help="field of .jsonl, .parquet and datasets (default: text)")
     separator = "regular expression between the documents of a .txt; default: a file is one document"
     add("--document_separator", help=separator)
+    add("--tokenizer", type=followed, help="folder or name of a tokenizer whose fertility the report tells")
     part = "filter the third of 16 parts, as 3/16; when all are done, the same command without it does the rest"
     add("--part", help=part)
     add("--workers", type=_positive, help="processes; default: one for each core")
@@ -110,6 +111,7 @@ def settings_of(
         models=models,
         redact=_edits(options.redact, redact.KINDS, "--redact", ()),
         stop_words=_stop_words(options.stop_words),
+        tokenizer=options.tokenizer,
         duplicates=Deduplication(methods=methods, **_section(options, "dedup")),
     )
 

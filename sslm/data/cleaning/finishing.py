@@ -79,7 +79,7 @@ def write_corpus(
     read = [{"file": one.name, "sha256": work.sha256_of_input(number)} for number, one in enumerate(inputs)]
     record = record_of(settings.written(), read, sorted(files, key=lambda one: str(one["file"])), tally)
     write_atomically(work.out / RECORD, json.dumps(record, indent=1, ensure_ascii=False) + "\n")
-    contents = contents_of(name, tally, sample.chosen())
+    contents = contents_of(name, tally, sample.chosen(), settings.tokenizer)
     write_atomically(work.out / "report.html", page(contents))
     write_atomically(work.out / "report.md", markdown(contents))
 

@@ -50,6 +50,8 @@ class Settings:
     """Kinds of what is replaced by placeholders."""
     stop_words: tuple[str, ...] = ()
     """Languages whose stop words are removed."""
+    tokenizer: str | None = None
+    """Folder or name of the tokenizer whose fertility the report tells."""
     file_bytes: int = FILE_BYTES
     """Text of a file of the cleaned corpus, before duplicates are dropped; the last block may go beyond."""
     duplicates: Deduplication = field(default_factory=lambda: Deduplication(methods=()))
@@ -81,6 +83,7 @@ class Settings:
         """Return what JSON can hold, with the versions of all that has a say in what is kept."""
         written: dict[str, Any] = {
             "reading": dataclasses.asdict(self.reading),
+            "tokenizer": self.tokenizer,
             "file_bytes": self.file_bytes,
             "normalise": list(self.normalise),
             "denoise": list(self.denoise),

@@ -10,6 +10,8 @@ from sslm.data.cleaning.tally import KEPT, NEAR, READ, Example, Tally
 from sslm.system.terminal import bytes_in_words, count
 
 MOST_BARS = 15
+FERTILITY_CHARS = 1 << 20
+"""Characters of a language that are tokenised."""
 DROPPED = "dropped: "
 
 
@@ -48,8 +50,13 @@ class Contents:
     sections: Sequence[Section]
 
 
-def contents_of(name: str, tally: Tally, sample: Sequence[Sampled]) -> Contents:
-    """Put a report together."""
+def contents_of(name: str, tally: Tally, sample: Sequence[Sampled], tokenizer: str | None) -> Contents:
+    """Put a report together.
+
+    Args:
+        name: title.
+        tokenizer: folder or name of one whose fertility is told; None: none.
+    """
     documents, num_bytes, words = (tally.tables[what] for what in ("documents", "bytes", "words"))
     figures = [
         (f"{documents[READ]:,}", "documents read"),
@@ -57,11 +64,11 @@ def contents_of(name: str, tally: Tally, sample: Sequence[Sampled]) -> Contents:
         (bytes_in_words(num_bytes[KEPT]), f"of text kept ({_share(num_bytes[KEPT], num_bytes[READ])})"),
         (count(words[KEPT]), f"words kept ({_share(words[KEPT], words[READ])})"),
     ]
-    sections = [section for section in _sections(tally, sample) if section is not None]
+    sections = [section for section in _sections(tally, sample, tokenizer) if section is not None]
     return Contents(name, figures, sections)
 
 
-def _sections(tally: Tally, sample: Sequence[Sampled]) -> Iterator[Section | None]:
+def _sections(tally: Tally, sample: Sequence[Sampled], tokenizer: str | None) -> Iterator[Section | None]:
     yield _dropped(tally)
     yield _bars("Documents that were changed", tally, "changed", "How many texts each edit changed.")
     yield _bars("Replaced by placeholders", tally, "redacted", "How many of each kind; what stood there is not kept.")
@@ -73,6 +80,8 @@ def _sections(tally: Tally, sample: Sequence[Sampled]) -> Iterator[Section | Non
     yield _clusters(tally)
     yield _diversity(sample)
     yield _overlap(sample)
+    if tokenizer is not None:
+        yield _fertility(sample, tokenizer)
     yield _perplexity(tally)
     yield _odd(tally)
     yield _near(tally)
@@ -156,6 +165,24 @@ def _overlap(sample: Sequence[Sampled]) -> Section | None:
     rows = [(f"{a} / {b}", f"{share:.0%}") for (a, b), share in vocabulary_overlap(largest).items()]
     text = "Of the most frequent words of two sources, the share that both have."
     return Section("Vocabulary overlap", text, rows=[("sources", "overlap"), *rows])
+
+
+def _fertility(sample: Sequence[Sampled], tokenizer: str) -> Section:
+    """Tell how many tokens words take, by language; words without spaces between them are told by characters."""
+    from sslm.data.corpus.tokenizer import load  # brings transformers, if it is asked for
+    from sslm.data.fertility import fertility
+
+    by_language: defaultdict[str, list[str]] = defaultdict(list)
+    for one in sample:
+        by_language[one.language or "all"].append(one.text)
+    loaded = load(tokenizer, "--tokenizer ")
+    rows = [("language", "documents", "tokens a word", "tokens a character", "bytes a token", "unknown")]
+    for language, texts in sorted(by_language.items(), key=lambda item: (-len(item[1]), item[0]))[:MOST_BARS]:
+        found = fertility(((text, True) for text in texts), loaded, FERTILITY_CHARS)
+        per_word = "–" if found.tokens_per_word is None else f"{found.tokens_per_word:.2f}"
+        figures = f"{found.tokens_per_char:.3f}", f"{found.bytes_per_token:.2f}", f"{found.unknown_share:.2%}"
+        rows.append((language, f"{len(texts):,}", per_word, *figures))
+    return Section("Fertility", f"Of {tokenizer}, in the documents chosen by hash.", rows=rows)
 
 
 def _perplexity(tally: Tally) -> Section | None:
