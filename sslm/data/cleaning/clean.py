@@ -4,6 +4,7 @@ Filtering is the work of any number of processes on any machines (`Part`); findi
 the same, byte for byte, however the work was shared and however often it was interrupted.
 """
 
+import multiprocessing
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -55,6 +56,9 @@ def clean(
     """
     name = out if part is None else out.with_name(f"{out.name}.part-{part.number}-of-{part.of}")
     work = Work(out.parent / f".{out.name}.tmp")
+    if workers > 1 and getattr(multiprocessing.current_process(), "_inheriting", False):
+        raise RuntimeError("a worker imports the script that called clean: call it under if __name__ == '__main__'")
+    settings.try_steps()
     with one_maker(name):
         if out.exists():
             raise UserError(f"{out}: already exists; remove it, or choose another folder")

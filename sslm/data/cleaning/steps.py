@@ -5,7 +5,7 @@ import functools
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from sslm.data.cleaning.contamination import Contamination
 from sslm.data.cleaning.document import Document
@@ -16,6 +16,8 @@ from sslm.data.cleaning.tally import NEAR, Tally
 
 NEAR_EVERY = 8
 """One kept document in so many is looked at for being nearly dropped."""
+
+Redactor = Callable[[str], tuple[str, dict[str, int]]]
 
 
 class Step(Protocol):
@@ -118,19 +120,31 @@ class Language:
 
 @dataclass(frozen=True)
 class Redact:
-    """Replaces what is personal or secret by placeholders."""
+    """Replaces what is personal or secret by placeholders, in texts and in their rows' other fields."""
 
     kinds: tuple[str, ...]
 
     def __call__(self, documents: list[Document], tally: Tally) -> list[Document]:
         redact = redactor(self.kinds)
         for document in documents:
-            document.text, found = redact(document.text)
-            for kind, number in found.items():
-                tally.count("redacted", kind, number)
-            if found:
+            before = document.text
+            document.text = self._edited(before, redact, tally)
+            document.metadata = self._edited(document.metadata, redact, tally)
+            if document.text != before:
                 tally.count("changed", "redact")
         return documents
+
+    def _edited(self, value: Any, redact: Redactor, tally: Tally) -> Any:
+        if isinstance(value, dict):
+            return {name: self._edited(item, redact, tally) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self._edited(item, redact, tally) for item in value]
+        if not isinstance(value, str):
+            return value
+        text, found = redact(value)
+        for kind, number in found.items():
+            tally.count("redacted", kind, number)
+        return text
 
 
 @dataclass(frozen=True)

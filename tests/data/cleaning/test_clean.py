@@ -63,7 +63,7 @@ def write_corpus(folder: Path, documents: int = 150) -> Path:
             text += f" write to {SECRET} now"
         texts.append(text)
     urls = [f"https://a{number % 3}.example.org/{number}" for number in range(documents)]
-    rows = [json.dumps({"text": text, "url": url}) for text, url in zip(texts, urls, strict=True)]
+    rows = [json.dumps({"text": text, "url": url, "by": SECRET}) for text, url in zip(texts, urls, strict=True)]
     (folder / "a.jsonl").write_text("\n".join(rows[: documents // 2]) + "\n")
     with gzip.open(folder / "b.jsonl.gz", "wt") as stream:
         stream.write("\n".join(rows[documents // 2 :]) + "\n")
@@ -103,7 +103,7 @@ def test_what_is_left_has_its_origin_checksum_and_order(whole: Path, corpus: Pat
     for row in (row for row in rows if row["origin"]["file"] == "a.jsonl"):
         was = raw[row["origin"]["row"]]
         assert row["text"] == was["text"].replace(SECRET, "[EMAIL]")
-        assert row["metadata"] == {"url": was["url"]}
+        assert row["metadata"] == {"url": was["url"], "by": "[EMAIL]"}
     texts = [row["text"] for row in rows]
     assert len(set(texts)) == len(texts)
     assert 50 < len(texts) < 150
