@@ -118,9 +118,10 @@ class Config(Section):
     logger: str = setting("none", may_change=True)
     """Trackers in addition to metrics.jsonl, separated by commas: csv, tensorboard, wandb (offline if nobody is logged
     in), trackio, mlflow."""
-    compile: Literal["auto", "off", "block", "model"] = setting("auto", may_change=True)
+    compile: Literal["auto", "off", "block", "model", "async_tp"] = setting("auto", may_change=True)
     """What torch.compile takes as one piece: each block, or the whole model, which is faster if it is small (auto: so
-    on GPUs up to 300M parameters, else each block; off on CPUs and for labelled rows)."""
+    on GPUs up to 300M parameters, else each block; off on CPUs and for labelled rows); async_tp: each block, whose
+    matmuls hide the messages of tensor parallelism (GPUs of one node, by torch's symmetric memory)."""
     attention: Literal["auto", "sdpa", "flex", "varlen", "flash"] = setting("auto", may_change=True)
     """What computes attention: torch's SDPA; FlexAttention; by where documents begin, torch's varlen_attn or the
     package flash-attn (auto: sdpa, but varlen for documents on GPUs, if the model takes it)."""

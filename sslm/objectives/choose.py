@@ -171,6 +171,7 @@ def make_module(
             computes_in_bf16=launch.autocasts_to_bf16,
             float8=launch.float8,
             compiled=launch.compiled,
+            is_async=launch.is_async,
             recomputation=parse_recompute(config.activation_checkpointing),
         ),
         reduce_gradients=config.fsdp.reduce_gradients,

@@ -7,7 +7,9 @@ import sys
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.distributed._symmetric_memory import enable_symm_mem_for_group
 from transformers import PreTrainedModel
 
 from sslm.models.blocks import blocks
@@ -77,11 +79,24 @@ def check_compiled(launch: Launch, model: PreTrainedModel, recomputation: Recomp
     if recomputation.kind == "budget" and launch.compiled == "off":
         what = "it is the compiler that keeps to a budget"
         raise UserError(f"--activation_checkpointing {recomputation}: {what}; add --compile block, or take selective")
-    if (why := why_not(launch.compiled, launch, model, recomputation)) is not None:
-        raise UserError(f"--compile {launch.compiled}: {why}")
+    why = why_not(launch.compiled, launch, model, recomputation)
+    if launch.is_async:
+        why = why or _why_not_async(launch, model)
+    if why is not None:
+        raise UserError(f"--compile {'async_tp' if launch.is_async else launch.compiled}: {why}")
 
 
-def compile_modules(modules: list[nn.Module]) -> None:
+def _why_not_async(launch: Launch, model: PreTrainedModel) -> str | None:
+    if launch.tensor_parallel_size == 1:
+        return f"belongs to --strategy tp and fsdp_tp, this is {launch.strategy}; give block"
+    if not launch.shares_places:
+        return f"{model.config.model_type}'s blocks send whole rows between matrices; give block"
+    if launch.accelerator != "gpu" or launch.tensor_parallel_size > launch.devices:
+        return "the devices that share matrices are to be GPUs of one node; give block"
+    return None
+
+
+def compile_modules(modules: list[nn.Module], hides_messages_of: dist.ProcessGroup | None = None) -> None:
     """Compile each module with torch.compile, in place; those that are alike share what is compiled.
 
     Shapes are compiled in: they don't change in a run, but T5's encoder and decoder are of different lengths, for which
@@ -89,6 +104,11 @@ def compile_modules(modules: list[nn.Module]) -> None:
     docs/lessons.md, "All blocks are one piece of code". What is compiled is kept for later runs among sslm's caches,
     unless TORCHINDUCTOR_CACHE_DIR names a folder. torch's own place for it is a folder in /tmp whose name others can
     guess, and what is found there is unpickled.
+
+    Args:
+        modules: all of a kind.
+        hides_messages_of: ranks of a node; matmuls that come before or after a message of theirs are cut in pieces,
+            which are sent one after the other meanwhile.
     """
     _keep_compiled()
     config: Any = torch._dynamo.config
@@ -97,6 +117,9 @@ def compile_modules(modules: list[nn.Module]) -> None:
     if "recompile_limit" in inspect.signature(torch.compile).parameters:
         # since torch 2.13 each thread has a configuration of its own, and backward passes compute again in theirs
         how["recompile_limit"] = config.recompile_limit
+    if hides_messages_of is not None:
+        enable_symm_mem_for_group(hides_messages_of.group_name)
+        how["options"] = {"_micro_pipeline_tp": True}
     for module in modules:
         module.compile(**how)
     logging.getLogger("torch._dynamo.convert_frame").addFilter(_tell_of_given_up)

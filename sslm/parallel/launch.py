@@ -87,6 +87,8 @@ class Launch:
     """Whether devices that share matrices have some places of every row each between these (sequence parallelism)."""
     compiled: Compiled = "off"
     """What torch.compile takes as one piece."""
+    is_async: bool = False
+    """Whether compiled blocks hide the messages of tensor parallelism behind matmuls (async TP)."""
     attention: Attention = "sdpa"
     """What computes attention."""
     why: str = field(default="as asked", repr=False, compare=False)
@@ -142,7 +144,8 @@ class Launch:
     @property
     def compiled_in_words(self) -> str:
         """What is compiled, to be said after the precision; nothing if nothing is."""
-        return {"off": "", "block": ", each block compiled", "model": ", compiled as a whole"}[self.compiled]
+        words = {"off": "", "block": ", each block compiled", "model": ", compiled as a whole"}[self.compiled]
+        return f"{words}, messages behind matmuls (async TP)" if self.is_async else words
 
     @property
     def computes_in_fp32(self) -> bool:

@@ -37,6 +37,7 @@ def parallelize(
     computes_in_bf16: bool = False,
     float8: Scaling | None = None,
     compiled: Compiled = "off",
+    is_async: bool = False,
     recomputation: Recompute = KEEP_ALL,
 ) -> None:
     """Change a network in place, block by block.
@@ -60,6 +61,7 @@ def parallelize(
         float8: how the blocks' linear layers, but the first's and the last's, are scaled to multiply in 8 bits; None:
             they multiply in a wider type.
         compiled: what torch.compile takes as one piece.
+        is_async: whether what is compiled hides the messages of devices that share matrices (async TP).
         recomputation: what the blocks' backward passes compute again.
     """
     if in_bf16:
@@ -77,7 +79,8 @@ def parallelize(
             use_float8(block, float8)
     recompute(model, recomputation)
     if compiled != "off":
-        compile_modules([network] if compiled == "model" else blocks(model))
+        group = mesh["tensor_parallel"].get_group() if mesh is not None and is_async else None
+        compile_modules([network] if compiled == "model" else blocks(model), group)
     if mesh is not None and (shards := data_mesh(mesh, replicas, shares_rows)) is not None:
         gathered = torch.bfloat16 if computes_in_bf16 else None
         policy = MixedPrecisionPolicy(param_dtype=gathered, reduce_dtype=torch.float32, cast_forward_inputs=False)

@@ -68,6 +68,14 @@ REFUSED = [
         "--optim.name muon: --strategy deepspeed_2 knows AdamW's states alone; give --strategy fsdp",
     ),
     (
+        ["--strategy", "tp", "--devices", "2", "--compile", "async_tp"],
+        "--compile async_tp: the devices that share matrices are to be GPUs of one node; give block",
+    ),
+    (
+        ["--strategy", "fsdp", "--devices", "2", "--compile", "async_tp"],
+        "--compile async_tp: belongs to --strategy tp and fsdp_tp, this is fsdp; give block",
+    ),
+    (
         ["--strategy", "fsdp", "--devices", "2", "--compile", "model"],
         "--compile model: --strategy fsdp gathers the weights of each block when it is called; give block",
     ),

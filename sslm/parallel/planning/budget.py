@@ -122,12 +122,14 @@ class Budget:
         launch = Launch(accelerator, machine.devices, machine.num_nodes, strategy, precision, replicas, size)
         shared = {name: getattr(config, name) for name in ("context_parallel_size", "expert_parallel_size")}
         launch = replace(launch, **shared, shares_places=size > 1 and suits_places(self.model.config))
-        launch = replace(launch, compiled=self._compiled(launch) if config.compile == "auto" else config.compile)
+        launch = replace(launch, compiled=self._compiled(launch), is_async=config.compile == "async_tp")
         around = self._around_attention(launch)
         attention = choose_attention(self.model, around) if config.attention == "auto" else config.attention
         return replace(launch, attention=attention, masks_because=masks_because(attention, self.model, around))
 
     def _compiled(self, launch: Launch) -> Compiled:
+        if self.config.compile != "auto":
+            return "block" if self.config.compile == "async_tp" else self.config.compile
         if self.is_labelled or not self.machine.has_compiler:
             return "off"
         return choose_compiled(launch, self.model, self.recomputation)
