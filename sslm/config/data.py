@@ -25,6 +25,12 @@ class SourceConfig(Section):
     augment: str | None = None
     """Noise in this source's text, as data.augment has it; none: none; default: that of data.augment."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.augment is not None:
+            augment = parse_augment(self.augment, f"--data.sources {self.name or self.path}: augment")
+            object.__setattr__(self, "augment", augment.setting)
+
 
 @dataclass(frozen=True)
 class StageConfig(Section):
@@ -103,15 +109,11 @@ class DataConfig(Section):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _ = self.augments
+        augment = parse_augment(self.augment)
+        object.__setattr__(self, "augment", augment.setting if augment else None)
 
     @property
     def augments(self) -> list[Augment]:
-        """The noise of each source, or of the only one; UserError if one is not written as such."""
-        of_all = parse_augment(self.augment)
-        return [
-            of_all
-            if source.augment is None
-            else parse_augment(source.augment, f"--data.sources {source.name or source.path}: augment")
-            for source in self.sources or [SourceConfig(self.train)]
-        ]
+        """The noise of each source, or of the only one."""
+        sources = self.sources or [SourceConfig(self.train)]
+        return [parse_augment(self.augment if source.augment is None else source.augment) for source in sources]

@@ -51,5 +51,7 @@ def test_a_source_has_the_noise_of_all_or_its_own_or_none() -> None:
     assert [augment.setting for augment in config.augments] == ["crop 0.1", "typos 0.02", "none"]
     assert config.sources is not None
     assert config.sources[1] == SourceConfig("b")
+    assert parse(["--data.augment", "typos .02,crop 0.1"]) == parse(["--data.augment", "crop 0.10, typos 0.02"])
+    assert parse(["--data.augment", "none"]) == parse([])
     with pytest.raises(UserError, match=r"--data.sources web: augment typo 1: there is no noise typo"):
         parse(["--data.sources", "[{path: a, name: web, augment: typo 1}]"])

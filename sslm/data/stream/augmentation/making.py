@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from sslm.config import DataConfig
+from sslm.config.augment import Augment
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.shards import Corpus
 from sslm.data.stream.augmentation.augmenter import Augmenter
@@ -27,7 +28,7 @@ def augmenters_of(
     """Make each training corpus' noise, None where there is to be none.
 
     Raises:
-        UserError: it is made in words, and the corpora are ids without a tokenizer.
+        UserError: it is made in words, and there is no tokenizer, or none that tells words apart.
     """
     if not any(data.augments):
         return [None] * len(corpora)
@@ -42,7 +43,17 @@ def augmenters_of(
     elif data.end_id is not None and data.end_id < vocab_size:
         special[data.end_id] = True
     for augment in data.augments:
-        if augment.words and spelling is None:
-            why = f"{next(iter(augment.words))} edits text, and the corpus is ids without a tokenizer"
-            raise UserError(f"--data.augment {augment.setting}: {why}; give --data.tokenizer, or noise on tokens alone")
+        _check(augment, spelling)
     return [Augmenter(augment, seed, special, spelling) if augment else None for augment in data.augments]
+
+
+def _check(augment: Augment, spelling: Spelling | None) -> None:
+    if not augment.words:
+        return
+    if spelling is None:
+        why = f"{next(iter(augment.words))} edits text, and the corpus is ids without a tokenizer"
+        raise UserError(f"--data.augment {augment.setting}: {why}; give --data.tokenizer, or noise on tokens alone")
+    vocabulary = spelling.vocabulary
+    if (augment.typos or augment.ocr) and vocabulary.begins_word[vocabulary.ordinary].all():
+        why = "this tokenizer's tokens don't say where words begin, which typos and ocr need"
+        raise UserError(f"--data.augment {augment.setting}: {why}; leave these two out")
