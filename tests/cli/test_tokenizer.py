@@ -1,5 +1,6 @@
 """sslm tokenizer: train, inspect, extend, as typed."""
 
+import json
 from pathlib import Path
 
 import pytest
@@ -43,6 +44,17 @@ def test_inspect_shows_tokenizers_beside_each_other(text: Path, tmp_path: Path, 
     ]
     assert float(rows[1][3]) < float(rows[0][3])
     assert rows[2][3:] == ["–", "3.000", "1.00", "0.00%", "100.00%"]
+
+
+def test_inspect_has_a_row_for_each_language_of_a_text(tmp_path: Path, capsys: Captured) -> None:
+    byte_level("the cat " * 100, 280).save_pretrained(tmp_path / "t")
+    texts = ["The cat sat on the mat and slept.", "Die Katze schläft auf dem Sofa.", "The dog was there too."] * 3
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    given = ["inspect", str(tmp_path / "t"), "--by", "language", "--data", f"mine={tmp_path / 'a.jsonl'}"]
+    assert main(given) == 0
+    _, *rows = (line.split() for line in capsys.readouterr().out.splitlines())
+    assert [row[:2] for row in rows] == [["mine:", "en"], ["mine:", "de"]]
+    assert float(rows[0][4]) < float(rows[1][4])  # tokens a word
 
 
 @pytest.mark.parametrize(
