@@ -57,7 +57,8 @@ class Places:
 
     def join(self, part: Tensor) -> Tensor:
         """Gather whole rows, whose whole gradient each rank has."""
-        return self._real(_Join.apply(part, self.group))  # type: ignore[no-untyped-call]
+        whole: Tensor = _Join.apply(part, self.group)  # type: ignore[no-untyped-call]
+        return self._real(whole).clone()  # FSDP2 warns of blocks that return views
 
     def _filled(self, whole: Tensor) -> Tensor:
         missing = -whole.shape[1] % self.size

@@ -67,8 +67,8 @@ def simulated(flags: list[str], launch: Launch) -> Simulation:
 LAUNCHES = {
     "fsdp": Launch("cpu", 2, 1, "fsdp", "32"),
     "ddp": Launch("cpu", 2, 1, "ddp", "32"),
-    "tp": Launch("cpu", 2, 1, "tp", "32", tensor_parallel_size=2),
-    "fsdp_tp": Launch("cpu", 4, 1, "fsdp_tp", "bf16-mixed", tensor_parallel_size=2),
+    "tp": Launch("cpu", 2, 1, "tp", "32", tensor_parallel_size=2, shares_places=True),
+    "fsdp_tp": Launch("cpu", 4, 1, "fsdp_tp", "bf16-mixed", tensor_parallel_size=2, shares_places=True),
     "context": Launch("cpu", 4, 1, "fsdp", "32", context_parallel_size=2),
     "experts": Launch("cpu", 4, 1, "fsdp", "bf16-mixed", expert_parallel_size=2),
     "hsdp": Launch("cpu", 4, 1, "hsdp", "32", replicas=2),
