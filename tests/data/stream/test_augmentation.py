@@ -248,20 +248,20 @@ def test_noise_is_another_in_each_epoch_and_for_each_seed(tmp_path: Path) -> Non
     assert first != other
 
 
-def test_ranks_and_loader_processes_share_noisy_batches(mixed: Stream) -> None:
-    sizes = BatchSizes.even(8)
+def test_ranks_loader_processes_and_batches_of_another_size_share_noisy_text(mixed: Stream) -> None:
+    def digest(made: Any) -> int:
+        return step_batch(made, 2, with_digest=True)["digest"]
 
-    def digests(world: int) -> list[int]:
-        made = [
-            [TrainSteps(mixed, CausalLMRecipe(), sizes, 0, rank, world)[step] for rank in range(world)]
-            for step in range(6)
-        ]
-        each = [[step_batch(with_tensors(b), 2, with_digest=True)["digest"] for b in batches] for batches in made]
-        return [sum(ranks) % 2**64 for ranks in each]
+    def digests(size: int, world: int, steps: int) -> list[int]:
+        ranks = [TrainSteps(mixed, CausalLMRecipe(), BatchSizes.even(size), 0, rank, world) for rank in range(world)]
+        return [sum(digest(with_tensors(rank[step])) for rank in ranks) % 2**64 for step in range(steps)]
 
-    loader = Loader(TrainSteps(mixed, CausalLMRecipe(), sizes, 0), 2, 6, num_workers=2)
-    assert digests(1) == digests(4)
-    assert [step_batch(batch, 2, with_digest=True)["digest"] for batch in loader] == digests(1)[2:]
+    whole = digests(8, 1, 6)
+    halves = digests(4, 1, 12)
+    assert digests(8, 4, 6) == whole
+    assert [(a + b) % 2**64 for a, b in zip(halves[::2], halves[1::2], strict=True)] == whole
+    loader = Loader(TrainSteps(mixed, CausalLMRecipe(), BatchSizes.even(8), 0), 2, 6, num_workers=2)
+    assert [digest(batch) for batch in loader] == whole[2:]
 
 
 def opened(text: Path, cache: Path, augment: str | None, **other: Any) -> Any:
