@@ -135,8 +135,9 @@ def here(tmp_path_factory: pytest.TempPathFactory) -> Path:
         file.write("".join(json.dumps({"body": text}) + "\n" for text in texts).encode())
     (folder / "raw").mkdir()
     with gzip.open(folder / "raw/a.jsonl.gz", "wt") as file:
-        prose = "The people that have been to the house of {} said to the others what it was like, and with whom."
-        rows = ["\n".join(prose.format(f"{n} {place}") for place in texts[n].split()[:9]) for n in range(60)]
+        prose = " ".join(" ".join(topics.values()).split())
+        said = list(dict.fromkeys(re.findall(r"[A-Z][a-z]+ [\w ,]{60,250}\.(?= )", prose)))
+        rows = ["\n".join(said[first : first + 8]) for first in range(0, len(said), 8)]
         file.writelines(json.dumps({"text": row}) + "\n" for row in rows)
     (folder / "fineweb").mkdir()
     pyarrow.parquet.write_table(pyarrow.table({"text": texts}), folder / "fineweb/a.parquet")
