@@ -26,7 +26,9 @@ SECTIONS: dict[str, type[Any]] = {**RULES, "dedup": Deduplication}
 
 def flag_parser() -> argparse.ArgumentParser:
     """Make the parser of this verb's flags."""
-    parser = argparse.ArgumentParser(prog="sslm clean", description=DESCRIPTION, allow_abbrev=False)
+    parser = argparse.ArgumentParser(
+        prog="sslm clean", usage="sslm clean IN... --out DIR [flags]", description=DESCRIPTION, allow_abbrev=False
+    )
     add = parser.add_argument
     inputs = "file, glob, folder, dataset, or URL, in .txt, .jsonl or .parquet; several are read in order"
     add("inputs", nargs="*", metavar="IN", type=followed, help=inputs)
