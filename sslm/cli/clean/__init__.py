@@ -14,7 +14,7 @@ from sslm.system.errors import UserError
 from sslm.system.exits import DONE, FAILED, exits_politely
 from sslm.system.signals import stops_on_signals
 from sslm.system.terminal import Progress as Bar
-from sslm.system.terminal import bytes_in_words, count, keep_libraries_quiet, plural, say, transfer_progress
+from sslm.system.terminal import bytes_in_words, count, plural, say, transfer_progress
 
 __all__ = ["flag_parser", "main"]
 
@@ -23,7 +23,6 @@ __all__ = ["flag_parser", "main"]
 @stops_on_signals
 def main(arguments: list[str] | None = None) -> int:
     options = flag_parser().parse_args(arguments)
-    keep_libraries_quiet()
     if options.verify is not None:
         return _verify(options)
     if not options.inputs:

@@ -5,6 +5,7 @@ import os
 
 from sslm.data.cleaning.settings import ModelStep
 from sslm.system.errors import UserError
+from sslm.system.terminal import keep_libraries_quiet
 
 USUAL_QUALITY = 0.5
 
@@ -23,6 +24,7 @@ def model_steps(options: argparse.Namespace, workers: int) -> tuple[ModelStep, .
         return ()
     from sslm.evaluation.document_scores import Perplexity, Quality, check  # brings torch and transformers
 
+    keep_libraries_quiet()
     threads = None if workers == 1 else max((os.cpu_count() or 1) // workers, 1)
     steps: list[Perplexity | Quality] = []
     if options.perplexity_model is not None:
