@@ -52,9 +52,10 @@ class Design:
         for name in self.special_tokens:
             if not name.strip() or self.special_tokens.count(name) > 1 or name in self.usual_tokens:
                 raise UserError(f"--special_tokens {short(name)!r}: expected names that are not empty, each once")
-        if self.size < self.num_fixed + 1:
+        least = self.num_fixed + (self.spelling != "level")  # bytes alone write any text
+        if self.size < least:
             has = f"{self.num_fixed} of them are special tokens and bytes"
-            raise UserError(f"--size {self.size}: {has}; give at least {self.num_fixed + 1}, such as 32000")
+            raise UserError(f"--size {self.size}: {has}; give at least {least}, such as 32000")
 
     @property
     def usual_tokens(self) -> tuple[str, ...]:
