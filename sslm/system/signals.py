@@ -6,6 +6,7 @@ Until training begins there is nothing to save; later all is saved first (traini
 import functools
 import os
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable
 from types import FrameType
@@ -14,8 +15,8 @@ from typing import Any, Protocol
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2)
 """SIGHUP comes when a terminal or an ssh connection closes."""
 
-AFTER_IMPORT_SECONDS = 0.05
-"""A signal that comes amid an import is sent again so much later."""
+AGAIN_SECONDS = 0.05
+"""A signal that comes where an exception would be lost is sent again so much later."""
 
 Handler = Callable[[int, FrameType | None], Any]
 Handlers = dict[signal.Signals, Any]
@@ -32,27 +33,43 @@ class Stopped(BaseException):
 def stops_on_signals(verb: Verb) -> Verb:
     """Wrap a verb's `main` so that a signal raises `Stopped` in it.
 
-    Not amid an import: code that runs there may swallow an exception, or, if it is C++, abort the process.
+    Not amid an import: code that runs there may swallow an exception, or, if it is C++, abort the process. Python
+    itself swallows what is raised in finalizers and callbacks of weak references: then the signal is sent again.
     """
 
     def stop(number: int, frame: FrameType | None) -> None:
         if imports(frame):
-            again = threading.Timer(AFTER_IMPORT_SECONDS, os.kill, (os.getpid(), number))
-            again.daemon = True
-            again.start()
+            send_again(number)
             return
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a second one is for the impatient
         raise Stopped(signal.Signals(number).name)
 
     @functools.wraps(verb)
     def wrapped(arguments: list[str] | None = None) -> int:
-        before = take_signals(stop)
+        before, hook = take_signals(stop), sys.unraisablehook
+
+        def swallowed(what: Any) -> None:
+            if isinstance(what.exc_value, Stopped):
+                signal.signal(signal.SIGINT, stop)
+                send_again(signal.Signals[str(what.exc_value)])
+            else:
+                hook(what)
+
+        sys.unraisablehook = swallowed
         try:
             return verb(arguments)
         finally:
+            sys.unraisablehook = hook
             give_back(before)
 
     return wrapped
+
+
+def send_again(number: int) -> None:
+    """Send this process a signal, a moment from now."""
+    again = threading.Timer(AGAIN_SECONDS, os.kill, (os.getpid(), number))
+    again.daemon = True
+    again.start()
 
 
 def imports(frame: FrameType | None) -> bool:

@@ -1,4 +1,4 @@
-"""A terminal that is closed asks a run to stop; nohup, and a thread, leave it alone; an import ends before it stops."""
+"""A closed terminal asks a run to stop; nohup, and a thread, leave it alone; an import ends first; no signal is lost."""
 
 import importlib
 import json
@@ -54,6 +54,27 @@ def test_a_signal_amid_an_import_waits_for_its_end(tmp_path: Path, monkeypatch: 
     with pytest.raises(Stopped, match="SIGUSR1"):
         stops_on_signals(verb)()
     assert whole == [True]
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR1, signal.SIGINT])
+def test_a_signal_that_strikes_in_a_finalizer_is_not_lost(number: signal.Signals) -> None:
+    """Python swallows what is raised there; a run whose imports had just ended went on for ever."""
+    swallowed: list[bool] = []
+
+    class Struck:
+        def __del__(self) -> None:
+            signal.raise_signal(number)
+            swallowed.append(False)
+
+    def verb(arguments: list[str] | None = None) -> int:
+        Struck()
+        swallowed.append(True)
+        time.sleep(30)
+        return 0
+
+    with pytest.raises(Stopped, match=number.name):
+        stops_on_signals(verb)()
+    assert swallowed == [True]
 
 
 def _in_a_thread(arguments: list[str]) -> int:
