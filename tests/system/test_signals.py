@@ -1,4 +1,4 @@
-"""A closed terminal asks a run to stop; nohup, and a thread, leave it alone; an import ends first; no signal is lost."""
+"""A closed terminal asks a run to stop; nohup and threads leave it alone; an import ends first; no signal is lost."""
 
 import importlib
 import json
