@@ -2,6 +2,7 @@
 
 from contextlib import suppress
 from dataclasses import asdict, dataclass, fields
+from math import fsum
 
 from sslm.system.errors import UserError, nearest, short
 
@@ -88,7 +89,7 @@ def parse_augment(text: str | None, flag: str = "--data.augment") -> Augment:
             raise UserError(f"{flag} {short(text)}: {name} is given twice; give it once")
         given[name] = share
     for group in EXCLUSIVE:
-        if (total := sum(given.get(name, 0) for name in group)) > 1:
+        if (total := fsum(given.get(name, 0) for name in group)) > 1:
             raise UserError(
                 f"{flag} {short(text)}: the shares of {', '.join(group)} sum to {total:g}; expected at most 1"
             )

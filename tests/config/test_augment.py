@@ -22,6 +22,11 @@ def test_what_is_written_of_noise_is_what_was_typed(shares: dict[str, float]) ->
     assert bool(augment) == bool(shares)
 
 
+def test_shares_that_sum_to_one_may_be_written_in_tenths() -> None:
+    shares = "token_dropout 0.05, token_swap 0.55, token_repeat 0.3, token_insert 0.1"  # 1.0000000000000002 one by one
+    assert parse_augment(shares).token_swap == 0.55
+
+
 @pytest.mark.parametrize(
     ("typed", "said"),
     [

@@ -15,6 +15,7 @@ from sslm.config.augment import parse_augment
 from sslm.config.batch_sizes import BatchSizes
 from sslm.data.module import DataModule
 from sslm.data.stream.augmentation.augmenter import Augmenter
+from sslm.data.stream.augmentation.documents import joined
 from sslm.data.stream.augmentation.making import augmenters_of
 from sslm.data.stream.augmentation.words import Spelling, reworded
 from sslm.data.stream.batches import Loader, TrainSteps, step_batch, with_tensors
@@ -31,6 +32,7 @@ from tests.support.vocabularies import TEXTS, save_tokenizer
 
 EVERYTHING = "crop 0.3, join 0.3, token_dropout 0.1, token_swap 0.2, token_repeat 0.1, token_insert 0.1"
 WORDS = "lowercase 0.3, uppercase 0.2, no_punctuation 0.3, typography 0.3, typos 0.2, ocr 0.2"
+END = 1
 few = settings(max_examples=30)
 
 
@@ -233,6 +235,16 @@ def test_a_row_is_the_same_alone_and_among_any_others(mixed: Stream, rows: list[
         assert alone.documents is not None
         assert (alone.tokens[0] == together.tokens[number]).all()
         assert (alone.documents[0] == together.documents[number]).all()
+
+
+def test_a_row_with_more_documents_takes_no_end_from_another() -> None:
+    tokens, documents = np.array([[5, END, 6, END], [5, 6, 7, 8]]), np.array([[0, 0, 1, 1], [0, 1, 2, 3]], np.int32)
+    zeros, special = np.zeros(2, np.int64), np.arange(9) == END
+    for position in range(20):
+        both = Examples(tokens, np.full(2, position), zeros, zeros, np.full(2, 4), documents)
+        together, alone = (joined(some, 0.5, special[some.tokens], 0) for some in (both, both.rows(slice(1))))
+        assert together.tokens[0, : alone.tokens.shape[1]].tolist() == alone.tokens[0].tolist()
+        assert together.tokens[0, together.lengths[0] - 1] == END  # type: ignore[index]
 
 
 def test_noise_is_another_in_each_epoch_and_for_each_seed(tmp_path: Path) -> None:

@@ -21,14 +21,14 @@ def joined(examples: Examples, share: float, is_special: Bools, seed: int) -> Ex
     of_row, numbers = _numbered(documents)
     joins = noise.uniform(examples, of_row, seed, "augment join") < share
     joins[:, :1] = False
-    before = np.arange(len(documents))[:, None] * of_row + np.maximum(documents, 0)
+    joins &= np.arange(of_row) <= documents.max(axis=1, initial=0)[:, None]  # rows with more documents decide nothing
     joins_before, joins_after = joins.ravel(), np.append(joins.ravel()[1:], False)
     place = np.arange(documents.shape[1])
     # of each document its specials before the first other token, and after the last
     first, last = _edges(numbers, place, (documents >= 0) & ~is_special)
     gone = is_special & (documents >= 0)
-    gone &= (joins_before[before] & (place < first[numbers])) | (joins_after[before] & (place > last[numbers]))
-    merged = np.where(documents >= 0, documents - np.cumsum(joins, axis=1).ravel()[before], -1)
+    gone &= (joins_before[numbers] & (place < first[numbers])) | (joins_after[numbers] & (place > last[numbers]))
+    merged = np.where(documents >= 0, documents - np.cumsum(joins, axis=1).ravel()[numbers], -1)
     return rewritten(examples._replace(documents=merged.astype(np.int32)), (~gone).astype(np.int64))
 
 
