@@ -6,10 +6,11 @@ arXiv:1911.00359), of which documents with much are noise.
 """
 
 import functools
+import hashlib
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -43,6 +44,8 @@ class Perplexity:
     most: float | None = None
     threads: int | None = None
     """Of torch in each process; None for its default."""
+    weights: str = ""
+    """Checksum of the model's weights (`opened`)."""
 
     def __call__(self, documents: list[Document], tally: Tally) -> list[Document]:
         scorer = _scorer(self.model, self.threads)
@@ -70,6 +73,7 @@ class Quality:
     label: str | None = None
     """The class whose probability counts; None for a model of numbers."""
     threads: int | None = None
+    weights: str = ""
 
     def __call__(self, documents: list[Document], tally: Tally) -> list[Document]:
         classifier = _classifier(self.model, self.label, self.threads)
@@ -84,6 +88,9 @@ class Quality:
 
     def written(self) -> dict[str, Any]:
         return {"step": "quality", **asdict(self), "threads": None}
+
+
+Step = TypeVar("Step", Perplexity, Quality)
 
 
 class _Scorer(NamedTuple):
@@ -123,12 +130,20 @@ class _Classifier(NamedTuple):
         return found
 
 
-def check(step: Perplexity | Quality) -> None:
-    """Open the step's model; UserError if it can't be what the step needs."""
+def opened(step: Step) -> Step:
+    """Open the step's model, and note its weights' checksum: another model under the same name makes another clean.
+
+    Raises:
+        UserError: the model can't be what the step needs.
+    """
     if isinstance(step, Perplexity):
-        _scorer(step.model, None)
+        trained = _scorer(step.model, None).trained
     else:
-        _classifier(step.model, step.label, None)
+        trained = _classifier(step.model, step.label, None).trained
+    digest = hashlib.sha256()
+    for name, tensor in sorted(trained.model.state_dict().items()):
+        digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return replace(step, weights=digest.hexdigest())
 
 
 def _device(threads: int | None) -> torch.device:

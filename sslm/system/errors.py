@@ -93,7 +93,7 @@ def sentence_of(error: BaseException) -> str | None:
     no_room = isinstance(error, OSError) and error.errno in (ENOSPC, EDQUOT)
     if no_room or f"(os error {ENOSPC})" in str(error):  # the latter: safetensors and tokenizers, written in Rust
         where = f" while writing {file}" if (file := getattr(error, "filename", None)) else ""
-        return f"the disk is full{where}: free some room, or give another --run_dir and --data.cache_dir, and run again"
+        return f"the disk is full{where}: free some room, or write elsewhere, and run again"
     if isinstance(error, OSError) and error.errno in (EMFILE, ENFILE):
         return "too many open files: raise the limit (ulimit -n 4096, or your container's), and run again"
     if isinstance(error, BlockingIOError | RuntimeError) and any(words in str(error) for words in NO_THREAD):

@@ -1,6 +1,7 @@
 """What models think of documents, as steps of a clean: beside plain transformers, document by document."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from transformers import AutoModelForCausalLM, AutoModelForSequenceClassificatio
 
 from sslm.data.cleaning.document import Document
 from sslm.data.cleaning.tally import Tally
-from sslm.evaluation.document_scores import Perplexity, Quality, check
+from sslm.evaluation.document_scores import Perplexity, Quality, opened
 from sslm.models.build import build
 from sslm.system.errors import UserError
 from tests.support.trained import byte_level, save_model, word_piece
@@ -67,6 +68,16 @@ def test_quality_is_a_labels_probability(classifier: Path) -> None:
 def test_a_model_that_cant_be_asked_is_told(classifier: Path) -> None:
     for label, said in (("god", "did you mean good"), (None, "it has bad, good")):
         with pytest.raises(UserError, match=said):
-            check(Quality(str(classifier), 0.5, label))
+            opened(Quality(str(classifier), 0.5, label))
     with pytest.raises(UserError):
-        check(Perplexity(str(classifier)))
+        opened(Perplexity(str(classifier)))
+
+
+def test_another_model_under_the_same_name_is_another_step(tmp_path: Path) -> None:
+    tokenizer, seen = byte_level("\n".join(TEXTS)), []
+    for model_type in ("llama", "sslm_lstm"):
+        folder = save_model(tmp_path / model_type, model_type, tokenizer, positions=64)
+        step = opened(Perplexity(str(folder)))
+        seen.append(replace(step, model="same"))
+        assert step == opened(Perplexity(str(folder)))
+    assert seen[0].written() != seen[1].written()

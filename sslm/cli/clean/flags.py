@@ -61,7 +61,11 @@ def flag_parser() -> argparse.ArgumentParser:
     add("--text_field", default="text", help="field of .jsonl, .parquet and datasets (default: text)")
     separator = "regular expression between the documents of a .txt; default: a file is one document"
     add("--document_separator", help=separator)
-    add("--tokenizer", type=followed, help="folder or name of a tokenizer whose fertility the report tells")
+    add(
+        "--tokenizer",
+        type=followed,
+        help="folder or name of a tokenizer: the report counts its tokens, and tells its fertility",
+    )
     part = "filter the third of 16 parts, as 3/16; when all are done, the same command without it does the rest"
     add("--part", help=part)
     add("--workers", type=_positive, help="processes; default: one for each core")

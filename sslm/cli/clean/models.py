@@ -22,18 +22,17 @@ def model_steps(options: argparse.Namespace, workers: int) -> tuple[ModelStep, .
     _check_flags(options)
     if options.quality_model is None and options.perplexity_model is None:
         return ()
-    from sslm.evaluation.document_scores import Perplexity, Quality, check  # brings torch and transformers
+    from sslm.evaluation.document_scores import Perplexity, Quality, opened  # brings torch and transformers
 
     keep_libraries_quiet()
     threads = None if workers == 1 else max((os.cpu_count() or 1) // workers, 1)
     steps: list[Perplexity | Quality] = []
     if options.perplexity_model is not None:
-        steps.append(Perplexity(options.perplexity_model, options.min_perplexity, options.max_perplexity, threads))
+        bounds = options.min_perplexity, options.max_perplexity
+        steps.append(opened(Perplexity(options.perplexity_model, *bounds, threads)))
     if options.quality_model is not None:
         least = USUAL_QUALITY if options.min_quality is None else options.min_quality
-        steps.append(Quality(options.quality_model, least, options.quality_label, threads))
-    for step in steps:
-        check(step)
+        steps.append(opened(Quality(options.quality_model, least, options.quality_label, threads)))
     return tuple(steps)
 
 

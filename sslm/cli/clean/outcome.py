@@ -8,15 +8,15 @@ from pathlib import Path
 from sslm.data.cleaning.filtering import run
 from sslm.data.cleaning.inputs import Input
 from sslm.data.cleaning.settings import Settings
-from sslm.data.cleaning.tally import KEPT, READ, Tally
+from sslm.data.cleaning.tally import DROPPED, KEPT, READ, Tally
 from sslm.data.corpus.cleaned import read_record
 from sslm.data.corpus.utf8 import Utf8
 from sslm.system.errors import UserError
-from sslm.system.terminal import bytes_in_words, plural, print_table, say
+from sslm.system.terminal import bytes_in_words, count, plural, print_table, say
 
 TRIAL_INPUTS = 20
 TRIAL_BLOCKS = 2
-TITLES = ("", "documents", "", "bytes")
+TITLES = ("", "documents", "", "bytes", "tokens")
 
 
 def say_counts(folder: Path) -> None:
@@ -30,13 +30,15 @@ def say_trial(inputs: Sequence[Input], settings: Settings) -> None:
     Raises:
         UserError: an input can't be read.
     """
-    tally, steps = Tally(), tuple(settings.steps())
+    tally, steps = Tally.with_tokens(settings.tokenizer), tuple(settings.steps())
     with tempfile.TemporaryDirectory(prefix="sslm-") as folder:
         for one in inputs[:TRIAL_INPUTS]:
             for block in islice(one.blocks(settings.reading, Path(folder)), TRIAL_BLOCKS):
                 documents = list(block.documents(one.name, settings.reading, Utf8(one.name)))
-                tally.amount(READ, documents)
-                tally.amount(KEPT, run(documents, steps, tally))
+                for document in documents:
+                    tally.add_text(READ, document.text)
+                for document in run(documents, steps, tally):
+                    tally.keep(document)
     if not tally.tables["documents"][READ]:
         raise UserError("there is no text in the inputs")
     _print({name: dict(table) for name, table in tally.tables.items()})
@@ -46,14 +48,15 @@ def say_trial(inputs: Sequence[Input], settings: Settings) -> None:
 
 
 def _print(counts: dict[str, dict[str, int]]) -> None:
-    documents, num_bytes = counts["documents"], counts["bytes"]
-    reasons = sorted((key for key in documents if key.startswith("dropped")), key=lambda key: -documents[key])
-    rows = [
-        (key, f"{documents[key]:,}", f"{documents[key] / documents[READ]:.1%}", bytes_in_words(num_bytes[key]))
-        for key in (READ, *reasons, KEPT)
-        if key in documents
-    ]
-    print_table(TITLES, rows, right=(1, 2, 3), wide=(0,))
+    documents, num_bytes, tokens = counts["documents"], counts["bytes"], counts.get("tokens", {})
+    reasons = sorted((key for key in documents if key.startswith(DROPPED)), key=lambda key: -documents[key])
+    rows = []
+    for key in (READ, *reasons, KEPT):
+        if key in documents:
+            share, size = f"{documents[key] / documents[READ]:.1%}", bytes_in_words(num_bytes[key])
+            rows.append((key, f"{documents[key]:,}", share, size, count(tokens[key]) if key in tokens else ""))
+    columns = len(TITLES) if tokens else len(TITLES) - 1
+    print_table(TITLES[:columns], [row[:columns] for row in rows], right=range(1, columns), wide=(0,))
     for table, words in (("changed", "texts changed"), ("redacted", "replaced"), ("consistency", "odd")):
         if found := counts.get(table):
             most = sorted(found.items(), key=lambda item: -item[1])

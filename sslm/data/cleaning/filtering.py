@@ -38,7 +38,7 @@ def run(documents: list[Document], steps: Sequence[Step], tally: Tally) -> list[
 
 def filter_block(settings: Settings, work: Work, name: BlockName, file: str, block: Block) -> Filtered:
     """Filter a block, and write what is left of it, its signatures, and last its tally."""
-    utf8, tally, num_bytes = Utf8(file), Tally(), block.num_bytes
+    utf8, tally, num_bytes = Utf8(file), Tally.with_tokens(settings.tokenizer), block.num_bytes
     documents = list(block.documents(file, settings.reading, utf8))
     num_documents = len(documents)
     for document in documents:

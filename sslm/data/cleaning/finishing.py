@@ -131,12 +131,12 @@ def write_file(work: Work, settings: Settings, number: int, group: Sequence[Bloc
     if done.is_file():
         read = json.loads(done.read_text())
         return Written(number, read["file"], Tally.read(read["tally"]), [Sampled(*one) for one in read["sample"]])
-    tally, sample = Tally(), Sample()
+    tally, sample = Tally.with_tokens(settings.tokenizer), Sample()
 
     def left() -> Iterator[Document]:
         for name in group:
             for document in _left(work, settings, name, tally):
-                tally.add_text(KEPT, document.text)
+                tally.keep(document)
                 describe(document, tally)
                 sample.add(document)
                 yield document

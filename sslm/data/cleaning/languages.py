@@ -72,12 +72,17 @@ def script_shares(text: str) -> dict[str, float]:
     >>> script_shares("Привет, world"), script_shares("1 + 2")
     ({'Cyrillic': 0.5454545454545454, 'Latin': 0.45454545454545453}, {})
     """
+    letters = letters_by_script(text)
+    return {script: count / letters.total() for script, count in letters.most_common()}
+
+
+def letters_by_script(text: str) -> Counter[str]:
+    """Count the letters of each script."""
     letters: Counter[str] = Counter()
     for char, count in Counter(text).items():
         if script := script_of(char):
             letters[script] += count
-    total = letters.total()
-    return {script: count / total for script, count in letters.most_common()}
+    return letters
 
 
 @cache

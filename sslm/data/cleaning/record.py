@@ -7,7 +7,7 @@ from typing import Any
 from sslm.data.cleaning.document import sha256_of_text
 from sslm.data.cleaning.files import read_lines
 from sslm.data.cleaning.tally import Tally
-from sslm.data.corpus.cleaned import FORMAT, read_record
+from sslm.data.corpus.cleaned import FORMAT, checksum, read_record
 from sslm.system.errors import one_line
 from sslm.system.files import sha256_of
 
@@ -16,13 +16,14 @@ def record_of(
     settings: dict[str, Any], inputs: Sequence[dict[str, Any]], files: Sequence[dict[str, Any]], tally: Tally
 ) -> dict[str, Any]:
     """Put a record together: JSON's values alone, and no time, so that the same work leaves the same bytes."""
-    return {
+    record = {
         "format": FORMAT,
         "settings": settings,
         "inputs": list(inputs),
         "files": list(files),
         "counts": tally.written()["tables"],
     }
+    return record | {"sha256": checksum(record)}
 
 
 def verify(folder: Path, told: Callable[[int], None]) -> list[str]:

@@ -2,12 +2,11 @@
 
 import hashlib
 import heapq
-from collections import Counter
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from sslm.data.cleaning.document import Document
-from sslm.data.cleaning.languages import script_shares
+from sslm.data.cleaning.languages import letters_by_script
 from sslm.data.cleaning.tally import Tally
 
 SIZE = 2_000
@@ -61,6 +60,5 @@ def describe(document: Document, tally: Tally) -> None:
     tally.count("sources", document.origin["file"])
     if document.language is not None:
         tally.count("languages", document.language)
-    scripts: Counter[str] = Counter(script_shares(document.text[:CHARS]))
-    if scripts:
-        tally.count("scripts", scripts.most_common(1)[0][0])
+    for script, letters in letters_by_script(document.text).items():
+        tally.count("scripts", script, letters)

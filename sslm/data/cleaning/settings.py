@@ -53,7 +53,7 @@ class Settings:
     stop_words: tuple[str, ...] = ()
     """Languages whose stop words are removed."""
     tokenizer: str | None = None
-    """Folder or name of the tokenizer whose fertility the report tells."""
+    """Folder or name of the tokenizer by which tokens are counted, and whose fertility the report tells."""
     file_bytes: int = FILE_BYTES
     """Text of a file of the cleaned corpus, before duplicates are dropped; the last block may go beyond."""
     duplicates: Deduplication = field(default_factory=lambda: Deduplication(methods=()))
@@ -85,8 +85,9 @@ class Settings:
         """Let a document go through all steps: what a step lacks is told before anything is read.
 
         Raises:
-            UserError: a package is missing.
+            UserError: a package is missing, or there is no such tokenizer.
         """
+        Tally.with_tokens(self.tokenizer)
         for step in self.steps():
             step([Document("One document to see that nothing is missing.", {"file": "", "row": 0})], Tally())
 

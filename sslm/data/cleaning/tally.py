@@ -1,15 +1,16 @@
-"""What a clean counts: documents, bytes and words, by what became of them; tallies of blocks add up."""
+"""What a clean counts: documents, bytes, words, tokens, by what became of them; tallies of blocks add up."""
 
 import functools
 import hashlib
 import heapq
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from sslm.data.cleaning.document import Document
 from sslm.data.cleaning.redact import KINDS, redactor
+from sslm.data.cleaning.tokens import Count, token_counter
 
 EXAMPLES = 3
 """Examples that are kept of each reason, those of the lowest hash: the same whatever the blocks and their order."""
@@ -19,6 +20,8 @@ MOST_KEYS = 5_000
 
 READ, PASSED, KEPT = "read", "passed the rules", "kept"
 """Keys of the tables of documents, bytes and words."""
+DROPPED = "dropped: "
+"""Before the reason, in these tables."""
 NEAR = "near: "
 """Before the reason, of examples that were only just kept."""
 
@@ -39,19 +42,32 @@ class Tally:
 
     tables: defaultdict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     examples: defaultdict[str, list[Example]] = field(default_factory=lambda: defaultdict(list))
+    num_tokens: Count | None = None
+    """Counts the tokens of what is kept or dropped; None: they are not counted."""
+
+    @classmethod
+    def with_tokens(cls, tokenizer: str | None) -> "Tally":
+        """Begin a tally that counts tokens, too, if there is a tokenizer."""
+        return cls(num_tokens=None if tokenizer is None else token_counter(tokenizer))
 
     def count(self, table: str, key: str, number: int = 1) -> None:
         self.tables[table][key] += number
 
-    def amount(self, what: str, documents: Iterable[Document]) -> None:
-        """Count documents, their bytes and their words under one key."""
-        for document in documents:
-            self.add_text(what, document.text)
-
     def add_text(self, what: str, text: str) -> None:
+        """Count a document, its bytes and its words."""
         self.count("documents", what)
         self.count("bytes", what, len(text.encode()))
         self.count("words", what, len(text.split()))
+
+    def keep(self, document: Document) -> None:
+        """Count a document that becomes part of the corpus."""
+        self._end(KEPT, document)
+
+    def _end(self, what: str, document: Document) -> None:
+        """Count a document that comes to its end: its tokens are counted here alone, once, since that takes time."""
+        self.add_text(what, document.text)
+        if self.num_tokens is not None:
+            self.count("tokens", what, self.num_tokens(document.text))
 
     def drop(self, reason: str, document: Document, value: str = "") -> None:
         """Count a document that is dropped, and why; keep it as an example if it is one.
@@ -59,7 +75,7 @@ class Tally:
         Args:
             value: what was measured, beside what is allowed.
         """
-        self.add_text(f"dropped: {reason}", document.text)
+        self._end(f"{DROPPED}{reason}", document)
         self.show(reason, document, value)
 
     def show(self, reason: str, document: Document, value: str = "") -> None:

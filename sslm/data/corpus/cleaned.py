@@ -1,5 +1,6 @@
 """A folder that `sslm clean` made, by its record: what it was made of, how, and what became of it."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,12 @@ RECORD = "cleaning.json"
 FORMAT = 1
 RECORD_BYTES = 1 << 28
 """Longest record that is read."""
+
+
+def checksum(record: dict[str, Any]) -> str:
+    """Compute a record's own checksum, of all that it holds beside it."""
+    rest = {key: value for key, value in record.items() if key != "sha256"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -34,6 +41,8 @@ def read_record(folder: Path) -> dict[str, Any]:
                 raise ValueError(f"file {short(one['file'])}")
         if not all(isinstance(record[part], kind) for part, kind in PARTS.items()):
             raise ValueError("a part is missing")
+        if record["sha256"] != checksum(record):
+            raise ValueError("it is not what its checksum is of")
     except UserError:
         raise
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:

@@ -35,7 +35,7 @@ def open_parquet(file: Path, text_field: str) -> Any:
     import pyarrow.parquet  # heavy, and a prepared corpus needs none of it
 
     try:
-        table = pyarrow.parquet.ParquetFile(file)
+        table = pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{file}: not a Parquet file ({error})") from None
     if text_field not in table.schema_arrow.names:

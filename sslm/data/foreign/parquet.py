@@ -75,7 +75,7 @@ def _parquet_file(path: Path) -> Any:
     import pyarrow.parquet
 
     with _damage_told(path, "not a Parquet file, or a damaged one"):
-        return pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
 
 
 def _parquet_chunks(path: Path, column: str) -> Iterator[Chunk]:

@@ -38,6 +38,6 @@ def _opened(file: Path) -> Any:
     import pyarrow.parquet  # heavy, and a corpus that is prepared needs none of it
 
     try:
-        return pyarrow.parquet.ParquetFile(file)
+        return pyarrow.parquet.ParquetFile(file, page_checksum_verification=True)
     except pyarrow.ArrowInvalid as error:
         raise UserError(f"{file}: not a Parquet file ({one_line(error)})") from None

@@ -33,6 +33,7 @@ from sslm.data.cleaning.work import Part
 from sslm.data.corpus.cleaned import read_record
 from sslm.system.errors import UserError
 from tests.support.processes import run_command
+from tests.support.trained import byte_level
 
 WORDS = ["the", "of", "and", "to", "that", "have", "with", "which", "from", "not", "are", "but", "his", "her"]
 SETTINGS = Settings(
@@ -188,10 +189,30 @@ def test_a_record_holds_and_damage_is_told(whole: Path, tmp_path: Path) -> None:
     assert any("is not what was written" in what for what in verify(copy, lambda _: None))
     file.unlink()
     assert f"{file.name}: is missing" in verify(copy, lambda _: None)
+    record = copy / "cleaning.json"
+    sound = record.read_bytes()
+    for place in random.Random(5).sample(range(len(sound)), 60):
+        record.write_bytes(sound[:place] + bytes([sound[place] ^ 1]) + sound[place + 1 :])
+        with pytest.raises(UserError, match=r"damaged|format"):
+            read_record(copy)
     for wrong in (b"{", b"[]", b'{"format": 99}', b'{"format": 1, "files": [{"file": "../x"}]}', b"[" * 100_000):
         (copy / "cleaning.json").write_bytes(wrong)
         with pytest.raises(UserError):
             read_record(copy)
+
+
+def test_tokens_are_those_of_what_is_kept_and_dropped(corpus: Path, tmp_path: Path) -> None:
+    tokenizer = byte_level("a cat sat on the mat")
+    tokenizer.save_pretrained(tmp_path / "tokenizer")
+    unchanged = replace(SETTINGS, normalise=(), redact=(), duplicates=Deduplication(methods=("exact",)))
+    settings = replace(unchanged, tokenizer=str(tmp_path / "tokenizer"))
+    out = cleaned(corpus, tmp_path / "out", settings, workers=2)
+    tokens = read_record(out)["counts"]["tokens"]
+    kept = [row["text"] for row in rows_of(out)]
+    assert tokens["kept"] == sum(map(len, tokenizer(kept, add_special_tokens=False)["input_ids"]))
+    texts = [row["text"] for file in corpus.iterdir() for row in read_lines(file)]
+    assert sum(tokens.values()) == sum(map(len, tokenizer(texts, add_special_tokens=False)["input_ids"]))
+    assert "tokens kept" in (out / "report.md").read_text()
 
 
 def test_counts_add_up_and_a_report_shows_no_address(whole: Path) -> None:

@@ -1,18 +1,17 @@
 """What a report says, before it is a page or Markdown: sections of bars, curves, tables and examples."""
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from sslm.data.cleaning.report.diversity import diversity, vocabulary_overlap
 from sslm.data.cleaning.sample import Sampled
-from sslm.data.cleaning.tally import KEPT, NEAR, READ, Example, Tally
+from sslm.data.cleaning.tally import DROPPED, KEPT, NEAR, READ, Example, Tally
 from sslm.system.terminal import bytes_in_words, count
 
 MOST_BARS = 15
 FERTILITY_CHARS = 1 << 20
 """Characters of a language that are tokenised."""
-DROPPED = "dropped: "
 
 
 @dataclass(frozen=True)
@@ -55,7 +54,7 @@ def contents_of(name: str, tally: Tally, sample: Sequence[Sampled], tokenizer: s
 
     Args:
         name: title.
-        tokenizer: folder or name of one whose fertility is told; None: none.
+        tokenizer: folder or name of one whose fertility is told; None if none is.
     """
     documents, num_bytes, words = (tally.tables[what] for what in ("documents", "bytes", "words"))
     figures = [
@@ -64,6 +63,8 @@ def contents_of(name: str, tally: Tally, sample: Sequence[Sampled], tokenizer: s
         (bytes_in_words(num_bytes[KEPT]), f"of text kept ({_share(num_bytes[KEPT], num_bytes[READ])})"),
         (count(words[KEPT]), f"words kept ({_share(words[KEPT], words[READ])})"),
     ]
+    if tokens := tally.tables.get("tokens"):
+        figures.append((count(tokens[KEPT]), f"tokens kept ({_share(tokens[KEPT], tokens.total())})"))
     sections = [section for section in _sections(tally, sample, tokenizer) if section is not None]
     return Contents(name, figures, sections)
 
@@ -73,10 +74,10 @@ def _sections(tally: Tally, sample: Sequence[Sampled], tokenizer: str | None) ->
     yield _bars("Documents that were changed", tally, "changed", "How many texts each edit changed.")
     yield _bars("Replaced by placeholders", tally, "redacted", "How many of each kind; what stood there is not kept.")
     yield _lengths(tally)
-    yield _bars("Languages", tally, "languages", "Kept documents, by the language that was detected.")
-    yield _bars("Scripts", tally, "scripts", "Kept documents, by the script of most of their letters.")
-    yield _bars("Sources", tally, "sources", "Kept documents, by the file that they are from.")
-    yield _bars("Domains", tally, "domains", "Documents read, by the host of their url.")
+    yield _shares("Languages", tally, "languages", "Kept documents, by the language that was detected.")
+    yield _shares("Scripts", tally, "scripts", "Letters of the kept text, by their script.")
+    yield _shares("Sources", tally, "sources", "Kept documents, by the file that they are from.")
+    yield _shares("Domains", tally, "domains", "Documents read, by the host of their url.")
     yield _clusters(tally)
     yield _diversity(sample)
     yield _overlap(sample)
@@ -92,23 +93,34 @@ def _share(part: float, whole: float) -> str:
 
 
 def _dropped(tally: Tally) -> Section:
-    documents, words = tally.tables["documents"], tally.tables["words"]
+    documents, unit = tally.tables["documents"], "tokens" if "tokens" in tally.tables else "words"
     reasons = sorted((key for key in documents if key.startswith(DROPPED)), key=lambda key: (-documents[key], key))
     shares = {key: _share(documents[key], documents[READ]) for key in reasons}
-    amounts = {key: f"{documents[key]:,} · {shares[key]} · {count(words[key])} words" for key in reasons}
+    amounts = {key: f"{documents[key]:,} · {shares[key]} · {count(tally.tables[unit][key])} {unit}" for key in reasons}
     bars = [Bar(key.removeprefix(DROPPED), documents[key], amounts[key]) for key in reasons]
     text = "Each document counts once, under the first reason that dropped it." if bars else "Nothing was dropped."
     examples = {reason.removeprefix(DROPPED): tally.examples[reason.removeprefix(DROPPED)] for reason in reasons}
     return Section("Dropped", text, bars, examples=examples)
 
 
-def _bars(title: str, tally: Tally, table: str, text: str) -> Section | None:
-    """Bars of a table's most frequent keys; None if it is empty."""
+def _shares(title: str, tally: Tally, table: str, text: str) -> Section | None:
+    """Like `_bars`, with each key's share of all."""
+    return _bars(title, tally, table, text, lambda number, total: f"{number:,} · {_share(number, total)}")
+
+
+def _bars(
+    title: str, tally: Tally, table: str, text: str, words: Callable[[int, int], str] = lambda number, _: f"{number:,}"
+) -> Section | None:
+    """Make bars of a table's most frequent keys; None if it is empty.
+
+    Args:
+        words: tells (a key's number, that of all).
+    """
     found = sorted(tally.tables[table].items(), key=lambda item: (-item[1], item[0])) if table in tally.tables else []
     if not found:
         return None
     total = sum(number for _, number in found)
-    bars = [Bar(key, number, f"{number:,}") for key, number in found[:MOST_BARS]]
+    bars = [Bar(key, number, words(number, total)) for key, number in found[:MOST_BARS]]
     if rest := found[MOST_BARS:]:
         more = sum(number for _, number in rest)
         text += f" {len(rest):,} others have {more:,} ({_share(more, total)}) together."
