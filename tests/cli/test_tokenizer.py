@@ -63,6 +63,10 @@ def test_inspect_has_a_row_for_each_language_of_a_text(tmp_path: Path, capsys: C
         (["train", "TEXT", "--out", "OLD"], "already exists"),
         (["train", "TEXT", "--out", "new", "--max_chars", "0"], "--max_chars 0: expected a whole number"),
         (["train", "TEXT", "--out", "new", "--kind", "unigram", "--bytes", "level", "--size", "9"], "--size 9: 257 of"),
+        (["train", "TEXT", "--out", "new", "--size", "9" * 30], "expected at most 2,097,152 entries"),
+        (["train", "TEXT", "--out", "new", "--special_tokens", "the"], "--special_tokens the: is a piece of this text"),
+        (["train", "TEXT", "--out", "new", "--special_tokens", "\udcff"], "expected names of printable characters"),
+        (["inspect", "OLD", "--data", "BLANK", "--by", "language"], "there is no text in it"),
         (["train", "nothing.txt", "--out", "new"], "nothing.txt: there is no such file"),
         (["inspect", "./nothing", "--data", "TEXT"], "./nothing: there is no such folder"),
         (["inspect", "OLD", "--data", "de="], "--data de=: expected a path, or NAME=PATH"),
@@ -75,14 +79,17 @@ def test_mistakes_are_told_in_a_sentence_and_leave_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     byte_level("the " * 100, 258).save_pretrained("old")
-    assert main([{"TEXT": str(text), "OLD": "old"}.get(word, word) for word in arguments]) == 2
+    blank = tmp_path.parent / f"{tmp_path.name}-blank.txt"
+    blank.write_text(" \n\t" * 9)
+    names = {"TEXT": str(text), "OLD": "old", "BLANK": str(blank)}
+    assert main([names.get(word, word) for word in arguments]) == 2
     assert message in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["old"]
 
 
 def test_extend_takes_tokens_from_a_file_and_says_which_were_known(tmp_path: Path, capsys: Captured) -> None:
     byte_level("the cat " * 100, 300).save_pretrained(tmp_path / "old")
-    (tmp_path / "new.txt").write_text("kubectl\nthe\n\nสวัสดี\n")
+    (tmp_path / "new.txt").write_text("\ufeffkubectl\nthe\n\nสวัสดี\n")
     given = ["--tokens_file", str(tmp_path / "new.txt"), "--out", str(tmp_path / "out")]
     assert main(["extend", str(tmp_path / "old"), *given]) == 0
     assert "1 token it had already, and they stay as they are: the" in capsys.readouterr().out

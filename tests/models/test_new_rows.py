@@ -11,6 +11,7 @@ from transformers import AutoTokenizer
 from sslm.cli.tokenizer import main
 from sslm.data.corpus.new_tokens import with_tokens
 from sslm.data.corpus.tokenizer import load
+from sslm.data.corpus.tokenizer_design import Design
 from sslm.models.new_rows import add_rows
 from sslm.runs.trained import open_trained
 from sslm.system.errors import UserError
@@ -92,8 +93,18 @@ def test_new_tokens_are_found_whole_in_a_text() -> None:
 
 
 @pytest.mark.parametrize(
-    ("tokens", "message"), [([" "], "empty or white space"), (["a"], "there is no new token: the tokenizer has all")]
+    ("tokens", "message"),
+    [
+        ([" "], "empty or white space"),
+        (["a"], "there is no new token: the tokenizer has all"),
+        (["x\udcff"], r"--tokens 'x\\udcff': is no Unicode text"),
+    ],
 )
 def test_tokens_that_cant_be_are_refused(tokens: list[str], message: str) -> None:
     with pytest.raises(UserError, match=message):
         with_tokens(byte_level(TEXT), tokens)
+
+
+def test_a_token_that_the_tokenizer_takes_for_nothing_is_refused() -> None:
+    with pytest.raises(UserError, match=r"--tokens '\\u200b': this tokenizer takes it for no text at all"):
+        with_tokens(Design("wordpiece", 99, "none", "bert").assembled(word_piece().backend_tokenizer.model), ["\u200b"])

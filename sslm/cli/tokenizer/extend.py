@@ -2,12 +2,16 @@
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sslm.cli.tokenizer.inputs import folder_made
 from sslm.system.errors import UserError, printable
 from sslm.system.exits import DONE
 from sslm.system.paths import followed, local_path
 from sslm.system.terminal import plural, say
+
+if TYPE_CHECKING:  # heavy
+    from sslm.data.corpus.new_tokens import Extended
 
 SHOWN = 5
 
@@ -27,8 +31,25 @@ def main(options: argparse.Namespace) -> int:
     tokens = [*options.tokens, *([] if options.tokens_file is None else _lines(options.tokens_file))]
     if not tokens:
         raise UserError("there are no tokens; give some: --tokens kubectl '<|im_start|>', or --tokens_file FILE")
-    if options.out.exists():
-        raise UserError(f"--out {options.out}: already exists; remove it, or choose another folder")
+    with folder_made(options.out) as part:
+        extended = _extend(options, tokens, part)
+    if extended.known:
+        shown = ", ".join(map(printable, extended.known[:SHOWN]))
+        more = ", …" if len(extended.known) > SHOWN else ""
+        say(f"{plural(len(extended.known), 'token')} it had already, and they stay as they are: {shown}{more}")
+    mean = sum(map(len, extended.pieces.values())) / len(extended.pieces)
+    rows = "; their embeddings begin as the mean of these" if options.model else ""
+    say(
+        f"{options.out}: {plural(len(extended.pieces), 'new token')}, "
+        f"written in {mean:.1f} pieces each before{rows}; {len(extended.tokenizer):,} entries"
+    )
+    flag = "--model.pretrained" if options.model else "--data.tokenizer"
+    say(f"Train with it: python -m sslm.train {flag} {options.out} --data.train TEXT", to_copy=True)
+    return DONE
+
+
+def _extend(options: argparse.Namespace, tokens: list[str], out: Path) -> "Extended":
+    """Write the tokenizer with its new tokens into a folder, and the model if it is asked for."""
     from sslm.data.corpus.new_tokens import with_tokens
 
     model = None
@@ -45,27 +66,13 @@ def main(options: argparse.Namespace) -> int:
     extended = with_tokens(tokenizer, tokens, options.special)
     if model is not None:
         add_rows(model, extended.pieces)
-    with folder_made(options.out) as part:
-        if model is not None:
-            model.save_pretrained(part)
-        extended.tokenizer.save_pretrained(part)
-    if extended.known:
-        shown = ", ".join(map(printable, extended.known[:SHOWN]))
-        more = ", …" if len(extended.known) > SHOWN else ""
-        say(f"{plural(len(extended.known), 'token')} it had already, and they stay as they are: {shown}{more}")
-    mean = sum(map(len, extended.pieces.values())) / len(extended.pieces)
-    rows = "" if model is None else "; their embeddings begin as the mean of these"
-    say(
-        f"{options.out}: {plural(len(extended.pieces), 'new token')}, "
-        f"written in {mean:.1f} pieces each before{rows}; {len(extended.tokenizer):,} entries"
-    )
-    flag = "--data.tokenizer" if model is None else "--model.pretrained"
-    say(f"Train with it: python -m sslm.train {flag} {options.out} --data.train TEXT", to_copy=True)
-    return DONE
+        model.save_pretrained(out)
+    extended.tokenizer.save_pretrained(out)
+    return extended
 
 
 def _lines(file: Path) -> list[str]:
     try:
-        return [line for line in file.read_text(encoding="utf-8").splitlines() if line]
+        return [line for line in file.read_text(encoding="utf-8-sig").split("\n") if line]
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"--tokens_file {file}: can't be read as UTF-8 text, one token a line ({error})") from None

@@ -39,7 +39,13 @@ def count_of(flag: str, given: str | None, default: int) -> int:
 
 @contextmanager
 def folder_made(out: Path) -> Iterator[Path]:
-    """Give a folder to write into, which becomes `out` if all goes well, and is removed otherwise."""
+    """Give a folder to write into, which becomes `out` if all goes well, and is removed otherwise.
+
+    Raises:
+        UserError: `out` is there already.
+    """
+    if out.exists() or out.is_symlink():
+        raise UserError(f"--out {out}: already exists; remove it, or choose another folder")
     out.parent.mkdir(parents=True, exist_ok=True)
     part = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:

@@ -42,6 +42,8 @@ def main(options: argparse.Namespace) -> int:
             parts.append((text, path, source.pieces))
             continue
         languages = _by_language(source.pieces(), chars)
+        if not languages:
+            raise UserError(f"--data {path}: there is no text in it")
         shown = [*languages.items()][:MOST_LANGUAGES]
         parts += [(f"{text}: {language}", path, partial(iter, pieces)) for language, pieces in shown]
     for text, path, pieces in parts:

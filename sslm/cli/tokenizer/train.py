@@ -8,7 +8,6 @@ from typing import Any
 
 from sslm.cli.tokenizer.inputs import add_how, count_of, folder_made, sources_of
 from sslm.data.corpus.tokenizer_design import KINDS, SPELLINGS, SPLITS, Design
-from sslm.system.errors import UserError
 from sslm.system.exits import DONE
 from sslm.system.paths import followed, local_path
 from sslm.system.terminal import plural, say
@@ -44,8 +43,6 @@ def main(options: argparse.Namespace) -> int:
     spelling: Any = options.bytes or usual[0]
     split: Any = options.pre_tokenizer or usual[1]
     design = Design(options.kind, options.size, spelling, split, tuple(options.special_tokens))
-    if options.out.exists():
-        raise UserError(f"--out {options.out}: already exists; remove it, or choose another folder")
     from sslm.data.corpus.tokenizer_training import TRAINING_CHARS, beginning_of, train_tokenizer
 
     chars = count_of("--max_chars", options.max_chars, TRAINING_CHARS)
@@ -60,11 +57,11 @@ def main(options: argparse.Namespace) -> int:
 
     share = -(-chars // len(sources))
     texts = chain.from_iterable(beginning_of(source.pieces(), share) for source in sources)
-    tokenizer = train_tokenizer(counted(texts), design)
+    with folder_made(options.out) as part:
+        tokenizer = train_tokenizer(counted(texts), design)
+        tokenizer.save_pretrained(part)
     for remark in (remark for source in sources for remark in source.remarks.values()):
         say(remark)
-    with folder_made(options.out) as part:
-        tokenizer.save_pretrained(part)
     seconds = time.monotonic() - start
     read = f"{plural(num_read, 'character')} of {plural(len(sources), 'input')}, in {seconds:.1f} s"
     say(f"{options.out}: {options.kind}, {plural(len(tokenizer), 'entry', exact=True)}, trained on {read}")

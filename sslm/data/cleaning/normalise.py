@@ -17,10 +17,11 @@ from sslm.system.errors import UserError
 LINE_END = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 
 JOINED = (
-    "\u0600-\u1cff\ua8e0-\ua8ff\uaa60-\uaa7f\uabc0-\uabff\ufb50-\ufdff\ufe70-\ufefe"
+    "\u0600-\u061b\u061d-\u1cff\ua8e0-\ua8ff\uaa60-\uaa7f\uabc0-\uabff\ufb50-\ufdff\ufe70-\ufefe"
     "\U00010a00-\U00011fff\U0001e900-\U0001e95f"
 )
-"""Scripts in which a joiner changes what is read: Arabic, Syriac, N'Ko, Mongolian, those of India and their kin."""
+"""Scripts in which a joiner changes what is read: Arabic, Syriac, N'Ko, Mongolian, those of India and their kin.
+U+061C is left out: it is invisible itself."""
 UNSPACED = "\u0e00-\u0eff\u0f00-\u109f\u1780-\u17ff\u1950-\u19df\u1a20-\u1aaf\uaa60-\uaa7f"
 """Scripts that write no spaces between words, where U+200B may stand for one: Thai, Lao, Tibetan, Burmese, Khmer."""
 EMOJI = "\u2190-\u2bff\u3030\u303d\u3297\u3299\ufe0f\U0001f000-\U0001faff"

@@ -5,6 +5,8 @@ clean` takes them out unless asked.
 """
 
 import re
+import sys
+import unicodedata
 from collections.abc import Callable, Iterable
 from functools import cache
 from importlib.util import find_spec
@@ -13,7 +15,6 @@ from sslm.system.errors import UserError
 
 UNSPACED = ("ja", "th", "zh")
 """Languages of the list that write no spaces between words."""
-WORD = re.compile(r"(?<!\w)([^\W\d_]+(?:['’][^\W\d_]+)*)(?!\w)[ \t]*")
 
 
 def stop_words(languages: Iterable[str]) -> frozenset[str]:
@@ -43,6 +44,15 @@ def _lists() -> dict[str, frozenset[str]]:
     return {language: frozenset(stopwordsiso.stopwords(language)) for language in stopwordsiso.langs()}
 
 
+@cache
+def word_pattern() -> re.Pattern[str]:
+    """Match a word and the blanks after it: letters with their combining marks, such as vowels of Hindi, which `re`
+    takes for no letters."""
+    marks = "".join(char for char in map(chr, range(sys.maxunicode + 1)) if unicodedata.category(char)[0] == "M")
+    letters = rf"[^\W\d_]++(?:[{marks}]++[^\W\d_]*+)*+"
+    return re.compile(rf"(?<!\w)(?=[^\W\d_])(?<![{marks}])({letters}(?:['’]{letters})*+)(?!\w)[ \t]*")
+
+
 def without(words: frozenset[str]) -> Callable[[str], str]:
     """Make an editor that removes these words, in upper and lower case.
 
@@ -50,8 +60,10 @@ def without(words: frozenset[str]) -> Callable[[str], str]:
     'fox\\n  jumps dog\\n'
     """
 
+    word_in = word_pattern()
+
     def edit(text: str) -> str:
-        text = WORD.sub(lambda word: "" if word[1].casefold() in words else word[0], text)
+        text = word_in.sub(lambda word: "" if word[1].casefold() in words else word[0], text)
         return "\n".join(line.rstrip(" \t") for line in text.split("\n"))
 
     return edit

@@ -11,6 +11,8 @@ if TYPE_CHECKING:  # heavy, and whoever parses flags needs neither
 END_OF_TEXT, UNKNOWN = "<|endoftext|>", "<unk>"
 OF_BERT = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 """Special tokens of WordPiece, in BERT's order."""
+MOST_ENTRIES = 1 << 21
+"""Entries of the largest tokenizer: the trainer takes memory for all of them before it begins."""
 PREFIX = "##"
 """What WordPiece writes before a piece that goes on with a word."""
 BYTE = "<0x{:02X}>"
@@ -50,8 +52,11 @@ class Design:
             allowed = "bert or digits" if self.kind == "wordpiece" else "gpt2, gpt4 or digits"
             raise UserError(f"--pre_tokenizer {self.split}: with --kind {self.kind} give {allowed}")
         for name in self.special_tokens:
-            if not name.strip() or self.special_tokens.count(name) > 1 or name in self.usual_tokens:
-                raise UserError(f"--special_tokens {short(name)!r}: expected names that are not empty, each once")
+            if not (name.strip() and name.isprintable()) or self.first_tokens.count(name) > 1:
+                expected = "expected names of printable characters that are not blank, each once"
+                raise UserError(f"--special_tokens {short(name)!r}: {expected}")
+        if self.size > MOST_ENTRIES:
+            raise UserError(f"--size {short(str(self.size))}: expected at most {MOST_ENTRIES:,} entries, such as 32000")
         least = self.num_fixed + (self.spelling != "level")  # bytes alone write any text
         if self.size < least:
             has = f"{self.num_fixed} of them are special tokens and bytes"

@@ -8,12 +8,13 @@ import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
 from sslm.data.corpus.documents import Piece
 from sslm.data.corpus.tokenizer_design import OF_BERT, PREFIX, UNKNOWN, Design
 from sslm.data.corpus.unigram import train_unigram
-from sslm.system.errors import UserError
+from sslm.system.errors import UserError, short
 
 if TYPE_CHECKING:  # heavy
     from transformers import PreTrainedTokenizerFast
@@ -41,7 +42,8 @@ def train_tokenizer(texts: Iterable[str], design: Design) -> "PreTrainedTokenize
     """Train a tokenizer on texts, which are read once; words longer than `LONGEST_WORD` take long (`beginning_of`).
 
     Raises:
-        UserError: there is no text, or its characters alone are more than the tokenizer may have entries.
+        UserError: there is no text, its characters alone are more than the tokenizer may have entries, or a special
+            token is a piece of it.
     """
     if design.kind == "bpe" and design.spelling == "level":
         vocabulary, merges = _merges(texts, design, [], design.pre_tokenizer)
@@ -102,11 +104,12 @@ def _without_rare(words: Counter[str], design: Design) -> tuple[Counter[str], li
     if least > design.size:
         instead = f"give {least} at least" + (", or --bytes level" if design.kind != "wordpiece" else "")
         raise UserError(f"--size {design.size}: the characters of this text alone take {least}; {instead}")
-    rare = re.compile(f"[^{re.escape(''.join(alphabet))}]+")
+    is_known = frozenset(alphabet).__contains__  # a regular expression of 300,000 characters takes minutes
     kept: Counter[str] = Counter()
     for word, count in words.items():
-        for part in filter(None, rare.split(word)):
-            kept[part] += count
+        for known, part in groupby(word, is_known):
+            if known:
+                kept["".join(part)] += count
     return kept, alphabet
 
 
@@ -170,28 +173,31 @@ def _model_of(backend: Any) -> dict[str, Any]:
     return model
 
 
-def _numbered(tokens: Iterable[str]) -> dict[str, int]:
-    return {token: number for number, token in enumerate(tokens)}
+def _entries(design: Design, pieces: list[str]) -> dict[str, int]:
+    """Number the entries, special tokens first; UserError if one of these is a piece of the text, too."""
+    if taken := sorted({*design.first_tokens} & {*pieces}):
+        name = short(taken[0])
+        raise UserError(f"--special_tokens {name}: is a piece of this text, too; give another name, such as <|{name}|>")
+    return {token: number for number, token in enumerate([*design.first_tokens, *pieces])}
 
 
 def _bpe(design: Design, vocabulary: list[str], merges: list[tuple[str, str]]) -> Any:
     from tokenizers.models import BPE
 
     unknown = {"unk_token": UNKNOWN} if design.spelling == "none" else {}
-    ids = _numbered([*design.first_tokens, *vocabulary])
-    return BPE(ids, merges, byte_fallback=design.spelling == "fallback", **unknown)
+    return BPE(_entries(design, vocabulary), merges, byte_fallback=design.spelling == "fallback", **unknown)
 
 
 def _unigram(design: Design, pieces: list[tuple[str, float]]) -> Any:
     from tokenizers.models import Unigram
 
-    first = design.first_tokens
-    unknown = first.index(UNKNOWN) if UNKNOWN in first else None
-    return Unigram([*((name, 0.0) for name in first), *pieces], unknown, design.spelling == "fallback")
+    scores = dict(pieces)
+    entries = _entries(design, [*scores])
+    scored = [(name, scores.get(name, 0.0)) for name in entries]
+    return Unigram(scored, entries.get(UNKNOWN), design.spelling == "fallback")
 
 
 def _wordpiece(design: Design, vocabulary: list[str]) -> Any:
     from tokenizers.models import WordPiece
 
-    ids = _numbered([*design.first_tokens, *vocabulary])
-    return WordPiece(ids, unk_token=OF_BERT[1], continuing_subword_prefix=PREFIX)
+    return WordPiece(_entries(design, vocabulary), unk_token=OF_BERT[1], continuing_subword_prefix=PREFIX)

@@ -13,7 +13,7 @@ from sslm.data.cleaning import normalise
 from sslm.data.cleaning.normalise import EDITORS, USUAL, controls, line_ends, mojibake, nfc, nfkc, white_space
 
 ODD = "aZ .,\n\r\t\0\x0b\x1b[m0;\x85\xa0\xadéÃ©â€œ“”\u0300\u0327\u200b\u200c\u200d\u200e\u202e\u2028\u2060\ufeff\ufffd"
-ODD += "ｆ２ﬁ½ﷺक्षมی漢字🏴👩🚀\U000e0067\U000e007f\U000e0100\ud83d\ufffe\u1100\u1161"
+ODD += "\u061cｆ２ﬁ½ﷺक्षมی漢字🏴👩🚀\U000e0067\U000e007f\U000e0100\ud83d\ufffe\u1100\u1161"
 texts = st.text(st.sampled_from(ODD) | st.characters(), max_size=60)
 LARGE = 1_000_000
 
