@@ -143,8 +143,10 @@ def test_labelled_rows_show_the_names_of_their_labels(tmp_path: Path, capsys: Ca
     [
         (["--position", "-1"], "--position -1: expected a whole number, at least 0"),
         (["--rows", "0"], "--rows 0: expected a whole number, at least 1"),
+        (["--position", "9" * 5000], "expected a whole number, at least 0 and at most 1,000,000,000,000,000"),
+        (["--rows", "1000000000"], "--rows 1000000000: expected a whole number, at least 1 and at most 10,000"),
         (["--shwo", "batches"], "there is no flag --shwo"),
-        (["--show", "documents", "--position", "300"], "--position 300: there are"),
+        (["--show", "documents", "--position", "300"], "--position 300: the last document is number 2"),
     ],
 )
 def test_mistakes_are_told_in_a_sentence(more: list[str], message: str, documents: Path, capsys: Captured) -> None:

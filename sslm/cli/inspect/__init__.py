@@ -14,13 +14,19 @@ from sslm.system.exits import DONE, exits_politely
 from sslm.system.terminal import keep_libraries_quiet
 
 SECTIONS = ("documents", "windows", "batches")
+MOST_POSITION = 10**15
+MOST_ROWS = 10_000
+"""Windows and batches to hold in memory at once."""
 
 
 @exits_politely
 def main(arguments: list[str] | None = None) -> int:
     options, rest = _take_own(list(arguments or []))
     config = parse(rest)
-    position, rows = _number("--position", options.position, 0), _number("--rows", options.rows, 1)
+    position, rows = (
+        _number("--position", options.position, 0, MOST_POSITION),
+        _number("--rows", options.rows, 1, MOST_ROWS),
+    )
     keep_libraries_quiet()
     from sslm.cli.inspect.sections import Shown  # brings torch: --help and wrong flags must not wait for it
     from sslm.objectives.choose import choose_objective, open_data, with_epochs
@@ -60,9 +66,9 @@ def flag_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _number(flag: str, given: str | None, least: int) -> int:
+def _number(flag: str, given: str | None, least: int, most: int) -> int:
     if given is None:
         return 2 if least else 0
-    if not given.isdecimal() or int(given) < least:
-        raise UserError(f"{flag} {short(given)}: expected a whole number, at least {least}")
+    if not given.isdecimal() or len(given) > 20 or not least <= int(given) <= most:
+        raise UserError(f"{flag} {short(given)}: expected a whole number, at least {least} and at most {most:,}")
     return int(given)

@@ -75,7 +75,7 @@ class Shown:
         if not total:
             say("Documents: the corpus does not say where they end")
         elif first >= total:
-            raise UserError(f"--position {first}: there are {plural(total, 'document', exact=True)}")
+            raise UserError(f"--position {first}: the last document is number {total - 1}")
 
     def _document(self, number: int, source: StreamSource, region: Region, begin: int, end: int) -> None:
         ids = np.asarray(source.corpus.tokens(region.shard)[begin : min(end, begin + MOST_TOKENS)], np.int64)
