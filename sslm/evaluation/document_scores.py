@@ -80,7 +80,7 @@ class Quality:
         kept = []
         for document, value in zip(documents, classifier.values([one.text for one in documents]), strict=True):
             tally.count("quality", f"{value:.1f}")
-            if value < self.least:
+            if not value >= self.least:  # what is no number isn't good
                 tally.drop("quality: too low", document, f"{value:.4g}, and {self.least:g} is needed")
             else:
                 kept.append(document)
@@ -108,7 +108,13 @@ class _Scorer(NamedTuple):
         for batch in scored(self.network, batches, self.method.collate, device):
             for row, pairs in zip(batch.rows, batch.pairs, strict=True):
                 sums[row.document] += pairs.get(LOSS, (0.0, 0.0))
-        return [math.exp(min(nats / num, math.log(WORST))) if num else WORST for nats, num in sums.tolist()]
+        return [_perplexity(nats, num) for nats, num in sums.tolist()]
+
+
+def _perplexity(nats: float, num: float) -> float:
+    """Perplexity of so many predictions' summed loss; WORST if none was made, or the loss is no number."""
+    is_told = num and not math.isnan(nats)
+    return math.exp(min(nats / num, math.log(WORST))) if is_told else WORST
 
 
 class _Classifier(NamedTuple):

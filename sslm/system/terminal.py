@@ -86,6 +86,8 @@ def keep_libraries_quiet(accelerator: str = "auto") -> None:
     for name in ("pytorch.utilities.rank_zero", "fabric.utilities.rank_zero", "fabric.utilities.distributed"):
         logging.getLogger(f"lightning.{name}").setLevel(logging.ERROR)
     logging.getLogger("lightning.pytorch.accelerators.cuda").setLevel(logging.WARNING)
+    for name in ("torchao", "torch.utils._pytree"):  # transformers imports torchao if it is there
+        logging.getLogger(name).setLevel(logging.ERROR)
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # without a network it tells of each try
     for message in (
         ".*does not have many workers.*",

@@ -1,11 +1,13 @@
 """What models think of documents, as steps of a clean: beside plain transformers, document by document."""
 
 import math
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer, BertConfig
 
 from sslm.data.cleaning.document import Document
@@ -71,6 +73,16 @@ def test_a_model_that_cant_be_asked_is_told(classifier: Path) -> None:
             opened(Quality(str(classifier), 0.5, label))
     with pytest.raises(UserError):
         opened(Perplexity(str(classifier)))
+
+
+def test_what_a_broken_model_says_is_no_praise(tmp_path: Path, classifier: Path) -> None:
+    folder = save_model(tmp_path / "model", "llama", byte_level("\n".join(TEXTS)), positions=64)
+    shutil.copytree(classifier, tmp_path / "classifier")
+    for broken in (folder, tmp_path / "classifier"):
+        weights = load_file(broken / "model.safetensors")
+        save_file({name: tensor * math.nan for name, tensor in weights.items()}, broken / "model.safetensors")
+    assert Perplexity(str(folder), most=100.0)(documents(), Tally()) == []
+    assert Quality(str(tmp_path / "classifier"), 0.5, "good")(documents(), Tally()) == []
 
 
 def test_another_model_under_the_same_name_is_another_step(tmp_path: Path) -> None:

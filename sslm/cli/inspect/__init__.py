@@ -23,10 +23,8 @@ MOST_ROWS = 10_000
 def main(arguments: list[str] | None = None) -> int:
     options, rest = _take_own(list(arguments or []))
     config = parse(rest)
-    position, rows = (
-        _number("--position", options.position, 0, MOST_POSITION),
-        _number("--rows", options.rows, 1, MOST_ROWS),
-    )
+    position = _number("--position", options.position, 0, MOST_POSITION)
+    rows = _number("--rows", options.rows, 1, MOST_ROWS)
     keep_libraries_quiet()
     from sslm.cli.inspect.sections import Shown  # brings torch: --help and wrong flags must not wait for it
     from sslm.objectives.choose import choose_objective, open_data, with_epochs
