@@ -69,6 +69,9 @@ def _shallow(config: PreTrainedConfig) -> PreTrainedConfig:
         if isinstance(part, PreTrainedConfig):
             kinds = list(getattr(part, "layer_types", None) or [])
             enough = max([2, *(kinds.index(kind) + 1 for kind in set(kinds))])
+            for key, value in list(vars(part).items()):  # each layer's kind, and what else is said of each
+                if kinds and isinstance(value, list) and len(value) == len(kinds):
+                    setattr(part, key, value[:enough])
             for key in ("num_hidden_layers", "num_decoder_layers", "decoder_layers"):
                 if isinstance(number := getattr(part, key, None), int):
                     setattr(part, key, min(number, enough))
