@@ -28,6 +28,7 @@ from sslm.objectives.choose import (
     choose_adapters,
     choose_model,
     choose_objective,
+    choose_teacher,
     make_module,
     open_data,
     with_epochs,
@@ -49,7 +50,7 @@ from sslm.runs.resume import check_ramps, choose_checkpoint, reaches_the_end, to
 from sslm.runs.trackers import Trackers, check_trackers, parse_trackers
 from sslm.runs.trackers.about import write_about
 from sslm.system import exits, ranks, terminal
-from sslm.system.errors import sentence_of
+from sslm.system.errors import UserError, sentence_of
 from sslm.system.exits import DONE, FAILED, INTERRUPTED, STOPPED, USER_ERROR
 from sslm.system.output import leave_paused_readers
 from sslm.system.signals import Stopped
@@ -88,6 +89,8 @@ class Setup(NamedTuple):
     launch: Launch
     total_steps: int
     """Steps from the very beginning to the end."""
+    teacher: PreTrainedModel | None
+    """The model to learn from, as it was saved; None if there is none."""
     evaluations: Evaluations | None
     """What the model is measured on while it trains; None if on nothing but held-out text."""
 
@@ -130,8 +133,9 @@ def run(config: Config, arguments: list[str]) -> int:
     check_embedding(config, data, weightless)
     check_tokenizer(config, data)
     budget, launch = plan_launch(config, weightless, data)
+    teacher = choose_teacher(config, objective, model_config, data)
     made = (config, folder, objective, recipe, data, model_config, adapters, budget, launch)
-    setup = Setup(*made, total_steps=config.total_steps, evaluations=evaluations)
+    setup = Setup(*made, total_steps=config.total_steps, teacher=teacher, evaluations=evaluations)
     if config.dry_run:
         if ranks.is_first_process():
             rehearse(setup, arguments)
@@ -150,6 +154,7 @@ def run(config: Config, arguments: list[str]) -> int:
                 file.unlink(missing_ok=True)  # of a run that never had a checkpoint
         setup = with_end(setup, checkpoint)
         module = build_module(setup, checkpoint)
+        check_teacher(checkpoint, module)
         callbacks = build_callbacks(setup, checkpoint)
         return train(setup, module, build_trainer(setup, callbacks), callbacks)
 
@@ -165,6 +170,7 @@ def rehearse(setup: Setup, arguments: list[str]) -> None:
             return
         setup = with_end(setup, checkpoint)
         module = build_module(setup, checkpoint)
+        check_teacher(checkpoint, module)
         module.checked_model(config.data.document_mask)
         build_trainer(setup, build_callbacks(setup, checkpoint))
     begins = "begin" if checkpoint is None else f"resume from {checkpoint}"
@@ -321,7 +327,20 @@ def build_module(setup: Setup, resume_from: Path | None) -> Objective:
         launch,
         total_steps=setup.total_steps,
         micro_batch_size=micro_batch_size,
+        teacher=setup.teacher,
     )
+
+
+def check_teacher(resume_from: Path | None, module: Objective) -> None:
+    """Refuse to go on with another teacher than the checkpoint's, or without it: a UserError."""
+    if resume_from is None:
+        return
+    was = read_state(resume_from).get("teacher")
+    now = None if module.distillation is None else module.distillation.fingerprint
+    if was != now:
+        what = "was trained without a teacher" if was is None else "was trained with another teacher"
+        instead = "leave --distill.teacher out" if was is None else "give that one as --distill.teacher"
+        raise UserError(f"{resume_from}: {what}; {instead}, or start anew with another --run_dir")
 
 
 def build_callbacks(setup: Setup, resume_from: Path | None) -> Callbacks:

@@ -17,6 +17,7 @@ from sslm.config.batch_sizes import BatchSizes
 from sslm.config.checkpoint import CheckpointConfig
 from sslm.config.data import DataConfig, SourceConfig, StageConfig
 from sslm.config.devices import DeepspeedConfig, FsdpConfig, Precision, Strategy
+from sslm.config.distill import DistillConfig
 from sslm.config.model import LoraConfig, ModelConfig, ObjectiveConfig
 from sslm.config.ramp import Ramp, parse_lengths, parse_ramp
 from sslm.config.setting import NOT_NEGATIVE, POSITIVE, SECONDS, SEED, Section, setting
@@ -29,6 +30,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "DeepspeedConfig",
+    "DistillConfig",
     "FsdpConfig",
     "GroupConfig",
     "LoraConfig",
@@ -148,6 +150,7 @@ class Config(Section):
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
+    distill: DistillConfig = field(default_factory=DistillConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

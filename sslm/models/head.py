@@ -16,6 +16,7 @@ from sslm.models.blocks import evaluating
 from sslm.models.linear_head import LinearHead, ends_in_linear
 from sslm.models.masks import document_logits, unread_masks
 from sslm.models.network import IGNORED, Network, Predicted
+from sslm.models.outputs import Outputs
 from sslm.models.probe import probe_tokens
 
 UNPADDED = "unpadded_vocab_size"
@@ -68,6 +69,7 @@ class LanguageModel(Network):
         decoder_segment_ids: Tensor | None = None,
         document_offsets: Tensor | None = None,
         predict: bool = False,
+        outputs: bool = False,
         **inputs: Tensor,
     ) -> Any:
         """Sum each row's cross-entropy.
@@ -80,10 +82,11 @@ class LanguageModel(Network):
             decoder_segment_ids: [batch, target_len] the same of the decoder's tokens, if the model has an encoder too.
             document_offsets: [documents + 1] where they begin in the joined rows, if attention takes that (`varlen`).
             predict: whether to return `Predicted`.
+            outputs: whether to return `Outputs`.
             inputs: the model's own inputs (`input_ids` [batch, seq_len], …).
 
         Returns:
-            [batch] nats in fp32, or `Predicted`; without `labels` the logits, [batch, seq_len, vocab_size].
+            [batch] nats in fp32, `Predicted` or `Outputs`; without `labels` the logits, [batch, seq_len, vocab_size].
         """
         if labels is not None and self.model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = decoder_inputs(labels, self.model.config, decoder_segment_ids)
@@ -93,12 +96,25 @@ class LanguageModel(Network):
         if labels is None:
             return self._logits(places, *segments, **inputs)[..., : self.vocab_size]
         targets = labels if places is None else labels.gather(1, places)
+        if outputs:
+            return self._outputs(targets, places, *segments, **inputs)
         losses, tokens = self._scored(targets, places, *segments, predict=predict, **inputs)
         if not predict:
             return losses
         if places is not None:
             tokens = torch.full_like(labels, IGNORED).scatter(1, places, tokens)
         return Predicted(losses, tokens)
+
+    def token_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return self._losses(logits[None], targets[None])[0]
+
+    def _outputs(self, targets: Tensor, places: Tensor | None, *segments: Tensor | None, **inputs: Tensor) -> Outputs:
+        head = self.linear_head
+        if head is None or (places is not None and not self._gathers_in_head):
+            return Outputs(self._logits(places, *segments, **inputs), targets, self.vocab_size)
+        with head.kept_from():
+            self._logits(places, *segments, **inputs)
+        return head.outputs(targets, self.vocab_size)
 
     def _scored(
         self, targets: Tensor, places: Tensor | None, *segments: Tensor | None, predict: bool, **inputs: Tensor

@@ -16,6 +16,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.models.blocks import evaluating
 from sslm.models.linear_cross_entropy import LinearLosses, Loss, are_few, linear_cross_entropy
+from sslm.models.outputs import LastLayer, Outputs
 from sslm.models.probe import probe_tokens
 
 
@@ -65,16 +66,26 @@ class LinearHead:
         Args:
             targets: [batch, places]
         """
+        weight: Any = self._layer.weight
+        group = weight.device_mesh.get_group() if isinstance(weight, DTensor) else None
+        hidden, _, _, layer = self.outputs(targets, num_classes)
+        assert layer is not None
+        loss = Loss(num_classes, label_smoothing, z_loss, layer.scale, layer.soft_cap, group)
+        return linear_cross_entropy(hidden, layer.weight, layer.bias, targets, loss)
+
+    def outputs(self, targets: Tensor, num_classes: int) -> Outputs:
+        """Return what came to the layer, and the layer, of which a device that shares its classes has some.
+
+        Args:
+            targets: [batch, places]
+        """
         hidden, self._hidden = self._hidden, None
         assert hidden is not None
         model, layer = self._model[0], self._layer
-        scale, soft_cap = outputs_to_logits(model.config)
-        weight: Any = layer.weight
-        group = weight.device_mesh.get_group() if isinstance(weight, DTensor) else None
         bias: Any = layer.bias if layer.bias is not None else getattr(model, "final_logits_bias", None)
-        weight, bias = (x.to_local() if isinstance(x, DTensor) else x for x in (weight, bias))
-        loss = Loss(num_classes, label_smoothing, z_loss, scale, soft_cap, group)
-        return linear_cross_entropy(hidden, weight, None if bias is None else bias.flatten(), targets, loss)
+        weight, bias = (x.to_local() if isinstance(x, DTensor) else x for x in (layer.weight, bias))
+        last = LastLayer(weight, None if bias is None else bias.flatten(), *outputs_to_logits(model.config))
+        return Outputs(hidden, targets, num_classes, last)
 
 
 def outputs_to_logits(config: PreTrainedConfig) -> tuple[float, float | None]:

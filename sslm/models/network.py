@@ -52,16 +52,28 @@ class Network(nn.Module):
         embedding.register_forward_hook(self._perturbed)
         self._embedding = [embedding]  # in a list: it is the model's
 
-    def forward(self, labels: Tensor | None = None, *, predict: bool = False, **inputs: Tensor) -> Any:
+    def forward(
+        self, labels: Tensor | None = None, *, predict: bool = False, outputs: bool = False, **inputs: Tensor
+    ) -> Any:
         """Sum each row's loss.
 
         Args:
             labels: [batch, …] targets; None to get the model's logits.
             predict: whether to return `Predicted`.
+            outputs: whether to return `Outputs`, of which others make a loss.
             inputs: the model's own inputs (`input_ids` [batch, seq_len], …).
 
         Returns:
-            [batch] nats in fp32, or `Predicted`, or logits.
+            [batch] nats in fp32, or `Predicted`, or `Outputs`, or logits.
+        """
+        raise NotImplementedError
+
+    def token_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        """[places, classes] logits in fp32, [places] targets -> [places] loss of each, 0 if it is not scored.
+
+        Args:
+            logits: as `Outputs` have them.
+            targets: likewise.
         """
         raise NotImplementedError
 

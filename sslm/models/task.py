@@ -13,9 +13,12 @@ from transformers import PreTrainedModel
 from sslm.models.head import LanguageModel
 from sslm.models.masks import unread_masks
 from sslm.models.network import IGNORED, Network, Predicted
+from sslm.models.outputs import Outputs
 
 LONGEST_ANSWER = 30
 """Tokens of the longest answer that is looked for, as in BERT's own run_squad."""
+UNLIKELY = -1e4
+"""Logit of a place that can't be an edge, where −∞ would make differences of two models' undefined."""
 CLASSES, SEVERAL, NUMBER = "single_label_classification", "multi_label_classification", "regression"
 """Values of a config's `problem_type`: one class each, several labels at once, a number."""
 
@@ -46,6 +49,7 @@ class TaskModel(Network):
         labels: Tensor | None = None,
         *,
         predict: bool = False,
+        outputs: bool = False,
         document_offsets: Tensor | None = None,
         **inputs: Tensor,
     ) -> Any:
@@ -54,9 +58,24 @@ class TaskModel(Network):
             logits: Tensor = self.model(**inputs).logits
         if labels is None:
             return logits
+        if outputs:
+            return self._outputs(logits, labels)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = self._losses(logits, labels).flatten(1).sum(dim=1)
         return Predicted(losses, self._predictions(logits, labels)) if predict else losses
+
+    def _outputs(self, logits: Tensor, labels: Tensor) -> Outputs:
+        """Distributions: over classes, over no and yes of each label, or one number."""
+        if self.model.config.problem_type == SEVERAL:
+            logits = torch.stack([torch.zeros_like(logits), logits], dim=-1)
+        states = logits.view(*labels.shape, -1)
+        return Outputs(states, labels, states.shape[-1])
+
+    def token_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        kind = self.model.config.problem_type
+        if kind == NUMBER:
+            logits = logits[:, 0]
+        return self._losses(logits[:, 1] - logits[:, 0] if kind == SEVERAL else logits, targets)
 
     def _losses(self, logits: Tensor, labels: Tensor) -> Tensor:
         """[batch, …] loss of each label, 0 if it is not scored."""
@@ -95,6 +114,7 @@ class SpanModel(Network):
         labels: Tensor | None = None,
         *,
         predict: bool = False,
+        outputs: bool = False,
         context: Tensor | None = None,
         document_offsets: Tensor | None = None,
         **inputs: Tensor,
@@ -102,20 +122,25 @@ class SpanModel(Network):
         """Sum each row's loss, as every network; `context` [batch, seq_len] is 1 where an answer may stand."""
         self.begin_pass(inputs, None, document_offsets)
         with unread_masks(self.model):
-            outputs = self.model(**inputs)
-        edges = torch.stack([outputs.start_logits, outputs.end_logits], dim=1)
+            said = self.model(**inputs)
+        edges = torch.stack([said.start_logits, said.end_logits], dim=1)
         edges = edges.to(torch.promote_types(edges.dtype, torch.float32))
         if (mask := inputs.get("attention_mask")) is not None:  # or a row's loss would depend on the batch's width
             edges = edges.masked_fill(mask[:, None] == 0, -torch.inf)
         if labels is None:
             return edges
-        losses = F.cross_entropy(edges.flatten(0, 1), labels.flatten(), reduction="none").view_as(labels).sum(dim=1)
+        if outputs:
+            return Outputs(edges.clamp(min=UNLIKELY), labels, edges.shape[-1])
+        losses = self.token_losses(edges.flatten(0, 1), labels.flatten()).view_as(labels).sum(dim=1)
         if not predict:
             return losses
         spans = likeliest_spans(edges, torch.ones_like(edges[:, 0]) if context is None else context)
         has_answer = (spans[:, 2] > spans[:, 3])[:, None]
         found = torch.where(has_answer, spans[:, :2], 0.0).to(labels.dtype)
         return Predicted(losses, torch.where(labels == IGNORED, IGNORED, found), spans)
+
+    def token_losses(self, logits: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(logits, targets, reduction="none")
 
 
 def likeliest_spans(edges: Tensor, context: Tensor, longest: int = LONGEST_ANSWER) -> Tensor:

@@ -24,9 +24,11 @@ from sslm.parallel.parallelize import parallelize
 from sslm.parallel.recompute import parse_recompute
 from sslm.runs.folder import RunFolder, pretrained_folder
 from sslm.runs.resume import first_batch_size
+from sslm.runs.trained import tokenizer_folder
 from sslm.system.errors import UserError
-from sslm.system.terminal import say
+from sslm.system.terminal import count, say
 from sslm.system.typed import typed
+from sslm.training.distillation.teacher import Distillation, open_teacher
 from sslm.training.layer_decay import check_layer_decay
 from sslm.training.module import Objective
 from sslm.training.mup import check_mup
@@ -56,12 +58,18 @@ def open_data(config: Config, recipe: Recipe) -> DataModule:
         batch_size=config.batch_size,
         total_steps=config.total_steps,
         seed=config.seed,
-        tokenizer=pretrained_folder(config),
+        tokenizer=_usual_tokenizer(config),
         amendments=RunFolder(config.run_folder).amendments,
         first_batch_size=first_batch_size(config),
     )
     data.setup()
     return data
+
+
+def _usual_tokenizer(config: Config) -> str | None:
+    """That of the weights to begin with, or else of the teacher; None if there is neither."""
+    teacher = config.distill.teacher
+    return pretrained_folder(config) or (None if teacher is None else tokenizer_folder(teacher))
 
 
 def with_epochs(config: Config, data: DataModule) -> Config:
@@ -147,6 +155,7 @@ def make_module(
     *,
     total_steps: int,
     micro_batch_size: int | None,
+    teacher: PreTrainedModel | None = None,
 ) -> Objective:
     """Make the objective that trains a model as the settings say, on the devices of a launch."""
     return objective(
@@ -180,7 +189,19 @@ def make_module(
         attention=launch.attention,
         frozen=None if config.model.freeze is None else parse_freeze(config.model.freeze),
         adapters=adapters,
+        distillation=None if teacher is None else Distillation(teacher, config.distill, launch.replicas),
     )
+
+
+def choose_teacher(
+    config: Config, objective: type[Objective], model_config: PreTrainedConfig, data: DataModule
+) -> PreTrainedModel | None:
+    """Open the teacher, checked against the student; None if there is to be none."""
+    if config.distill.teacher is None:
+        return None
+    teacher = open_teacher(config.distill.teacher, objective.auto_class, model_config, data, data.labels)
+    say(f"Teacher: {teacher.name}, {count(teacher.model.num_parameters())} parameters")
+    return teacher.model
 
 
 def check_tokenizer(config: Config, data: DataModule) -> None:

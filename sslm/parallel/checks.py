@@ -116,6 +116,8 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
         divisor = f"give --fsdp.replicas a divisor of {world} above 1, or " if world > 1 else "give "
         replicas = f"{plural(launch.replicas, 'replica')} of {plural(world, 'device')}"
         raise UserError(f"--strategy {name}: {replicas}; {divisor}--strategy fsdp")
+    if config.distill.teacher is not None:
+        _check_distillation(config, launch)
     if launch.context_parallel_size > 1:
         _check_context_parallel(config, launch, model)
     if launch.expert_parallel_size > 1:
@@ -128,6 +130,19 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
         _check_tensor_parallel(config, launch, model)
     elif (size := config.tensor_parallel_size) is not None:
         raise UserError(f"--tensor_parallel_size {size}: belongs to --strategy tp and fsdp_tp, this is {name}")
+
+
+def _check_distillation(config: Config, launch: Launch) -> None:
+    traits, flag = launch.traits, "--distill.teacher"
+    if traits.tensor_parallel or traits.is_pipeline or traits.zero_stage:
+        raise UserError(f"{flag}: not under --strategy {launch.strategy}; give --strategy ddp, fsdp or hsdp")
+    other = {
+        "context_parallel_size": launch.context_parallel_size > 1,
+        "expert_parallel_size": launch.expert_parallel_size > 1,
+        "robust.adversarial": config.robust.adversarial is not None,
+    }
+    if given := [name for name, is_given in other.items() if is_given]:
+        raise UserError(f"{flag}: not with --{given[0]}; leave one of the two out")
 
 
 def _check_context_parallel(config: Config, launch: Launch, model: PreTrainedModel) -> None:

@@ -96,6 +96,14 @@ def parallelize(
             _gather_ahead(network, model, prefetch)
 
 
+def shard_frozen(network: Network, model: PreTrainedModel, mesh: DeviceMesh, replicas: int = 1) -> None:
+    """Share the weights of a model that is not trained; what is outside the blocks stays gathered after a pass."""
+    shards = data_mesh(mesh, replicas)
+    for block in blocks(model):
+        fully_shard(block, mesh=shards)
+    fully_shard(network, mesh=shards, reshard_after_forward=False)
+
+
 def forget_gathered(network: nn.Module) -> None:
     """Drop the weights that FSDP keeps from one forward pass to the next."""
     for module in network.modules():

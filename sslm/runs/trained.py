@@ -96,6 +96,16 @@ def open_language_model(path: str, last: bool = False) -> Trained:
     return trained
 
 
+def tokenizer_folder(path: str) -> str:
+    """Find the folder, or the hub name, of the tokenizer of what `open_trained` opens, preferring exports."""
+    run = RunFolder(Path(path))
+    if (run.export / "config.json").is_file():
+        return str(run.export)
+    if is_checkpoint(run.path) or any(run.checkpoints.glob("step-*")):
+        return str(find_checkpoint(path) / "model")
+    return path
+
+
 def check_there(path: str) -> None:
     """Raise UserError, without opening it, if a path is no trained model; its weights may still be damaged."""
     run = RunFolder(Path(path))

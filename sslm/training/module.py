@@ -48,6 +48,7 @@ from sslm.training.agreement import StepTotals, agree, agree_on_bad_shards, agre
 from sslm.training.anomalies import Anomaly, AnomalyDetector
 from sslm.training.arrival import Arrival
 from sslm.training.average import Average, MovingAverage
+from sslm.training.distillation.teacher import Distillation
 from sslm.training.dropout import seed_dropout
 from sslm.training.engine import Engine, choose_engine
 from sslm.training.evaluated import Evaluated
@@ -99,6 +100,7 @@ class Objective(Evaluated):
         attention: what computes attention (see `sslm.models.attention`).
         frozen: parts of the model that are not trained. Default: none.
         adapters: low-rank adapters that are trained instead of the model. Default: none.
+        distillation: a teacher whose probabilities are learnt beside the objective. Default: none.
     """
 
     auto_class: ClassVar[str]
@@ -142,6 +144,7 @@ class Objective(Evaluated):
         attention: Attention = "sdpa",
         frozen: Frozen | None = None,
         adapters: Adapters | None = None,
+        distillation: Distillation | None = None,
     ) -> None:
         super().__init__(micro_batch_size, static_shapes)
         self.automatic_optimization = False
@@ -153,6 +156,7 @@ class Objective(Evaluated):
         self.robust = robust or RobustConfig()
         self.anomaly_detector = AnomalyDetector(anomaly or AnomalyConfig(action="off"))
         self.total_steps, self.seed, self.frozen, self.adapters = total_steps, seed, frozen, adapters
+        self.distillation = distillation
         self.stop_requested = self.save_requested = self.save_failed = False
         """A rank's request to stop, to save, or to end because saving failed; all learn of it with the next step."""
         self.settles = False
@@ -220,6 +224,8 @@ class Objective(Evaluated):
             materialise(network, model, self.auto_class, self.seed, device)
             if self.optim.mup is not None:
                 mup.scale_first_weights(model, self.optim.mup)
+        if self.distillation is not None:
+            self.distillation.prepare(data, self.device_mesh, device)
         self.network = network  # when it has weights: Lightning's teardown would move it, and hide an error met before
         self._is_configured = True
 
@@ -462,9 +468,15 @@ class Objective(Evaluated):
         if self.robust.adversarial is not None:
             return adversarial_losses(self.network, micro.tensors, self.robust, seed, backward)
         seed_dropout(self.device, seed)
-        row_losses: Tensor = self.network(**micro.tensors)
+        row_losses = self._row_losses(micro.tensors)
         backward(row_losses.sum(), True)
         return row_losses.detach()
+
+    def _row_losses(self, tensors: dict[str, Tensor]) -> Tensor:
+        if self.distillation is not None:
+            return self.distillation.losses(self.network, tensors)
+        losses: Tensor = self.network(**tensors)
+        return losses
 
     def _pipelined_losses(self, batch: StepBatch, weight: float) -> Tensor:
         """[rows] each row's loss, after all backward passes."""

@@ -3,7 +3,7 @@
 import re
 from collections import Counter
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from rich.table import Table
 from transformers import PreTrainedConfig
@@ -58,7 +58,7 @@ def run_simulation(
         config = replace(config, activation_checkpointing="none")
     precision = launch.precision if launch.float8 is None else "bf16-mixed"
     plain = replace(launch, compiled="off", attention="sdpa", precision=precision)
-    how = {"total_steps": config.total_steps, "micro_batch_size": size}
+    how: dict[str, Any] = {"total_steps": config.total_steps, "micro_batch_size": size}
     module = make_module(config, objective, recipe, model, adapters, plain, **how)
     simulation = simulate(module, model, data, plain, budget.shapes, budget.rows_per_rank(launch))
     return Simulated(simulation, budget.machine, launch, budget.memory(launch, size))

@@ -131,6 +131,8 @@ class Checkpoint(Callback):
         }
         if pl_module.adapters is not None:
             state["adapters"] = pl_module.adapters._asdict()
+        if pl_module.distillation is not None:
+            state["teacher"] = pl_module.distillation.fingerprint
         if not data.has_one_size:
             state |= {"batch_size": data.ramp.setting, "first_batch_size": data.first_batch_size}
         if (scaler := pl_module.engine.loss_scaler) is not None:

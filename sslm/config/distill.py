@@ -1,0 +1,25 @@
+"""Settings of distillation: a trained model whose probabilities a smaller one learns, beside its own objective."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from sslm.config.setting import POSITIVE, SHARE, Section, setting
+
+
+@dataclass(frozen=True)
+class DistillConfig(Section):
+    """A teacher, of any objective (Hinton et al. 2015, arXiv:1503.02531): without one, all of this rests."""
+
+    prefix = "distill"
+
+    teacher: str | None = setting(None, may_change=True, is_path=True)
+    """Trained model to learn from: a run, a folder or a name on the hub; it must have the same tokenizer."""
+    weight: float = setting(0.5, SHARE, may_change="if named")
+    """w of the loss (1 - w) x own + w x temperature^2 x divergence."""
+    temperature: float = setting(1.0, POSITIVE, may_change="if named")
+    """What the logits of both are divided by before the divergence is taken."""
+    divergence: Literal["forward_kl", "reverse_kl", "js"] = setting("forward_kl", may_change="if named")
+    """forward_kl: of the student from the teacher (Hinton et al. 2015); reverse_kl: of the teacher from the student (Gu
+    et al. 2023); js: Jensen-Shannon (Agarwal et al. 2023)."""
+    precision: Literal["saved", "32", "bf16"] = setting("saved", may_change="if named")
+    """Number format in which the teacher computes: that in which it was saved, fp32, or bf16."""
