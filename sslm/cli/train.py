@@ -20,6 +20,7 @@ from sslm.data.stream.recipe import Recipe
 from sslm.evaluation.in_training import Evaluations, asked_in
 from sslm.models import build
 from sslm.models.adapters import Adapters
+from sslm.models.layers_of import layers_of, parse_layers
 from sslm.models.word_vectors import initialise_embedding
 from sslm.objectives.choose import (
     build_on_meta,
@@ -127,13 +128,13 @@ def run(config: Config, arguments: list[str]) -> int:
     config = with_epochs(config, data)
     if evaluations is not None:
         evaluations.check_texts(data.tokenizer)
-    model_config = choose_model(config, objective, data)
+    teacher = choose_teacher(config, objective, data)
+    model_config = choose_model(config, objective, data, teacher)
     adapters = choose_adapters(config, objective, model_config)
     weightless = build_on_meta(config, objective, model_config, adapters)
     check_embedding(config, data, weightless)
     check_tokenizer(config, data)
     budget, launch = plan_launch(config, weightless, data)
-    teacher = choose_teacher(config, objective, model_config, data)
     made = (config, folder, objective, recipe, data, model_config, adapters, budget, launch)
     setup = Setup(*made, total_steps=config.total_steps, teacher=teacher, evaluations=evaluations)
     if config.dry_run:
@@ -299,6 +300,9 @@ def initial_model(setup: Setup) -> PreTrainedConfig | PreTrainedModel:
         if setup.adapters is not None:
             whole = dict.fromkeys(name.rpartition(".")[0] for name in setup.adapters.trained)
             say(f"Beside adapters of rank {setup.adapters.rank}, trained as a whole: {', '.join(whole) or 'nothing'}")
+    if setup.teacher is not None and config.distill.from_layers is not None:
+        model = layers_of(setup.teacher, parse_layers(config.distill.from_layers))
+        say(f"Student: layers {config.distill.from_layers} of the teacher")
     if (file := config.model.embedding_init) is not None:
         model = build.build(setup.model_config, auto_class, config.seed)
         matched = initialise_embedding(model, data.tokenizer, file, config.model.embedding_project, config.seed)

@@ -21,5 +21,8 @@ class DistillConfig(Section):
     divergence: Literal["forward_kl", "reverse_kl", "js"] = setting("forward_kl", may_change="if named")
     """forward_kl: of the student from the teacher (Hinton et al. 2015); reverse_kl: of the teacher from the student (Gu
     et al. 2023); js: Jensen-Shannon (Agarwal et al. 2023)."""
+    from_layers: str | None = None
+    """Layers of the teacher that the student is made of, and begins with: 0,2,4, or 'every 2'; default: the student is
+    what --model says."""
     precision: Literal["saved", "32", "bf16"] = setting("saved", may_change="if named")
     """Number format in which the teacher computes: that in which it was saved, fp32, or bf16."""

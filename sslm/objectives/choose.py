@@ -17,6 +17,7 @@ from sslm.models.adapters import Adapters, adapt, check_adapters, trained_in_ful
 from sslm.models.architecture import check_keys, model_config, read_config
 from sslm.models.build import check_runs, on_meta
 from sslm.models.freezing import freeze, parse_freeze
+from sslm.models.layers_of import parse_layers, student_config
 from sslm.models.word_vectors import check_vectors
 from sslm.objectives import load_objective
 from sslm.parallel.launch import Launch
@@ -41,7 +42,8 @@ def choose_objective(config: Config) -> tuple[type[Objective], Recipe]:
     Settings of objective and model that don't exist are refused here, before anything is read.
     """
     check_adapters(config)
-    objective, pretrained = load_objective(config.objective.name), pretrained_folder(config)
+    check_layers(config)
+    objective, pretrained = load_objective(config.objective.name), _config_folder(config)
     model_type = config.model.model_type if pretrained is None else read_config(pretrained).model_type
     model_type = model_type or objective.default_model["model_type"]
     objective = objective.for_model_type(model_type)
@@ -83,8 +85,13 @@ def with_epochs(config: Config, data: DataModule) -> Config:
     return config
 
 
-def choose_model(config: Config, objective: type[Objective], data: DataModule) -> PreTrainedConfig:
-    """Work out the architecture's config; vocabulary and positions follow the data."""
+def choose_model(
+    config: Config, objective: type[Objective], data: DataModule, teacher: PreTrainedModel | None = None
+) -> PreTrainedConfig:
+    """Work out the architecture's config; vocabulary and positions follow the data, or all follows the teacher."""
+    if config.distill.from_layers is not None:
+        whole = read_config(str(_config_folder(config)), "") if teacher is None else teacher.config
+        return student_config(whole, parse_layers(config.distill.from_layers))
     chosen = model_config(
         objective.model_keys(data.recipe, data.labels) | config.model.settings,
         model_type=config.model.model_type,
@@ -193,13 +200,33 @@ def make_module(
     )
 
 
-def choose_teacher(
-    config: Config, objective: type[Objective], model_config: PreTrainedConfig, data: DataModule
-) -> PreTrainedModel | None:
+def check_layers(config: Config) -> None:
+    """Refuse to make a student of a teacher's layers if there is no teacher, or if --model says what it is."""
+    asked, given = config.distill, config.model
+    if asked.from_layers is None:
+        return
+    parse_layers(asked.from_layers)
+    flag = f"--distill.from_layers {asked.from_layers}"
+    if asked.teacher is None:
+        raise UserError(f"{flag}: of which teacher? give --distill.teacher")
+    other = [name for name in ("model_type", "pretrained", "embedding_init") if getattr(given, name) is not None]
+    if other := [*other, *given.settings]:
+        raise UserError(f"{flag}: the student is as the teacher is; leave --model.{other[0]} out")
+
+
+def _config_folder(config: Config) -> str | None:
+    """Of the weights that the model begins with; None if it begins with none."""
+    asked = config.distill
+    takes_layers = asked.teacher is not None and asked.from_layers is not None
+    return tokenizer_folder(str(asked.teacher)) if takes_layers else pretrained_folder(config)
+
+
+def choose_teacher(config: Config, objective: type[Objective], data: DataModule) -> PreTrainedModel | None:
     """Open the teacher, checked against the student; None if there is to be none."""
     if config.distill.teacher is None:
         return None
-    teacher = open_teacher(config.distill.teacher, objective.auto_class, model_config, data, data.labels)
+    problem_type = objective.model_keys(data.recipe, data.labels).get("problem_type")
+    teacher = open_teacher(config.distill.teacher, objective.auto_class, problem_type, data)
     say(f"Teacher: {teacher.name}, {count(teacher.model.num_parameters())} parameters")
     return teacher.model
 

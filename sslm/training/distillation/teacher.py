@@ -5,13 +5,12 @@ of its own, whatever the student's. Under fsdp and hsdp its weights are shared b
 """
 
 import hashlib
-from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from transformers import PreTrainedConfig, PreTrainedModel
+from transformers import PreTrainedModel
 
 from sslm.config.distill import DistillConfig
 from sslm.data.corpus.tokenizer import Tokenizer, identity
@@ -77,17 +76,14 @@ def fingerprint(model: PreTrainedModel) -> str:
     return digest.hexdigest()
 
 
-def open_teacher(
-    path: str, auto_class: str, student: PreTrainedConfig, data: DataModule, labels: Sequence[str]
-) -> Trained:
+def open_teacher(path: str, auto_class: str, problem_type: str | None, data: DataModule) -> Trained:
     """Open a teacher, and refuse one that can't say anything about what the student reads.
 
     Args:
         path: as --distill.teacher takes it.
         auto_class: transformers' auto class of the student.
-        student: the student's config.
+        problem_type: what labels are, as the student's config says it.
         data: what both read.
-        labels: names of the labels, by number; none if what is predicted is no label.
 
     Raises:
         UserError: it is another kind of model, or has another tokenizer, other labels, or fewer positions.
@@ -102,15 +98,16 @@ def open_teacher(
     if config.vocab_size < data.vocab_size:
         what = f"has {config.vocab_size:,} rows for the tokenizer's {data.vocab_size:,} entries"
         raise UserError(f"{flag}: {what}; give a teacher of this vocabulary")
+    labels = list(data.labels)
     names = [str(config.id2label[number]) for number in range(len(config.id2label))] if labels else []
-    if labels and names != list(labels):
+    if names != labels:
         raise UserError(f"{flag}: its labels are {', '.join(names[:4])}, the data's {', '.join(labels[:4])}")
     if (most := num_positions(config)) is not None and most < data.num_positions:
         what = f"takes at most {most:,} tokens, sequences have {data.num_positions:,}"
         raise UserError(f"{flag}: {what}; give a smaller --seq_len, or another teacher")
     if data.config.document_mask:
         check_documents(teacher.model)
-    config.problem_type = getattr(student, "problem_type", None)
+    config.problem_type = problem_type
     return teacher
 
 

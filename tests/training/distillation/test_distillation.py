@@ -102,6 +102,17 @@ def test_another_teacher_is_refused_and_so_is_none(
     assert train_tiny(run, "--max_steps", "8", "--distill.teacher", str(moved)) == 0
 
 
+def test_a_student_begins_with_the_teachers_layers(
+    teacher: Callable[[str], Path], tiny: list[str], tmp_path: Path
+) -> None:
+    run, of = tmp_path / "run", teacher("causal_lm")
+    flags = [*without_model(tiny), "--distill.teacher", str(of), "--distill.from_layers"]
+    assert train([*flags, "every 1"], run) == 0
+    assert val_of(run)[0] == pytest.approx(list(val_of(of).values())[-1], abs=1e-5)
+    assert train([*flags, "0", "--max_steps", "2"], tmp_path / "less") == 0
+    assert json.loads((tmp_path / "less/export/config.json").read_text())["num_hidden_layers"] == 1
+
+
 @pytest.mark.parametrize(
     ("flags", "says"),
     [
@@ -112,6 +123,7 @@ def test_another_teacher_is_refused_and_so_is_none(
         ("--distill.temperature 0", "--distill.temperature 0.0: expected a number above 0"),
         ("--distill.divergence kl", "forward_kl"),
         ("--strategy tp --devices 2", "--distill.teacher: not under --strategy tp; give --strategy ddp"),
+        ("--distill.from_layers 0", "the student is as the teacher is; leave --model.hidden_size out"),
         ("--robust.adversarial fgm", "--distill.teacher: not with --robust.adversarial"),
         ("--seq_len 64", "takes at most 32 tokens, sequences have 64; give a smaller --seq_len"),
     ],
