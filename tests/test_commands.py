@@ -43,6 +43,7 @@ RUN_PAGES = [
 NOT_THESE = {
     "coming_from": "has commands of other tools, and ours to their data",
     "clouds": "is of machines that are rented: tests/test_clouds.py",
+    "compress": "measures each model in a process of its own: tests/cli/test_compress.py",
     "licences": "has no commands",
     "extending": "has an objective to write: tests/test_readme.py",
     "formats": "has no commands",

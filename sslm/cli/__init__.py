@@ -15,6 +15,7 @@ VERBS = {
     "generate": "let a trained model write: go on with prompts, or fill in gaps",
     "export": "make a plain Hugging Face folder of a run's checkpoint",
     "evaluate": "measure models: perplexity, bits per byte, spans, tasks",
+    "compress": "make a model smaller, and tell what that costs",
     "plot": "draw runs beside each other: any metric, over any axis",
     "ui": "show runs on a local page, also while they go on",
     "track": "give a run's rows to W&B, trackio, MLflow, TensorBoard, CSV",

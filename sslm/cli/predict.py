@@ -9,7 +9,6 @@ and if the file has a label, what is right. If there are labels, scores are told
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from sslm.config import DataConfig
 from sslm.system.errors import UserError
 from sslm.system.exits import DONE, exits_politely
 from sslm.system.paths import followed, local_path
@@ -21,14 +20,9 @@ if TYPE_CHECKING:
 FIELDS = ("text_field", "pair_field", "label_field", "label_separator", "source_field", "target_field")
 OF_WRITERS = ("max_new_tokens", "num_beams", "tokenize")
 """Flags that are for models that write."""
-KEPT = ("special_tokens", "bos", "cache_dir")
-"""Other settings of a run's data that decide how rows are read."""
 TOKENIZE = ("auto", "13a", "intl", "zh", "char", "none")
-SEVERAL = "multi_label_classification"
 WRITES = "text_to_text"
 NO_LABEL = "no row has a label, so there is nothing to compare with"
-USUAL_LEN = 512
-"""Tokens of the longest row if nothing tells how long rows may be."""
 
 
 def flag_parser() -> argparse.ArgumentParser:
@@ -100,29 +94,15 @@ def predicted(trained: "Trained", options: argparse.Namespace) -> list[dict[str,
     """
     import torch
 
-    from sslm.data.stream.streams import open_to_predict
-    from sslm.objectives import load_objective
-    from sslm.objectives.closing import labels_of, said_of
-    from sslm.objectives.predictions import WORDS
+    from sslm.objectives.asked_rows import open_asked
+    from sslm.objectives.closing import said_of
     from sslm.objectives.writing import How
-    from sslm.system.typed import typed
 
-    if trained.objective not in (*WORDS, WRITES):
-        what = f"{trained.name}: was trained for {trained.objective}"
-        raise UserError(f"{what}; sslm predict is for {', '.join(WORDS)} and {WRITES}, sslm generate for other models")
     check_flags(trained, options)
     if options.device == "gpu" and not torch.cuda.is_available():
         raise UserError("--device gpu: there is no GPU here; leave the flag out")
     device = torch.device("cuda" if torch.cuda.is_available() and options.device != "cpu" else "cpu")
-    kind = load_objective(trained.objective).for_model_type(trained.model.config.model_type)
-    config: Any = trained.model.config
-    known = {key: value for key, value in trained.settings.get("objective", {}).items() if key != "name"}
-    if config.problem_type == SEVERAL:
-        known["multi_label"] = True
-    recipe: Any = kind.make_recipe(typed(kind.recipe_class, "objective", known))
-    data = data_config(trained.settings, options)
-    seq_len, labels = trained.seq_len or USUAL_LEN, labels_of(trained)
-    opened = open_to_predict(options.data, data, recipe, seq_len, trained.folder, labels)
+    opened = open_asked(trained, options.data, {name: getattr(options, name) for name in FIELDS})
     if options.plot is not None and not any(opened.has_truth):
         raise UserError(f"--plot {options.plot}: {NO_LABEL}")
     how = How(options.max_new_tokens, options.num_beams or 1)
@@ -139,11 +119,3 @@ def check_flags(trained: "Trained", options: argparse.Namespace) -> None:
     if options.plot is not None and trained.objective == WRITES:
         raise UserError(f"--plot {options.plot}: there is no picture of texts; leave the flag out")
     check_installed(options.tokenize)
-
-
-def data_config(settings: dict[str, Any], options: argparse.Namespace) -> DataConfig:
-    """Name the fields as the run did, but for those that are typed."""
-    had = settings.get("data", {})
-    names = {name: getattr(options, name) or had.get(name) for name in FIELDS}
-    kept = {name: had[name] for name in KEPT if had.get(name) is not None}
-    return DataConfig(**{name: value for name, value in names.items() if value is not None}, **kept)

@@ -24,6 +24,7 @@ from sslm.evaluation.methods import Method, method_of
 from sslm.evaluation.texts import rules_of
 from sslm.models.head import LanguageModel
 from sslm.models.scoring import LOSS, in_batches, scored
+from sslm.models.weights import in_fp32
 from sslm.runs.trained import Trained, open_language_model, open_trained
 from sslm.system.errors import UserError, nearest
 
@@ -163,7 +164,7 @@ def _scorer(path: str, threads: int | None) -> _Scorer:
     device = _device(threads)
     trained = open_language_model(path)
     max_scored = None if trained.model.config.is_encoder_decoder else 1
-    network = LanguageModel(trained.model.float(), max_scored).eval().to(device)
+    network = LanguageModel(in_fp32(trained.model), max_scored).eval().to(device)
     return _Scorer(trained, network, method_of(trained, rules_of(trained), None, None))
 
 
@@ -174,7 +175,7 @@ def _classifier(path: str, label: str | None, threads: int | None) -> _Classifie
     flag = f"--quality_model {path}"
     if trained.objective not in ("classification", "regression"):
         raise UserError(f"{flag}: was trained for {trained.objective}; give a fine-tuned classifier, or a regression")
-    trained.model.float().eval().to(device)
+    in_fp32(trained.model).eval().to(device)
     if trained.objective == "regression":
         if label is not None:
             raise UserError(f"--quality_label {label}: {path} gives numbers, not labels; leave the flag out")

@@ -19,6 +19,7 @@ from sslm.evaluation.sharing import ALONE, Processes, shared
 from sslm.evaluation.tasks import Harness, TaskSpec
 from sslm.models.head import LanguageModel
 from sslm.models.scoring import LOSS, Pairs, Row, Tally, in_batches, scored
+from sslm.models.weights import in_fp32
 from sslm.runs.trained import Trained
 from sslm.system.errors import UserError
 from sslm.system.terminal import Progress, count, plural, say
@@ -57,7 +58,7 @@ class Measuring:
     ) -> "Measuring":
         """Put a model on its device, in fp32."""
         max_scored = None if trained.model.config.is_encoder_decoder else 1
-        network = LanguageModel(trained.model.float(), max_scored).eval().to(device)
+        network = LanguageModel(in_fp32(trained.model), max_scored).eval().to(device)
         return cls(trained, network, journal, limits, processes)
 
     @functools.cached_property

@@ -94,7 +94,7 @@ def method_of(trained: Trained, rules: TokenRules, seq_len: int | None, stride: 
         return _causal(trained, rules, length, stride)
     if stride is not None:
         raise UserError(f"--stride {stride}: is for causal models, and {trained.name} is none; leave the flag out")
-    return _masked(trained, length) if trained.objective == "masked_lm" else _objective(trained, length)
+    return _masked(trained, length) if trained.objective == "masked_lm" else objective_method(trained, length)
 
 
 def _causal(trained: Trained, rules: TokenRules, seq_len: int, stride: int | None) -> Method:
@@ -133,7 +133,7 @@ def _masked(trained: Trained, seq_len: int) -> Method:
     return Method(convention, rows, partial(padded, sees_padding=True), _masked_figures)
 
 
-def _objective(trained: Trained, seq_len: int) -> Method:
+def objective_method(trained: Trained, seq_len: int) -> Method:
     """The objective's own loss, with its own noise."""
     objective = load_objective(trained.objective).for_model_type(trained.model.config.model_type)
     settings = {name: value for name, value in trained.settings.get("objective", {}).items() if name != "name"}

@@ -1,13 +1,15 @@
 """A model's weights, each under one name."""
 
-from typing import Any
+from typing import Any, TypeVar
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.tensor import DTensor
 
 from sslm.models.network import Network
 
+Model = TypeVar("Model", bound=nn.Module)
 OPTIONS = StateDictOptions(flatten_optimizer_state_dict=True, strict=False)
 """Name weights as in the model before it was wrapped, sharded and compiled."""
 
@@ -26,6 +28,16 @@ def tied_names(model: nn.Module) -> set[str]:
 def tied_to(model: nn.Module) -> dict[str, str]:
     """Map second names of weights that stand under two to their first."""
     return dict(getattr(model, "all_tied_weights_keys", None) or {})
+
+
+def in_fp32(model: Model) -> Model:
+    """Cast a model to fp32, in place; one with torchao's tensors of 8 bits stays as it is.
+
+    transformers' own `float()` refuses what was read from fewer bits, even if its weights are plain by now.
+    """
+    plain = (torch.Tensor, nn.Parameter)
+    is_plain = all(type(weight) in plain and type(weight.data) in plain for weight in model.parameters())
+    return nn.Module.float(model) if is_plain else model
 
 
 def local_part(tensor: Tensor) -> Tensor:

@@ -7,9 +7,11 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from torch import nn
 
 from sslm.data.stream.labelled_rows import LabelledRows
 from sslm.models.task import network_for
+from sslm.models.weights import in_fp32
 from sslm.objectives.predicted_scores import in_words, scores_of
 from sslm.objectives.predictions import Prediction, pairs_of, predictions
 from sslm.objectives.text_scores import Tokenize, text_scores
@@ -58,9 +60,9 @@ def said_of(trained: Trained, rows: LabelledRows, device: torch.device, batch_si
             bar.show(f"{done:,} of {plural(number, 'row', exact=True)}, {bar.time_left(share)}", share)
 
         if trained.objective == WRITES:
-            trained.model.float().to(device)
+            nn.Module.to(in_fp32(trained.model), device)
             return list(written(rows, trained, how, batch_size, report))
-        network = network_for(trained.model.float()).eval().to(device)
+        network = network_for(in_fp32(trained.model)).eval().to(device)
         return list(predictions(rows, network, trained.objective, labels_of(trained), batch_size, report))
 
 

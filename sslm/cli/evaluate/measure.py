@@ -8,7 +8,7 @@ import torch
 import transformers
 
 import sslm
-from sslm.cli.evaluate.texts import texts_of, training_texts
+from sslm.cli.texts import texts_of, training_texts
 from sslm.data.corpus.tokenizer import Tokenizer, identity
 from sslm.data.overlap import Overlap
 from sslm.data.token_documents import TokenDocuments, first_documents
@@ -64,7 +64,7 @@ def _of_model(
     trained = open_language_model(path, options.last)
     if bad := unsound_weight(trained.model):
         raise UserError(f"{path}: {bad} has numbers that are not finite; take an earlier checkpoint")
-    texts = texts_of(trained, asked.texts, options)
+    texts = texts_of(trained, asked.texts, options) if asked.texts or not asked.tasks else []
     training = [] if options.against is None else training_texts(options.against, trained, options)
     method = method_of(trained, rules_of(trained), options.seq_len, options.stride) if texts else None
     limits = Limits(options.limit, options.seq_len, options.batch_size)

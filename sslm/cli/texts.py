@@ -18,11 +18,9 @@ from sslm.system.typed import typed
 
 
 def texts_of(trained: Trained, given: list[tuple[str, str]], options: argparse.Namespace) -> list[TokenDocuments]:
-    """Open the texts given, (name, path), or what the model's run has held out, by source; none if there are tasks."""
+    """Open the texts given, (name, path), or what the model's run has held out, by source."""
     if given:
         return [open_documents(path, name, trained.tokenizer, _how(trained, options)) for name, path in given]
-    if options.tasks:
-        return []
     path = Path(trained.name)
     run = next(filter(None, map(_run_at, (path, path.parent.parent))), None)
     if run is None:
@@ -39,7 +37,7 @@ def training_texts(path: str, trained: Trained, options: argparse.Namespace) -> 
 
 def _how(trained: Trained, options: argparse.Namespace) -> TextOptions:
     cache_dir = options.cache_dir or cache_folder(parse([]).data)
-    return TextOptions(cache_dir, options.text_field, options.document_separator, rules_of(trained))
+    return TextOptions(cache_dir, options.text_field or "text", options.document_separator, rules_of(trained))
 
 
 def _run_at(path: Path) -> RunFolder | None:

@@ -1,0 +1,91 @@
+"""Weights in fewer bits, written as a Hugging Face folder that transformers and one library load.
+
+int8 is torchao's, int4 in the format of compressed-tensors. Only linear layers of the blocks are quantized, and the
+table of the vocabulary if that is asked for. GPT-2's layers are transformers' Conv1D, which torchao leaves as they are:
+their int8 is in the format of compressed-tensors, too.
+"""
+
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from typing import cast
+
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+from transformers.pytorch_utils import Conv1D
+
+from sslm.models.compression import int8, packed
+from sslm.models.compression.layers import linear_layers, quantized_layers
+from sslm.models.compression.plain import load
+from sslm.system.errors import UserError
+
+METHODS = {"int8": "torchao", "int8-dynamic": "torchao", "int4": "compressed_tensors"}
+"""How weights are quantized -> the library that loads them."""
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a model is quantized."""
+
+    method: str
+    """A key of METHODS. int8: each row of a matrix has its scale; int8-dynamic: so has each token, when it comes;
+    int4: each group of a row has one."""
+    group_size: int = 32
+    """Weights that share a scale; of int4."""
+    embeddings: bool = False
+    """Whether the table of the vocabulary is written in 8 bits, too."""
+
+    def __str__(self) -> str:
+        return self.method
+
+
+def check_installed(method: str) -> None:
+    """Raise UserError if a method's library is missing."""
+    if find_spec(library := METHODS[method]) is None:
+        name = library.replace("_", "-")
+        raise UserError(f"--quantize {method}: needs {name}, which is not installed; pip install 'sslm[quantize]'")
+
+
+def check(model: PreTrainedModel, how: Quantization) -> None:
+    """Raise UserError if a model can't be quantized so."""
+    flag, kind = f"--quantize {how.method}", type(model).__name__
+    if not linear_layers(model):
+        raise UserError(f"{flag}: {kind} has no blocks with linear layers, and no others are quantized")
+    if any(weight.ndim > 2 for name, weight in model.named_parameters() if ".experts." in name):
+        raise UserError(
+            f"{flag}: {kind}'s experts are one tensor a block, which is not quantized, and they are the most of it"
+        )
+    layers = quantized_layers(model, how.embeddings)
+    if has_conv1d(layers):
+        check_installed("int4")  # both are packed
+        if how.method == "int8-dynamic":
+            raise UserError(f"{flag}: torchao doesn't know {kind}'s layers (Conv1D); give --quantize int8, or int4")
+    for name, layer in layers.items() if how.method == "int4" else ():
+        columns = cast(Tensor, layer.weight).shape[1]
+        if columns % how.group_size:
+            fits = next(size for size in (128, 64, 32, 16, 8, 4, 2, 1) if not columns % size)
+            what = f"rows of {name} have {columns} weights, which groups of {how.group_size} don't divide"
+            raise UserError(f"--group_size {how.group_size}: {what}; give --group_size {fits}")
+
+
+def has_conv1d(layers: dict[str, nn.Module]) -> bool:
+    """Whether there are GPT-2's layers among them, which torchao leaves as they are."""
+    return any(isinstance(layer, Conv1D) for layer in layers.values())
+
+
+def quantize(folder: Path, out: Path, how: Quantization) -> PreTrainedModel:
+    """Quantize the model of a Hugging Face folder, and write it.
+
+    Args:
+        folder: the model's, with its weights as they were trained.
+        out: a folder that is there; weights and config are written into it.
+        how: fits the model.
+
+    Returns:
+        What was written, as a model in memory.
+    """
+    if how.method == "int4":
+        return packed.write(folder, out, 4, how.group_size, how.embeddings)
+    if has_conv1d(linear_layers(load(folder, device_map="meta"))):
+        return packed.write(folder, out, 8, None, how.embeddings)
+    return int8.write(folder, out, how.method == "int8-dynamic", how.embeddings)

@@ -1,0 +1,88 @@
+"""`sslm compress`: what is typed, what is refused, and one whole command."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from sslm.cli.compress import main
+from sslm.cli.compress.flags import MostLoss, flag_parser
+from sslm.cli.compress.report import table, write_report
+from sslm.cli.compress.results import Result, Results
+from tests.support.trained import byte_level, save_model
+
+TEXT = "the cat sat on the mat and the dog sat on the cat\n" * 20
+
+
+@pytest.fixture(scope="module")
+def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("compress")
+    (folder / "text.txt").write_text(TEXT)
+    return save_model(folder / "llama", "llama", byte_level(TEXT))
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (["--quantize", "int3"], "'int3' is none of int8, int8-dynamic, int4, none"),
+        (["--quantize", "int8", "--at_most_loss", "2 bits"], "expected an amount such as +2% or 0.01"),
+        (["--quantize", "int4", "--group_size", "0"], "expected a whole number above 0, got '0'"),
+        ([], "nothing to do; give --quantize int8"),
+        (["--quantize", "int4"], "--group_size 32: rows of model.layers.0.self_attn.q_proj have 16 weights"),
+        (["--quantize", "int8"], "is no run, so it has no text of its own; give some: --data"),
+        (["--quantize", "int8", "--data", "missing.txt"], "missing.txt"),
+    ],
+)
+def test_mistakes_are_told_and_nothing_is_written(
+    llama: Path, tmp_path: Path, given: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main([str(llama), *given, "--out", str(tmp_path / "there/out")])
+    except SystemExit as ended:  # argparse's
+        code = int(ended.code or 0)
+    assert code == 2
+    assert said in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.slow
+def test_a_folder_is_measured_again_after_reloading(
+    llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text, out = str(llama.parent / "text.txt"), tmp_path / "out"
+    asked = [str(llama), "--quantize", "int8,int4", "--group_size", "8", "--data", text, "--device", "cpu"]
+    assert main([*asked, "--at_most_loss", "1%", "--out", str(out)]) == 1  # int4 of random weights is worse
+    assert {path.name for path in out.iterdir()} == {"compress.json", "compress.md", "compress.png", "int8"}
+    found = json.loads((out / "compress.json").read_text())
+    int8, int4 = found["smaller"]
+    assert (int8["is_kept"], int4["is_kept"]) == (True, False)
+    for made in (int8, int4):
+        assert made["reloaded"] == made["in_memory"] != found["original"]["reloaded"]
+        assert made["size"] < found["original"]["size"]
+        assert made["parameters"] == found["original"]["parameters"]
+        assert min(made["tokens_per_second"], made["peak_bytes"]) > 0
+    assert int8["size"] == (out / "int8/model.safetensors").stat().st_size
+    assert "int4: worse than --at_most_loss +1 % allows, and left out" in capsys.readouterr().out
+
+
+def result(name: str, figure: float) -> Result:
+    return Result(name, 1 << 20, 1000, 0.5, figure, figure, {"text": {"loss": figure}}, 1234.5, 1 << 21)
+
+
+def test_figures_that_are_no_numbers_are_told_and_never_good_enough(tmp_path: Path) -> None:
+    worse = result("a|b $x$", float("nan"))
+    results = Results("m", "loss", False, None, {"sslm": "0"}, "cpu", result("original", 2.0), [worse])
+    assert table(results)[1][1][5:8] == ["nan", "nan", "+nan%"]
+    write_report(results, tmp_path)
+    assert json.loads((tmp_path / "compress.json").read_text())["smaller"][0]["reloaded"] is None
+    assert "a\\|b $x$" in (tmp_path / "compress.md").read_text()
+    assert (tmp_path / "compress.png").stat().st_size
+    assert not MostLoss(1.0, True).allows(2.0, float("nan"), False)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"), [("+2%", "2 %"), ("10 %", "10 %"), (".5%", "0.5 %"), ("0.01", "0.01"), ("0%", "0 %")]
+)
+def test_an_amount_is_told_as_it_was_typed(given: str, said: str) -> None:
+    most = flag_parser().parse_args(["m", "--out", "o", "--at_most_loss", given]).at_most_loss
+    assert str(most) == said
