@@ -34,7 +34,7 @@ docs: .venv/installed-docs
 	$(BIN)/python docs/make_site.py
 
 # What docker/Dockerfile installs, for its Python: every extra but those of developers. PyPI's torch is the build with CUDA.
-EXTRAS := clean deepspeed eval gs lora mlflow s3 tensorboard text-scores trackio
+EXTRAS := clean deepspeed eval gs lora mlflow quantize s3 tensorboard text-scores trackio
 LOCK = $(BIN)/uv pip compile pyproject.toml $(EXTRAS:%=--extra %) --generate-hashes --annotation-style line \
 	--upgrade --quiet --custom-compile-command 'make locks' --python-version 3.11 --python-platform x86_64-manylinux_2_28
 
