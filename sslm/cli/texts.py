@@ -3,10 +3,14 @@
 import argparse
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 from sslm.cli.parse import parse
 from sslm.data.corpus.remote import RemoteFiles
+from sslm.data.stream.recipe import Recipe
+from sslm.data.stream.stream import Stream
 from sslm.data.stream.streams import Streams, cache_folder, open_streams
+from sslm.data.stream.vocabulary import Vocabulary
 from sslm.data.token_documents import TextOptions, TokenDocuments, check_tokenizer, of_regions, open_documents
 from sslm.evaluation.texts import rules_of
 from sslm.objectives import load_objective
@@ -21,9 +25,7 @@ def texts_of(trained: Trained, given: list[tuple[str, str]], options: argparse.N
     """Open the texts given, (name, path), or what the model's run has held out, by source."""
     if given:
         return [open_documents(path, name, trained.tokenizer, _how(trained, options)) for name, path in given]
-    path = Path(trained.name)
-    run = next(filter(None, map(_run_at, (path, path.parent.parent))), None)
-    if run is None:
+    if (run := run_of(trained)) is None:
         raise UserError(f"{trained.name}: is no run, so it has no text of its own; give some: --data TEXT_OR_CORPUS")
     return _of_streams(_streams(run, trained), trained, "held out")
 
@@ -33,6 +35,29 @@ def training_texts(path: str, trained: Trained, options: argparse.Namespace) -> 
     if run := _run_at(Path(path)):
         return _of_streams(_streams(run, trained), trained, "training text")
     return [open_documents(path, path, trained.tokenizer, _how(trained, options))]
+
+
+class RunStream(NamedTuple):
+    """What a run was trained on, and how it became batches."""
+
+    stream: Stream
+    recipe: Recipe
+    vocabulary: Vocabulary | None
+    seed: int
+
+
+def run_stream(trained: Trained) -> RunStream | None:
+    """Open what a model's run was trained on; None if it is no run's."""
+    if (run := run_of(trained)) is None:
+        return None
+    streams, recipe, seed = _opened(run, trained)
+    return RunStream(streams.train, recipe, streams.vocabulary, seed)
+
+
+def run_of(trained: Trained) -> RunFolder | None:
+    """Find the run that a model is of, by its name: the run's folder, or a checkpoint in it."""
+    path = Path(trained.name)
+    return next(filter(None, map(_run_at, (path, path.parent.parent))), None)
 
 
 def _how(trained: Trained, options: argparse.Namespace) -> TextOptions:
@@ -45,11 +70,15 @@ def _run_at(path: Path) -> RunFolder | None:
 
 
 def _streams(run: RunFolder, trained: Trained) -> Streams:
+    return _opened(run, trained)[0]
+
+
+def _opened(run: RunFolder, trained: Trained) -> tuple[Streams, Recipe, int]:
     """Open the corpora of a run as it did, prepared again if the cache has them no more."""
     config = replace(parse(["--config", str(run.config)]), run_dir=str(run.path))
     objective = load_objective(config.objective.name).for_model_type(trained.model.config.model_type)
     recipe = objective.make_recipe(typed(objective.recipe_class, "objective", config.objective.settings))
-    return open_streams(
+    streams = open_streams(
         config.data,
         recipe,
         config.window_tokens,
@@ -58,6 +87,7 @@ def _streams(run: RunFolder, trained: Trained) -> Streams:
         pretrained_folder(config),
         first_batch_size(config),
     )
+    return streams, recipe, config.seed
 
 
 def _of_streams(streams: Streams, trained: Trained, what: str) -> list[TokenDocuments]:

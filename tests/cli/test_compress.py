@@ -4,11 +4,17 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from sslm.cli.compress import main
+from sslm.cli.compress.calibration import calibration
 from sslm.cli.compress.flags import MostLoss, flag_parser
+from sslm.cli.compress.recipes import recipes_of
 from sslm.cli.compress.report import table, write_report
 from sslm.cli.compress.results import Result, Results
+from sslm.models.compression.plain import load
+from sslm.runs.trained import open_trained
+from tests.support.runs import TrainTiny
 from tests.support.trained import byte_level, save_model
 
 TEXT = "the cat sat on the mat and the dog sat on the cat\n" * 20
@@ -27,7 +33,11 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--quantize", "int3"], "'int3' is none of int8, int8-dynamic, int4, none"),
         (["--quantize", "int8", "--at_most_loss", "2 bits"], "expected an amount such as +2% or 0.01"),
         (["--quantize", "int4", "--group_size", "0"], "expected a whole number above 0, got '0'"),
-        ([], "nothing to do; give --quantize int8"),
+        (["--prune", "heads"], "'heads': expected a share, too, as in 'heads 0.25'"),
+        (["--prune", "1.0"], "prune.sparsity 1.0: expected a share above 0 and below 1"),
+        (["--prune", "2:4 4:8"], "'2:4' and '4:8' are both a pattern; give one"),
+        (["--prune", "0.5 wanda", "--data", "embedded", "--calibrate", "missing.txt"], "missing.txt"),
+        ([], "nothing to do; give --quantize int8, or --prune 2:4"),
         (["--quantize", "int4"], "--group_size 32: rows of model.layers.0.self_attn.q_proj have 16 weights"),
         (["--quantize", "int8"], "is no run, so it has no text of its own; give some: --data"),
         (["--quantize", "int8", "--data", "missing.txt"], "missing.txt"),
@@ -63,6 +73,30 @@ def test_a_folder_is_measured_again_after_reloading(
         assert min(made["tokens_per_second"], made["peak_bytes"]) > 0
     assert int8["size"] == (out / "int8/model.safetensors").stat().st_size
     assert "int4: worse than --at_most_loss +1 % allows, and left out" in capsys.readouterr().out
+
+
+def test_wanda_reads_what_the_run_was_trained_on(
+    train_tiny: TrainTiny, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Another text gives other masks; both are of half the weights, and what was pruned is written so."""
+    run = tmp_path / "run"
+    assert train_tiny(run, "--max_steps", "1") == 0
+    (tmp_path / "text.txt").write_text(TEXT)
+    asked = [str(run), "--prune", "2:4 wanda", "--out", str(tmp_path / "out")]
+    [recipe] = recipes_of(flag_parser().parse_args(asked))
+    assert (recipe.name, recipe.library, recipe.reads_text) == ("2of4-wanda", "", True)
+    made = []
+    for more in ([], ["--calibrate", str(tmp_path / "text.txt")]):
+        trained = open_trained(str(run))
+        recipe.check(trained.model)
+        batches = calibration(trained, flag_parser().parse_args([*asked, *more]))
+        assert set(batches[0]) <= {"input_ids", "attention_mask"}
+        trained.model.save_pretrained(tmp_path / "plain")
+        (out := tmp_path / f"out{len(more)}").mkdir()
+        recipe.make(tmp_path / "plain", out, batches)
+        made.append(dict(load(out).named_parameters())["model.layers.0.mlp.up_proj.weight"])
+        assert (made[-1].reshape(-1, 4).count_nonzero(1) == 2).all()
+    assert not torch.equal(*made)
 
 
 def result(name: str, figure: float) -> Result:

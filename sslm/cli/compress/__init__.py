@@ -2,6 +2,7 @@
 
     sslm compress MODEL --quantize int8 --out DIR
     sslm compress MODEL --quantize int8,int8-dynamic,int4 --at_most_loss +2% --out DIR
+    sslm compress MODEL --prune "2:4 wanda,heads 0.25" --quantize none,int8 --out DIR
 
 MODEL is a run, a checkpoint, or a Hugging Face folder or name. DIR is a Hugging Face folder that transformers loads
 with one library more; of several recipes each has its folder in DIR. Every one is loaded again by a new process and

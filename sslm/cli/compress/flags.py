@@ -3,8 +3,10 @@
 import argparse
 import math
 import re
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_args
 
+from sslm.models.compression.pruning.recipe import Method, Pruning
+from sslm.system.errors import UserError
 from sslm.system.paths import followed, local_path
 
 METHODS = ("int8", "int8-dynamic", "int4", "none")
@@ -47,6 +49,12 @@ def flag_parser() -> argparse.ArgumentParser:
         f"{', '.join(METHODS)}: weights of 8 or 4 bits, activations too if dynamic; several, separated by commas, are "
         f"tried beside each other"
     )
+    prune = (
+        "what goes: share, pattern (unstructured, 2:4, 4:8, heads, neurons, layers) and method (magnitude, wanda), as "
+        "in '0.5', '2:4 wanda' or 'heads 0.25'; several, separated by commas, are tried, each with all of --quantize"
+    )
+    add("--prune", type=_prunings, default=(None,), metavar="WHAT", help=prune)
+    add("--calibrate", metavar="PATH", help="text, corpus or labelled rows for wanda; default: what the run trained on")
     add("--quantize", type=_methods, default=("none",), metavar="METHODS", help=quantize)
     add("--group_size", type=_positive, default=32, help="int4: weights of a row that share a scale (default: 32)")
     add("--embeddings", action="store_true", help="quantize the vocabulary's table, too: smaller, each step slower")
@@ -74,6 +82,33 @@ def _methods(text: str) -> tuple[str, ...]:
     if unknown := next((name for name in names if name not in METHODS), None):
         raise argparse.ArgumentTypeError(f"{unknown!r} is none of {', '.join(METHODS)}")
     return names
+
+
+def _prunings(text: str) -> tuple[Pruning | None, ...]:
+    """Read what is to be pruned.
+
+    >>> [(p.sparsity, p.pattern, p.method) if p else None for p in _prunings("0.25 heads, wanda 2:4, none")]
+    [(0.25, 'heads', 'magnitude'), (0.5, '2:4', 'wanda'), None]
+    """
+    return tuple(dict.fromkeys(_pruning(part.split()) for part in text.split(",")))
+
+
+def _pruning(words: list[str]) -> Pruning | None:
+    if words == ["none"]:
+        return None
+    values: dict[str, Any] = {}
+    for word in words:
+        is_share = re.fullmatch(r"\d*\.?\d+|\d+\.", word)
+        name = "sparsity" if is_share else "method" if word in get_args(Method) else "pattern"
+        if name in values:
+            raise argparse.ArgumentTypeError(f"{values[name]!r} and {word!r} are both a {name}; give one")
+        values[name] = float(word) if is_share else word
+    if values.get("pattern") not in ("2:4", "4:8") and "sparsity" not in values:
+        raise argparse.ArgumentTypeError(f"{' '.join(words)!r}: expected a share, too, as in 'heads 0.25'")
+    try:
+        return Pruning(**{"sparsity": 0.5, **values})
+    except UserError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _most_loss(text: str) -> MostLoss:

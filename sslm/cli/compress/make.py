@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from sslm.cli.compress.calibration import Batch, calibration
 from sslm.cli.compress.flags import MostLoss
 from sslm.cli.compress.quality import Measure, Quality
 from sslm.cli.compress.recipes import Recipe
@@ -46,8 +47,9 @@ def compress(options: argparse.Namespace, arguments: list[str], recipes: list[Re
     for recipe in recipes:
         recipe.check(trained.model)
     measure = Measure(trained, options)
+    batches = calibration(trained, options) if any(recipe.reads_text for recipe in recipes) else []
     with suppress(_AllWorse), one_maker(options.out), made_whole(options.out) as part:
-        maker = _Maker(trained, part / ".original", measure, device, arguments, options.at_most_loss)
+        maker = _Maker(trained, part / ".original", measure, batches, device, arguments, options.at_most_loss)
         results = maker.original(options.model)
         for recipe in recipes:
             results.smaller.append(maker.smaller(recipe, part if len(recipes) == 1 else part / recipe.name, results))
@@ -66,6 +68,8 @@ class _Maker:
     base: Path
     """Folder of the original, while the work goes on."""
     measure: Measure
+    batches: list[Batch]
+    """To calibrate with."""
     device: torch.device
     arguments: list[str]
     at_most_loss: MostLoss | None
@@ -89,7 +93,7 @@ class _Maker:
         """Make a smaller model in a folder, which is removed again if that is worse than asked."""
         folder.mkdir(exist_ok=True)
         say(f"{recipe.name}: making, measuring, and measuring again in a process of its own …")
-        model = recipe.make(self.base, folder)
+        model = recipe.make(self.base, folder, self.batches)
         self.trained.tokenizer.save_pretrained(folder)
         in_memory = self.measure.quality(self.trained._replace(model=model), self.device)
         found = measured_elsewhere(folder, self.trained, self.arguments)
