@@ -19,6 +19,7 @@ from sslm.config.data import DataConfig, SourceConfig, StageConfig
 from sslm.config.devices import DeepspeedConfig, FsdpConfig, Precision, Strategy
 from sslm.config.distill import DistillConfig
 from sslm.config.model import LoraConfig, ModelConfig, ObjectiveConfig
+from sslm.config.prune import PruneConfig
 from sslm.config.ramp import Ramp, parse_lengths, parse_ramp
 from sslm.config.setting import NOT_NEGATIVE, POSITIVE, SECONDS, SEED, Section, setting
 from sslm.config.training import AnomalyConfig, GroupConfig, OptimConfig, RobustConfig
@@ -38,6 +39,7 @@ __all__ = [
     "ObjectiveConfig",
     "OptimConfig",
     "Precision",
+    "PruneConfig",
     "RobustConfig",
     "SourceConfig",
     "StageConfig",
@@ -145,6 +147,7 @@ class Config(Section):
     lora: LoraConfig = field(default_factory=LoraConfig)
     data: DataConfig = field(default_factory=DataConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
+    prune: PruneConfig = field(default_factory=PruneConfig)
     robust: RobustConfig = field(default_factory=RobustConfig)
     fsdp: FsdpConfig = field(default_factory=FsdpConfig)
     deepspeed: DeepspeedConfig = field(default_factory=DeepspeedConfig)

@@ -34,6 +34,8 @@ from sslm.training.layer_decay import check_layer_decay
 from sslm.training.module import Objective
 from sslm.training.mup import check_mup
 from sslm.training.optimizers.build import check_optimizer
+from sslm.training.pruning.check import check_prune
+from sslm.training.pruning.schedule import schedule_of
 
 
 def choose_objective(config: Config) -> tuple[type[Objective], Recipe]:
@@ -149,6 +151,7 @@ def build_on_meta(
     if config.model.freeze is not None:
         freeze(model, parse_freeze(config.model.freeze))  # plan and counts see what is trained
     check_optimizer(config.optim, model)
+    check_prune(config, model)
     return model
 
 
@@ -197,6 +200,7 @@ def make_module(
         frozen=None if config.model.freeze is None else parse_freeze(config.model.freeze),
         adapters=adapters,
         distillation=None if teacher is None else Distillation(teacher, config.distill, launch.replicas),
+        pruning=schedule_of(config.prune, total_steps),
     )
 
 

@@ -102,6 +102,7 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
         raise UserError(f"--model.{drops[0]} {settings[drops[0]]}: {why}; give 0, or --devices 1")
     if traits.zero_stage:
         _check_deepspeed(config, launch)
+    _check_pruning(config, launch)
     if launch.precision == "16-mixed" and not traits.scales_losses:
         raise UserError(
             f"--precision 16-mixed: has no loss scaling under --strategy {name}; give --precision bf16-mixed"
@@ -143,6 +144,22 @@ def _check_distillation(config: Config, launch: Launch) -> None:
     }
     if given := [name for name, is_given in other.items() if is_given]:
         raise UserError(f"{flag}: not with --{given[0]}; leave one of the two out")
+
+
+def _check_pruning(config: Config, launch: Launch) -> None:
+    asked, name, traits = config.prune, launch.strategy, launch.traits
+    if asked.sparsity is None and asked.pattern not in ("2:4", "4:8"):
+        return
+    if traits.zero_stage or traits.is_pipeline or launch.expert_parallel_size > 1:
+        what = "--expert_parallel_size" if launch.expert_parallel_size > 1 else f"--strategy {name}"
+        raise UserError(f"--prune.sparsity: not with {what}; give --strategy ddp, fsdp, hsdp, tp or fsdp_tp alone")
+    if asked.pattern == "layers" and launch.tensor_parallel_size > 1:
+        raise UserError(f"--prune.pattern layers: not with --strategy {name}; give --strategy ddp, fsdp or hsdp")
+    if asked.method == "wanda" and (launch.tensor_parallel_size > 1 or launch.context_parallel_size > 1):
+        why = "each device sees a part of what layers read"
+        raise UserError(f"--prune.method wanda: {why} with {name}; give magnitude or movement, or --strategy fsdp")
+    if asked.method == "wanda" and launch.compiled != "off":
+        raise UserError("--prune.method wanda: compiled layers don't tell what they read; give --compile off")
 
 
 def _check_context_parallel(config: Config, launch: Launch, model: PreTrainedModel) -> None:

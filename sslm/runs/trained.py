@@ -8,6 +8,7 @@ import transformers
 from torch import Tensor
 from transformers import AutoConfig, PreTrainedConfig, PreTrainedModel
 
+from sslm.config.prune import UNITS
 from sslm.data.corpus import tokenizer as tokenizers
 from sslm.data.corpus.tokenizer import Tokenizer
 from sslm.models.adapters import Adapters, adapt, adapter_weights, check_installed, merged, read_adapters, write_adapter
@@ -19,6 +20,7 @@ from sslm.models.architecture import (
     read_config,
     set_vocab_size,
 )
+from sslm.models.compression.pruning.shrink import shrink_weights
 from sslm.models.head import UNPADDED
 from sslm.models.masks import num_positions
 from sslm.models.task import NUMBER
@@ -140,7 +142,7 @@ def of_weights(
         adapters: those that are among the weights.
     """
     config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-    model, weights = _of_weights(config, weights, adapters)
+    model, weights = _of_weights(config, weights, adapters, _prunes_units(settings.get("prune")))
     model = type(model).from_pretrained(None, config=model.config, state_dict=weights)
     return _known(name, str(folder), model, tokenizers.load(folder, ""), settings, step)
 
@@ -204,18 +206,25 @@ def checkpoint_model(checkpoint: Path, last: bool = False) -> tuple[PreTrainedMo
         adapt(model, adapters, 0)
     tied = tied_names(model)
     shapes = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
-    return _of_weights(config, read_weights(checkpoint, shapes, _prefix(checkpoint, last)), adapters)
+    weights, pruned = read_weights(checkpoint, shapes, _prefix(checkpoint, last)), read_state(checkpoint).get("pruning")
+    return _of_weights(config, weights, adapters, _prunes_units(pruned))
 
 
 def _of_weights(
-    config: PreTrainedConfig, weights: dict[str, Tensor], adapters: Adapters | None
+    config: PreTrainedConfig, weights: dict[str, Tensor], adapters: Adapters | None, prunes_units: bool
 ) -> tuple[PreTrainedModel, dict[str, Tensor]]:
-    """Add adapters to the weights, and leave out what a vocabulary was rounded up by."""
+    """Add adapters to the weights; leave out what a vocabulary was rounded up by, and units that are pruned."""
     if adapters is not None:
         adapted = _on_meta(config)
         adapt(adapted, adapters, 0)
         weights = merged(adapted, weights)
-    return _unpadded(config, weights)
+    model, weights = _unpadded(config, weights)
+    return shrink_weights(model, weights) if prunes_units else (model, weights)
+
+
+def _prunes_units(settings: Any) -> bool:
+    """Whether heads, neurons or layers are pruned as a whole."""
+    return isinstance(settings, dict) and settings.get("sparsity") is not None and settings.get("pattern") in UNITS
 
 
 def _unpadded(config: PreTrainedConfig, weights: dict[str, Tensor]) -> tuple[PreTrainedModel, dict[str, Tensor]]:

@@ -18,6 +18,7 @@ from sslm.training.average import Average
 from sslm.training.lightning import can_skip_inner_hooks, count_step
 from sslm.training.optimizers.base import Optimizer
 from sslm.training.optimizers.clipping import clipping_scale, gradient_norm
+from sslm.training.pruning.pruner import Pruner
 
 
 class LossScaler(Protocol):
@@ -86,20 +87,22 @@ class PlainEngine:
         optimizer: LightningOptimizer,
         clip_norm: float | None,
         average: Average | None,
+        pruner: Pruner | None,
     ) -> None:
         self.trainer, self.optimizer = trainer, optimizer
         precision = trainer.precision_plugin
         self.loss_scaler = precision.scaler if isinstance(precision, MixedPrecision) else None
         self.skips_hooks = self.loss_scaler is None and can_skip_inner_hooks(trainer)
         """Whether nobody hears Lightning's hooks around a backward pass and an update, and nothing is scaled."""
-        self.clip_norm, self.average = clip_norm, average
+        self.clip_norm, self.average, self.pruner = clip_norm, average, pruner
         self.pipeline = network.pipeline
         if not isinstance(optimizer.optimizer, Optimizer):
             what = f"configure_optimizers gave {type(optimizer.optimizer).__name__}"
             raise UserError(f"{what}; give an optimizer made by build_optimizer, of sslm.training.optimizers.build")
         self.update = optimizer.optimizer
         self.update.make_states()
-        self.states = States(network, self.update, dict if average is None else lambda: average.tensors)
+        averages = dict if average is None else lambda: average.tensors
+        self.states = States(network, self.update, averages, dict if pruner is None else pruner.tensors)
         self.is_updating = False
 
     def backward(self, loss: Tensor) -> None:
@@ -120,6 +123,8 @@ class PlainEngine:
             self.optimizer.step()
         if self.average is not None:
             self.average.update(self.update.withheld)
+        if self.pruner is not None:
+            self.pruner.finish_step(number + 1, self.update, self.average)
         self.is_updating = False
         self.optimizer.zero_grad()
         return self.grad_norm
@@ -127,6 +132,8 @@ class PlainEngine:
     def before_update(self) -> None:
         if self.loss_scaler is not None:  # Lightning leaves it to fused optimizers, which unscale after clipping
             self.loss_scaler.unscale_(self.update)
+        if self.pruner is not None:
+            self.pruner.mask_gradients()
         pipeline, parameters = self.pipeline, self.update.parameters()
         if pipeline is None:
             self.grad_norm = gradient_norm(parameters)
@@ -134,12 +141,19 @@ class PlainEngine:
             self.grad_norm = gradient_norm(pipeline.counted(parameters), pipeline.group)
         self.update.grad_scale = None if self.clip_norm is None else clipping_scale(self.grad_norm, self.clip_norm)
         self.update.withheld = self.judge(self.grad_norm)
+        if self.pruner is not None:
+            self.pruner.follow(self.update.withheld)
 
 
 def choose_engine(
-    trainer: Trainer, network: Network, optimizer: LightningOptimizer, clip_norm: float | None, average: Average | None
+    trainer: Trainer,
+    network: Network,
+    optimizer: LightningOptimizer,
+    clip_norm: float | None,
+    average: Average | None,
+    pruner: Pruner | None,
 ) -> Engine:
     """The engine that belongs to the trainer's strategy, once that is set up."""
     if isinstance(trainer.strategy, DeepSpeed):
         return trainer.strategy.engine(network, optimizer)
-    return PlainEngine(trainer, network, optimizer, clip_norm, average)
+    return PlainEngine(trainer, network, optimizer, clip_norm, average, pruner)

@@ -58,6 +58,8 @@ from sslm.training.optimizers.build import RATES, build_optimizer
 from sslm.training.optimizers.by_name import group_of
 from sslm.training.optimizers.groups import set_learning_rate
 from sslm.training.optimizers.schedule_free import ScheduleFree, ScheduleFreeAverage
+from sslm.training.pruning.pruner import Pruner
+from sslm.training.pruning.schedule import Schedule
 from sslm.training.schedules import learning_rate
 from sslm.training.stopping import Stopping
 
@@ -101,6 +103,7 @@ class Objective(Evaluated):
         frozen: parts of the model that are not trained. Default: none.
         adapters: low-rank adapters that are trained instead of the model. Default: none.
         distillation: a teacher whose probabilities are learnt beside the objective. Default: none.
+        pruning: when how much of the model is pruned. Default: nothing.
     """
 
     auto_class: ClassVar[str]
@@ -145,6 +148,7 @@ class Objective(Evaluated):
         frozen: Frozen | None = None,
         adapters: Adapters | None = None,
         distillation: Distillation | None = None,
+        pruning: Schedule | None = None,
     ) -> None:
         super().__init__(micro_batch_size, static_shapes)
         self.automatic_optimization = False
@@ -157,6 +161,7 @@ class Objective(Evaluated):
         self.anomaly_detector = AnomalyDetector(anomaly or AnomalyConfig(action="off"))
         self.total_steps, self.seed, self.frozen, self.adapters = total_steps, seed, frozen, adapters
         self.distillation = distillation
+        self.pruning = pruning
         self.stop_requested = self.save_requested = self.save_failed = False
         """A rank's request to stop, to save, or to end because saving failed; all learn of it with the next step."""
         self.settles = False
@@ -175,6 +180,9 @@ class Objective(Evaluated):
         self._stepping: Any = None
         """Lightning's wrapper of the optimizer, which the engine steps."""
         self._average: Average | None = None
+        self._pruner: Pruner | None = None
+        self._saved_pruning: dict[str, Tensor] | None = None
+        """What was pruned, of Lightning's checkpoint; None: nothing yet."""
         self._saved_average: dict[str, Tensor] | None = None
         """What the average begins as, of Lightning's checkpoint; None: as the weights."""
 
@@ -309,7 +317,8 @@ class Objective(Evaluated):
         """What takes optimizer steps and holds the run's tensors, once the strategy is set up."""
         optimizer: Any = self.optimizers()
         if self._engine is None or optimizer is not self._stepping:  # a LearningRateFinder leaves another wrapper
-            self._engine = choose_engine(self.trainer, self.network, optimizer, self.optim.clip_norm, self.average)
+            how = (self.optim.clip_norm, self.average, self.pruner)
+            self._engine = choose_engine(self.trainer, self.network, optimizer, *how)
             self._stepping = optimizer
         return self._engine
 
@@ -321,6 +330,15 @@ class Objective(Evaluated):
             if self._saved_average is not None:
                 self._average.load(self._saved_average)
         return self._average
+
+    @property
+    def pruner(self) -> Pruner | None:
+        """What prunes the network, which begins when this is first asked for; None if nothing is to be pruned."""
+        if self._pruner is None and self.pruning is not None:
+            self._pruner = Pruner(self.network, self.pruning)
+            if self._saved_pruning is not None:
+                self._pruner.load(self._saved_pruning)
+        return self._pruner
 
     def _make_average(self) -> Average:
         weights, optimizers = weights_of(self.network), self.trainer.optimizers
@@ -346,6 +364,8 @@ class Objective(Evaluated):
         checkpoint[saved.ANOMALY] = self.anomaly_detector.state()
         if self.average is not None:
             checkpoint[saved.AVERAGE] = self.average.tensors
+        if self.pruner is not None:
+            checkpoint[saved.PRUNING] = self.pruner.tensors()
         checkpoint[saved.KEY] = saved.plain(
             type(self).__name__,
             self.network.model.config,
@@ -362,6 +382,7 @@ class Objective(Evaluated):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take what `on_save_checkpoint` added; the average waits until weights are on their device."""
         self._average, self._saved_average = None, checkpoint.get(saved.AVERAGE)
+        self._pruner, self._saved_pruning = None, checkpoint.get(saved.PRUNING)
         self.anomaly_detector.load(checkpoint.get(saved.ANOMALY, {}))
 
     @classmethod
@@ -392,6 +413,8 @@ class Objective(Evaluated):
         check_batch(batch)
         batch, totals = self._agree(batch)
         lr, weight = self._set_learning_rate(), self.data_parallel_size / totals.all_scored
+        if self.pruner is not None:
+            self.pruner.watch(self.global_step)
         loss_sums = torch.zeros(len(totals.scored), dtype=torch.float32, device=self.device)
         if self.network.pipeline is not None:
             loss_sums.index_add_(0, batch["sources"], self._pipelined_losses(batch, weight).float())
@@ -464,6 +487,8 @@ class Objective(Evaluated):
                 engine.backward(loss * weight)
                 this_process.turn("taking the step")
 
+        if self.pruner is not None:
+            self.pruner.begin_pass(micro.tensors)
         seed = key64(self.seed, "dropout", micro.position)
         if self.robust.adversarial is not None:
             return adversarial_losses(self.network, micro.tensors, self.robust, seed, backward)
@@ -514,6 +539,7 @@ class Objective(Evaluated):
         detector.can_withhold, detector.scales_loss = engine.can_withhold, engine.loss_scaler is not None
         outcome = agree_on_outcome(mean_loss, grad_norm, self._is_group_leader)
         begins_stage = self.data is not None and self.data.begins_stage(step)
+        begins_stage |= self.pruning is not None and self.pruning.jumps(step)
         limits = detector.judge(step, Arrival(outcome), begins_stage)
         loss, norm = outcome.abs().unbind()
         is_usual = (loss <= limits.loss) & (norm <= limits.grad_norm)  # what is not a number is not

@@ -18,8 +18,8 @@ from sslm.system.errors import UserError, one_line
 SECTIONS = {"optim": OptimConfig, "robust": RobustConfig, "anomaly": AnomalyConfig}
 KEY = "hyper_parameters"
 """Lightning's key for what a module was made of."""
-AVERAGE, ANOMALY = "sslm_average", "sslm_anomaly"
-"""Our keys for the weights' average, and for what anomalies are found by."""
+AVERAGE, ANOMALY, PRUNING = "sslm_average", "sslm_anomaly", "sslm_pruning"
+"""Our keys for the weights' average, for what anomalies are found by, and for what has been pruned."""
 WEIGHTS = "network.model."
 
 

@@ -193,7 +193,8 @@ data.label_separator data.source_field data.target_field data.document_separator
 data.bos data.tokenizer data.cache_dir data.cache_gb data.block_shards data.on_bad_shard data.num_workers
 data.val_sequences optim.name optim.lr optim.layer_decay optim.mup optim.groups optim.schedule optim.cycles
 optim.warmup_steps optim.decay_fraction optim.min_lr_ratio
-optim.weight_decay optim.beta1 optim.beta2 optim.eps optim.clip_norm optim.average_decay robust.label_smoothing
+optim.weight_decay optim.beta1 optim.beta2 optim.eps optim.clip_norm optim.average_decay
+prune.sparsity prune.method prune.pattern prune.begin prune.end robust.label_smoothing
 robust.z_loss robust.embedding_noise robust.adversarial robust.epsilon robust.adversarial_steps
 fsdp.reshard_after_forward fsdp.prefetch fsdp.reduce_gradients fsdp.replicas
 deepspeed.offload_optimizer deepspeed.offload_parameters
@@ -202,7 +203,7 @@ checkpoint.best_metric checkpoint.best_is checkpoint.export checkpoint.keep_ever
 checkpoint.upload anomaly.action anomaly.spike_z anomaly.patience anomaly.max_rewinds
 distill.teacher distill.weight distill.temperature distill.divergence distill.from_layers distill.precision
 """
-MOST_FLAGS = 120
+MOST_FLAGS = 125
 """A flag that comes takes another's place: this number goes down, but for what no other flag can say."""
 
 

@@ -1,4 +1,4 @@
-"""A run's tensors by name, under any of Lightning's strategies: weights, optimizer states, averages of weights."""
+"""A run's tensors by name, under any of Lightning's strategies: weights, optimizer states, averages, masks."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,13 +18,21 @@ class States:
 
     Args:
         averages: gives name -> average of a weight (`training/average.py`), where there are any.
+        others: gives what else belongs to the state, under the names that it has in checkpoints (`training/pruning/`).
     """
 
-    def __init__(self, network: Network, optimizer: Optimizer, averages: Callable[[], Tensors] = dict) -> None:
-        self.network, self.optimizer, self.averages = network, optimizer, averages
+    def __init__(
+        self,
+        network: Network,
+        optimizer: Optimizer,
+        averages: Callable[[], Tensors] = dict,
+        others: Callable[[], Tensors] = dict,
+    ) -> None:
+        self.network, self.optimizer, self.averages, self.others = network, optimizer, averages, others
 
     def tensors(self) -> Tensors:
-        return _model_tensors(self.network) | _optimizer_tensors(self.network, self.optimizer) | self._averages()
+        states = _optimizer_tensors(self.network, self.optimizer)
+        return _model_tensors(self.network) | states | self._averages() | self.others()
 
     def weights(self, keeps: bool) -> dict[str, Tensor]:
         """Gather the model's weights, or their averages if there are any; all ranks call it together.
@@ -43,7 +51,7 @@ class States:
         """Read a checkpoint in place; all ranks call it together."""
         network, optimizer = self.network, self.optimizer
         model, states = _model_tensors(network), _optimizer_tensors(network, optimizer)
-        tensors = model | states | self._averages()
+        tensors = model | states | self._averages() | self.others()
         read_tensors(checkpoint, tensors)
         state_dict.set_model_state_dict(network, _without("model.", {k: tensors[k] for k in model}), options=OPTIONS)
         everything = state_dict.get_optimizer_state_dict(network, optimizer, options=OPTIONS)

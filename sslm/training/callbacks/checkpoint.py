@@ -5,6 +5,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable
+from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,8 @@ class Checkpoint(Callback):
             state["adapters"] = pl_module.adapters._asdict()
         if pl_module.distillation is not None:
             state["teacher"] = pl_module.distillation.fingerprint
+        if pl_module.pruning is not None:
+            state["pruning"] = asdict(pl_module.pruning.pruning)
         if not data.has_one_size:
             state |= {"batch_size": data.ramp.setting, "first_batch_size": data.first_batch_size}
         if (scaler := pl_module.engine.loss_scaler) is not None:

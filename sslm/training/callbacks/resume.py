@@ -40,6 +40,8 @@ def load(trainer: Trainer, pl_module: Objective, checkpoint: Path) -> None:
     """Go on from a checkpoint; all ranks call it together."""
     state, engine = read_state(checkpoint), pl_module.engine
     engine.states.load(checkpoint)
+    if pl_module.pruner is not None:
+        pl_module.pruner.expand()
     if engine.loss_scaler is not None and "loss_scale" in state:
         engine.loss_scaler.load_state_dict(engine.loss_scaler.state_dict() | state["loss_scale"])
     pl_module.anomaly_detector.load(state.get("anomaly", {}))

@@ -81,7 +81,14 @@ def mask_of(scores: Tensor, matrix: Matrix, pruning: Pruning, sparsity: float) -
     return matrix.by_row(matrix_mask(matrix.by_row(scores), sparsity, pruning.within, by_row))
 
 
-def kept_units(group: Group, sparsity: float, layers: Mapping[str, Matrix], score: Score) -> Tensor:
-    """[number] which units of a group stay: those whose weights have the highest sums of scores."""
-    sums = [place.sums(score(name)) for name, place in group.places.items() if name in layers]
-    return highest(torch.stack(sums).sum(0), number_pruned(sparsity, group.size.number))
+def kept_units(
+    group: Group, sparsity: float, layers: Mapping[str, Matrix], score: Score, among: Tensor | None = None
+) -> Tensor:
+    """[number] which units of a group stay: those whose weights have the highest sums of scores.
+
+    Args:
+        among: [number] which are still there; None if all are.
+    """
+    sums = torch.stack([place.sums(score(name)) for name, place in group.places.items() if name in layers]).sum(0)
+    remaining = sums if among is None else sums.masked_fill(~among, -torch.inf)
+    return highest(remaining, number_pruned(sparsity, group.size.number))

@@ -2,12 +2,11 @@
 
 import re
 from dataclasses import dataclass
-from typing import Literal, get_args
+from typing import get_args
 
+from sslm.config.prune import UNITS, Method, Pattern
 from sslm.system.errors import UserError, nearest, short
 
-Method = Literal["magnitude", "movement", "wanda"]
-Pattern = Literal["unstructured", "2:4", "4:8", "heads", "neurons", "layers"]
 WITHIN = re.compile(r"(\d):(\d)")
 
 
@@ -53,4 +52,4 @@ class Pruning:
     @property
     def is_structured(self) -> bool:
         """Whether whole heads, neurons or layers go, so that matrices become smaller."""
-        return self.pattern in ("heads", "neurons", "layers")
+        return self.pattern in UNITS
