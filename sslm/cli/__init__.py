@@ -9,6 +9,7 @@ VERBS = {
     "prepare": "tokenise text into a corpus that `--data.train` takes",
     "clean": "turn raw text into documents worth learning from, and report",
     "tokenizer": "train a tokenizer, compare tokenizers, give one new tokens",
+    "distill-cache": "write down what a teacher says of a run, to train without it",
     "inspect": "show what a model will read: documents, windows, masked batches",
     "plan": "tell beforehand what a run takes: memory, time, money, disk",
     "verify-resume": "kill and resume a run, and compare it with one that was not",
@@ -29,4 +30,4 @@ def usage() -> str:
     """Return what `sslm --help` prints."""
     title = f"sslm {sslm.__version__}: self-supervised pretraining of language models"
     verbs = "\n".join(f"  {verb:<15}{what}" for verb, what in VERBS.items())
-    return f"{title}\nusage: sslm VERB [flags]\n\n{verbs}\n\n`sslm VERB --help` explains a verb's flags."
+    return f"{title}\nusage: sslm VERB [flags]; `sslm VERB --help` explains a verb's flags\n\n{verbs}"

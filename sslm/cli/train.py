@@ -31,6 +31,7 @@ from sslm.objectives.choose import (
     choose_objective,
     choose_teacher,
     make_module,
+    open_cache,
     open_data,
     with_epochs,
 )
@@ -70,6 +71,7 @@ from sslm.training.callbacks.rewind import Anomalies
 from sslm.training.callbacks.timeouts import Timeouts
 from sslm.training.callbacks.validation import Validation
 from sslm.training.callbacks.watchdog import Watchdog
+from sslm.training.distillation.cache import TeacherCache
 from sslm.training.lightning import NoProfiler, use_step_loop
 from sslm.training.module import Objective
 from sslm.training.report import describe, describe_launch, summarise
@@ -92,6 +94,8 @@ class Setup(NamedTuple):
     """Steps from the very beginning to the end."""
     teacher: PreTrainedModel | None
     """The model to learn from, as it was saved; None if there is none."""
+    cache: TeacherCache | None
+    """What the teacher said of all batches, to learn from instead; None if it is asked."""
     evaluations: Evaluations | None
     """What the model is measured on while it trains; None if on nothing but held-out text."""
 
@@ -129,6 +133,7 @@ def run(config: Config, arguments: list[str]) -> int:
     if evaluations is not None:
         evaluations.check_texts(data.tokenizer)
     teacher = choose_teacher(config, objective, data)
+    cache = open_cache(config, data, teacher)
     model_config = choose_model(config, objective, data, teacher)
     adapters = choose_adapters(config, objective, model_config)
     weightless = build_on_meta(config, objective, model_config, adapters)
@@ -136,7 +141,7 @@ def run(config: Config, arguments: list[str]) -> int:
     check_tokenizer(config, data)
     budget, launch = plan_launch(config, weightless, data)
     made = (config, folder, objective, recipe, data, model_config, adapters, budget, launch)
-    setup = Setup(*made, total_steps=config.total_steps, teacher=teacher, evaluations=evaluations)
+    setup = Setup(*made, total_steps=config.total_steps, teacher=teacher, cache=cache, evaluations=evaluations)
     if config.dry_run:
         if ranks.is_first_process():
             rehearse(setup, arguments)
@@ -332,6 +337,7 @@ def build_module(setup: Setup, resume_from: Path | None) -> Objective:
         total_steps=setup.total_steps,
         micro_batch_size=micro_batch_size,
         teacher=setup.teacher,
+        cache=setup.cache,
     )
 
 

@@ -14,6 +14,8 @@ class DistillConfig(Section):
 
     teacher: str | None = setting(None, may_change=True, is_path=True)
     """Trained model to learn from: a run, a folder or a name on the hub; it must have the same tokenizer."""
+    cache: str | None = setting(None, may_change=True, is_path=True)
+    """Folder of sslm distill-cache, to learn from in place of the teacher, which is not in memory then."""
     weight: float = setting(0.5, SHARE, may_change="if named")
     """w of the loss (1 - w) x own + w x temperature^2 x divergence."""
     temperature: float = setting(1.0, POSITIVE, may_change="if named")

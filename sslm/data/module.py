@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -24,7 +24,7 @@ from sslm.data.rows import Rows
 from sslm.data.stream.amendments import Amendment, Skip, amendment_of
 from sslm.data.stream.batches import Batch, Loader, StepBatch, TrainSteps, pinned, step_batch, with_tensors
 from sslm.data.stream.pieces import Pieces, pieces_of
-from sslm.data.stream.recipe import Recipe
+from sslm.data.stream.recipe import Arrays, Ints, Recipe
 from sslm.data.stream.stream import Stream
 from sslm.data.stream.streams import Streams, open_streams
 from sslm.data.stream.verify import Verifier
@@ -89,6 +89,8 @@ class DataModule(LightningDataModule):
         """Optimizer steps already taken: the train loader starts there."""
         self.lists_documents = False
         """Whether batches say where documents begin, which attention by offsets asks for."""
+        self.beside: Callable[[Ints, Arrays], Arrays] | None = None
+        """Reads what else training batches have: `TrainSteps.beside`."""
         self._num_given = 0
         """Steps whose batches a loop without a trainer has got."""
         self._streams: Streams
@@ -338,6 +340,7 @@ class DataModule(LightningDataModule):
         self.setup()
         substitute = self.config.on_bad_shard == "substitute"
         self._train_steps = self._train_steps_of(self.sizes, *self._rank_and_world(), substitute=substitute)
+        self._train_steps.beside = self.beside
         is_in_epochs = self.total_steps is None and (self.trainer is None or (self.trainer.max_epochs or -1) > 0)
         end = self.epoch_steps if is_in_epochs else self.num_steps
         counts: dict[str, Any] = {"on_batch": self._give} if self.trainer is None else {"ends_itself": False}

@@ -5,6 +5,7 @@ This happens before another process is started, and before the run folder is tou
 
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 
 from transformers import PreTrainedConfig, PreTrainedModel
 
@@ -29,7 +30,8 @@ from sslm.runs.trained import tokenizer_folder
 from sslm.system.errors import UserError
 from sslm.system.terminal import count, say
 from sslm.system.typed import typed
-from sslm.training.distillation.teacher import Distillation, open_teacher
+from sslm.training.distillation.cache import TeacherCache
+from sslm.training.distillation.teacher import Distillation, LiveTeacher, fingerprint, open_teacher
 from sslm.training.layer_decay import check_layer_decay
 from sslm.training.module import Objective
 from sslm.training.mup import check_mup
@@ -166,6 +168,7 @@ def make_module(
     total_steps: int,
     micro_batch_size: int | None,
     teacher: PreTrainedModel | None = None,
+    cache: TeacherCache | None = None,
 ) -> Objective:
     """Make the objective that trains a model as the settings say, on the devices of a launch."""
     return objective(
@@ -199,9 +202,31 @@ def make_module(
         attention=launch.attention,
         frozen=None if config.model.freeze is None else parse_freeze(config.model.freeze),
         adapters=adapters,
-        distillation=None if teacher is None else Distillation(teacher, config.distill, launch.replicas),
+        distillation=_distillation(config, teacher, cache, launch),
         pruning=schedule_of(config.prune, total_steps),
     )
+
+
+def _distillation(
+    config: Config, teacher: PreTrainedModel | None, cache: TeacherCache | None, launch: Launch
+) -> Distillation | None:
+    if cache is not None:
+        return Distillation(cache, config.distill)
+    if teacher is None:
+        return None
+    return Distillation(LiveTeacher(teacher, config.distill.precision, launch.replicas), config.distill)
+
+
+def open_cache(config: Config, data: DataModule, teacher: PreTrainedModel | None) -> TeacherCache | None:
+    """Open what a teacher said of this run's batches, which then have it; None if there is no cache."""
+    asked = config.distill
+    if asked.cache is None:
+        return None
+    cache = TeacherCache(Path(asked.cache))
+    num_examples = config.batch_sizes.position_at(config.total_steps)
+    cache.check(data, asked.temperature, num_examples, None if teacher is None else fingerprint(teacher))
+    data.beside = cache
+    return cache
 
 
 def check_layers(config: Config) -> None:

@@ -117,7 +117,7 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
         divisor = f"give --fsdp.replicas a divisor of {world} above 1, or " if world > 1 else "give "
         replicas = f"{plural(launch.replicas, 'replica')} of {plural(world, 'device')}"
         raise UserError(f"--strategy {name}: {replicas}; {divisor}--strategy fsdp")
-    if config.distill.teacher is not None:
+    if config.distill.teacher is not None or config.distill.cache is not None:
         _check_distillation(config, launch)
     if launch.context_parallel_size > 1:
         _check_context_parallel(config, launch, model)
@@ -134,7 +134,7 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
 
 
 def _check_distillation(config: Config, launch: Launch) -> None:
-    traits, flag = launch.traits, "--distill.teacher"
+    traits, flag = launch.traits, "--distill.teacher" if config.distill.cache is None else "--distill.cache"
     if traits.tensor_parallel or traits.is_pipeline or traits.zero_stage:
         raise UserError(f"{flag}: not under --strategy {launch.strategy}; give --strategy ddp, fsdp or hsdp")
     other = {

@@ -201,9 +201,10 @@ deepspeed.offload_optimizer deepspeed.offload_parameters
 deepspeed.config checkpoint.every_steps checkpoint.every_minutes checkpoint.keep_last checkpoint.keep_best
 checkpoint.best_metric checkpoint.best_is checkpoint.export checkpoint.keep_every_steps checkpoint.sync
 checkpoint.upload anomaly.action anomaly.spike_z anomaly.patience anomaly.max_rewinds
-distill.teacher distill.weight distill.temperature distill.divergence distill.from_layers distill.precision
+distill.teacher distill.cache distill.weight distill.temperature distill.divergence
+distill.from_layers distill.precision
 """
-MOST_FLAGS = 125
+MOST_FLAGS = 126
 """A flag that comes takes another's place: this number goes down, but for what no other flag can say."""
 
 

@@ -23,7 +23,7 @@ from sslm.config.batch_sizes import BatchSizes, Leg
 from sslm.data.corpus.shards import BadShard
 from sslm.data.labelled.task import Task
 from sslm.data.stream.pieces import Pieces, cut, pieces_of
-from sslm.data.stream.recipe import Arrays, Examples, Recipe, is_target, unscored
+from sslm.data.stream.recipe import Arrays, Examples, Ints, Recipe, is_target, unscored
 from sslm.data.stream.stream import Places, Stream
 from sslm.data.stream.vocabulary import Vocabulary
 from sslm.system.errors import UserError
@@ -31,6 +31,8 @@ from sslm.system.random_words import key64, mix64
 
 GLIBC_LARGEST_THRESHOLD = (32 << 20) - (1 << 16)
 """Size of a block that is to be freed once. See docs/lessons.md, "glibc gives large arrays back at once"."""
+BESIDE = "teacher_"
+"""What names of arrays begin with that a batch has beside its inputs and targets: they are of no row's length."""
 PLACES_AT_ONCE, ROWS_AT_ONCE, TOKENS_AT_ONCE = 4096, 256, 1 << 16
 """Positions to look up, rows to read, and tokens to make batches of, together: many cost little more than one."""
 
@@ -103,6 +105,8 @@ class TrainSteps(Steps):
 
     substitute: bool = field(default=False, kw_only=True)
     """Whether a batch that meets a bad shard names it instead of raising."""
+    beside: Callable[[Ints, Arrays], Arrays] | None = field(default=None, kw_only=True)
+    """Reads what else a batch has, of its examples' positions if none were skipped, and of what the recipe made."""
 
     def __post_init__(self) -> None:
         self._leg = Leg(0, 0, 0)
@@ -144,6 +148,8 @@ class TrainSteps(Steps):
             "sources": self._examples.sources[here],
             "amendments": len(self.stream.amendments),
         }
+        if self.beside is not None:
+            batch["tensors"] |= self.beside(self.stream.unskipped(batch["positions"]), batch["tensors"])
         return batch if self._pieces is None else batch | {"pieces": self._pieces.num}
 
     def make_ahead(self, step: int) -> None:
@@ -359,7 +365,7 @@ def step_batch(
     """
     if "bad" in batch:
         return {"tensors": {}, "bad": batch["bad"], "scored": [0] * num_sources, "num_read": 0, "digest": 0}
-    arrays = {name: tensor.numpy() for name, tensor in batch["tensors"].items()}
+    arrays = {name: x.numpy() for name, x in batch["tensors"].items() if not name.startswith(BESIDE)}
     made: StepBatch = {
         "tensors": batch["tensors"],
         "sources": torch.from_numpy(batch["sources"]),
@@ -433,12 +439,21 @@ def _pinned(tensor: Tensor) -> Tensor:
 
 def digest(arrays: Arrays, positions: NDArray[np.int64]) -> int:
     """Hash rows keyed by position, and sum them mod 2^64: ranks' digests add up to the whole batch's."""
-    rows = mix64(positions.astype(np.uint64))
+    return int(_hashed(arrays, mix64(positions.astype(np.uint64))).sum(dtype=np.uint64))
+
+
+def row_digests(arrays: Arrays) -> NDArray[np.uint64]:
+    """Hash each row, wherever it stands."""
+    return _hashed(arrays, np.zeros(len(arrays["labels"]), np.uint64))
+
+
+def _hashed(arrays: Arrays, rows: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Hash each row with what it begins with."""
     for name in sorted(arrays):
-        array = arrays[name].reshape(len(positions), -1)
+        array = arrays[name].reshape(len(rows), -1)
         if array.dtype.kind == "f":  # by its bits
             array = array.view(f"u{array.itemsize}")
         array = array.astype(np.uint64)
         columns = mix64(np.arange(array.shape[1], dtype=np.uint64) + np.uint64(key64(name))) | np.uint64(1)
         rows = mix64(rows + (array * columns).sum(1, dtype=np.uint64))
-    return int(rows.sum(dtype=np.uint64))
+    return rows

@@ -15,55 +15,96 @@ from transformers import PreTrainedModel
 from sslm.config.distill import DistillConfig
 from sslm.data.corpus.tokenizer import Tokenizer, identity
 from sslm.data.module import DataModule
+from sslm.data.stream.batches import BESIDE
 from sslm.models.divergence import Live, Mix, losses_beside
 from sslm.models.document_check import check_documents
+from sslm.models.head import LanguageModel
 from sslm.models.linear_head import suits
 from sslm.models.masks import num_positions
 from sslm.models.network import Network
+from sslm.models.outputs import Outputs
 from sslm.models.task import network_for
 from sslm.parallel.parallelize import forget_gathered, shard_frozen
 from sslm.runs.trained import Trained, open_trained
 from sslm.system.errors import UserError
+from sslm.training.distillation.cache import TeacherCache, TopK
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
+
+
+class LiveTeacher:
+    """A trained model that is asked at each micro-batch.
+
+    Args:
+        model: the model, whole, with its weights on the CPU.
+        precision: in which it computes, as --distill.precision takes it.
+        replicas: groups of devices that hold all weights among them, as for the student.
+    """
+
+    def __init__(self, model: PreTrainedModel, precision: str = "saved", replicas: int = 1) -> None:
+        self.replicas = replicas
+        self.fingerprint = fingerprint(model)
+        self._model: Any = model.eval().requires_grad_(False)
+        self._dtype = DTYPES.get(precision, model.dtype)
+        self._network: Network
+
+    def prepare(self, data: DataModule | None, mesh: DeviceMesh | None, device: torch.device) -> None:
+        """Put the teacher where the student is, sharded like it if there is a mesh."""
+        model = self._model.to(self._dtype)
+        with torch.device("cpu"):
+            max_scored = None if data is None else data.max_scored
+            self._network = network_for(model, max_scored, chunks_loss=suits(model)).eval()
+        if data is not None and isinstance(self._network, LanguageModel):
+            self._network.vocab_size = min(self._network.vocab_size, data.vocab_size)  # the rest is padding
+        if mesh is not None:
+            shard_frozen(self._network, model, mesh, self.replicas)
+        self._network.to(device)
+
+    @torch.no_grad()
+    def outputs(self, tensors: dict[str, Tensor]) -> Outputs:
+        """Say what it thinks of a micro-batch; weights stay gathered until `forget`."""
+        with torch.autocast(tensors["input_ids"].device.type, enabled=False):
+            made: Outputs = self._network(**tensors, outputs=True)
+        return made
+
+    def forget(self) -> None:
+        """Drop the weights that FSDP gathered."""
+        forget_gathered(self._network)
 
 
 class Distillation:
     """What a student learns beside its own objective.
 
     Args:
-        teacher: the model to learn from, whole, with its weights on the CPU.
+        teacher: the model to learn from, or what it said, read from a cache.
         how: the loss.
-        replicas: groups of devices that hold all weights among them, as for the student.
     """
 
-    def __init__(self, teacher: PreTrainedModel, how: DistillConfig, replicas: int = 1) -> None:
-        self.how, self.replicas = how, replicas
-        self._teacher = teacher
-        self.fingerprint = fingerprint(teacher)
+    def __init__(self, teacher: LiveTeacher | TeacherCache, how: DistillConfig) -> None:
+        self.teacher = teacher
+        self.mix = Mix(how.weight, how.temperature, how.divergence)
+
+    @property
+    def fingerprint(self) -> str:
         """What a checkpoint keeps, to refuse to go on with another teacher."""
-        self._network: Network
+        return self.teacher.fingerprint
 
     def prepare(self, data: DataModule | None, mesh: DeviceMesh | None, device: torch.device) -> None:
-        """Put the teacher where the student is, sharded like it if there is a mesh."""
-        model: Any = self._teacher.eval().requires_grad_(False)
-        model.to(DTYPES.get(self.how.precision, model.dtype))
-        with torch.device("cpu"):
-            max_scored = None if data is None else data.max_scored
-            self._network = network_for(model, max_scored, chunks_loss=suits(model)).eval()
-        if mesh is not None:
-            shard_frozen(self._network, model, mesh, self.replicas)
-        self._network.to(device)
+        """Make ready what is learnt from, before the first step."""
+        if isinstance(self.teacher, LiveTeacher):
+            self.teacher.prepare(data, mesh, device)
 
     def losses(self, student: Network, tensors: dict[str, Tensor]) -> Tensor:
         """[rows] each row's loss: the objective's own, and the divergence from the teacher."""
-        said = student(**tensors, outputs=True)
-        kind = said.states.device.type
-        with torch.no_grad(), torch.autocast(kind, enabled=False):
-            taught = self._network(**tensors, outputs=True)
-        mix = Mix(self.how.weight, self.how.temperature, self.how.divergence)
-        rows = losses_beside(said, Live(taught), student.token_losses, mix).rows
-        forget_gathered(self._network)
+        own = {name: tensor for name, tensor in tensors.items() if not name.startswith(BESIDE)}
+        said = student(**own, outputs=True)
+        if not isinstance(self.teacher, LiveTeacher):
+            places = said.targets.shape[1]  # fewer than the cache's if all rows are shorter
+            known = TopK(*(tensors[f"{BESIDE}{name}"][:, :places] for name in TopK._fields))
+            return losses_beside(said, known, student.token_losses, self.mix).rows
+        taught = Live(self.teacher.outputs(own))
+        rows = losses_beside(said, taught, student.token_losses, self.mix).rows
+        self.teacher.forget()
         return rows
 
 
