@@ -99,7 +99,7 @@ def batches() -> list[dict[str, Tensor]]:
 def test_a_shrunken_folder_gives_the_masked_models_logits(name: str, pattern: Any, tmp_path: Path) -> None:
     model = small(name)
     if pattern == "heads" and name in FIXED_HEADS:
-        with pytest.raises(UserError, match=f"{model.config.model_type}'s config has no number of heads"):
+        with pytest.raises(UserError, match=f"config of {model.config.model_type} has no number of heads"):
             prune(model, Pruning(0.5, pattern=pattern))
         return
     prune(model, Pruning(0.5, pattern=pattern))

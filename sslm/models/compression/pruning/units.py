@@ -94,7 +94,7 @@ def groups(model: PreTrainedModel, pattern: str) -> list[Group]:
     if not found:
         kind = model.config.model_type
         others = ", ".join(other for other in ("neurons", "layers", "unstructured") if other != pattern)
-        why = f"a {kind}'s config has no number of {pattern} that could be smaller with all else as it is"
+        why = f"the config of {kind} has no number of {pattern} that could be smaller with all else as it is"
         raise UserError(f"prune.pattern {pattern}: {why}; give {others}")
     return found
 
