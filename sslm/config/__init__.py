@@ -20,6 +20,7 @@ from sslm.config.devices import DeepspeedConfig, FsdpConfig, Precision, Strategy
 from sslm.config.distill import DistillConfig
 from sslm.config.model import LoraConfig, ModelConfig, ObjectiveConfig
 from sslm.config.prune import PruneConfig
+from sslm.config.quantize import QuantizeConfig
 from sslm.config.ramp import Ramp, parse_lengths, parse_ramp
 from sslm.config.setting import NOT_NEGATIVE, POSITIVE, SECONDS, SEED, Section, setting
 from sslm.config.training import AnomalyConfig, GroupConfig, OptimConfig, RobustConfig
@@ -154,6 +155,7 @@ class Config(Section):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     anomaly: AnomalyConfig = field(default_factory=AnomalyConfig)
     distill: DistillConfig = field(default_factory=DistillConfig)
+    quantize: QuantizeConfig = field(default_factory=QuantizeConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()

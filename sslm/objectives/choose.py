@@ -17,6 +17,7 @@ from sslm.data.stream.recipe import Recipe
 from sslm.models.adapters import Adapters, adapt, check_adapters, trained_in_full
 from sslm.models.architecture import check_keys, model_config, read_config
 from sslm.models.build import check_runs, on_meta
+from sslm.models.compression.aware import rounding_of
 from sslm.models.freezing import freeze, parse_freeze
 from sslm.models.layers_of import parse_layers, student_config
 from sslm.models.word_vectors import check_vectors
@@ -46,6 +47,7 @@ def choose_objective(config: Config) -> tuple[type[Objective], Recipe]:
     Settings of objective and model that don't exist are refused here, before anything is read.
     """
     check_adapters(config)
+    rounding_of(config)
     check_layers(config)
     objective, pretrained = load_objective(config.objective.name), _config_folder(config)
     model_type = config.model.model_type if pretrained is None else read_config(pretrained).model_type
@@ -202,6 +204,7 @@ def make_module(
         attention=launch.attention,
         frozen=None if config.model.freeze is None else parse_freeze(config.model.freeze),
         adapters=adapters,
+        rounding=rounding_of(config),
         distillation=_distillation(config, teacher, cache, launch),
         pruning=schedule_of(config.prune, total_steps),
     )

@@ -30,6 +30,7 @@ from sslm.models.adapters import ADAPTERS_LR, Adapters, adapt
 from sslm.models.architecture import check_fits
 from sslm.models.attention import BY_OFFSETS, Attention, tried, use
 from sslm.models.build import on_meta, shallow_model
+from sslm.models.compression.aware import Rounding, round_weights
 from sslm.models.document_check import check_documents
 from sslm.models.freezing import Frozen, freeze
 from sslm.models.linear_head import suits
@@ -102,6 +103,7 @@ class Objective(Evaluated):
         attention: what computes attention (see `sslm.models.attention`).
         frozen: parts of the model that are not trained. Default: none.
         adapters: low-rank adapters that are trained instead of the model. Default: none.
+        rounding: how weights are rounded in forward passes (quantization-aware training). Default: not at all.
         distillation: a teacher whose probabilities are learnt beside the objective. Default: none.
         pruning: when how much of the model is pruned. Default: nothing.
     """
@@ -147,6 +149,7 @@ class Objective(Evaluated):
         attention: Attention = "sdpa",
         frozen: Frozen | None = None,
         adapters: Adapters | None = None,
+        rounding: Rounding | None = None,
         distillation: Distillation | None = None,
         pruning: Schedule | None = None,
     ) -> None:
@@ -160,8 +163,7 @@ class Objective(Evaluated):
         self.robust = robust or RobustConfig()
         self.anomaly_detector = AnomalyDetector(anomaly or AnomalyConfig(action="off"))
         self.total_steps, self.seed, self.frozen, self.adapters = total_steps, seed, frozen, adapters
-        self.distillation = distillation
-        self.pruning = pruning
+        self.rounding, self.distillation, self.pruning = rounding, distillation, pruning
         self.stop_requested = self.save_requested = self.save_failed = False
         """A rank's request to stop, to save, or to end because saving failed; all learn of it with the next step."""
         self.settles = False
@@ -259,6 +261,8 @@ class Objective(Evaluated):
             adapt(model, self.adapters, self.seed)
         if self.frozen is not None:
             freeze(model, self.frozen)
+        if self.rounding is not None:
+            round_weights(model, self.rounding)
         network = network_for(
             model,
             data.max_scored if data is not None else None,

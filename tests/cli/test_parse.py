@@ -202,9 +202,9 @@ deepspeed.config checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
 checkpoint.best_metric checkpoint.best_is checkpoint.export checkpoint.keep_every_steps checkpoint.sync
 checkpoint.upload anomaly.action anomaly.spike_z anomaly.patience anomaly.max_rewinds
 distill.teacher distill.cache distill.weight distill.temperature distill.divergence
-distill.from_layers distill.precision
+distill.from_layers distill.precision quantize.aware quantize.group_size
 """
-MOST_FLAGS = 126
+MOST_FLAGS = 128
 """A flag that comes takes another's place: this number goes down, but for what no other flag can say."""
 
 

@@ -71,11 +71,12 @@ def rounded(weight: Tensor, num_bits: int, group_size: int) -> tuple[Tensor, Ten
     >>> numbers.tolist(), scales.tolist()
     ([[7, -8, 1, 0]], [[1.0]])
     """
+    # times the inverse, as torchao does it: quantization-aware training rounds for both
     half = 2 ** (num_bits - 1)
     groups = weight.reshape(len(weight), -1, group_size)
     scales = groups.abs().amax(-1) / (half - 0.5)
     scales = scales.where(scales > 0, 1)  # a group of zeros
-    numbers = (groups / scales[..., None]).round().clamp(-half, half - 1)
+    numbers = (groups * (1 / scales)[..., None]).round().clamp(-half, half - 1)
     return numbers.reshape(weight.shape).to(torch.int8), scales
 
 
