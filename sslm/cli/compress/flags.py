@@ -5,7 +5,8 @@ import math
 import re
 from typing import Any, NamedTuple, get_args
 
-from sslm.models.compression.pruning.recipe import Method, Pruning
+from sslm.config.prune import Method
+from sslm.models.compression.pruning.recipe import Pruning
 from sslm.system.errors import UserError
 from sslm.system.paths import followed, local_path
 
