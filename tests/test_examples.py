@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.support.runs import TrainTiny
 
@@ -36,6 +36,26 @@ def test_the_road_from_text_to_a_classifier(tmp_path: Path) -> None:
         assert len((tmp_path / f"out/{name}/predictions.jsonl").read_text().splitlines()) == 10
     (measured,) = json.loads((tmp_path / "out/evaluated.json").read_text())["models"]
     assert measured["scores"][0]["counts"]["documents"] == 5
+
+
+@pytest.mark.slow
+def test_the_road_from_a_classifier_to_a_smaller_one(tmp_path: Path) -> None:
+    rows = [json.dumps({"text": f"{WORDS[i % 4]} {i} {WORDS[i % 3]}"}) + "\n" for i in range(2000)]
+    (tmp_path / "text").mkdir()
+    (tmp_path / "text/text.jsonl").write_text("".join(rows))
+    for name, number in (("train", 128), ("dev", 10)):
+        table = "".join(f"{WORDS[i % 4]} {i}\t{1 - i % 2}\n" for i in range(number))
+        (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + table)
+    run = [EXAMPLES / "smaller.sh", "decoder", "text", "train.tsv", "dev.tsv", "out", "--max_steps", "2"]
+    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    subprocess.run(run, cwd=tmp_path, check=True, timeout=300, env=os.environ | {"PATH": commands})
+    assert (tmp_path / "out/small/compress.png").is_file()
+    sparse = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/sparse/export")
+    assert sparse.config.num_hidden_layers == 2
+    weight = sparse.model.layers[0].mlp.up_proj.weight
+    assert (weight.reshape(-1, 4) == 0).sum(1).ge(2).all()
+    small = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/small")
+    assert "Int8" in type(small.model.layers[0].mlp.up_proj.weight).__name__
 
 
 @pytest.mark.filterwarnings("ignore:FigureCanvasAgg is non-interactive")  # where there is a display

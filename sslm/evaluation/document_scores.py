@@ -6,7 +6,6 @@ arXiv:1911.00359), of which documents with much are noise.
 """
 
 import functools
-import hashlib
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -24,7 +23,7 @@ from sslm.evaluation.methods import Method, method_of
 from sslm.evaluation.texts import rules_of
 from sslm.models.head import LanguageModel
 from sslm.models.scoring import LOSS, in_batches, scored
-from sslm.models.weights import in_fp32
+from sslm.models.weights import in_fp32, sha256_of_weights
 from sslm.runs.trained import Trained, open_language_model, open_trained
 from sslm.system.errors import UserError, nearest
 
@@ -147,10 +146,7 @@ def opened(step: Step) -> Step:
         trained = _scorer(step.model, None).trained
     else:
         trained = _classifier(step.model, step.label, None).trained
-    digest = hashlib.sha256()
-    for name, tensor in sorted(trained.model.state_dict().items()):
-        digest.update(name.encode() + tensor.cpu().reshape(-1).view(torch.uint8).numpy().tobytes())
-    return replace(step, weights=digest.hexdigest())
+    return replace(step, weights=sha256_of_weights(trained.model))
 
 
 def _device(threads: int | None) -> torch.device:

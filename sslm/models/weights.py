@@ -1,5 +1,6 @@
 """A model's weights, each under one name."""
 
+import hashlib
 from typing import Any, TypeVar
 
 import torch
@@ -38,6 +39,15 @@ def in_fp32(model: Model) -> Model:
     plain = (torch.Tensor, nn.Parameter)
     is_plain = all(type(weight) in plain and type(weight.data) in plain for weight in model.parameters())
     return nn.Module.float(model) if is_plain else model
+
+
+def sha256_of_weights(model: nn.Module) -> str:
+    """Hash a whole model's weights and their names."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.cpu().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
 
 
 def local_part(tensor: Tensor) -> Tensor:

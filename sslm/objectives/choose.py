@@ -20,6 +20,7 @@ from sslm.models.build import check_runs, on_meta
 from sslm.models.compression.aware import rounding_of
 from sslm.models.freezing import freeze, parse_freeze
 from sslm.models.layers_of import parse_layers, student_config
+from sslm.models.weights import sha256_of_weights
 from sslm.models.word_vectors import check_vectors
 from sslm.objectives import load_objective
 from sslm.parallel.launch import Launch
@@ -32,7 +33,7 @@ from sslm.system.errors import UserError
 from sslm.system.terminal import count, say
 from sslm.system.typed import typed
 from sslm.training.distillation.cache import TeacherCache
-from sslm.training.distillation.teacher import Distillation, LiveTeacher, fingerprint, open_teacher
+from sslm.training.distillation.teacher import Distillation, LiveTeacher, open_teacher
 from sslm.training.layer_decay import check_layer_decay
 from sslm.training.module import Objective
 from sslm.training.mup import check_mup
@@ -227,7 +228,7 @@ def open_cache(config: Config, data: DataModule, teacher: PreTrainedModel | None
         return None
     cache = TeacherCache(Path(asked.cache))
     num_examples = config.batch_sizes.position_at(config.total_steps)
-    cache.check(data, asked.temperature, num_examples, None if teacher is None else fingerprint(teacher))
+    cache.check(data, asked.temperature, num_examples, None if teacher is None else sha256_of_weights(teacher))
     data.beside = cache
     return cache
 

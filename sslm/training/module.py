@@ -336,6 +336,11 @@ class Objective(Evaluated):
         return self._average
 
     @property
+    def is_pruning(self) -> bool:
+        """Whether more will be pruned: what is measured now says nothing of the model that is to be."""
+        return self.pruning is not None and self.global_step < self.pruning.end
+
+    @property
     def pruner(self) -> Pruner | None:
         """What prunes the network, which begins when this is first asked for; None if nothing is to be pruned."""
         if self._pruner is None and self.pruning is not None:

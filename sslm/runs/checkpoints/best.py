@@ -7,9 +7,12 @@ from sslm.runs.checkpoints.folder import damage_of, newest_first, read_state
 
 
 def metric_of(checkpoint: Path, name: str) -> float | None:
-    """What a metric was when the checkpoint was made, or None if it was not measured."""
+    """What a metric was when the checkpoint was made; None if it was not measured, or while more was to be pruned."""
     try:
-        value = read_state(checkpoint)["metrics"][name]
+        state = read_state(checkpoint)
+        if state.get("is_pruning"):
+            return None
+        value = state["metrics"][name]
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return value if isinstance(value, float) and value == value else None

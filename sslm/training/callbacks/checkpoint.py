@@ -136,6 +136,8 @@ class Checkpoint(Callback):
             state["teacher"] = pl_module.distillation.fingerprint
         if pl_module.pruning is not None:
             state["pruning"] = asdict(pl_module.pruning.pruning)
+        if pl_module.is_pruning:
+            state["is_pruning"] = True
         if not data.has_one_size:
             state |= {"batch_size": data.ramp.setting, "first_batch_size": data.first_batch_size}
         if (scaler := pl_module.engine.loss_scaler) is not None:

@@ -23,6 +23,8 @@ class Enough(Callback):
         step, stopping = trainer.global_step, pl_module.stopping
         if stopping is None or pl_module.validated_at != step or pl_module.anomaly_detector.must_rewind:
             return
+        if pl_module.is_pruning:
+            return
         value = pl_module.measured.get(stopping.rule.metric)
         if value is None:
             there = ", ".join(pl_module.measured)

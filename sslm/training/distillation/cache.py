@@ -58,7 +58,7 @@ class TopK(NamedTuple):
             return values, logits
         student = (logits / temperature).log_softmax(-1).clamp(min=FLOOR)
         student = F.pad(student, (0, 1), value=FLOOR)  # of classes that the teacher alone has: padding
-        ids = ids.clamp(max=num_classes)
+        ids = ids.clamp(0, num_classes)
         others = student.scatter(1, ids, FLOOR).logsumexp(-1, keepdim=True)
         rest = self.rest.to(logits.dtype).flatten()[here][:, None]
         return torch.cat([values, rest], 1), torch.cat([student.gather(1, ids), others], 1)

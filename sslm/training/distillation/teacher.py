@@ -4,7 +4,6 @@ It has no gradients and no optimizer states, is in no checkpoint but by its fing
 of its own, whatever the student's. Under fsdp and hsdp its weights are shared by the same devices.
 """
 
-import hashlib
 from typing import Any
 
 import torch
@@ -24,6 +23,7 @@ from sslm.models.masks import num_positions
 from sslm.models.network import Network
 from sslm.models.outputs import Outputs
 from sslm.models.task import network_for
+from sslm.models.weights import sha256_of_weights
 from sslm.parallel.parallelize import forget_gathered, shard_frozen
 from sslm.runs.trained import Trained, open_trained
 from sslm.system.errors import UserError
@@ -43,7 +43,7 @@ class LiveTeacher:
 
     def __init__(self, model: PreTrainedModel, precision: str = "saved", replicas: int = 1) -> None:
         self.replicas = replicas
-        self.fingerprint = fingerprint(model)
+        self.fingerprint = sha256_of_weights(model)
         self._model: Any = model.eval().requires_grad_(False)
         self._dtype = DTYPES.get(precision, model.dtype)
         self._network: Network
@@ -106,15 +106,6 @@ class Distillation:
         rows = losses_beside(said, taught, student.token_losses, self.mix).rows
         self.teacher.forget()
         return rows
-
-
-def fingerprint(model: PreTrainedModel) -> str:
-    """Hash a model's weights and their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.contiguous().view(-1).view(torch.uint8).numpy())
-    return digest.hexdigest()
 
 
 def open_teacher(path: str, auto_class: str, problem_type: str | None, data: DataModule) -> Trained:

@@ -44,7 +44,8 @@ def test_weights_moments_and_averages_of_what_is_pruned_are_0(
     train_tiny: TrainTiny, tmp_path: Path, flags: list[str]
 ) -> None:
     run = tmp_path / "run"
-    assert train_tiny(run, *HALF, *flags) == 0
+    best = ["--checkpoint.keep_best", "1", "--checkpoint.best_is", "highest", "--checkpoint.export", "best"]
+    assert train_tiny(run, *HALF, *flags, *best, "--val_every", "2") == 0  # the loss was highest before all was pruned
     tensors = tensors_of(run / "checkpoints/step-000008")
     masks = {n.removeprefix("prune.kept."): mask for n, mask in tensors.items() if n.startswith("prune.kept.")}
     assert len(masks) == 14  # two blocks of seven matrices
