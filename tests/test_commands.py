@@ -39,6 +39,8 @@ RUN_PAGES = [
     "evaluate",
     "generate",
     "finetune",
+    "distill",
+    "prune",
 ]
 NOT_THESE = {
     "coming_from": "has commands of other tools, and ours to their data",
@@ -180,7 +182,7 @@ def test_command_runs(command: str, here: Path) -> None:
 def type_in(here: Path, command: str) -> None:
     """Run a command in the folder, in a process of its own; it must end with 0, or as CODES says."""
     words = shlex.split(command.replace("python -m sslm.train", "sslm train"))[1:]
-    if words[0] in ("train", "finetune", "plan"):
+    if words[0] in ("train", "finetune", "plan", "distill-cache"):
         words += shlex.split(" ".join([SHORT, *(more for part, more in SHORT_TOO.items() if part in command)]))
     if words[0] in ("train", "finetune") and "--run_dir" not in words:
         folder = here / parse(words[1:]).run_folder
