@@ -19,7 +19,7 @@ pretrain() { sslm train --data.train "$text/text.jsonl" --optim.lr 2e-3 --val_ev
 
 case $family in
   encoder) pretraining=(masked_lm --objective.ratio 0.3 --max_steps 5000) ;;
-  decoder) pretraining=(causal_lm --max_steps 2500) ;;
+  decoder) pretraining=(causal_lm --max_steps 2500) layers+=(--model.model_type llama) ;;
   t5) # a decoder learns first, and both halves begin as that (T5Gemma, Zhang et al. 2025): far less text is enough
     tokenizer=bpe:4096
     shape+=(num_key_value_heads=4 head_dim=32 query_pre_attn_scalar=32)

@@ -13,7 +13,7 @@ shape=(--model.num_attention_heads 4 --model.hidden_size 128 --model.intermediat
 
 case $family in
   encoder) pretraining=(masked_lm --objective.ratio 0.3 --max_steps 3000) ;;
-  decoder) pretraining=(causal_lm --max_steps 1200) ;;
+  decoder) pretraining=(causal_lm --max_steps 1200) shape+=(--model.model_type llama) ;;
   *) echo "smaller.sh $family: expected encoder or decoder" >&2; exit 2 ;;
 esac
 
