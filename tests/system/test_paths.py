@@ -28,7 +28,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def test_these_settings_are_paths() -> None:
     where = {"run_dir", "resume", "model.pretrained", "model.embedding_init", "deepspeed.config", "checkpoint.upload"}
-    assert set(PATHS) == where | {f"data.{name}" for name in ("train", "val", "tokenizer", "cache_dir", "sources.path")}
+    where |= {f"data.{name}" for name in ("train", "val", "tokenizer", "cache_dir", "sources.path")}
+    assert set(PATHS) == where | {"distill.teacher", "distill.cache"}
 
 
 @pytest.mark.parametrize("name", PATH_FLAGS)
