@@ -1,5 +1,6 @@
 """Python runs this first: packages that the environment lacks are found in that of the tests; when torch is imported,
-what the fake runtime can't do is switched off in it.
+what the fake runtime can't do is switched off in it. torchao is not found: transformers imports it, and it asks for the
+GPU as soon as that is done, after which no forked process could use one.
 """
 
 import importlib.util
@@ -32,4 +33,5 @@ class AfterTorch(MetaPathFinder):
 
 
 sys.path.append(os.environ["FAKE_SITE"])
+sys.modules["torchao"] = None  # type: ignore[assignment]
 sys.meta_path.insert(0, AfterTorch())
