@@ -231,7 +231,8 @@ def test_a_signal_before_the_first_step_ends_with_75(delay: float, command: list
     ranks = Ranks([*command, "--run_dir", str(tmp_path / "run"), "--max_steps", "100000"], tmp_path / "log")
     time.sleep(delay)
     ranks.signal(signal.SIGUSR1)
-    assert ranks.wait(60) in ([75], [-signal.SIGUSR1])  # the latter: before the command line was read
+    codes = ranks.wait(60)
+    assert codes in ([75], [-signal.SIGUSR1]), ranks.said()  # the latter: before the command line was read
     assert "Traceback" not in ranks.said()
 
 
