@@ -14,7 +14,7 @@ from sslm.data.stream.recipe import Arrays
 from sslm.objectives.choose import choose_objective, choose_teacher, open_data, with_epochs
 from sslm.system.errors import UserError
 from sslm.system.terminal import Progress, bytes_in_words, plural, say
-from sslm.training.distillation.cache import TopK, begin, top_k, write_part
+from sslm.training.distillation.cache import TeacherCache, TopK, begin, top_k
 from sslm.training.distillation.teacher import LiveTeacher
 
 PART_BYTES = 64 << 20
@@ -35,46 +35,44 @@ def make(config: Config, folder: Path, k: int) -> None:
     model = choose_teacher(config, objective, data)
     assert model is not None
     teacher = LiveTeacher(model, config.distill.precision)
-    first = begin(folder, teacher.fingerprint, config.distill.temperature, k, data)
+    cache = begin(folder, teacher.fingerprint, config.distill.temperature, k, data)
     end = config.batch_sizes.position_at(config.total_steps)
     is_gpu = torch.cuda.is_available() and config.accelerator != "cpu"
     device = torch.device("cuda" if is_gpu else "cpu")
     teacher.prepare(data, None, device)
     size = config.micro_batch_size if isinstance(config.micro_batch_size, int) else config.batch_ramp.numbers[0]
     with closing(Progress()) as bar:
-        while first < end:
-            first = _part(folder, teacher, data, range(first, end, size), k, config.distill.temperature, device)
-            share = first / end
-            bar.show(f"{first:,} of {plural(end, 'example', exact=True)}, {bar.time_left(share)}", share)
+        while cache.end < end:
+            _add_part(cache, teacher, data, range(cache.end, end, size), k, config.distill.temperature, device)
+            share = cache.end / end
+            bar.show(f"{cache.end:,} of {plural(end, 'example', exact=True)}, {bar.time_left(share)}", share)
     written = sum(file.stat().st_size for file in folder.glob("part-*"))
     say(f"{folder}: {plural(end, 'example', exact=True)}, {bytes_in_words(written)}")
     say(f"Train beside it: the same flags, with --distill.cache {folder} in place of --distill.teacher", to_copy=True)
 
 
-def _part(
-    folder: Path,
+def _add_part(
+    cache: TeacherCache,
     teacher: LiveTeacher,
     data: DataModule,
     starts: range,
     k: int,
     temperature: float,
     device: torch.device,
-) -> int:
-    """Write the next part; return the position after its last example."""
+) -> None:
+    """Write the next part."""
     said: list[TopK] = []
     digests = []
-    num_bytes, end = 0, starts.start
+    num_bytes = 0
     for start in starts:
-        end = min(start + starts.step, starts.stop)
-        arrays = _arrays(data, start, end)
+        arrays = _arrays(data, start, min(start + starts.step, starts.stop))
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         said.append(_said(teacher, tensors, temperature, k))
         digests.append(row_digests(arrays).astype(np.int64))
         num_bytes += sum(some.numel() * 4 for some in said[-1])
         if num_bytes >= PART_BYTES:
             break
-    write_part(folder, starts.start, said, digests)
-    return end
+    cache.add(said, digests)
 
 
 def _arrays(data: DataModule, start: int, end: int) -> Arrays:

@@ -6,14 +6,17 @@
         ids      [n, places, k] int32  their classes
         rest     [n, places] fp32      log-probability of all other classes together
         digests  [n] int64             of each example's inputs and targets
+        sums     [n] int64             CRC-32 of each example's arrays, begun with that of what the cache is of
 
 What is beyond the k likeliest counts as one event more, in the teacher and in the student alike: so nothing is made up,
 and with k as large as the vocabulary nothing is lost. A part is whole or not there; the places are the scored ones in
 their order, as the network has them.
 """
 
+import functools
 import json
 import re
+import zlib
 from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -37,8 +40,11 @@ from sslm.models.outputs import Outputs
 from sslm.system.errors import UserError
 from sslm.system.files import fsync, write_atomically
 
-FORMAT = 1
+FORMAT = 2
 NAMES = ("values", "ids", "rest")
+SUMMED = (*NAMES, "digests")
+KNOWN = {"teacher": str, "temperature": float, "k": int, "made_of": dict}
+"""What a manifest has beside its format."""
 MAKE = "make one by sslm distill-cache with this run's flags"
 
 
@@ -111,10 +117,10 @@ class TeacherCache:
         self.folder = folder
         try:
             self.manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-            is_known = self.manifest["format"] == FORMAT and {"teacher", "temperature", "k", "made_of"} <= {
-                *self.manifest
-            }
-        except (OSError, ValueError, TypeError, KeyError):
+            is_known = self.manifest["format"] == FORMAT and all(
+                type(self.manifest[name]) is kind for name, kind in KNOWN.items()
+            )
+        except (OSError, ValueError, TypeError, KeyError, RecursionError):
             is_known = False
         if not is_known:
             raise UserError(f"--distill.cache {folder}: has no manifest of a cache of this version; {MAKE}")
@@ -151,6 +157,8 @@ class TeacherCache:
         if self.end < num_examples:
             what = f"has {self.end:,} examples, and this run takes {num_examples:,}"
             raise UserError(f"{flag}: {what}; run its sslm distill-cache again with this run's --max_steps")
+        for part in self.parts:  # what was cut short is found before the first step
+            self._read_part(part, part.first, part.first + 1)
 
     def __call__(self, positions: Ints, arrays: Arrays) -> Arrays:
         """Read what the teacher said of the examples at these positions, by name.
@@ -173,18 +181,43 @@ class TeacherCache:
 
     def _read(self, first: int, end: int) -> dict[str, NDArray[Any]]:
         """Read positions first … end − 1 of all parts that have some."""
-        found = []
-        for part in self.parts:
-            here = slice(max(first - part.first, 0), min(end, part.end) - part.first)
-            if part.first < end and first < part.end:
-                try:
-                    with safe_open(part.file, "np") as file:
-                        found.append({name: file.get_slice(name)[here] for name in (*NAMES, "digests")})
-                except (OSError, SafetensorError) as error:
-                    raise UserError(f"{part.file}: is damaged ({error}); remove it, and {MAKE}") from None
+        found = [
+            self._read_part(part, max(first, part.first), min(end, part.end))
+            for part in self.parts
+            if part.first < end and first < part.end
+        ]
         if sum(len(some["rest"]) for some in found) != end - first:
             raise UserError(f"--distill.cache {self.folder}: lacks examples of positions {first:,} to {end:,}; {MAKE}")
-        return {name: np.concatenate([some[name] for some in found]) for name in found[0]}
+        return {name: np.concatenate([some[name] for some in found]) for name in SUMMED}
+
+    def _read_part(self, part: Part, first: int, end: int) -> dict[str, NDArray[Any]]:
+        """Read positions first … end − 1 of a part that has them; UserError if they are not what was written."""
+        here = slice(first - part.first, end - part.first)
+        try:
+            with safe_open(part.file, "np") as file:
+                found = {name: file.get_slice(name)[here] for name in (*SUMMED, "sums")}
+            if not np.array_equal(found["sums"], self._sums(found)):
+                raise ValueError("it is not what its checksums are of")
+        except (OSError, ValueError, SafetensorError) as error:
+            raise UserError(f"{part.file}: is damaged ({error}); remove it, and {MAKE}") from None
+        return found
+
+    def _sums(self, arrays: dict[str, NDArray[Any]]) -> NDArray[np.int64]:
+        """Compute each example's checksum: other bytes, and those of another teacher, have another one."""
+        of = zlib.crc32(json.dumps([self.manifest[name] for name in ("teacher", "temperature", "k")]).encode())
+        rows = zip(*(arrays[name] for name in SUMMED), strict=True)
+        return np.array([functools.reduce(lambda sum, row: zlib.crc32(row, sum), each, of) for each in rows], np.int64)
+
+    def add(self, said: list[TopK], digests: list[NDArray[np.int64]]) -> None:
+        """Write the next part, whole or not at all."""
+        values, ids, rest = (torch.cat(some).cpu() for some in zip(*said, strict=True))
+        arrays = {"values": values.float().numpy(), "ids": ids.int().numpy(), "rest": rest.float().numpy()}
+        arrays["digests"] = np.concatenate(digests)
+        first, end = self.end, self.end + len(rest)
+        new = self.folder / f".part-{first}.new"
+        new.write_bytes(save(arrays | {"sums": self._sums(arrays)}))
+        fsync(new)
+        self.parts.append(Part(first, end, new.replace(self.folder / f"part-{first:012}-{end:012}.safetensors")))
 
 
 def stretches(positions: Ints) -> Iterator[tuple[int, int]]:
@@ -208,19 +241,8 @@ def parts_in(folder: Path) -> list[Part]:
     return parts
 
 
-def write_part(folder: Path, first: int, said: list[TopK], digests: list[NDArray[np.int64]]) -> None:
-    """Write a part, whole or not at all."""
-    values, ids, rest = (torch.cat(some).cpu() for some in zip(*said, strict=True))
-    end = first + len(rest)
-    arrays = {"values": values.float().numpy(), "ids": ids.int().numpy(), "rest": rest.float().numpy()}
-    new = folder / f".part-{first}.new"
-    new.write_bytes(save(arrays | {"digests": np.concatenate(digests)}))
-    fsync(new)
-    new.replace(folder / f"part-{first:012}-{end:012}.safetensors")
-
-
-def begin(folder: Path, teacher: str, temperature: float, k: int, data: DataModule) -> int:
-    """Begin a cache, or go on with one: return the position of the first example that it lacks.
+def begin(folder: Path, teacher: str, temperature: float, k: int, data: DataModule) -> TeacherCache:
+    """Begin a cache, or go on with one.
 
     Raises:
         UserError: the folder has something else, or a cache of something else.
@@ -234,7 +256,7 @@ def begin(folder: Path, teacher: str, temperature: float, k: int, data: DataModu
             raise UserError(f"--out {folder}: is a cache of something else ({changed[0]}); choose another folder")
         for unfinished in folder.glob(".part-*.new"):  # of a command that was killed
             unfinished.unlink()
-        return there.end
+        return there
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "manifest.json", json.dumps(manifest, indent=1) + "\n")
-    return 0
+    return TeacherCache(folder)

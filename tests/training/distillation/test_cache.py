@@ -1,5 +1,6 @@
 """What a teacher said, kept by stream position: as the live teacher, on any number of processes."""
 
+import json
 import shlex
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import torch
 from safetensors.numpy import load_file
 
 from sslm.__main__ import main as sslm
+from sslm.data.stream.batches import row_digests
 from sslm.models.divergence import Live, Mix, divergence, losses_beside
 from sslm.models.outputs import Outputs
 from sslm.system.errors import UserError
-from sslm.training.distillation.cache import TeacherCache, TopK, stretches, top_k
+from sslm.training.distillation.cache import FORMAT, TeacherCache, TopK, stretches, top_k
 from tests.support.processes import train_forked
 from tests.support.runs import losses_of
 
@@ -63,6 +65,33 @@ def test_consecutive_positions_are_read_together() -> None:
     assert list(stretches(np.array([1, 2, 7, 8, 20]))) == [(1, 3), (7, 9), (20, 21)]
 
 
+def test_a_flipped_bit_is_told_wherever_it_is(tmp_path: Path) -> None:
+    arrays = {"labels": np.arange(24).reshape(4, 6)}
+    known = {"format": FORMAT, "teacher": "a1", "temperature": 2.0, "k": 3, "made_of": {}}
+    (tmp_path / "manifest.json").write_text(json.dumps(known))
+    cache = TeacherCache(tmp_path)
+    torch.manual_seed(0)
+    teacher = Outputs(torch.randn(4, 6, 9), torch.from_numpy(arrays["labels"]), 9)
+    cache.add([top_k(teacher, 2.0, 3)], [row_digests(arrays).astype(np.int64)])
+    assert cache(np.arange(4), arrays)["teacher_values"].shape == (4, 6, 3)
+    part = cache.parts[0].file
+    whole = part.read_bytes()
+    for bit in range(0, 8 * len(whole), 61):
+        damaged = bytearray(whole)
+        damaged[bit // 8] ^= 1 << bit % 8
+        part.write_bytes(damaged)
+        with pytest.raises(UserError, match="is damaged"):
+            TeacherCache(tmp_path)(np.arange(4), arrays)
+    part.write_bytes(whole)
+    for other in ({"teacher": "a0"}, {"temperature": 3.0}, {"k": 2}):
+        (tmp_path / "manifest.json").write_text(json.dumps(known | other))
+        with pytest.raises(UserError, match="is damaged"):
+            TeacherCache(tmp_path)(np.arange(4), arrays)
+    (tmp_path / "manifest.json").write_text(json.dumps(known | {"temperature": "hot"}))
+    with pytest.raises(UserError, match="has no manifest of a cache of this version"):
+        TeacherCache(tmp_path)
+
+
 @pytest.mark.slow
 def test_students_beside_a_cache_learn_as_beside_the_live_teacher(
     tiny: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -105,8 +134,10 @@ def test_students_beside_a_cache_learn_as_beside_the_live_teacher(
     assert sslm([*make, str(cache), "--top_k", "5"]) == 2
     assert "is a cache of something else (k was 512, is 5)" in capsys.readouterr().err
     first.file.write_bytes(first.file.read_bytes()[:-100])
-    with pytest.raises(UserError, match="is damaged"):
-        TeacherCache(cache)(np.arange(2), {})
+    capsys.readouterr()
+    assert sslm(["train", *flags, "--run_dir", str(tmp_path / "no"), "--distill.cache", str(cache)]) == 2
+    assert f"{first.file}: is damaged" in capsys.readouterr().err
+    assert not (tmp_path / "no").exists()
 
 
 def train(flags: list[str], run: Path) -> int:
