@@ -24,6 +24,7 @@ from sslm.models.layers_of import layers_of, parse_layers
 from sslm.models.word_vectors import initialise_embedding
 from sslm.objectives.choose import (
     build_on_meta,
+    check_compared,
     check_embedding,
     check_tokenizer,
     choose_adapters,
@@ -139,6 +140,7 @@ def run(config: Config, arguments: list[str]) -> int:
     weightless = build_on_meta(config, objective, model_config, adapters)
     check_embedding(config, data, weightless)
     check_tokenizer(config, data)
+    check_compared(config, objective, weightless, teacher)
     budget, launch = plan_launch(config, weightless, data)
     made = (config, folder, objective, recipe, data, model_config, adapters, budget, launch)
     setup = Setup(*made, total_steps=config.total_steps, teacher=teacher, cache=cache, evaluations=evaluations)

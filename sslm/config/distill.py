@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sslm.config.setting import POSITIVE, SHARE, Section, setting
+from sslm.config.setting import NOT_NEGATIVE, POSITIVE, SHARE, Section, setting
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,14 @@ class DistillConfig(Section):
     divergence: Literal["forward_kl", "reverse_kl", "js"] = setting("forward_kl", may_change="if named")
     """forward_kl: of the student from the teacher (Hinton et al. 2015); reverse_kl: of the teacher from the student (Gu
     et al. 2023); js: Jensen-Shannon (Agarwal et al. 2023)."""
+    hidden_weight: float = setting(0.0, NOT_NEGATIVE)
+    """What the squared differences of hidden states are multiplied by; above 0, the loss is the above and these (Jiao
+    et al. 2020)."""
+    attention_weight: float = setting(0.0, NOT_NEGATIVE)
+    """The same of attention's scores before the softmax, head by head."""
+    layer_map: str | None = None
+    """Which of the student's layers is compared with which of the teacher's: 0:0,1:2,2:4, 0 being the embeddings;
+    default: all, evenly."""
     from_layers: str | None = None
     """Layers of the teacher that the student is made of, and begins with: 0,2,4, or 'every 2'; default: the student is
     what --model says."""

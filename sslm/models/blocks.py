@@ -12,6 +12,12 @@ def blocks(model: nn.Module) -> list[nn.Module]:
     return [module for module in model.modules() if is_block(module)]
 
 
+def stacks(model: nn.Module) -> list[nn.ModuleList]:
+    """List the stacks that a model's blocks stand in: one, or an encoder's and a decoder's."""
+    lists = (module for module in model.modules() if isinstance(module, nn.ModuleList))
+    return [some for some in lists if len(some) and all(map(is_block, some))]
+
+
 def is_block(thing: object) -> bool:
     return isinstance(thing, GradientCheckpointingLayer)
 

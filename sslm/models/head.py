@@ -15,7 +15,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 from sslm.models.blocks import evaluating
 from sslm.models.linear_head import LinearHead, ends_in_linear
 from sslm.models.masks import document_logits, unread_masks
-from sslm.models.network import IGNORED, Network, Predicted
+from sslm.models.network import IGNORED, Network, Predicted, is_scored, is_token
 from sslm.models.outputs import Outputs
 from sslm.models.probe import probe_tokens
 
@@ -91,13 +91,15 @@ class LanguageModel(Network):
         if labels is not None and self.model.config.is_encoder_decoder and "decoder_input_ids" not in inputs:
             inputs["decoder_input_ids"] = decoder_inputs(labels, self.model.config, decoder_segment_ids)
         places = None if labels is None or self.max_scored is None else scored_places(labels, self.max_scored)
-        self.begin_pass(inputs, segment_ids, document_offsets)
+        self.begin_pass(inputs, segment_ids, document_offsets, watches=outputs)
         segments = segment_ids, decoder_segment_ids
         if labels is None:
             return self._logits(places, *segments, **inputs)[..., : self.vocab_size]
         targets = labels if places is None else labels.gather(1, places)
         if outputs:
-            return self._outputs(targets, places, *segments, **inputs)
+            said, scored = self._outputs(targets, places, *segments, **inputs), is_scored(labels)
+            encoded = [is_token(inputs, segment_ids)] if self.model.config.is_encoder_decoder else []
+            return self.with_layers(said, *encoded, scored)
         losses, tokens = self._scored(targets, places, *segments, predict=predict, **inputs)
         if not predict:
             return losses

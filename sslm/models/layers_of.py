@@ -2,13 +2,13 @@
 
 import copy
 import re
+from collections.abc import Iterable
 from typing import Any
 
 import torch
-from torch import nn
 from transformers import PreTrainedConfig, PreTrainedModel
 
-from sslm.models.blocks import is_block
+from sslm.models.blocks import stacks
 from sslm.system.errors import UserError, short
 
 DEPTHS = ("num_hidden_layers", "num_decoder_layers", "decoder_layers")
@@ -68,15 +68,15 @@ def layers_of(teacher: PreTrainedModel, layers: Layers) -> PreTrainedModel:
     """
     with torch.random.fork_rng(devices=[]):
         student: PreTrainedModel = type(teacher)(student_config(teacher.config, layers))
+    names = {module: name for name, module in teacher.named_modules()}
+    depths = {names[stack]: len(stack) for stack in stacks(teacher)}
     places = {
         f"{name}.{number}.": f"{name}.{place}."
-        for name, stack in teacher.named_modules()
-        if isinstance(stack, nn.ModuleList) and len(stack) and all(map(is_block, stack))
-        for place, number in enumerate(_taken(layers, len(stack)))
+        for name, depth in depths.items()
+        for place, number in enumerate(_taken(layers, depth))
     }
     theirs = teacher.state_dict()
-    stacks = {place.rpartition(".")[0].rpartition(".")[0] for place in places}
-    renamed = {_renamed(name, places, stacks): tensor.float() for name, tensor in theirs.items()}
+    renamed = {_renamed(name, places, depths): tensor.float() for name, tensor in theirs.items()}
     renamed.pop("", None)
     ours = student.state_dict()
     alike = renamed.keys() == ours.keys() and all(renamed[name].shape == ours[name].shape for name in ours)
@@ -89,9 +89,9 @@ def layers_of(teacher: PreTrainedModel, layers: Layers) -> PreTrainedModel:
     return student
 
 
-def _renamed(name: str, places: dict[str, str], stacks: set[str]) -> str:
+def _renamed(name: str, places: dict[str, str], of_stacks: Iterable[str]) -> str:
     """A weight's name in the student; empty if its layer is not taken."""
-    stack = next((stack for stack in stacks if name.startswith(f"{stack}.")), None)
+    stack = next((stack for stack in of_stacks if name.startswith(f"{stack}.")), None)
     if stack is None:
         return name
     number = name.removeprefix(f"{stack}.").partition(".")[0]

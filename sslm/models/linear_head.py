@@ -68,7 +68,8 @@ class LinearHead:
         """
         weight: Any = self._layer.weight
         group = weight.device_mesh.get_group() if isinstance(weight, DTensor) else None
-        hidden, _, _, layer = self.outputs(targets, num_classes)
+        made = self.outputs(targets, num_classes)
+        hidden, layer = made.states, made.layer
         assert layer is not None
         loss = Loss(num_classes, label_smoothing, z_loss, layer.scale, layer.soft_cap, group)
         return linear_cross_entropy(hidden, layer.weight, layer.bias, targets, loss)

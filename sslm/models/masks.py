@@ -21,7 +21,10 @@ from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, masking_utils
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, and_masks
 
-EXPLICIT = ("sdpa", "eager")
+SCORES = "sslm_scores"
+"""SDPA that shows its scores to a teacher or a student (`layer_states`), as `set_attn_implementation` takes it."""
+
+EXPLICIT = ("sdpa", "eager", SCORES)
 """Attention that takes an explicit mask; transformers chooses eager where an architecture's attention is not SDPA's."""
 
 FLEX = "flex_attention"
@@ -197,3 +200,6 @@ def num_positions(config: PreTrainedConfig) -> int | None:
 def parameters(model: PreTrainedModel) -> set[str]:
     """Names of what a model's forward pass takes."""
     return set(inspect.signature(model.forward).parameters)
+
+
+ALL_MASK_ATTENTION_FUNCTIONS.register(SCORES, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])

@@ -8,6 +8,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from sslm.models.experts import cast_experts_under_autocast
+from sslm.models.layer_states import LayerStates
+from sslm.models.outputs import Layers, Outputs
 from sslm.models.varlen import takes_offsets, tell_documents
 
 IGNORED = nn.CrossEntropyLoss().ignore_index
@@ -17,6 +19,13 @@ IGNORED = nn.CrossEntropyLoss().ignore_index
 def is_scored(labels: Tensor) -> Tensor:
     """Whether each label is a target; of numbers those that are not NaN."""
     return ~labels.isnan() if labels.is_floating_point() else labels >= 0
+
+
+def is_token(inputs: Mapping[str, Tensor], segment_ids: Tensor | None = None) -> Tensor:
+    """[batch, seq_len] whether a place of the input is more than padding."""
+    if segment_ids is not None:
+        return segment_ids >= 0
+    return inputs.get("attention_mask", torch.ones_like(inputs["input_ids"])) > 0
 
 
 class Predicted(NamedTuple):
@@ -46,6 +55,8 @@ class Network(nn.Module):
         """[batch, seq_len, width] added to the input's embeddings (the encoder's if there are two inputs)."""
         self.pipeline: Any = None
         """What takes a step's passes if ranks have some of the blocks each (`parallel/pipeline.py`); else None."""
+        self.layer_states: LayerStates | None = None
+        """What watches layers, for a teacher to be compared with; None if nothing does."""
         self._is_first_lookup = False
         reader = model.get_encoder() if model.config.is_encoder_decoder else model
         embedding: Any = reader.get_input_embeddings()
@@ -78,13 +89,34 @@ class Network(nn.Module):
         raise NotImplementedError
 
     def begin_pass(
-        self, inputs: Mapping[str, Tensor], segment_ids: Tensor | None = None, document_offsets: Tensor | None = None
+        self,
+        inputs: Mapping[str, Tensor],
+        segment_ids: Tensor | None = None,
+        document_offsets: Tensor | None = None,
+        *,
+        watches: bool = False,
     ) -> None:
-        """Perturb the next look-up of embeddings, which is the input's, and tell attention where documents begin."""
+        """Perturb the next look-up of embeddings, which is the input's, and tell attention where documents begin.
+
+        Args:
+            watches: whether what layers say is kept, for `with_layers`.
+        """
         self._is_first_lookup = True
+        if watches and self.layer_states is not None:
+            self.layer_states.begin()
         if takes_offsets(self.model):
             segments = segment_ids if segment_ids is not None else inputs.get("attention_mask")
             tell_documents(inputs["input_ids"], segments, document_offsets)
+
+    def with_layers(self, outputs: Outputs, *places: Tensor) -> Outputs:
+        """Add what the pass' watched layers said, if any are.
+
+        Args:
+            places: as in `Layers`.
+        """
+        if self.layer_states is None:
+            return outputs
+        return outputs._replace(layers=Layers(self.layer_states.end(), [*places]))
 
     def no_perturbation(self, ids: Tensor) -> Tensor:
         """[batch, seq_len, width] zeros, in fp32 at least, to become `perturbation`."""

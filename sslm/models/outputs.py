@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sslm.models.layer_states import Said
+
 
 @dataclass(frozen=True)
 class LastLayer:
@@ -27,6 +29,15 @@ class LastLayer:
         return made if self.soft_cap is None else self.soft_cap * torch.tanh(made / self.soft_cap)
 
 
+class Layers(NamedTuple):
+    """What a network's watched layers said, and where that counts."""
+
+    said: list[Said]
+    """Of each stack of blocks."""
+    places: list[Tensor]
+    """Of each stack, [rows, length] whether a place is compared: the scored ones, or all tokens if it scores none."""
+
+
 class Outputs(NamedTuple):
     """Logits at scored places, or what the last layer makes them of: then no logits of all places are ever there."""
 
@@ -37,3 +48,5 @@ class Outputs(NamedTuple):
     num_classes: int
     """The first so many logits count, the others are padding."""
     layer: LastLayer | None = None
+    layers: Layers | None = None
+    """None if none are watched."""

@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from sslm.models.head import LanguageModel
 from sslm.models.masks import unread_masks
-from sslm.models.network import IGNORED, Network, Predicted
+from sslm.models.network import IGNORED, Network, Predicted, is_scored, is_token
 from sslm.models.outputs import Outputs
 
 LONGEST_ANSWER = 30
@@ -53,13 +53,15 @@ class TaskModel(Network):
         document_offsets: Tensor | None = None,
         **inputs: Tensor,
     ) -> Any:
-        self.begin_pass(inputs, None, document_offsets)
+        self.begin_pass(inputs, None, document_offsets, watches=outputs)
         with unread_masks(self.model):
             logits: Tensor = self.model(**inputs).logits
         if labels is None:
             return logits
         if outputs:
-            return self._outputs(logits, labels)
+            is_tagging = logits.dim() == 3
+            places = is_scored(labels) if is_tagging else is_token(inputs)
+            return self.with_layers(self._outputs(logits, labels), places)
         logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         losses = self._losses(logits, labels).flatten(1).sum(dim=1)
         return Predicted(losses, self._predictions(logits, labels)) if predict else losses
@@ -120,7 +122,7 @@ class SpanModel(Network):
         **inputs: Tensor,
     ) -> Any:
         """Sum each row's loss, as every network; `context` [batch, seq_len] is 1 where an answer may stand."""
-        self.begin_pass(inputs, None, document_offsets)
+        self.begin_pass(inputs, None, document_offsets, watches=outputs)
         with unread_masks(self.model):
             said = self.model(**inputs)
         edges = torch.stack([said.start_logits, said.end_logits], dim=1)
@@ -130,7 +132,8 @@ class SpanModel(Network):
         if labels is None:
             return edges
         if outputs:
-            return Outputs(edges.clamp(min=UNLIKELY), labels, edges.shape[-1])
+            made = Outputs(edges.clamp(min=UNLIKELY), labels, edges.shape[-1])
+            return self.with_layers(made, is_token(inputs))
         losses = self.token_losses(edges.flatten(0, 1), labels.flatten()).view_as(labels).sum(dim=1)
         if not predict:
             return losses

@@ -16,7 +16,7 @@ from sslm.data.module import DataModule
 from sslm.data.stream.recipe import Recipe
 from sslm.models.adapters import Adapters, adapt, check_adapters, trained_in_full
 from sslm.models.architecture import check_keys, model_config, read_config
-from sslm.models.build import check_runs, on_meta
+from sslm.models.build import check_runs, on_meta, shallow_model
 from sslm.models.compression.aware import rounding_of
 from sslm.models.freezing import freeze, parse_freeze
 from sslm.models.layers_of import parse_layers, student_config
@@ -33,6 +33,7 @@ from sslm.system.errors import UserError
 from sslm.system.terminal import count, say
 from sslm.system.typed import typed
 from sslm.training.distillation.cache import TeacherCache
+from sslm.training.distillation.layers import depths_of, plan_layers, weights_of_layers
 from sslm.training.distillation.teacher import Distillation, LiveTeacher, open_teacher
 from sslm.training.layer_decay import check_layer_decay
 from sslm.training.module import Objective
@@ -262,6 +263,15 @@ def choose_teacher(config: Config, objective: type[Objective], data: DataModule)
     teacher = open_teacher(config.distill.teacher, objective.auto_class, problem_type, data)
     say(f"Teacher: {teacher.name}, {count(teacher.model.num_parameters())} parameters")
     return teacher.model
+
+
+def check_compared(
+    config: Config, objective: type[Objective], student: PreTrainedModel, teacher: PreTrainedModel | None
+) -> None:
+    """Refuse to compare layers of a student, which may lack its weights, with a teacher's if that can't be done."""
+    if teacher is not None and weights_of_layers(config.distill).are_used:
+        probe = shallow_model(student.config, objective.auto_class)
+        plan_layers(probe, depths_of(student), teacher, config.distill)
 
 
 def check_tokenizer(config: Config, data: DataModule) -> None:

@@ -144,6 +144,25 @@ def _check_distillation(config: Config, launch: Launch) -> None:
     }
     if given := [name for name, is_given in other.items() if is_given]:
         raise UserError(f"{flag}: not with --{given[0]}; leave one of the two out")
+    _check_layers(config, launch)
+
+
+def _check_layers(config: Config, launch: Launch) -> None:
+    """Check what is learnt from a teacher's layers."""
+    how = config.distill
+    weights = {name: getattr(how, name) for name in ("hidden_weight", "attention_weight")}
+    named = [f"--distill.{name} {weight:g}" for name, weight in weights.items() if weight]
+    if not named:
+        if how.layer_map is not None:
+            raise UserError(f"--distill.layer_map {how.layer_map}: of what? give --distill.hidden_weight 1")
+        return
+    if how.cache is not None:
+        raise UserError(f"{named[0]}: a cache has no layers; give --distill.teacher in place of --distill.cache")
+    if launch.compiled != "off":
+        raise UserError(f"{named[0]}: has not been tried with --compile {config.compile}; give --compile off")
+    if how.attention_weight and launch.attention != "sdpa":
+        what = f"scores are those of sdpa, not of --attention {launch.attention}"
+        raise UserError(f"{named[-1]}: {what}; give --attention sdpa")
 
 
 def _check_pruning(config: Config, launch: Launch) -> None:

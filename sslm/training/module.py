@@ -49,6 +49,7 @@ from sslm.training.agreement import StepTotals, agree, agree_on_bad_shards, agre
 from sslm.training.anomalies import Anomaly, AnomalyDetector
 from sslm.training.arrival import Arrival
 from sslm.training.average import Average, MovingAverage
+from sslm.training.distillation.layers import draw_projections
 from sslm.training.distillation.teacher import Distillation
 from sslm.training.dropout import seed_dropout
 from sslm.training.engine import Engine, choose_engine
@@ -234,6 +235,8 @@ class Objective(Evaluated):
             materialise(network, model, self.auto_class, self.seed, device)
             if self.optim.mup is not None:
                 mup.scale_first_weights(model, self.optim.mup)
+        if network.layer_states is not None:
+            draw_projections(network.layer_states, self.seed)
         if self.distillation is not None:
             self.distillation.prepare(data, self.device_mesh, device)
         self.network = network  # when it has weights: Lightning's teardown would move it, and hide an error met before
@@ -273,6 +276,8 @@ class Objective(Evaluated):
             chunks_loss=self.chunks_loss and suits(probe),
             **self.network_settings(data),
         )
+        if self.distillation is not None:
+            self.distillation.watch(network, probe)
         if self._parallelize is not None:
             self._parallelize(network, model, self.device_mesh)
         return network

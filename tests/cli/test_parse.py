@@ -204,7 +204,7 @@ checkpoint.upload anomaly.action anomaly.spike_z anomaly.patience anomaly.max_re
 distill.teacher distill.cache distill.weight distill.temperature distill.divergence
 distill.from_layers distill.precision quantize.aware quantize.group_size
 """
-MOST_FLAGS = 128
+MOST_FLAGS = 131
 """A flag that comes takes another's place: this number goes down, but for what no other flag can say."""
 
 

@@ -124,13 +124,16 @@ class Budget:
         launch = replace(launch, **shared, shares_places=size > 1 and suits_places(self.model.config))
         launch = replace(launch, compiled=self._compiled(launch), is_async=config.compile == "async_tp")
         around = self._around_attention(launch)
-        attention = choose_attention(self.model, around) if config.attention == "auto" else config.attention
+        attention = config.attention
+        if attention == "auto":  # a teacher is compared with what SDPA computes
+            attention = "sdpa" if config.distill.attention_weight else choose_attention(self.model, around)
         return replace(launch, attention=attention, masks_because=masks_because(attention, self.model, around))
 
     def _compiled(self, launch: Launch) -> Compiled:
         if self.config.compile != "auto":
             return "block" if self.config.compile == "async_tp" else self.config.compile
-        if self.is_labelled or not self.machine.has_compiler:
+        watches = self.config.distill.hidden_weight or self.config.distill.attention_weight
+        if self.is_labelled or watches or not self.machine.has_compiler:
             return "off"
         return choose_compiled(launch, self.model, self.recomputation)
 

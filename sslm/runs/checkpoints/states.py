@@ -45,7 +45,8 @@ class States:
         """
         tensors = self.averages() or weights_of(self.network)
         whole = ((name, w.full_tensor() if isinstance(w, DTensor) else w) for name, w in tensors.items())
-        return {n.removeprefix("model."): w.detach().to("cpu", copy=True) for n, w in whole if keeps}
+        found = {name: weight.detach().to("cpu", copy=True) for name, weight in whole if keeps}
+        return _without("model.", {name: weight for name, weight in found.items() if name.startswith("model.")})
 
     def load(self, checkpoint: Path) -> None:
         """Read a checkpoint in place; all ranks call it together."""

@@ -4,6 +4,8 @@ It has no gradients and no optimizer states, is in no checkpoint but by its fing
 of its own, whatever the student's. Under fsdp and hsdp its weights are shared by the same devices.
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,9 +20,11 @@ from sslm.data.stream.batches import BESIDE
 from sslm.models.divergence import Live, Mix, losses_beside
 from sslm.models.document_check import check_documents
 from sslm.models.head import LanguageModel
+from sslm.models.layer_losses import layer_losses
+from sslm.models.layer_states import LayerStates
 from sslm.models.linear_head import suits
 from sslm.models.masks import num_positions
-from sslm.models.network import Network
+from sslm.models.network import Network, is_scored
 from sslm.models.outputs import Outputs
 from sslm.models.task import network_for
 from sslm.models.weights import sha256_of_weights
@@ -28,6 +32,7 @@ from sslm.parallel.parallelize import forget_gathered, shard_frozen
 from sslm.runs.trained import Trained, open_trained
 from sslm.system.errors import UserError
 from sslm.training.distillation.cache import TeacherCache, TopK
+from sslm.training.distillation.layers import LayerPlan, depths_of, plan_layers, weights_of_layers
 
 DTYPES = {"32": torch.float32, "bf16": torch.bfloat16}
 
@@ -44,18 +49,30 @@ class LiveTeacher:
     def __init__(self, model: PreTrainedModel, precision: str = "saved", replicas: int = 1) -> None:
         self.replicas = replicas
         self.fingerprint = sha256_of_weights(model)
-        self._model: Any = model.eval().requires_grad_(False)
+        self.model: Any = model.eval().requires_grad_(False)
         self._dtype = DTYPES.get(precision, model.dtype)
         self._network: Network
 
-    def prepare(self, data: DataModule | None, mesh: DeviceMesh | None, device: torch.device) -> None:
-        """Put the teacher where the student is, sharded like it if there is a mesh."""
-        model = self._model.to(self._dtype)
+    def prepare(
+        self,
+        data: DataModule | None,
+        mesh: DeviceMesh | None,
+        device: torch.device,
+        watch: Callable[[PreTrainedModel], LayerStates] | None = None,
+    ) -> None:
+        """Put the teacher where the student is, sharded like it if there is a mesh.
+
+        Args:
+            watch: makes what watches its layers; None: they are not watched.
+        """
+        model = self.model.to(self._dtype)
         with torch.device("cpu"):
             max_scored = None if data is None else data.max_scored
             self._network = network_for(model, max_scored, chunks_loss=suits(model)).eval()
         if data is not None and isinstance(self._network, LanguageModel):
             self._network.vocab_size = min(self._network.vocab_size, data.vocab_size)  # the rest is padding
+        if watch is not None:
+            self._network.layer_states = watch(model)
         if mesh is not None:
             shard_frozen(self._network, model, mesh, self.replicas)
         self._network.to(device)
@@ -83,16 +100,31 @@ class Distillation:
     def __init__(self, teacher: LiveTeacher | TeacherCache, how: DistillConfig) -> None:
         self.teacher = teacher
         self.mix = Mix(how.weight, how.temperature, how.divergence)
+        self.how, self.layer_weights = how, weights_of_layers(how)
+        self._plan: LayerPlan | None = None
 
     @property
     def fingerprint(self) -> str:
         """What a checkpoint keeps, to refuse to go on with another teacher."""
         return self.teacher.fingerprint
 
+    def watch(self, student: Network, probe: PreTrainedModel) -> None:
+        """Let a student that is not sharded yet show its layers, if they are compared.
+
+        Args:
+            probe: one like it that can be run, and may have few of its layers.
+        """
+        if self.layer_weights.are_used and isinstance(self.teacher, LiveTeacher):
+            self._plan = plan_layers(probe, depths_of(student.model), self.teacher.model, self.how)
+            student.layer_states = self._plan.watch(student.model, self.layer_weights, is_teacher=False)
+
     def prepare(self, data: DataModule | None, mesh: DeviceMesh | None, device: torch.device) -> None:
         """Make ready what is learnt from, before the first step."""
-        if isinstance(self.teacher, LiveTeacher):
-            self.teacher.prepare(data, mesh, device)
+        if not isinstance(self.teacher, LiveTeacher):
+            return
+        plan = self._plan
+        watch = None if plan is None else partial(plan.watch, weights=self.layer_weights, is_teacher=True)
+        self.teacher.prepare(data, mesh, device, watch)
 
     def losses(self, student: Network, tensors: dict[str, Tensor]) -> Tensor:
         """[rows] each row's loss: the objective's own, and the divergence from the teacher."""
@@ -102,8 +134,12 @@ class Distillation:
             places = said.targets.shape[1]  # fewer than the cache's if all rows are shorter
             known = TopK(*(tensors[f"{BESIDE}{name}"][:, :places] for name in TopK._fields))
             return losses_beside(said, known, student.token_losses, self.mix).rows
-        taught = Live(self.teacher.outputs(own))
-        rows = losses_beside(said, taught, student.token_losses, self.mix).rows
+        taught = self.teacher.outputs(own)
+        rows = losses_beside(said, Live(taught), student.token_losses, self.mix).rows
+        if said.layers is not None and taught.layers is not None:
+            num_targets = is_scored(said.targets).flatten(1).sum(1)
+            layers = said.layers.said, taught.layers.said, said.layers.places
+            rows = rows + layer_losses(*layers, num_targets, self.layer_weights)
         self.teacher.forget()
         return rows
 

@@ -28,14 +28,14 @@ def parameter_groups(
 
     Args:
         own: parameters with a rate or a weight decay of their own.
-        rates: what each parameter's learning rate is multiplied by; None: all have the same.
+        rates: what a parameter's learning rate is multiplied by, if not 1; None: all have the same.
         hidden: parameters to set apart from the others; None: none.
     """
     groups: dict[tuple[float, DeviceMesh | None, float, bool], list[nn.Parameter]] = {}
     has_rates = rates is not None or own is not None
     for parameter, exempt in sorted(exemptions(module), key=lambda pair: pair[1] is not None):
         mesh = parameter.device_mesh if isinstance(parameter, DTensor) else None
-        rate, decay = 1.0 if rates is None else rates[parameter], weight_decay
+        rate, decay = 1.0 if rates is None else rates.get(parameter, 1.0), weight_decay
         if own is not None and (group := own.get(parameter)) is not None:
             rate, decay = rate * group.lr, decay if group.weight_decay is None else group.weight_decay
         key = decay if exempt is None else 0.0, mesh, rate, hidden is not None and parameter in hidden

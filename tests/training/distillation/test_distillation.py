@@ -43,22 +43,25 @@ def train(flags: list[str], run: Path) -> int:
     return done.returncode
 
 
+LAYERS = "--distill.hidden_weight 1 --distill.attention_weight 0.1"
+
+
 @pytest.mark.parametrize(
-    ("objective", "strategy"),
+    ("objective", "strategy", "layers"),
     [
-        ("causal_lm", "fsdp"),
+        ("causal_lm", "fsdp", LAYERS),
         *(
             pytest.param(*some, marks=pytest.mark.slow)
-            for some in (("masked_lm", "ddp"), ("span_corruption", "fsdp"), ("denoising", "ddp"))
+            for some in (("masked_lm", "ddp", LAYERS), ("span_corruption", "fsdp", LAYERS), ("denoising", "ddp", ""))
         ),
     ],
 )
 def test_several_processes_give_the_losses_of_one(
-    objective: str, strategy: str, teacher: Callable[[str], Path], tiny: list[str], tmp_path: Path
+    objective: str, strategy: str, layers: str, teacher: Callable[[str], Path], tiny: list[str], tmp_path: Path
 ) -> None:
     flags = [*without_model(tiny), *shlex.split(OBJECTIVES[objective]), "--distill.teacher", str(teacher(objective))]
     one, two = tmp_path / "one", tmp_path / "two"
-    flags += ["--distill.temperature", "2", "--max_steps", "5"]
+    flags += ["--distill.temperature", "2", "--max_steps", "5", *shlex.split(layers)]
     assert train(flags, one) == 0
     assert train([*flags, "--strategy", strategy, "--devices", "2", "--micro_batch_size", "1"], two) == 0
     assert losses_of(two) == pytest.approx(losses_of(one), abs=1e-6)
@@ -70,6 +73,7 @@ def test_a_killed_run_goes_on_as_the_uninterrupted_one(
 ) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     flags = [*tiny, "--model.attention_dropout", "0.1", "--distill.teacher", str(teacher("causal_lm"))]
+    flags += shlex.split(LAYERS)
     flags += ["--distill.divergence", "js", "--max_steps", "24", "--checkpoint.every_steps", "2"]
     assert train(flags, whole) == 0
     ranks = Ranks([*flags, "--run_dir", str(parts)], tmp_path / "killed.log")
@@ -82,7 +86,10 @@ def test_a_killed_run_goes_on_as_the_uninterrupted_one(
     weights, resumed = (load_file(run / "export/model.safetensors") for run in (whole, parts))
     assert all(torch.equal(weights[name], resumed[name]) for name in weights)
     [newest] = sorted((parts / "checkpoints").glob("step-*"))[-1:]
-    assert not any("teacher" in name for file in newest.glob("*.safetensors") for name in load_file(file))
+    saved = {name for file in newest.glob("*.safetensors") for name in load_file(file)}
+    assert not any("teacher" in name for name in saved)
+    assert {f"model.layer_states.projections.0.{name}.weight" for name in ("embeddings", "blocks")} <= saved
+    assert not any("projections" in name for name in weights)  # the export is the student alone
 
 
 def test_another_teacher_is_refused_and_so_is_none(
@@ -125,6 +132,11 @@ def test_a_student_begins_with_the_teachers_layers(
         ("--strategy tp --devices 2", "--distill.teacher: not under --strategy tp; give --strategy ddp"),
         ("--distill.from_layers 0", "the student is as the teacher is; leave --model.hidden_size out"),
         ("--robust.adversarial fgm", "--distill.teacher: not with --robust.adversarial"),
+        ("--distill.layer_map 0:0", "--distill.layer_map 0:0: of what? give --distill.hidden_weight 1"),
+        ("--distill.hidden_weight -1", "--distill.hidden_weight -1.0: expected a number of 0 or more"),
+        ("--distill.hidden_weight 1 --distill.layer_map 3:0", "has layers 0 (embeddings) to"),
+        ("--distill.attention_weight 1 --attention flex", "scores are those of sdpa, not of --attention flex"),
+        ("--distill.hidden_weight 1 --compile block", "has not been tried with --compile block"),
         ("--seq_len 64", "takes at most 32 tokens, sequences have 64; give a smaller --seq_len"),
     ],
 )
