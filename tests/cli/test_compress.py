@@ -30,7 +30,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize(
     ("given", "said"),
     [
-        (["--quantize", "int3"], "'int3' is none of int8, int8-dynamic, int4, none"),
+        (["--quantize", "int3"], "'int3' is none of int8, int8-dynamic, int4, int4-gptq, none"),
         (["--quantize", "int8", "--at_most_loss", "2 bits"], "expected an amount such as +2% or 0.01"),
         (["--quantize", "int4", "--group_size", "0"], "expected a whole number above 0, got '0'"),
         (["--prune", "heads"], "'heads': expected a share, too, as in 'heads 0.25'"),
@@ -38,7 +38,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--prune", "2:4 4:8"], "'2:4' and '4:8' are both a pattern; give one"),
         (["--prune", "0.5 wanda", "--data", "embedded", "--calibrate", "missing.txt"], "missing.txt"),
         ([], "nothing to do; give --quantize int8, or --prune 2:4"),
-        (["--quantize", "int4"], "--group_size 32: rows of model.layers.0.self_attn.q_proj have 16 weights"),
+        (["--quantize", "int4-gptq"], "--group_size 32: rows of model.layers.0.self_attn.q_proj have 16 weights"),
         (["--quantize", "int8"], "is no run, so it has no text of its own; give some: --data"),
         (["--quantize", "int8", "--data", "missing.txt"], "missing.txt"),
     ],
@@ -85,6 +85,9 @@ def test_wanda_reads_what_the_run_was_trained_on(
     asked = [str(run), "--prune", "2:4 wanda", "--out", str(tmp_path / "out")]
     [recipe] = recipes_of(flag_parser().parse_args(asked))
     assert (recipe.name, recipe.library, recipe.reads_text) == ("2of4-wanda", "", True)
+    gptq = ["--quantize", "int4-gptq,int4", "--group_size", "8"]
+    both = recipes_of(flag_parser().parse_args([str(run), *gptq, "--out", "out"]))
+    assert [each.reads_text for each in both] == [True, False]
     made = []
     for more in ([], ["--calibrate", str(tmp_path / "text.txt")]):
         trained = open_trained(str(run))

@@ -1,4 +1,4 @@
-"""Windows of text that tell what a model's layers read: what Wanda needs to prune by."""
+"""Windows of text that tell what a model's layers read: what Wanda prunes by, and GPTQ rounds by."""
 
 import argparse
 from collections.abc import Iterator, Mapping

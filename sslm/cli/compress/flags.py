@@ -10,7 +10,7 @@ from sslm.models.compression.pruning.recipe import Pruning
 from sslm.system.errors import UserError
 from sslm.system.paths import followed, local_path
 
-METHODS = ("int8", "int8-dynamic", "int4", "none")
+METHODS = ("int8", "int8-dynamic", "int4", "int4-gptq", "none")
 
 
 class MostLoss(NamedTuple):
@@ -47,15 +47,16 @@ def flag_parser() -> argparse.ArgumentParser:
     add("model", type=followed, metavar="MODEL", help="run folder, checkpoint, Hugging Face folder, or name on the hub")
     add("--out", required=True, type=local_path, metavar="DIR", help="folder to make; it must not exist")
     quantize = (
-        f"{', '.join(METHODS)}: weights of 8 or 4 bits, activations too if dynamic; several, separated by commas, are "
-        f"tried beside each other"
+        f"{', '.join(METHODS)}: weights of 8 or 4 bits, activations too if dynamic, rounded by what text "
+        f"tells if gptq; several, separated by commas, are tried beside each other"
     )
     prune = (
         "what goes: share, pattern (unstructured, 2:4, 4:8, heads, neurons, layers) and method (magnitude, wanda), as "
         "in '0.5', '2:4 wanda' or 'heads 0.25'; several, separated by commas, are tried, each with all of --quantize"
     )
     add("--prune", type=_prunings, default=(None,), metavar="WHAT", help=prune)
-    add("--calibrate", metavar="PATH", help="text, corpus or labelled rows for wanda; default: what the run trained on")
+    calibrate = "text, corpus or labelled rows for wanda and gptq; default: what the run trained on"
+    add("--calibrate", metavar="PATH", help=calibrate)
     add("--quantize", type=_methods, default=("none",), metavar="METHODS", help=quantize)
     add("--group_size", type=_positive, default=32, help="int4: weights of a row that share a scale (default: 32)")
     add("--embeddings", action="store_true", help="quantize the vocabulary's table, too: smaller, each step slower")

@@ -39,7 +39,8 @@ class Recipe:
     @property
     def reads_text(self) -> bool:
         """Whether it must see what the layers read."""
-        return self.pruning is not None and self.pruning.method == "wanda"
+        prunes = self.pruning is not None and self.pruning.method == "wanda"
+        return prunes or (self.quantization is not None and self.quantization.reads_text)
 
     def check(self, model: PreTrainedModel) -> None:
         """Raise UserError if it doesn't go with a model."""
@@ -52,9 +53,9 @@ class Recipe:
         """Make a smaller model of a Hugging Face folder's into another folder; return it as it is in memory."""
         if self.pruning is None:
             assert self.quantization is not None
-            return quantize(folder, out, self.quantization)
+            return quantize(folder, out, self.quantization, batches)
         model = load(folder)
-        prune(model, self.pruning, batches if self.reads_text else ())
+        prune(model, self.pruning, batches)
         if self.pruning.is_structured:
             model = shrink(model)
         if self.quantization is None:
@@ -64,7 +65,7 @@ class Recipe:
             model.save_pretrained(pruned)
             del model
             check(load(Path(pruned), device_map="meta"), self.quantization)  # rows may be shorter now
-            return quantize(Path(pruned), out, self.quantization)
+            return quantize(Path(pruned), out, self.quantization, batches)
 
 
 def _name(pruning: Pruning) -> str:

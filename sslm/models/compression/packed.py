@@ -4,6 +4,7 @@ Weights w of a group share a scale s, their largest magnitude over 7.5 (127.5); 
 to 7 (-128 to 127). transformers turns them into plain weights when it loads them.
 """
 
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +12,21 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from sslm.models.compression.layers import quantized_layers
+from sslm.models.compression.gptq import gptq
+from sslm.models.compression.inputs import input_sums, products
+from sslm.models.compression.layers import linear_layers, quantized_layers
 from sslm.models.compression.plain import load
+from sslm.system.errors import UserError
 
 
-def write(folder: Path, out: Path, num_bits: int, group_size: int | None, embeddings: bool) -> PreTrainedModel:
+def write(
+    folder: Path,
+    out: Path,
+    num_bits: int,
+    group_size: int | None,
+    embeddings: bool,
+    batches: Iterable[Mapping[str, Any]] = (),
+) -> PreTrainedModel:
     """Quantize a folder's model into another folder; return it with the weights that are written, not packed.
 
     Args:
@@ -24,14 +35,16 @@ def write(folder: Path, out: Path, num_bits: int, group_size: int | None, embedd
         num_bits: 4 or 8.
         group_size: weights of a row that share a scale; None for all of them.
         embeddings: whether the table of the vocabulary is quantized, too.
+        batches: arguments of forward passes, for GPTQ; of layers that read nothing, weights are rounded to the nearest.
     """
     from transformers import CompressedTensorsConfig
 
     model = load(folder)
     layers = quantized_layers(model, embeddings)
     tensors = dict(model.state_dict())
+    read = input_sums(model, linear_layers(model), batches, products)
     for name, layer in layers.items():
-        _pack(tensors, name, layer, num_bits, group_size)
+        _pack(tensors, name, layer, num_bits, group_size, read.pop(name, None))
     shared = {"strategy": "channel"} if group_size is None else {"strategy": "group", "group_size": group_size}
     weights = {"num_bits": num_bits, "type": "int", "symmetric": True, **shared}
     group = {"targets": [*layers], "weights": weights, "format": "pack-quantized"}
@@ -44,12 +57,19 @@ def write(folder: Path, out: Path, num_bits: int, group_size: int | None, embedd
 
 
 @torch.no_grad()
-def _pack(tensors: dict[str, Tensor], name: str, layer: Any, num_bits: int, group_size: int | None) -> None:
+def _pack(
+    tensors: dict[str, Tensor], name: str, layer: Any, num_bits: int, group_size: int | None, read: Tensor | None
+) -> None:
     """Replace a layer's weights by what they are rounded to, and in `tensors` by what compressed-tensors reads."""
     from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32
 
     weight = tensors.pop(f"{name}.weight")
     numbers, scales = rounded(weight, num_bits, group_size or weight.shape[-1])
+    if read is not None:
+        if not read.isfinite().all():
+            what = f"what {name} reads of the text to calibrate with is no finite number"
+            raise UserError(f"--quantize int4-gptq: {what}; give int4")
+        numbers = gptq(layer, scales, read, num_bits)
     tensors[f"{name}.weight_packed"] = pack_to_int32(numbers, num_bits)
     tensors[f"{name}.weight_scale"] = scales
     tensors[f"{name}.weight_shape"] = torch.tensor(weight.shape)

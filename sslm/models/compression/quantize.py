@@ -5,10 +5,11 @@ table of the vocabulary if that is asked for. GPT-2's layers are transformers' C
 their int8 is in the format of compressed-tensors, too.
 """
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import cast
+from typing import Any, cast
 
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -19,7 +20,12 @@ from sslm.models.compression.layers import linear_layers, quantized_layers
 from sslm.models.compression.plain import load
 from sslm.system.errors import UserError
 
-METHODS = {"int8": "torchao", "int8-dynamic": "torchao", "int4": "compressed_tensors"}
+METHODS = {
+    "int8": "torchao",
+    "int8-dynamic": "torchao",
+    "int4": "compressed_tensors",
+    "int4-gptq": "compressed_tensors",
+}
 """How weights are quantized -> the library that loads them."""
 
 
@@ -29,11 +35,20 @@ class Quantization:
 
     method: str
     """A key of METHODS. int8: each row of a matrix has its scale; int8-dynamic: so has each token, when it comes;
-    int4: each group of a row has one."""
+    int4: each group of a row has one; int4-gptq: so it is, and rounding makes up for itself."""
     group_size: int = 32
     """Weights that share a scale; of int4."""
     embeddings: bool = False
     """Whether the table of the vocabulary is written in 8 bits, too."""
+
+    @property
+    def is_int4(self) -> bool:
+        return self.method in ("int4", "int4-gptq")
+
+    @property
+    def reads_text(self) -> bool:
+        """Whether it must see what the layers read."""
+        return self.method == "int4-gptq"
 
     def __str__(self) -> str:
         return self.method
@@ -60,7 +75,7 @@ def check(model: PreTrainedModel, how: Quantization) -> None:
         check_installed("int4")  # both are packed
         if how.method == "int8-dynamic":
             raise UserError(f"{flag}: torchao doesn't know {kind}'s layers (Conv1D); give --quantize int8, or int4")
-    for name, layer in layers.items() if how.method == "int4" else ():
+    for name, layer in layers.items() if how.is_int4 else ():
         columns = cast(Tensor, layer.weight).shape[1]
         if columns % how.group_size:
             fits = next(size for size in (128, 64, 32, 16, 8, 4, 2, 1) if not columns % size)
@@ -73,19 +88,20 @@ def has_conv1d(layers: dict[str, nn.Module]) -> bool:
     return any(isinstance(layer, Conv1D) for layer in layers.values())
 
 
-def quantize(folder: Path, out: Path, how: Quantization) -> PreTrainedModel:
+def quantize(folder: Path, out: Path, how: Quantization, batches: Iterable[Mapping[str, Any]] = ()) -> PreTrainedModel:
     """Quantize the model of a Hugging Face folder, and write it.
 
     Args:
         folder: the model's, with its weights as they were trained.
         out: a folder that is there; weights and config are written into it.
         how: fits the model.
+        batches: arguments of forward passes, for what reads text.
 
     Returns:
         What was written, as a model in memory.
     """
-    if how.method == "int4":
-        return packed.write(folder, out, 4, how.group_size, how.embeddings)
+    if how.is_int4:
+        return packed.write(folder, out, 4, how.group_size, how.embeddings, batches if how.reads_text else ())
     if has_conv1d(linear_layers(load(folder, device_map="meta"))):
         return packed.write(folder, out, 8, None, how.embeddings)
     return int8.write(folder, out, how.method == "int8-dynamic", how.embeddings)

@@ -13,9 +13,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor
 
-from sslm.models.compression.pruning.matrices import matrices
+from sslm.models.compression.inputs import InputSums, squares
+from sslm.models.compression.pruning.matrices import matrices, modules
 from sslm.models.compression.pruning.prune import kept_units, mask_of
-from sslm.models.compression.pruning.scores import InputSquares, wanda
+from sslm.models.compression.pruning.scores import wanda
 from sslm.models.compression.pruning.skipping import skip_unless
 from sslm.models.compression.pruning.units import groups
 from sslm.models.network import Network, is_scored
@@ -49,7 +50,7 @@ class Pruner:
         zeros = {name: torch.zeros_like(self.parameters[name], dtype=torch.float32) for name in self.layers}
         self.movement: dict[str, Any] = zeros if is_movement else {}
         """Weight -> how far its gradient moved it away from 0, summed over the steps: -w dL/dw."""
-        self._inputs: InputSquares | None = None
+        self._inputs: InputSums | None = None
         self.masks: dict[str, Tensor] = {}
         """Weight -> this device's part of what stays of it."""
         self.expand()
@@ -97,7 +98,7 @@ class Pruner:
     def watch(self, step: int) -> None:
         """Look at what layers read in this step (counted from 0), if what goes after it depends on that."""
         if self.pruning.method == "wanda" and self.schedule.is_stage(step + 1):
-            self._inputs = InputSquares(self.layers).__enter__()
+            self._inputs = InputSums(modules(self.layers), squares).__enter__()
 
     def begin_pass(self, tensors: Mapping[str, Tensor]) -> None:
         """Tell which places of the next forward pass hold tokens."""

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
-from transformers import PreTrainedModel
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from sslm.models.compression.layers import linear_layers
 from sslm.models.compression.packed import dequantized, rounded
@@ -27,10 +27,13 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         return models | {"gpt2": save_model(there / "gpt2", "gpt2", tokenizer)}
 
 
+def inputs(model: PreTrainedModel) -> dict[str, Tensor]:
+    return {"input_ids": IDS} | ({"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {})
+
+
 def logits(model: PreTrainedModel) -> Tensor:
-    inputs = {"decoder_input_ids": IDS} if model.config.is_encoder_decoder else {}
     with torch.inference_mode():
-        found: Tensor = model(input_ids=IDS, **inputs).logits
+        found: Tensor = model(**inputs(model)).logits
     return found
 
 
@@ -44,6 +47,9 @@ def logits(model: PreTrainedModel) -> Tensor:
         ("gpt2", Quantization("int8")),
         ("gpt2", Quantization("int4", 16)),
         ("t5", Quantization("int4", 8)),
+        ("llama", Quantization("int4-gptq", 8, embeddings=True)),
+        ("gpt2", Quantization("int4-gptq", 16)),
+        ("t5", Quantization("int4-gptq", 8)),
     ],
 )
 def test_transformers_loads_what_was_made(
@@ -51,10 +57,10 @@ def test_transformers_loads_what_was_made(
 ) -> None:
     original = load(folders[name])
     check(original, how)
-    made = quantize(folders[name], tmp_path, how)
+    made = quantize(folders[name], tmp_path, how, [inputs(original)])
     assert torch.equal(logits(load(tmp_path)), logits(made))
     difference = (logits(made) - logits(original)).norm() / logits(original).norm()
-    assert 0 < difference < (0.5 if how.method == "int4" else 0.1)
+    assert 0 < difference < (0.5 if how.is_int4 else 0.1)
     size, before = ((folder / "model.safetensors").stat().st_size for folder in (tmp_path, folders[name]))
     assert size < before
 
@@ -80,6 +86,14 @@ def test_no_weight_is_further_than_half_a_step_from_what_it_is_rounded_to() -> N
 def test_what_cant_be_quantized_is_told(folders: dict[str, Path], name: str, how: Quantization, said: str) -> None:
     with pytest.raises(UserError, match=said):
         check(load(folders[name]), how)
+
+
+def test_experts_are_refused() -> None:
+    config = AutoConfig.for_model("mixtral", vocab_size=32, hidden_size=16, num_attention_heads=8, num_hidden_layers=1)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    with pytest.raises(UserError, match="MixtralForCausalLM's experts are one tensor a block, which is not quantized"):
+        check(model, Quantization("int4-gptq", 8))
 
 
 def test_a_model_without_linear_layers_in_blocks_is_refused(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The matrices that are pruned: those of the linear layers in a model's blocks."""
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from torch import Tensor, nn
@@ -40,3 +41,8 @@ def matrices(model: PreTrainedModel) -> dict[str, Matrix]:
     if any(weight.ndim == 3 for module in inside for weight in module.parameters(recurse=False)):
         raise UserError(f"prune.pattern: {kind} has experts, which can't be pruned")
     return found
+
+
+def modules(matrices: Mapping[str, Matrix]) -> dict[str, nn.Module]:
+    """Map names of weights to their layers."""
+    return {name: layer for name, (layer, _) in matrices.items()}

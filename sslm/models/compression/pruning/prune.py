@@ -8,11 +8,12 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from sslm.models.blocks import evaluating
+from sslm.models.compression.inputs import input_sums, squares
 from sslm.models.compression.pruning.check import check_pruning
 from sslm.models.compression.pruning.masks import highest, matrix_mask, number_pruned
-from sslm.models.compression.pruning.matrices import Matrix, matrices
+from sslm.models.compression.pruning.matrices import Matrix, matrices, modules
 from sslm.models.compression.pruning.recipe import Pruning
-from sslm.models.compression.pruning.scores import input_squares, wanda
+from sslm.models.compression.pruning.scores import wanda
 from sslm.models.compression.pruning.skipping import skip_unless
 from sslm.models.compression.pruning.units import Group, groups
 from sslm.system.errors import UserError
@@ -39,17 +40,17 @@ def prune(model: PreTrainedModel, pruning: Pruning, batches: Iterable[Mapping[st
     check_pruning(model, pruning)
     if pruning.method == "movement":
         raise UserError("prune.method movement: only training can tell it; give magnitude or wanda")
-    layers, squares = matrices(model), dict[str, Tensor]()
+    layers, read = matrices(model), dict[str, Tensor]()
     if pruning.method == "wanda":
         with evaluating(model):
-            squares = input_squares(model, layers, batches)
-        if not squares:
+            read = input_sums(model, modules(layers), batches, squares)
+        if not read:
             raise UserError("prune.method wanda: needs text to calibrate with, and there is none; give magnitude")
     weights = dict(model.named_parameters())
 
     def score(name: str) -> Tensor:
         weight = weights[name].float()
-        return weight.abs() if name not in squares else wanda(weight, squares[name], layers[name].input_dim)
+        return weight.abs() if name not in read else wanda(weight, read[name], layers[name].input_dim)
 
     masks = dict(_masks(model, pruning, layers, score))
     for name, mask in masks.items():
