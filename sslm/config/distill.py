@@ -26,9 +26,9 @@ class DistillConfig(Section):
     hidden_weight: float = setting(0.0, NOT_NEGATIVE)
     """What the squared differences of hidden states are multiplied by; above 0, the loss is the above and these (Jiao
     et al. 2020)."""
-    attention_weight: float = setting(0.0, NOT_NEGATIVE)
+    attention_weight: float = setting(0.0, NOT_NEGATIVE, may_change="if named")
     """The same of attention's scores before the softmax, head by head."""
-    layer_map: str | None = None
+    layer_map: str | None = setting(None, may_change="if named")
     """Which of the student's layers is compared with which of the teacher's: 0:0,1:2,2:4, 0 being the embeddings;
     default: all, evenly."""
     from_layers: str | None = None

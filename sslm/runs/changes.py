@@ -18,6 +18,7 @@ WHY_FIXED = {
     "data": "it decides what every batch holds",
     "lora": "adapters are weights of that shape",
     "distill.from_layers": "the first weights followed from it",
+    "distill.hidden_weight": "with it come weights that make the student's states as wide as the teacher's",
     "prune": "what is pruned does not come back; its begin and end alone may change",
     "seed": "order, noise and dropout follow from it, from the first step on",
     "seq_len": "it decides what every batch holds",

@@ -202,6 +202,7 @@ deepspeed.config checkpoint.every_steps checkpoint.every_minutes checkpoint.keep
 checkpoint.best_metric checkpoint.best_is checkpoint.export checkpoint.keep_every_steps checkpoint.sync
 checkpoint.upload anomaly.action anomaly.spike_z anomaly.patience anomaly.max_rewinds
 distill.teacher distill.cache distill.weight distill.temperature distill.divergence
+distill.hidden_weight distill.attention_weight distill.layer_map
 distill.from_layers distill.precision quantize.aware quantize.group_size
 """
 MOST_FLAGS = 131
