@@ -65,7 +65,7 @@ def parallelize(
         recomputation: what the blocks' backward passes compute again.
     """
     if in_bf16:
-        for parameter in model.parameters():
+        for parameter in network.parameters():
             parameter.data = parameter.data.to(torch.bfloat16)
     if mesh is not None and is_pipeline:
         Pipeline(network, model, mesh["tensor_parallel"].get_group())
