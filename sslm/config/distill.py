@@ -3,7 +3,10 @@
 from dataclasses import dataclass
 from typing import Literal
 
-from sslm.config.setting import NOT_NEGATIVE, POSITIVE, SHARE, Section, setting
+from sslm.config.setting import NOT_NEGATIVE, SHARE, Range, Section, setting
+
+TEMPERATURE = Range("a number from 0.01 to 1000", lambda number: 0.01 <= number <= 1000)
+"""Beyond it logits, or the divergence times its square, are no numbers in fp32."""
 
 
 @dataclass(frozen=True)
@@ -18,7 +21,7 @@ class DistillConfig(Section):
     """Folder of sslm distill-cache, to learn from in place of the teacher, which is not in memory then."""
     weight: float = setting(0.5, SHARE, may_change="if named")
     """w of the loss (1 - w) x own + w x temperature^2 x divergence."""
-    temperature: float = setting(1.0, POSITIVE, may_change="if named")
+    temperature: float = setting(1.0, TEMPERATURE, may_change="if named")
     """What the logits of both are divided by before the divergence is taken."""
     divergence: Literal["forward_kl", "reverse_kl", "js"] = setting("forward_kl", may_change="if named")
     """forward_kl: of the student from the teacher (Hinton et al. 2015); reverse_kl: of the teacher from the student (Gu

@@ -3,7 +3,7 @@
 This happens before another process is started, and before the run folder is touched.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
 
@@ -50,7 +50,7 @@ def choose_objective(config: Config) -> tuple[type[Objective], Recipe]:
     """
     check_adapters(config)
     rounding_of(config)
-    check_layers(config)
+    check_distill(config)
     objective, pretrained = load_objective(config.objective.name), _config_folder(config)
     model_type = config.model.model_type if pretrained is None else read_config(pretrained).model_type
     model_type = model_type or objective.default_model["model_type"]
@@ -234,9 +234,13 @@ def open_cache(config: Config, data: DataModule, teacher: PreTrainedModel | None
     return cache
 
 
-def check_layers(config: Config) -> None:
-    """Refuse to make a student of a teacher's layers if there is no teacher, or if --model says what it is."""
+def check_distill(config: Config) -> None:
+    """Refuse settings of a teacher if there is none, and a student of its layers if --model says what it is."""
     asked, given = config.distill, config.model
+    if asked.teacher is None and asked.cache is None:
+        for leaf in fields(asked):
+            if (value := getattr(asked, leaf.name)) != leaf.default:
+                raise UserError(f"--distill.{leaf.name} {value}: of which teacher? give --distill.teacher")
     if asked.from_layers is None:
         return
     parse_layers(asked.from_layers)

@@ -16,6 +16,10 @@ _typed: dict[str, str] = {}
 """Path that was followed in this process -> how it was typed."""
 
 
+class EmptyPath(UserError, argparse.ArgumentTypeError):
+    """A variable of the shell that is not set, most often."""
+
+
 class NoHome(UserError, argparse.ArgumentTypeError):
     """Nobody here has the home folder that a path begins with; argparse quotes this, too."""
 
@@ -41,7 +45,9 @@ def followed(path: str) -> str:
 
 
 def local_path(path: str) -> Path:
-    """`followed`, for an argument that is a folder or file of this machine."""
+    """`followed`, for an argument that is a folder or file of this machine; an empty one is none, and not this folder."""
+    if not path:
+        raise EmptyPath("the path is empty; give one")
     return Path(followed(path))
 
 

@@ -5,7 +5,7 @@ import math
 import re
 from typing import Any, NamedTuple, get_args
 
-from sslm.config.prune import Method
+from sslm.config.prune import UNITS, Method
 from sslm.models.compression.pruning.recipe import Pruning
 from sslm.system.errors import UserError
 from sslm.system.paths import followed, local_path
@@ -81,8 +81,8 @@ def flag_parser() -> argparse.ArgumentParser:
 
 def _methods(text: str) -> tuple[str, ...]:
     names = tuple(dict.fromkeys(part.strip() for part in text.split(",")))
-    if unknown := next((name for name in names if name not in METHODS), None):
-        raise argparse.ArgumentTypeError(f"{unknown!r} is none of {', '.join(METHODS)}")
+    if unknown := [name for name in names if name not in METHODS]:
+        raise argparse.ArgumentTypeError(f"{unknown[0]!r} is none of {', '.join(METHODS)}")
     return names
 
 
@@ -105,7 +105,7 @@ def _pruning(words: list[str]) -> Pruning | None:
         if name in values:
             raise argparse.ArgumentTypeError(f"{values[name]!r} and {word!r} are both a {name}; give one")
         values[name] = float(word) if is_share else word
-    if values.get("pattern") not in ("2:4", "4:8") and "sparsity" not in values:
+    if values.get("pattern", "unstructured") in ("unstructured", *UNITS) and "sparsity" not in values:
         raise argparse.ArgumentTypeError(f"{' '.join(words)!r}: expected a share, too, as in 'heads 0.25'")
     try:
         return Pruning(**{"sparsity": 0.5, **values})

@@ -10,8 +10,7 @@ from transformers import PreTrainedModel
 
 from sslm.cli.compress.calibration import Batch
 from sslm.models.compression.plain import load
-from sslm.models.compression.pruning.check import check_pruning
-from sslm.models.compression.pruning.prune import prune
+from sslm.models.compression.pruning.prune import check_prune_once, prune
 from sslm.models.compression.pruning.recipe import Pruning
 from sslm.models.compression.pruning.shrink import shrink
 from sslm.models.compression.quantize import METHODS, Quantization, check, check_installed, quantize
@@ -45,7 +44,7 @@ class Recipe:
     def check(self, model: PreTrainedModel) -> None:
         """Raise UserError if it doesn't go with a model."""
         if self.pruning is not None:
-            check_pruning(model, self.pruning)
+            check_prune_once(model, self.pruning)
         if self.quantization is not None:
             check(model, self.quantization)
 

@@ -7,6 +7,7 @@ any number of students, on any number of devices. If it is killed, the same comm
 """
 
 import argparse
+import re
 
 from sslm.cli.parse import parse, split_flags
 from sslm.system.errors import UserError, short
@@ -26,7 +27,9 @@ def main(arguments: list[str] | None = None) -> int:
     config = parse(rest)
     if config.distill.teacher is None:
         raise UserError("--distill.teacher: which model is to be asked? give a run, a folder or a name on the hub")
-    if not options.top_k.isdecimal() or not 1 <= int(options.top_k) <= MOST_KEPT:
+    if config.distill.cache is not None:
+        raise UserError(f"--distill.cache {config.distill.cache}: is for students; what is made here is --out")
+    if not re.fullmatch("[0-9]{1,7}", options.top_k) or not 1 <= int(options.top_k) <= MOST_KEPT:
         raise UserError(f"--top_k {short(options.top_k)}: expected a whole number from 1 to {MOST_KEPT:,}, such as 64")
     keep_libraries_quiet()
     from sslm.cli.distill_cache.make import make  # brings torch: --help and wrong flags must not wait for it

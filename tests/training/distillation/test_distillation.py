@@ -127,9 +127,10 @@ def test_a_student_begins_with_the_teachers_layers(
         ("--objective masked_lm", "is CausalLM, and the student MaskedLM; give a teacher"),
         ("--distill.teacher /nowhere", "/nowhere"),
         ("--distill.weight 1.5", "--distill.weight 1.5: expected a share from 0 to 1"),
-        ("--distill.temperature 0", "--distill.temperature 0.0: expected a number above 0"),
+        ("--distill.temperature 0", "--distill.temperature 0.0: expected a number from 0.01 to 1000"),
         ("--distill.divergence kl", "forward_kl"),
         ("--strategy tp --devices 2", "--distill.teacher: not under --strategy tp; give --strategy ddp"),
+        ("--distill.temperature 1e9", "--distill.temperature 1000000000.0: expected a number from 0.01 to 1000"),
         ("--distill.from_layers 0", "the student is as the teacher is; leave --model.hidden_size out"),
         ("--robust.adversarial fgm", "--distill.teacher: not with --robust.adversarial"),
         ("--distill.layer_map 0:0", "--distill.layer_map 0:0: of what? give --distill.hidden_weight 1"),
@@ -155,6 +156,17 @@ def test_what_cant_be_taught_is_refused_before_anything_is_written(
     assert says in said
     assert "Traceback" not in said
     assert not run.exists()
+
+
+def test_settings_of_a_teacher_without_one_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, out = str(tmp_path / "run"), str(tmp_path / "cache")
+    assert sslm(["train", "--run_dir", run, "--distill.weight", "0.9"]) == 2
+    assert "--distill.weight 0.9: of which teacher? give --distill.teacher" in capsys.readouterr().err
+    made = ["distill-cache", "--distill.teacher", run, "--out", out]
+    for given, says in ((["--distill.cache", "there"], "is for students"), (["--top_k", "٣"], "expected a whole number")):
+        assert sslm([*made, *given]) == 2
+        assert says in capsys.readouterr().err
+    assert not [*tmp_path.iterdir()]
 
 
 def test_a_student_of_a_task_learns_from_a_teacher_of_the_same_labels(

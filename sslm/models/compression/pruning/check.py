@@ -32,6 +32,13 @@ def check_pruning(model: PreTrainedModel, pruning: Pruning) -> None:
             if shape[matrix.input_dim] % within:
                 what = f"{name} has {shape[matrix.input_dim]} inputs, which {within} does not divide"
                 raise UserError(f"prune.pattern {pruning.pattern}: {what}; give unstructured")
+    elif not pruning.is_structured:
+        shapes = {name: model.get_parameter(name).shape for name in found}
+        by_row = pruning.method == "wanda"
+        most = max(shapes[name][found[name].input_dim] if by_row else shapes[name].numel() for name in found)
+        if number_pruned(pruning.sparsity, most) == 0:
+            what = f"is less than one weight of the {most:,} that are compared"
+            raise UserError(f"prune.sparsity {pruning.sparsity}: {what}; give {1 / most:.3g} or more")
     if pruning.is_structured:
         for size in {group.size.words: group.size for group in groups(model, pruning.pattern)}.values():
             _check_number(model, pruning, size)

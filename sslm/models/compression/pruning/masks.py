@@ -21,8 +21,12 @@ def highest(scores: Tensor, num_pruned: int) -> Tensor:
 
 
 def number_pruned(sparsity: float, of: int) -> int:
-    """How many of a number go; 0.7 of 10 are 7, though 0.7 is a little less as a binary number."""
-    return math.floor(sparsity * of + 1e-9)
+    """How many of a number go, never all; 0.7 of 10 are 7, though 0.7 is a little less as a binary number.
+
+    >>> number_pruned(0.7, 10), number_pruned(1 - 1e-12, 10)
+    (7, 9)
+    """
+    return min(math.floor(sparsity * of + 1e-9), of - 1)
 
 
 def matrix_mask(scores: Tensor, sparsity: float, within: int | None, by_row: bool) -> Tensor:

@@ -37,9 +37,7 @@ def prune(model: PreTrainedModel, pruning: Pruning, batches: Iterable[Mapping[st
     Raises:
         UserError: the model can't be pruned so.
     """
-    check_pruning(model, pruning)
-    if pruning.method == "movement":
-        raise UserError("prune.method movement: only training can tell it; give magnitude or wanda")
+    check_prune_once(model, pruning)
     layers, read = matrices(model), dict[str, Tensor]()
     if pruning.method == "wanda":
         with evaluating(model):
@@ -56,6 +54,13 @@ def prune(model: PreTrainedModel, pruning: Pruning, batches: Iterable[Mapping[st
     for name, mask in masks.items():
         weights[name].mul_(mask)
     return masks
+
+
+def check_prune_once(model: PreTrainedModel, pruning: Pruning) -> None:
+    """Refuse what can't be, as `check_pruning` does, and what only training can tell: a UserError."""
+    check_pruning(model, pruning)
+    if pruning.method == "movement":
+        raise UserError("prune.method movement: only training can tell it; give magnitude or wanda")
 
 
 def _masks(model: PreTrainedModel, pruning: Pruning, layers: Mapping[str, Matrix], score: Score) -> Iterable[Any]:
