@@ -72,7 +72,7 @@ from sslm.training.callbacks.rewind import Anomalies
 from sslm.training.callbacks.timeouts import Timeouts
 from sslm.training.callbacks.validation import Validation
 from sslm.training.callbacks.watchdog import Watchdog
-from sslm.training.distillation.cache import TeacherCache
+from sslm.training.distillation.cache import BESIDE_CACHE, TeacherCache
 from sslm.training.lightning import NoProfiler, use_step_loop
 from sslm.training.module import Objective
 from sslm.training.report import describe, describe_launch, summarise
@@ -344,12 +344,15 @@ def build_module(setup: Setup, resume_from: Path | None) -> Objective:
 
 
 def check_teacher(resume_from: Path | None, module: Objective) -> None:
-    """Refuse to go on with another teacher than the checkpoint's, or without it: a UserError."""
+    """Refuse to go on with another teacher than the checkpoint's, or without it: a UserError.
+
+    A run beside a cache may go on beside the live teacher, which has something to say of any example.
+    """
     if resume_from is None:
         return
     was = read_state(resume_from).get("teacher")
     now = None if module.distillation is None else module.distillation.fingerprint
-    if was != now:
+    if now not in (was, str(was).partition(BESIDE_CACHE)[0]):
         what = "was trained without a teacher" if was is None else "was trained with another teacher"
         instead = "leave --distill.teacher out" if was is None else "give that one as --distill.teacher"
         raise UserError(f"{resume_from}: {what}; {instead}, or start anew with another --run_dir")

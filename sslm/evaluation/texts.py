@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sslm.data.corpus.tokenizer import TokenRules
 from sslm.runs.trained import Trained
-from sslm.system.errors import without_secrets
+from sslm.system.errors import UserError, without_secrets
 from sslm.system.paths import followed
 
 
@@ -14,7 +14,12 @@ def named(text: str) -> tuple[str, str]:
 
     >>> named("wiki=data/wiki.txt"), named("data/wiki.txt"), named("s3://bucket/a=b/")
     (('wiki', 'data/wiki.txt'), ('wiki', 'data/wiki.txt'), ('a=b', 's3://bucket/a=b/'))
+
+    Raises:
+        UserError: it is empty, which would be this folder.
     """
+    if not text:
+        raise UserError("--data: the path is empty; give text or a corpus")
     name, equals, path = text.partition("=")
     if equals and path and re.fullmatch(r"[\w.-]+", name) and not Path(text).exists():
         return name, followed(path)

@@ -45,7 +45,7 @@ def followed(path: str) -> str:
 
 
 def local_path(path: str) -> Path:
-    """`followed`, for an argument that is a folder or file of this machine; an empty one is none, and not this folder."""
+    """`followed`, for an argument that is a folder or file of this machine; an empty one is none."""
     if not path:
         raise EmptyPath("the path is empty; give one")
     return Path(followed(path))

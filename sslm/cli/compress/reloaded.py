@@ -70,7 +70,7 @@ def measured_elsewhere(folder: Path, trained: Trained, arguments: list[str]) -> 
             return Measured(Quality(*found["quality"]), found["tokens_per_second"], found["peak_bytes"])
     said = (ended.stderr.strip().splitlines() or ["no word"])[-1]
     if ended.returncode == USER_ERROR:
-        raise UserError(said)
+        raise UserError(said.removeprefix("error: "))
     raise RunFailed(f"{folder.name}: could not be measured after reloading (exit code {ended.returncode}: {said})")
 
 

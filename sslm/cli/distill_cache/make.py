@@ -11,6 +11,7 @@ from sslm.config import Config
 from sslm.data.module import DataModule
 from sslm.data.stream.batches import row_digests
 from sslm.data.stream.recipe import Arrays
+from sslm.data.stream.verify import Verifier
 from sslm.objectives.choose import choose_objective, choose_teacher, open_data, with_epochs
 from sslm.system.errors import UserError
 from sslm.system.terminal import Progress, bytes_in_words, plural, say
@@ -35,6 +36,7 @@ def make(config: Config, folder: Path, k: int) -> None:
     model = choose_teacher(config, objective, data)
     assert model is not None
     teacher = LiveTeacher(model, config.distill.precision)
+    check_shards(data)
     cache = begin(folder, teacher.fingerprint, config.distill.temperature, k, data)
     end = config.batch_sizes.position_at(config.total_steps)
     is_gpu = torch.cuda.is_available() and config.accelerator != "cpu"
@@ -51,6 +53,14 @@ def make(config: Config, folder: Path, k: int) -> None:
     say(f"Train beside it: the same flags, with --distill.cache {folder} in place of --distill.teacher", to_copy=True)
 
 
+def check_shards(data: DataModule) -> None:
+    """Verify the corpora's checksums; a BadShard if one is not as it was prepared, as a run would raise."""
+    with closing(Verifier(data.train_stream.sources)) as verifier:
+        verifier.wait()
+        if (bad := verifier.found()) is not None:
+            raise bad
+
+
 def _add_part(
     cache: TeacherCache,
     teacher: LiveTeacher,
@@ -60,7 +70,7 @@ def _add_part(
     temperature: float,
     device: torch.device,
 ) -> None:
-    """Write the next part."""
+    """Write the next part; UserError if the teacher says what is no number."""
     said: list[TopK] = []
     digests = []
     num_bytes = 0
@@ -68,6 +78,8 @@ def _add_part(
         arrays = _arrays(data, start, min(start + starts.step, starts.stop))
         tensors = {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
         said.append(_said(teacher, tensors, temperature, k))
+        if not said[-1].values.isfinite().all():
+            raise UserError(f"--distill.teacher: what it says of the examples from position {start:,} on is no number")
         digests.append(row_digests(arrays).astype(np.int64))
         num_bytes += sum(some.numel() * 4 for some in said[-1])
         if num_bytes >= PART_BYTES:

@@ -45,6 +45,8 @@ NAMES = ("values", "ids", "rest")
 SUMMED = (*NAMES, "digests")
 KNOWN = {"teacher": str, "temperature": float, "k": int, "made_of": dict}
 """What a manifest has beside its format."""
+BESIDE_CACHE = " top "
+"""What follows the teacher's fingerprint in that of its cache, before k."""
 MAKE = "make one by sslm distill-cache with this run's flags"
 
 
@@ -134,7 +136,7 @@ class TeacherCache:
     @property
     def fingerprint(self) -> str:
         """What a run's checkpoint keeps."""
-        return f"{self.manifest['teacher']} top {self.manifest['k']}"
+        return f"{self.manifest['teacher']}{BESIDE_CACHE}{self.manifest['k']}"
 
     def check(self, data: DataModule, temperature: float, num_examples: int, teacher: str | None) -> None:
         """Refuse to train beside it if it is of something else: a UserError.
@@ -176,7 +178,7 @@ class TeacherCache:
         if len(wrong):
             what = f"another example stood at position {positions[wrong[0]]:,} when it was made"
             why = "a bad shard was replaced, or examples were skipped and noise is by position"
-            raise UserError(f"--distill.cache {self.folder}: {what} ({why}); {MAKE}, or give --distill.teacher instead")
+            raise UserError(f"--distill.cache {self.folder}: {what} ({why}); give its --distill.teacher instead")
         return {f"{BESIDE}{name}": array for name, array in joined.items()}
 
     def _read(self, first: int, end: int) -> dict[str, NDArray[Any]]:
@@ -187,7 +189,8 @@ class TeacherCache:
             if part.first < end and first < part.end
         ]
         if sum(len(some["rest"]) for some in found) != end - first:
-            raise UserError(f"--distill.cache {self.folder}: lacks examples of positions {first:,} to {end:,}; {MAKE}")
+            what = f"has {self.end:,} examples, and this run takes those up to {end:,}, as some were skipped"
+            raise UserError(f"--distill.cache {self.folder}: {what}; run its sslm distill-cache with more --max_steps")
         return {name: np.concatenate([some[name] for some in found]) for name in SUMMED}
 
     def _read_part(self, part: Part, first: int, end: int) -> dict[str, NDArray[Any]]:

@@ -14,7 +14,9 @@ from sslm.data.stream.batches import row_digests
 from sslm.models.divergence import Live, Mix, divergence, losses_beside
 from sslm.models.outputs import Outputs
 from sslm.system.errors import UserError
+from sslm.train import main
 from sslm.training.distillation.cache import FORMAT, TeacherCache, TopK, stretches, top_k
+from tests.support.files import flip
 from tests.support.processes import train_forked
 from tests.support.runs import losses_of
 
@@ -98,8 +100,9 @@ def test_students_beside_a_cache_learn_as_beside_the_live_teacher(
 ) -> None:
     teacher, cache, short = tmp_path / "teacher", tmp_path / "cache", tmp_path / "short"
     flags = [*tiny, *shlex.split("--objective masked_lm --model.model_type bert --model.hidden_dropout_prob 0")]
-    flags += shlex.split("--model.attention_probs_dropout_prob 0 --max_steps 4 --distill.temperature 2")
+    flags += shlex.split("--model.attention_probs_dropout_prob 0 --max_steps 4")
     assert train([*flags, "--max_steps", "1"], teacher) == 0
+    flags += ["--distill.temperature", "2"]
     capsys.readouterr()
     make = ["distill-cache", *flags, "--distill.teacher", str(teacher), "--top_k", "512", "--out"]
     assert sslm([*make, str(cache)]) == 0
@@ -138,6 +141,30 @@ def test_students_beside_a_cache_learn_as_beside_the_live_teacher(
     assert sslm(["train", *flags, "--run_dir", str(tmp_path / "no"), "--distill.cache", str(cache)]) == 2
     assert f"{first.file}: is damaged" in capsys.readouterr().err
     assert not (tmp_path / "no").exists()
+
+
+@pytest.mark.slow
+def test_a_run_whose_shard_was_replaced_goes_on_beside_the_live_teacher(
+    tiny: list[str], text: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    corpus, cache, run = tmp_path / "corpus", tmp_path / "cache", tmp_path / "run"
+    cut = ["--tokenizer", "bpe:512", "--shard_tokens", "20000"]
+    assert sslm(["prepare", str(text), "--out", str(corpus), *cut]) == 0
+    flags = [*tiny, "--data.train", str(corpus), "--data.on_bad_shard", "substitute", "--checkpoint.every_steps", "1"]
+    teacher = ["--distill.teacher", str(tmp_path / "teacher")]
+    assert main([*flags, "--run_dir", teacher[1], "--max_steps", "1"]) == 0
+    made = ["distill-cache", *flags, *teacher, "--out"]
+    assert sslm([*made, str(cache)]) == 0
+    flip(corpus / "train-00001.bin")
+    capsys.readouterr()
+    for _ in range(2):
+        assert main([*flags, "--run_dir", str(run), "--distill.cache", str(cache)]) == 2
+        assert "a bad shard was replaced" in capsys.readouterr().err
+    assert main([*flags, "--run_dir", str(run), *teacher]) == 0
+    assert len(losses_of(run)) == 8
+    assert sslm([*made, str(tmp_path / "other")]) == 2
+    assert "train-00001.bin: is not what it was when it was prepared" in capsys.readouterr().err
+    assert not (tmp_path / "other").exists()
 
 
 def train(flags: list[str], run: Path) -> int:

@@ -163,7 +163,10 @@ def test_settings_of_a_teacher_without_one_are_refused(tmp_path: Path, capsys: p
     assert sslm(["train", "--run_dir", run, "--distill.weight", "0.9"]) == 2
     assert "--distill.weight 0.9: of which teacher? give --distill.teacher" in capsys.readouterr().err
     made = ["distill-cache", "--distill.teacher", run, "--out", out]
-    for given, says in ((["--distill.cache", "there"], "is for students"), (["--top_k", "٣"], "expected a whole number")):
+    for given, says in (
+        (["--distill.cache", "there"], "is for students"),
+        (["--top_k", "٣"], "expected a whole number"),
+    ):
         assert sslm([*made, *given]) == 2
         assert says in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
