@@ -35,7 +35,7 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--quantize", "int4", "--group_size", "0"], "expected a whole number above 0, got '0'"),
         (["--prune", "heads"], "'heads': expected a share, too, as in 'heads 0.25'"),
         (["--prune", "1.0"], "prune.sparsity 1.0: expected a share above 0 and below 1"),
-        (["--quantize", "int8,,int4"], "'' is none of int8, int8-dynamic, int4, none"),
+        (["--quantize", "int8,,int4"], "'' is none of int8, int8-dynamic, int4"),
         (["--prune", "2:3"], "prune.pattern 2:3: expected unstructured, 2:4"),
         (["--prune", "movement 0.5"], "prune.method movement: only training can tell it; give magnitude or wanda"),
         (["--prune", "0.0001"], "is less than one weight of the 512 that are compared; give 0.00195 or more"),
