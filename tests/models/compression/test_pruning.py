@@ -129,6 +129,13 @@ def test_of_neighbours_that_an_output_reads_half_go(name: str, method: Any, patt
     assert set(masks) == set(matrices(model))
 
 
+@pytest.mark.parametrize(("within", "numbers"), [(4, [0, 0, 1, 1, 2, 2]), (8, [0, 1, 1, 2, 3, 4])])
+def test_of_neighbours_as_many_go_as_are_nearest_to_the_share(within: int, numbers: list[int]) -> None:
+    shares = [0, 0.12, 0.13, 0.3, 0.38, 0.5]
+    masks = [matrix_mask(torch.rand(2, within), share, within, by_row=False) for share in shares]
+    assert [int((~mask).sum()) // 2 for mask in masks] == numbers
+
+
 def test_magnitude_takes_the_smallest_of_each_matrix() -> None:
     model = small("bert")
     before = {name: matrix.layer.weight.detach().clone() for name, matrix in matrices(model).items()}

@@ -34,9 +34,11 @@ def matrix_mask(scores: Tensor, sparsity: float, within: int | None, by_row: boo
 
     Args:
         scores: [outputs, inputs].
-        sparsity: share that goes; with `within`, the largest number of neighbours that is no larger share.
+        sparsity: share that goes; with `within`, the number of neighbours that is nearest to it: were it never larger,
+            the second of 2:4 would go with the last stage only, and little time be left to do without it.
         within: number of neighbouring inputs among which so many go, which divides the inputs; None: among all.
         by_row: whether the weights of each output are compared among themselves only, as Wanda does.
     """
     compared = scores.reshape(-1, within) if within else scores if by_row else scores.reshape(1, -1)
-    return highest(compared, number_pruned(sparsity, compared.shape[-1])).reshape(scores.shape)
+    num_pruned = round(sparsity * within) if within else number_pruned(sparsity, compared.shape[-1])
+    return highest(compared, num_pruned).reshape(scores.shape)
