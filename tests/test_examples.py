@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, AutoTokenizer
 
 from tests.support.runs import TrainTiny
+from tests.support.scripts import run_script
 
 EXAMPLES = Path(__file__).parent.parent / "examples"
 WORDS = ["a film that is good", "no story , no wit", "it 's fun and moving", "a dull and empty mess"]
@@ -30,8 +31,7 @@ def test_the_road_from_text_to_a_classifier(tmp_path: Path) -> None:
         table = "".join(f"{WORDS[i % 4]} {i}\t{1 - i % 2}\n" for i in range(rows))
         (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + table)
     run = [EXAMPLES / "sentiment.sh", "t5", "text", "train.tsv", "dev.tsv", "out", "--max_steps", "2"]
-    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(run, cwd=tmp_path, check=True, timeout=300, env=os.environ | {"PATH": commands})
+    run_script(run, tmp_path)
     for name in ("finetuned", "from_scratch"):
         assert len((tmp_path / f"out/{name}/predictions.jsonl").read_text().splitlines()) == 10
     (measured,) = json.loads((tmp_path / "out/evaluated.json").read_text())["models"]
@@ -47,8 +47,7 @@ def test_the_road_from_a_classifier_to_a_smaller_one(tmp_path: Path) -> None:
         table = "".join(f"{WORDS[i % 4]} {i}\t{1 - i % 2}\n" for i in range(number))
         (tmp_path / f"{name}.tsv").write_text("sentence\tlabel\n" + table)
     run = [EXAMPLES / "smaller.sh", "decoder", "text", "train.tsv", "dev.tsv", "out", "--max_steps", "2"]
-    commands = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    subprocess.run(run, cwd=tmp_path, check=True, timeout=300, env=os.environ | {"PATH": commands})
+    run_script(run, tmp_path)
     assert (tmp_path / "out/small/compress.png").is_file()
     sparse = AutoModelForSequenceClassification.from_pretrained(tmp_path / "out/sparse/export")
     assert sparse.config.num_hidden_layers == 2
