@@ -19,6 +19,7 @@ from transformers.models.auto.modeling_auto import (
 from sslm.models.head import UNPADDED
 from sslm.models.lstm import LstmForCausalLM  # its module makes transformers know it
 from sslm.models.masks import first_position, num_positions
+from sslm.models.quantized import check_readable
 from sslm.system.errors import UserError, nearest, one_line, short
 from sslm.system.other_names import SETTINGS
 
@@ -173,7 +174,11 @@ def _start_ids(config_class: type[PreTrainedConfig], special_ids: Ids) -> Ids:
 
 
 def read_config(pretrained: str, flag: str = "--model.pretrained ") -> PreTrainedConfig:
-    """Read the config of a checkpoint, a folder or a hub name; UserError, naming the flag, if it can't be read."""
+    """Read the config of a checkpoint, a folder or a hub name.
+
+    Raises:
+        UserError: it can't be read, or the library that its weights need is missing; names the flag.
+    """
     try:
         config: PreTrainedConfig = AutoConfig.from_pretrained(pretrained, trust_remote_code=False)
     except Exception as error:  # missing files, no network, broken JSON: all are about what was given
@@ -181,6 +186,7 @@ def read_config(pretrained: str, flag: str = "--model.pretrained ") -> PreTraine
             f"{flag}{pretrained}: no model could be loaded from it; expected a run folder, a folder "
             f"with config.json and weights, or a hub name ({brief(error)})"
         ) from None
+    check_readable(config, f"{flag}{pretrained}")
     return config
 
 

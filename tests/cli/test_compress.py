@@ -1,6 +1,7 @@
 """`sslm compress`: what is typed, what is refused, and one whole command."""
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,11 +13,16 @@ from sslm.cli.compress.flags import MostLoss, flag_parser
 from sslm.cli.compress.recipes import recipes_of
 from sslm.cli.compress.report import table, write_report
 from sslm.cli.compress.results import Result, Results
+from sslm.cli.evaluate import main as evaluate
+from sslm.cli.generate import main as generate
 from sslm.models.compression.plain import load
+from sslm.models.compression.quantize import Quantization, quantize
 from sslm.runs.trained import open_trained
+from sslm.train import main as train
 from tests.support.runs import TrainTiny
 from tests.support.trained import byte_level, save_model
 
+Capture = pytest.CaptureFixture[str]
 TEXT = "the cat sat on the mat and the dog sat on the cat\n" * 20
 
 
@@ -57,6 +63,34 @@ def test_mistakes_are_told_and_nothing_is_written(
     assert code == 2
     assert said in capsys.readouterr().err
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("method", "library"), [("int8", "torchao"), ("int4", "compressed-tensors"), ("int4-gptq", "compressed-tensors")]
+)
+def test_a_library_that_is_missing_is_told(
+    llama: Path, tmp_path: Path, method: str, library: str, monkeypatch: pytest.MonkeyPatch, capsys: Capture
+) -> None:
+    """By what makes a quantized folder, and by what reads one; Python's own import doesn't find it."""
+    small, text = tmp_path / "small", str(llama.parent / "text.txt")
+    small.mkdir()
+    open_trained(str(llama)).tokenizer.save_pretrained(small)
+    quantize(llama, small, Quantization(method, 8))
+    monkeypatch.setitem(sys.modules, library.replace("-", "_"), None)
+    said = f"needs {library}, which is not installed; pip install 'sslm[quantize]'\n"
+    there = tmp_path / "there"
+    asked = [str(llama), "--quantize", f"none,{method}", "--prune", "2:4", "--data", text, "--out", str(there)]
+    assert main(asked) == 2
+    assert capsys.readouterr().err == f"error: --quantize {method}: {said}"
+    reads = f"{small}: its weights are quantized, and reading them {said}"
+    for command, more in ((evaluate, ["--data", text]), (generate, ["--prompt", "the"]), (main, ["--prune", "2:4"])):
+        more = [*more, "--out", str(there)]
+        assert command([str(small), *more]) == 2
+        assert capsys.readouterr().err == f"error: {reads}"
+    trains = ["--model.pretrained", str(small), "--data.train", text, "--run_dir", str(there), "--seq_len", "16"]
+    assert train([*trains, "--batch_size", "1"]) == 2
+    assert capsys.readouterr().err == f"error: --model.pretrained {reads}"
+    assert not there.exists()
 
 
 @pytest.mark.slow

@@ -13,7 +13,8 @@ from sslm.models.compression.plain import load
 from sslm.models.compression.pruning.prune import check_prune_once, prune
 from sslm.models.compression.pruning.recipe import Pruning
 from sslm.models.compression.pruning.shrink import shrink
-from sslm.models.compression.quantize import METHODS, Quantization, check, check_installed, quantize
+from sslm.models.compression.quantize import METHODS, Quantization, check, quantize
+from sslm.models.quantized import check_installed
 from sslm.system.errors import UserError
 
 
@@ -33,7 +34,7 @@ class Recipe:
     @property
     def library(self) -> str:
         """Name what must be installed beside transformers, as pip does."""
-        return "" if self.quantization is None else METHODS[self.quantization.method].replace("_", "-")
+        return "" if self.quantization is None else METHODS[self.quantization.method]
 
     @property
     def reads_text(self) -> bool:
@@ -98,4 +99,4 @@ def check_libraries(recipes: list[Recipe]) -> None:
     """Raise UserError if a library is missing."""
     for recipe in recipes:
         if recipe.quantization is not None:
-            check_installed(recipe.quantization.method)
+            check_installed(recipe.library, f"--quantize {recipe.quantization}:")

@@ -7,7 +7,6 @@ their int8 is in the format of compressed-tensors, too.
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,13 +17,14 @@ from transformers.pytorch_utils import Conv1D
 from sslm.models.compression import int8, packed
 from sslm.models.compression.layers import linear_layers, quantized_layers
 from sslm.models.compression.plain import load
+from sslm.models.quantized import check_installed
 from sslm.system.errors import UserError
 
 METHODS = {
     "int8": "torchao",
     "int8-dynamic": "torchao",
-    "int4": "compressed_tensors",
-    "int4-gptq": "compressed_tensors",
+    "int4": "compressed-tensors",
+    "int4-gptq": "compressed-tensors",
 }
 """How weights are quantized -> the library that loads them."""
 
@@ -54,13 +54,6 @@ class Quantization:
         return self.method
 
 
-def check_installed(method: str) -> None:
-    """Raise UserError if a method's library is missing."""
-    if find_spec(library := METHODS[method]) is None:
-        name = library.replace("_", "-")
-        raise UserError(f"--quantize {method}: needs {name}, which is not installed; pip install 'sslm[quantize]'")
-
-
 def check(model: PreTrainedModel, how: Quantization) -> None:
     """Raise UserError if a model can't be quantized so."""
     flag, kind = f"--quantize {how.method}", type(model).__name__
@@ -72,7 +65,7 @@ def check(model: PreTrainedModel, how: Quantization) -> None:
         )
     layers = quantized_layers(model, how.embeddings)
     if has_conv1d(layers):
-        check_installed("int4")  # both are packed
+        check_installed("compressed-tensors", f"{flag}:")  # both are packed
         if how.method == "int8-dynamic":
             raise UserError(f"{flag}: torchao doesn't know {kind}'s layers (Conv1D); give --quantize int8, or int4")
     for name, layer in layers.items() if how.is_int4 else ():
