@@ -141,7 +141,7 @@ def run(config: Config, arguments: list[str]) -> int:
     check_embedding(config, data, weightless)
     check_tokenizer(config, data)
     check_compared(config, objective, weightless, teacher)
-    budget, launch = plan_launch(config, weightless, data)
+    budget, launch = plan_launch(config, weightless, data, teacher=teacher if cache is None else None)
     made = (config, folder, objective, recipe, data, model_config, adapters, budget, launch)
     setup = Setup(*made, total_steps=config.total_steps, teacher=teacher, cache=cache, evaluations=evaluations)
     if config.dry_run:

@@ -6,7 +6,9 @@ This happens before another process is started, and before the run folder is tou
 from dataclasses import fields, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
+import torch
 from transformers import PreTrainedConfig, PreTrainedModel
 
 from sslm.config import Config
@@ -267,6 +269,15 @@ def choose_teacher(config: Config, objective: type[Objective], data: DataModule)
     teacher = open_teacher(config.distill.teacher, objective.auto_class, problem_type, data)
     say(f"Teacher: {teacher.name}, {count(teacher.model.num_parameters())} parameters")
     return teacher.model
+
+
+def weightless_teacher(config: Config, objective: type[Objective]) -> PreTrainedModel | None:
+    """Build the teacher on the meta device; None if there is to be none, or if a cache has what it said."""
+    if config.distill.teacher is None or config.distill.cache is not None:
+        return None
+    known: Any = read_config(tokenizer_folder(config.distill.teacher), "")
+    teacher: Any = on_meta(known, objective.auto_class)
+    return teacher.to(known.dtype or torch.float32)  # type: ignore[no-any-return]
 
 
 def check_compared(

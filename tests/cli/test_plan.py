@@ -6,10 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from transformers import LlamaConfig
 
 from sslm import __main__ as front
 from sslm.cli import VERBS
 from sslm.cli.plan import main
+from sslm.models.build import on_meta
 from sslm.parallel.planning.machines import PLANNED_FOR, named
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +57,19 @@ SMALL = ["--seq_len", "32", "--batch_size", "8", "--max_steps", "10"]
 def gib_of(part: str, told: str) -> float:
     number, unit = re.search(rf"\b{part} ([\d.,]+) ([GM])iB", told).groups()  # type: ignore[union-attr]
     return float(number.replace(",", "")) / (1 if unit == "G" else 1024)
+
+
+def test_a_teacher_has_a_row_unless_a_cache_has_what_it_said(plan: Planned, tmp_path: Path) -> None:
+    known = LlamaConfig(vocab_size=512, hidden_size=1024, num_hidden_layers=10, intermediate_size=4096)
+    known.save_pretrained(tmp_path / "teacher")
+    model = on_meta(known, "AutoModelForCausalLM")
+    whole, block = (sum(p.numel() for p in part.parameters()) for part in (model, model.model.layers[0]))
+    root = whole - 10 * block
+    asked = [*SMALL, "--distill.teacher", str(tmp_path / "teacher"), "--plan_for", "h100:8", "--strategy"]
+    for flags, numbers in (("ddp", 4 * whole), ("fsdp --distill.precision bf16", 2 * (whole / 8 + root + 2 * block))):
+        told = plan(*asked, *flags.split())
+        assert gib_of("teacher", told) == pytest.approx(numbers / 2**30, rel=0.01)
+    assert not re.search(r"\bteacher [\d.]", plan(*asked, "ddp", "--distill.cache", "beside"))
 
 
 def test_a_plan_for_eight_h100s_without_one(plan: Planned) -> None:

@@ -31,6 +31,7 @@ from sslm.objectives.choose import (
     choose_model,
     choose_objective,
     open_data,
+    weightless_teacher,
     with_epochs,
 )
 from sslm.parallel.launch import Launch
@@ -66,7 +67,7 @@ def main(arguments: list[str] | None = None) -> int:
     model = build_on_meta(config, objective, chosen, adapters)
     if machine is not None:
         config = replace(config, devices=machine.devices, num_nodes=machine.num_nodes)
-    budget, launch = plan_launch(config, model, data, machine)
+    budget, launch = plan_launch(config, model, data, machine, weightless_teacher(config, objective))
     simulated = None
     if options.simulate is not None:
         simulated = run_simulation(budget, launch, data, objective, recipe, chosen, adapters)

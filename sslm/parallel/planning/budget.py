@@ -39,6 +39,7 @@ from sslm.parallel.planning.memory import (
     largest_micro_batch,
     sizes,
     static_memory,
+    teacher_memory,
 )
 from sslm.parallel.recompute import Recompute, parse_recompute
 from sslm.parallel.sequence_parallel import suits_places
@@ -55,18 +56,24 @@ ENOUGH_TOKENS = 4096
 
 
 def plan_launch(
-    config: Config, model: PreTrainedModel, data: "DataModule", machine: Machine | None = None
+    config: Config,
+    model: PreTrainedModel,
+    data: "DataModule",
+    machine: Machine | None = None,
+    teacher: PreTrainedModel | None = None,
 ) -> "tuple[Budget, Launch]":
     """Plan a run's memory and its launch, with `auto` settled.
 
     Args:
         machine: what the run is to train on, or None for this machine.
+        teacher: what is asked at each micro-batch; None if nothing is.
 
     Raises:
         UserError: the model can't be trained so on this machine, or batches don't divide; the message says what would.
     """
     is_labelled = data.recipe.task(config.window_tokens) is not None
-    budget = Budget(config, model, row_shapes(data), data.max_scored, machine or here(*devices(config)), is_labelled)
+    machine = machine or here(*devices(config))
+    budget = Budget(config, model, row_shapes(data), data.max_scored, machine, is_labelled, teacher)
     strategy, why = budget.choose_strategy() if config.strategy == "auto" else (config.strategy, "as asked")
     launch = replace(budget.launch(strategy), why=why)
     budget.check(launch)
@@ -105,6 +112,8 @@ class Budget:
     machine: Machine
     is_labelled: bool = False
     """Whether rows are labelled: micro-batches are then as wide as their longest row, unless shapes are compiled."""
+    teacher: PreTrainedModel | None = None
+    """What is asked at each micro-batch, perhaps on the meta device."""
 
     @property
     def recomputation(self) -> Recompute:
@@ -210,7 +219,12 @@ class Budget:
             places = 2 * self.rows_per_rank(launch) * length * self.model.config.hidden_size
             static = replace(static, transient=static.transient + (2 if launch.holds_bf16 else 4) * places)
         cut = launch.context_parallel_size
-        return replace(static, activations=batch.activations / cut, logits=batch.logits / cut)
+        teacher = 0 if self.teacher is None else self._of_teacher(self.teacher, launch, shards)
+        return replace(static, teacher=teacher, activations=batch.activations / cut, logits=batch.logits / cut)
+
+    def _of_teacher(self, teacher: PreTrainedModel, launch: Launch, shards: int) -> float:
+        bytes_per_number = {"32": 4, "bf16": 2}.get(self.config.distill.precision, teacher.dtype.itemsize)
+        return teacher_memory(teacher, bytes_per_number, launch, shards)
 
     def _head_at_work(self, launch: Launch, num_places: int) -> int:
         """Count what logits and their gradients take beside what the head keeps, in bytes.

@@ -45,6 +45,8 @@ class Memory:
     weights: float = 0
     gradients: float = 0
     optimizer: float = 0
+    teacher: float = 0
+    """Weights of the model that is learnt from, and what is gathered of them for a pass if they are sharded."""
     activations: float = 0
     logits: float = 0
     """Logits at scored places and what the loss makes of them, in fp32, with their gradients."""
@@ -183,6 +185,19 @@ def static_memory(sizes: Sizes, launch: Launch, config: Config, num_micro_batche
         copy = (copied * sizes.whole + sizes.states) / launch.world
         host, transient = (host, transient + copy) if launch.accelerator == "cpu" else (host + copy, transient)
     return Memory(weights, gradients, optimizer, transient=transient, host=host)
+
+
+def teacher_memory(model: PreTrainedModel, bytes_per_number: int, launch: Launch, shards: int) -> float:
+    """Count the weights of a model that is not trained: whole, or a shard and the blocks that are gathered at a time.
+
+    Args:
+        model: may be on the meta device.
+        bytes_per_number: of the dtype in which it computes.
+        shards: devices among which each weight is cut, if the strategy shards weights.
+    """
+    numbers = sizes(model, shards)
+    gathered = min(numbers.root + 2 * numbers.block, numbers.whole)  # FSDP2 gathers the next block meanwhile
+    return bytes_per_number * (numbers.sharded + gathered if launch.traits.shards_weights else numbers.whole)
 
 
 def _gathered(sizes: Sizes, fsdp: FsdpConfig) -> float:
