@@ -19,6 +19,7 @@ import time
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from unittest import mock
 
 import gpu_attention
 import gpu_parts
@@ -31,6 +32,8 @@ for family in ("llama", "gpt2", "bert", "modernbert", "t5", "bart"):
     import_module(f"transformers.models.{family}.modeling_{family}")
 if find_spec("deepspeed"):
     import_module("deepspeed")
+with mock.patch("torch.cuda.is_available", return_value=True):  # Inductor asks when it is imported
+    import_module("torch._inductor.compile_fx")
 
 RESERVE_SECONDS = 3.0
 """Kept for the summary."""
