@@ -203,9 +203,9 @@ def test_strategies_are_tried_on_what_is_there(capsys: pytest.CaptureFixture[str
 def test_three_steps_are_trained_or_the_error_is_told(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     main(["--json", "--offline", "--strategies", "ddp"])
     assert by_name(capsys.readouterr().out)["ddp on 2 CPU processes"]["found"].startswith("3 steps, in ")
-    refused = tried(Trial("single", "cpu", 999), tmp_path, os.environ)
+    refused = tried(Trial("single", "cpu", 0), tmp_path, os.environ)
     assert refused.level == "bad"
-    assert refused.found.startswith("--devices 999: this machine has")
+    assert refused.found.startswith("--batch_size 0: expected a whole number above 0")
     late = tried(Trial("ddp", "cpu", 2), tmp_path, os.environ, seconds=0.5)
     assert (late.level, late.found) == ("bad", "not done within 0.5 s")
 
