@@ -21,9 +21,14 @@ def check_installed(library: str, what: str) -> None:
         raise UserError(f"{what} needs {library}, which is not installed; pip install 'sslm[quantize]'")
 
 
-def check_readable(config: PreTrainedConfig, name: str) -> None:
-    """Raise UserError if a model's weights are quantized, and the library that reads them is missing."""
+def library_of(config: PreTrainedConfig) -> str | None:
+    """Name the library, of LIBRARIES, that reads a model's weights; None if they are plain."""
     written = getattr(config, "quantization_config", None)
     library = written.get("quant_method") if isinstance(written, dict) else None
-    if library in LIBRARIES:
+    return library if library in LIBRARIES else None
+
+
+def check_readable(config: PreTrainedConfig, name: str) -> None:
+    """Raise UserError if a model's weights are quantized, and the library that reads them is missing."""
+    if (library := library_of(config)) is not None:
         check_installed(library, f"{name}: its weights are quantized, and reading them")

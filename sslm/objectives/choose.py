@@ -22,6 +22,7 @@ from sslm.models.build import check_runs, on_meta, shallow_model
 from sslm.models.compression.aware import rounding_of
 from sslm.models.freezing import freeze, parse_freeze
 from sslm.models.layers_of import parse_layers, student_config
+from sslm.models.quantized import library_of
 from sslm.models.weights import sha256_of_weights
 from sslm.models.word_vectors import check_vectors
 from sslm.objectives import load_objective
@@ -54,7 +55,13 @@ def choose_objective(config: Config) -> tuple[type[Objective], Recipe]:
     rounding_of(config)
     check_distill(config)
     objective, pretrained = load_objective(config.objective.name), _config_folder(config)
-    model_type = config.model.model_type if pretrained is None else read_config(pretrained).model_type
+    model_type = config.model.model_type
+    if pretrained is not None:
+        known = read_config(pretrained)
+        if library_of(known) == "torchao":
+            what = "its weights are of 8 bits, which can't be trained"
+            raise UserError(f"{pretrained}: {what}; give the model that it was made of")
+        model_type = known.model_type
     model_type = model_type or objective.default_model["model_type"]
     objective = objective.for_model_type(model_type)
     check_keys(config.model.settings, model_type, objective.auto_class, pretrained)

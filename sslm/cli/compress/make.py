@@ -19,7 +19,10 @@ from sslm.cli.compress.recipes import Recipe
 from sslm.cli.compress.reloaded import Measured, device_of, measured_elsewhere
 from sslm.cli.compress.report import write_card, write_report
 from sslm.cli.compress.results import Result, Results
+from sslm.models.architecture import read_config
+from sslm.models.quantized import library_of
 from sslm.runs.trained import Trained, open_trained
+from sslm.system.errors import UserError
 from sslm.system.files import made_whole, one_maker
 from sslm.system.terminal import say
 
@@ -44,6 +47,8 @@ def compress(options: argparse.Namespace, arguments: list[str], recipes: list[Re
     """
     device = device_of(options.device)
     trained = open_trained(options.model, options.last, prefers_export=not options.last)
+    if library_of(read_config(trained.folder, "")) is not None:
+        raise UserError(f"{trained.name}: its weights are quantized already; give the model that it was made of")
     for recipe in recipes:
         recipe.check(trained.model)
     measure = Measure(trained, options)
