@@ -6,6 +6,7 @@ kept is a part of the run's state.
 """
 
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from typing import Any
 
 import torch
@@ -51,6 +52,7 @@ class Pruner:
         self.movement: dict[str, Any] = zeros if is_movement else {}
         """Weight -> how far its gradient moved it away from 0, summed over the steps: -w dL/dw."""
         self._inputs: InputSums | None = None
+        self._watching = ExitStack()
         self.masks: dict[str, Tensor] = {}
         """Weight -> this device's part of what stays of it."""
         self.expand()
@@ -97,8 +99,9 @@ class Pruner:
 
     def watch(self, step: int) -> None:
         """Look at what layers read in this step (counted from 0), if what goes after it depends on that."""
+        self._end_watch()  # of a step that never ended
         if self.pruning.method == "wanda" and self.schedule.is_stage(step + 1):
-            self._inputs = InputSums(modules(self.layers), squares).__enter__()
+            self._inputs = self._watching.enter_context(InputSums(modules(self.layers), squares))
 
     def begin_pass(self, tensors: Mapping[str, Tensor]) -> None:
         """Tell which places of the next forward pass hold tokens."""
@@ -158,14 +161,16 @@ class Pruner:
 
     def _squares(self) -> dict[str, Tensor]:
         """Sums of squares over all devices' tokens; the watch is over."""
-        if self._inputs is None:
-            return {}
-        self._inputs.__exit__(None, None, None)
-        sums, self._inputs = self._inputs.sums, None
+        sums = {} if self._inputs is None else self._inputs.sums
+        self._end_watch()
         if dist.is_initialized():
             for total in sums.values():
                 dist.all_reduce(total)
         return sums
+
+    def _end_watch(self) -> None:
+        self._watching.close()
+        self._inputs = None
 
     def _forget(self, optimizer: Optimizer, average: Average | None) -> None:
         """Let moments and averages of what is pruned be 0."""
