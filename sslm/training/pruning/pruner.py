@@ -141,6 +141,7 @@ class Pruner:
             self._forget(optimizer, average)
 
     def _choose(self, sparsity: float) -> None:
+        """Prune up to this share; what is pruned stays so, though a schedule that was moved may ask for less."""
         squares = self._squares()
 
         def score(name: str) -> Tensor:
@@ -153,11 +154,11 @@ class Pruner:
             return scores if self.groups else scores.masked_fill(~whole(self.kept[name]), -torch.inf)
 
         for name, group in self.groups.items():
-            self.kept[name].copy_(kept_units(group, sparsity, self.layers, score, self.kept[name]))
+            self.kept[name].logical_and_(kept_units(group, sparsity, self.layers, score, self.kept[name]))
         if not self.groups:
             for name, matrix in self.layers.items():
                 mask = mask_of(score(name), matrix, self.pruning, sparsity).contiguous()
-                here(self.kept[name]).copy_(part_like(self.parameters[name], mask))
+                here(self.kept[name]).logical_and_(part_like(self.parameters[name], mask))
 
     def _squares(self) -> dict[str, Tensor]:
         """Sums of squares over all devices' tokens; the watch is over."""

@@ -3,10 +3,15 @@
 from typing import Any
 
 import pytest
+import torch
+from transformers import LlamaConfig
 
 from sslm.config import PruneConfig
+from sslm.models.build import build
 from sslm.models.compression.pruning.recipe import Pruning
+from sslm.models.task import network_for
 from sslm.system.errors import UserError
+from sslm.training.pruning.pruner import Pruner
 from sslm.training.pruning.schedule import STAGES, Schedule, schedule_of
 
 
@@ -47,3 +52,18 @@ def test_what_does_not_go_together_is_refused(settings: dict[str, Any], said: st
     with pytest.raises(UserError) as error:
         schedule_of(PruneConfig(**settings), 100)
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize("pattern", ["unstructured", "neurons"])
+def test_what_is_pruned_stays_so_if_the_schedule_is_moved(pattern: Any) -> None:
+    config = LlamaConfig(
+        vocab_size=32, hidden_size=16, intermediate_size=32, num_attention_heads=2, num_hidden_layers=1
+    )
+    model, pruning = build(config, "AutoModelForCausalLM", 0), Pruning(0.5, pattern=pattern)
+    pruner, optimizer = Pruner(network_for(model, None), Schedule(pruning, 0, 2)), torch.optim.SGD(model.parameters())
+    pruner.finish_step(2, optimizer, None)  # type: ignore[arg-type]
+    masks = {name: mask.clone() for name, mask in pruner.kept.items()}
+    pruner.schedule = Schedule(pruning, 2, 4)
+    pruner.finish_step(3, optimizer, None)  # type: ignore[arg-type]
+    assert pruner.schedule.sparsity(3) < 0.5
+    assert all(torch.equal(mask, pruner.kept[name]) for name, mask in masks.items())
