@@ -194,8 +194,8 @@ def _attend(
     """Attend as SDPA does, and show the scores to whoever watches this layer."""
     keep = getattr(module, KEEP, None)
     if keep is not None:
-        is_masked = attention_mask is None and query.shape[2] > 1
-        hides_future = is_masked and (getattr(module, "is_causal", True) if is_causal is None else is_causal)
+        looks_back = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        hides_future = attention_mask is None and query.shape[2] > 1 and looks_back
         keep(partial(_scores, query, key, attention_mask, hides_future, scaling, position_bias))
     how = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias}
     attended: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](

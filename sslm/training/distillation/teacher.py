@@ -115,7 +115,8 @@ class Distillation:
             probe: one like it that can be run, and may have few of its layers.
         """
         if self.layer_weights.are_used and isinstance(self.teacher, LiveTeacher):
-            self._plan = plan_layers(probe, depths_of(student.model), self.teacher.model, self.how)
+            with torch.device("cpu"):  # on which both are, and architectures make tensors
+                self._plan = plan_layers(probe, depths_of(student.model), self.teacher.model, self.how)
             student.layer_states = self._plan.watch(student.model, self.layer_weights, is_teacher=False)
 
     def prepare(self, data: DataModule | None, mesh: DeviceMesh | None, device: torch.device) -> None:
