@@ -52,7 +52,11 @@ LAYERS = "--distill.hidden_weight 1 --distill.attention_weight 0.1"
         ("causal_lm", "fsdp", LAYERS),
         *(
             pytest.param(*some, marks=pytest.mark.slow)
-            for some in (("masked_lm", "ddp", LAYERS), ("span_corruption", "fsdp", LAYERS), ("denoising", "ddp", ""))
+            for some in (
+                ("masked_lm", "ddp", LAYERS),
+                ("span_corruption", "fsdp", LAYERS),
+                ("denoising", "deepspeed_2", LAYERS),
+            )
         ),
     ],
 )
