@@ -136,7 +136,7 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
 def _check_distillation(config: Config, launch: Launch) -> None:
     traits, flag = launch.traits, "--distill.teacher" if config.distill.cache is None else "--distill.cache"
     if traits.tensor_parallel or traits.is_pipeline:
-        raise UserError(f"{flag}: not under --strategy {launch.strategy}; give --strategy ddp, fsdp, hsdp or deepspeed_2")
+        raise UserError(f"{flag}: not under --strategy {launch.strategy}; give --strategy fsdp, or another one")
     other = {
         "context_parallel_size": launch.context_parallel_size > 1,
         "expert_parallel_size": launch.expert_parallel_size > 1,
@@ -173,7 +173,7 @@ def _check_pruning(config: Config, launch: Launch) -> None:
         what = "--expert_parallel_size" if launch.expert_parallel_size > 1 else f"--strategy {name}"
         raise UserError(f"--prune.sparsity: not with {what}; give --strategy ddp, fsdp, hsdp, tp or fsdp_tp alone")
     if asked.pattern == "layers" and launch.tensor_parallel_size > 1:
-        raise UserError(f"--prune.pattern layers: not with --strategy {name}; give --strategy ddp, fsdp, hsdp or deepspeed_2")
+        raise UserError(f"--prune.pattern layers: not with --strategy {name}; give --strategy ddp, fsdp or hsdp")
     if asked.method == "wanda" and (launch.tensor_parallel_size > 1 or launch.context_parallel_size > 1):
         why = "each device sees a part of what layers read"
         raise UserError(f"--prune.method wanda: {why} with {name}; give magnitude or movement, or --strategy fsdp")

@@ -133,7 +133,7 @@ def test_a_student_begins_with_the_teachers_layers(
         ("--distill.weight 1.5", "--distill.weight 1.5: expected a share from 0 to 1"),
         ("--distill.temperature 0", "--distill.temperature 0.0: expected a number from 0.01 to 1000"),
         ("--distill.divergence kl", "forward_kl"),
-        ("--strategy tp --devices 2", "--distill.teacher: not under --strategy tp; give --strategy ddp"),
+        ("--strategy tp --devices 2", "--distill.teacher: not under --strategy tp; give --strategy fsdp"),
         ("--distill.temperature 1e9", "--distill.temperature 1000000000.0: expected a number from 0.01 to 1000"),
         ("--distill.from_layers 0", "the student is as the teacher is; leave --model.hidden_size out"),
         ("--robust.adversarial fgm", "--distill.teacher: not with --robust.adversarial"),
