@@ -51,6 +51,8 @@ def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["--quantize", "int4-gptq"], "--group_size 32: rows of model.layers.0.self_attn.q_proj have 16 weights"),
         (["--quantize", "int8"], "is no run, so it has no text of its own; give some: --data"),
         (["--quantize", "int8", "--data", "missing.txt"], "missing.txt"),
+        (["--quantize", "int8", "--data", ""], "--data: the path is empty"),
+        (["--prune", "0.5 wanda", "--data", "embedded", "--calibrate", ""], "the path is empty"),
     ],
 )
 def test_mistakes_are_told_and_nothing_is_written(

@@ -33,7 +33,7 @@ def calibration(trained: Trained, options: argparse.Namespace) -> list[Batch]:
     Raises:
         UserError: there is no text, or it can't be read.
     """
-    stream = None if options.calibrate else run_stream(trained)
+    stream = run_stream(trained) if options.calibrate is None else None
     if stream is not None:
         places = np.arange(min(WINDOWS, stream.stream.num_windows))
         examples = stream.stream.at(places)
@@ -42,10 +42,10 @@ def calibration(trained: Trained, options: argparse.Namespace) -> list[Batch]:
             for first in range(0, len(places), ROWS)
         ]
         return [_arguments(trained, each) for each in arrays]
-    paths = [options.calibrate] if options.calibrate else options.data
+    paths = options.data if options.calibrate is None else [options.calibrate]
     if not paths:
         raise UserError(f"{trained.name}: is no run, so it has no text to calibrate with; give some: --calibrate TEXT")
-    if not options.calibrate:
+    if options.calibrate is None:
         say("Calibrating with text that is measured, too; --calibrate TEXT takes another")
     found = _of_rows(trained, paths[0], options) if is_fine_tuned(trained) else _of_text(trained, paths, options)
     return [_arguments(trained, each) for each in found]

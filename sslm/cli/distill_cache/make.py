@@ -14,6 +14,7 @@ from sslm.data.stream.recipe import Arrays
 from sslm.data.stream.verify import Verifier
 from sslm.objectives.choose import choose_objective, choose_teacher, open_data, with_epochs
 from sslm.system.errors import UserError
+from sslm.system.files import one_maker
 from sslm.system.terminal import Progress, bytes_in_words, plural, say
 from sslm.training.distillation.cache import TeacherCache, TopK, begin, top_k
 from sslm.training.distillation.teacher import LiveTeacher
@@ -37,13 +38,13 @@ def make(config: Config, folder: Path, k: int) -> None:
     assert model is not None
     teacher = LiveTeacher(model, config.distill.precision)
     check_shards(data)
-    cache = begin(folder, teacher.fingerprint, config.distill.temperature, k, data)
     end = config.batch_sizes.position_at(config.total_steps)
     is_gpu = torch.cuda.is_available() and config.accelerator != "cpu"
     device = torch.device("cuda" if is_gpu else "cpu")
     teacher.prepare(data, None, device)
     size = config.micro_batch_size if isinstance(config.micro_batch_size, int) else config.batch_ramp.numbers[0]
-    with closing(Progress()) as bar:
+    with one_maker(folder), closing(Progress()) as bar:
+        cache = begin(folder, teacher.fingerprint, config.distill.temperature, k, data)
         while cache.end < end:
             _add_part(cache, teacher, data, range(cache.end, end, size), k, config.distill.temperature, device)
             share = cache.end / end
