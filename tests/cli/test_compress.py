@@ -10,8 +10,8 @@ import torch
 from sslm.cli.compress import main
 from sslm.cli.compress.calibration import calibration
 from sslm.cli.compress.flags import MostLoss, flag_parser
-from sslm.cli.compress.recipes import recipes_of
-from sslm.cli.compress.report import table, write_report
+from sslm.cli.compress.recipes import Recipe, recipes_of
+from sslm.cli.compress.report import table, write_card, write_report
 from sslm.cli.compress.results import Result, Results
 from sslm.cli.evaluate import main as evaluate
 from sslm.cli.generate import main as generate
@@ -78,6 +78,9 @@ def test_quantized_folders_are_neither_trained_nor_read_without_their_library(
     small.mkdir()
     open_trained(str(llama)).tokenizer.save_pretrained(small)
     quantize(llama, small, Quantization(method, 8))
+    recipe, made = Recipe(None, Quantization(method, 8)), result(method, 2.0)
+    write_card(small, recipe, Results("m", "loss", False, None, {"sslm": "0"}, "cpu", made, [made]), made)
+    assert f"pip install transformers {library}\n" in (small / "README.md").read_text()
     there = tmp_path / "there"
     trains = ["--model.pretrained", str(small), "--data.train", text, "--run_dir", str(there), "--seq_len", "16"]
     trains += ["--batch_size", "1"]

@@ -7,6 +7,8 @@ from typing import Any
 
 from sslm.cli.compress.recipes import Recipe
 from sslm.cli.compress.results import Result, Results
+from sslm.models.architecture import read_config
+from sslm.models.quantized import library_of
 from sslm.runs.export import auto_class_of
 from sslm.runs.size_and_quality import draw_size_and_quality
 from sslm.system.files import write_atomically
@@ -65,7 +67,7 @@ head, and the most memory beyond that of the process before.
 
 def write_card(folder: Path, recipe: Recipe, results: Results, result: Result) -> None:
     """Write a README.md that says what the folder is, what it costs, and how it loads."""
-    auto_class = auto_class_of(folder)
+    auto_class, library = auto_class_of(folder), library_of(read_config(str(folder), ""))
     write_atomically(
         folder / "README.md",
         f"""---
@@ -79,7 +81,7 @@ weights; {results.metric} {result.reloaded:.4f} instead of {results.original.rel
 
 ## Use
 
-    pip install transformers {recipe.library}
+    pip install {" ".join(filter(None, ["transformers", library]))}
 
 ```python
 from transformers import {auto_class}, AutoTokenizer

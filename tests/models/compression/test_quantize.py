@@ -7,10 +7,12 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
+from sslm.models.architecture import read_config
 from sslm.models.compression.layers import linear_layers
 from sslm.models.compression.packed import dequantized, rounded
 from sslm.models.compression.plain import load
 from sslm.models.compression.quantize import Quantization, check, quantize
+from sslm.models.quantized import library_of
 from sslm.system.errors import UserError
 from tests.support.trained import byte_level, save_model
 
@@ -58,6 +60,8 @@ def test_transformers_loads_what_was_made(
     original = load(folders[name])
     check(original, how)
     made = quantize(folders[name], tmp_path, how, [inputs(original)])
+    packed = how.is_int4 or name == "gpt2"
+    assert library_of(read_config(str(tmp_path), "")) == ("compressed-tensors" if packed else "torchao")
     assert torch.equal(logits(load(tmp_path)), logits(made))
     difference = (logits(made) - logits(original)).norm() / logits(original).norm()
     assert 0 < difference < (0.5 if how.is_int4 else 0.1)
