@@ -80,7 +80,7 @@ SHORT = (
     "--seq_len 32 --batch_size 4 --max_steps 4 --val_every 4 --log_every 1 --data.val_sequences 12 --accelerator cpu"
 )
 SMALL = "--model.hidden_size 32 --model.intermediate_size 64 --model.num_hidden_layers 2 --model.num_attention_heads 2"
-KEEP = "--checkpoint.keep_last 5"
+RARELY = "--val_every 100 --checkpoint.every_steps 100 --checkpoint.keep_last 5"
 CODES = {"--stop_after": 75, "ckpt diff": 1}
 """What commands have in them that end otherwise than with 0: stopped, and something differs."""
 SHORT_TOO = {
@@ -89,8 +89,8 @@ SHORT_TOO = {
     "model_type qwen3": f"{SMALL} --model.num_key_value_heads 2 --model.head_dim 16",
     "model_type gpt2 --model.n_layer 4": "--model.n_embd 64 --model.n_head 2",
     "tie_word_embeddings false": SMALL,
-    "runs/again": "--max_steps 60",
-    "--data.train my.txt --run_dir runs/mine": f"{SMALL} --max_steps 300 --checkpoint.every_steps 100 {KEEP}",
+    "runs/again": "--max_steps 60 --val_every 20",
+    "--data.train my.txt --run_dir runs/mine": f"{SMALL} --max_steps 300 {RARELY}",
     "plan": "--batch_size 16 --micro_batch_size 1",
     "resume_with": "--max_steps 304",
     "from 5e5 tokens": "--seq_len '8, 32 from 256 tokens'",
