@@ -107,7 +107,8 @@ class _Maker:
         if self.at_most_loss is None or self.at_most_loss.allows(before, after, results.higher_is_better):
             write_card(folder, recipe, results, result)
             return result
-        shutil.rmtree(folder) if folder != self.base.parent else None
+        if folder != self.base.parent:
+            shutil.rmtree(folder)
         return replace(result, is_kept=False)
 
 
