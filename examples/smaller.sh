@@ -5,6 +5,7 @@
 #
 #     examples/smaller.sh encoder text train.tsv dev.tsv runs/smaller      # or decoder
 #
+# Each training ends with its last model: the best on dev would be chosen by the very sentences that it is measured on.
 # Text and tables are those of sentiment.sh. README.md beside this file has the figures. Within an hour on one core; the
 # same command goes on where it was stopped. More flags go to every training: --max_steps 3 for a rehearsal.
 set -euo pipefail
@@ -20,7 +21,7 @@ esac
 finetune() {
   sslm finetune --objective classification --data.text_field sentence --data.label_field label --data.train "$train" \
     --data.val "$dev" --seq_len 64 --batch_size 64 --max_epochs 1 --optim.lr 5e-4 --anomaly.spike_z null \
-    --val_every 200 "$@" "${more[@]}"
+    --val_every 200 --checkpoint.export last "$@" "${more[@]}"
 }
 
 sslm train --objective "${pretraining[@]}" --data.train "$text/text.jsonl" --data.tokenizer bpe:8192 "${shape[@]}" \
