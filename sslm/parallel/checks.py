@@ -136,7 +136,7 @@ def check_strategy(config: Config, launch: Launch, model: PreTrainedModel) -> No
 def _check_distillation(config: Config, launch: Launch) -> None:
     traits, flag = launch.traits, "--distill.teacher" if config.distill.cache is None else "--distill.cache"
     if traits.tensor_parallel or traits.is_pipeline:
-        raise UserError(f"{flag}: not under --strategy {launch.strategy}; give --strategy fsdp, or another one")
+        raise UserError(f"{flag}: not under --strategy {launch.strategy}; give --strategy fsdp")
     other = {
         "context_parallel_size": launch.context_parallel_size > 1,
         "expert_parallel_size": launch.expert_parallel_size > 1,
