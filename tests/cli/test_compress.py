@@ -89,6 +89,8 @@ def test_quantized_folders_are_neither_trained_nor_read_without_their_library(
     if library == "torchao":  # int4 is unpacked and can be trained
         assert train(trains) == 2
         assert f"error: {small}: its weights are of 8 bits, which" in capsys.readouterr().err
+        assert train(["--distill.teacher", *trains[1:]]) == 2
+        assert f"--distill.teacher {small}: its weights are of 8 bits" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, library.replace("-", "_"), None)
     said = f"needs {library}, which is not installed; pip install 'sslm[quantize]'\n"
     asked = [str(llama), "--quantize", f"none,{method}", "--prune", "2:4", "--data", text, "--out", str(there)]

@@ -17,6 +17,7 @@ from sslm.config.distill import DistillConfig
 from sslm.data.corpus.tokenizer import Tokenizer, identity
 from sslm.data.module import DataModule
 from sslm.data.stream.batches import BESIDE
+from sslm.models.architecture import read_config
 from sslm.models.divergence import Live, Mix, losses_beside
 from sslm.models.document_check import check_documents
 from sslm.models.head import LanguageModel
@@ -26,6 +27,7 @@ from sslm.models.linear_head import suits
 from sslm.models.masks import num_positions
 from sslm.models.network import Network, is_scored
 from sslm.models.outputs import Outputs
+from sslm.models.quantized import library_of
 from sslm.models.task import network_for
 from sslm.models.weights import sha256_of_weights
 from sslm.parallel.parallelize import forget_gathered, shard_frozen
@@ -160,6 +162,8 @@ def open_teacher(path: str, auto_class: str, problem_type: str | None, data: Dat
     flag = f"--distill.teacher {path}"
     teacher = open_trained(path, prefers_export=True)
     config: Any = teacher.model.config
+    if library_of(read_config(teacher.folder, "")) == "torchao":
+        raise UserError(f"{flag}: its weights are of 8 bits, which can't be cast; give the model that it was made of")
     if teacher.auto_class != auto_class:
         what = f"is {_kind(teacher.auto_class)}, and the student {_kind(auto_class)}"
         raise UserError(f"{flag}: {what}; give a teacher that was trained for the same objective")
