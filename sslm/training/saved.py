@@ -66,7 +66,8 @@ def read(file: str | Path) -> Saved:
         settings = {
             name: SECTIONS[name](**value) if name in SECTIONS else value for name, value in kept["settings"].items()
         }
-        weights = {name.removeprefix(WEIGHTS): tensor for name, tensor in checkpoint["state_dict"].items()}
+        state = checkpoint["state_dict"]
+        weights = {name.removeprefix(WEIGHTS): tensor for name, tensor in state.items() if name.startswith(WEIGHTS)}
         model_config = CONFIG_MAPPING[config["model_type"]].from_dict(config)
         return Saved(kept["objective"], model_config, kept["recipe"], settings, weights, checkpoint.get(AVERAGE))
     except (UnpicklingError, EOFError, RuntimeError, KeyError, TypeError, ValueError) as error:

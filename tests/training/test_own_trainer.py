@@ -23,8 +23,10 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from transformers import BertConfig, GPT2Config, LlamaConfig, PreTrainedConfig
 
 from sslm import CausalLM, DataConfig, DataModule, MaskedLM, Monitor, UserError
-from sslm.config import GroupConfig, OptimConfig
+from sslm.config import DistillConfig, GroupConfig, OptimConfig
 from sslm.data.stream.batches import Loader
+from sslm.models.build import build
+from sslm.training.distillation.teacher import Distillation, LiveTeacher
 from tests.support.runs import rows_of
 
 QUIET: dict[str, Any] = {
@@ -310,6 +312,19 @@ def test_what_model_checkpoint_saves_is_loaded_with_its_settings_and_tested(new_
             CausalLM.load_from_checkpoint(path)
     with pytest.raises(UserError, match=r"type CausalLM\.load_from_checkpoint"):
         MaskedLM.load_from_checkpoint(tmp_path / "last.ckpt")
+
+
+def test_a_student_is_loaded_without_what_it_learnt_by(new_data: NewData, tmp_path: Path) -> None:
+    wide = LlamaConfig(**{**SMALL.to_dict(), "hidden_size": 32})
+    taught = Distillation(LiveTeacher(build(wide, "AutoModelForCausalLM", 1)), DistillConfig(hidden_weight=1.0))
+    student = CausalLM(SMALL, micro_batch_size=32, distillation=taught)
+    settings = QUIET | {"max_steps": 1, "enable_checkpointing": True}
+    Trainer(**settings, callbacks=[ModelCheckpoint(tmp_path, filename="last")]).fit(student, datamodule=new_data())
+    loaded, weights = CausalLM.load_from_checkpoint(tmp_path / "last.ckpt").state_dict(), student.state_dict()
+    assert weights.keys() - loaded.keys() == {
+        f"network.layer_states.projections.0.{name}.weight" for name in ("embeddings", "blocks")
+    }
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in loaded.items())
 
 
 def test_lightnings_learning_rate_finder_finds_one(
