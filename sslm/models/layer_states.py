@@ -36,7 +36,6 @@ class Said(NamedTuple):
     hidden: list[Tensor]
     """[rows, length, width] each."""
     scores: list[Scores]
-    """None of layer 0, which is no block."""
 
 
 class Shape(NamedTuple):
@@ -53,23 +52,21 @@ class LayerStates(nn.Module):
 
     Args:
         model: its blocks are watched from now on.
-        layers: of each stack which are watched; 0 is what goes into the first block, n what comes out of block n.
-        hidden: whether hidden states are kept.
-        scores: whether scores of attention are kept; the model's attention is computed by SDPA then.
+        hidden: of each stack whose states are kept: 0 is what goes into the first block, n what comes out of block n.
+        scores: of each stack whose scores are kept: n is block n. If there are any, SDPA computes the attention.
         widths: of each stack, to what hidden states are projected; None: they are not.
     """
 
     def __init__(
         self,
         model: PreTrainedModel,
-        layers: Sequence[Sequence[int]],
         *,
-        hidden: bool,
-        scores: bool,
+        hidden: Sequence[Sequence[int]],
+        scores: Sequence[Sequence[int]],
         widths: Sequence[tuple[int, int]] | None = None,
     ) -> None:
         super().__init__()
-        self._layers = [list(some) for some in layers]
+        self._kept_layers = [*zip(hidden, scores, strict=True)]
         self._model = [model]  # in a list: whoever has this is a module, and the model's owner
         self._attention = model.config._attn_implementation
         self._handles: list[Any] = []
@@ -81,16 +78,16 @@ class LayerStates(nn.Module):
             nn.ModuleDict({name: nn.Linear(*pair, bias=False, device=device) for name in ("embeddings", "blocks")})
             for pair in widths or ()
         )
-        if scores:
+        if any(scores):
             model.set_attn_implementation(SCORES)
-        for stack, (blocks, watched) in enumerate(zip(stacks(model), layers, strict=True)):
-            if hidden and 0 in watched:
+        for stack, (blocks, (stated, scored)) in enumerate(zip(stacks(model), self._kept_layers, strict=True)):
+            if 0 in stated:
                 keep_input = partial(self._keep_input, (stack, 0))
                 self._handles.append(blocks[0].register_forward_pre_hook(keep_input, with_kwargs=True))
             for number, block in enumerate(blocks, start=1):
-                if hidden and number in watched:
+                if number in stated:
                     self._handles.append(block.register_forward_hook(partial(self._keep_output, (stack, number))))
-                for layer in block.modules() if scores and number in watched else ():
+                for layer in block.modules() if number in scored else ():
                     setattr(layer, KEEP, partial(self._keep_scores, (stack, number)))
 
     def release(self) -> None:
@@ -110,10 +107,10 @@ class LayerStates(nn.Module):
         self._is_keeping = False
         said = [
             Said(
-                [self._projected(at, self._hidden[at]) for at in places if at in self._hidden],
-                [self._scores[at] for at in places if at in self._scores],
+                [self._projected((stack, n), self._hidden[stack, n]) for n in stated if (stack, n) in self._hidden],
+                [self._scores[stack, n] for n in scored if (stack, n) in self._scores],
             )
-            for places in ([(stack, layer) for layer in layers] for stack, layers in enumerate(self._layers))
+            for stack, (stated, scored) in enumerate(self._kept_layers)
         ]
         self._hidden, self._scores = {}, {}
         return said
@@ -158,8 +155,9 @@ def shapes_of(model: PreTrainedModel, *, scores: bool) -> list[Shape]:
     """
     scores = scores and model.config._attn_implementation == "sdpa"  # eager has caps or sinks
     every, ids = [range(len(stack) + 1) for stack in stacks(model)], probe_tokens(model)
+    scored = [layers[1:] if scores else () for layers in every]
     inputs = {"input_ids": ids} | ({"decoder_input_ids": ids} if model.config.is_encoder_decoder else {})
-    states = LayerStates(model, every, hidden=True, scores=scores)
+    states = LayerStates(model, hidden=every, scores=scored)
     try:
         states.begin()
         with evaluating(model), torch.no_grad():

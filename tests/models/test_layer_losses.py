@@ -123,6 +123,14 @@ def test_losses_are_mean_squares_at_the_places_that_count(family: str) -> None:
     assert all(weight.grad.abs().sum() > 0 for weight in student.layer_states.parameters())
 
 
+def test_a_layer_may_be_compared_with_embeddings_which_have_no_attention() -> None:
+    student, teacher, tensors = network_of("bert", 16, 2, 0), network_of("bert", 24, 4, 1), tensors_of("bert")
+    watched(student, teacher, "0:2,1:0,2:2")
+    ours, theirs = (network(**tensors, outputs=True).layers.said[0] for network in (student, teacher))
+    assert [len(some) for some in (ours.hidden, theirs.hidden, ours.scores, theirs.scores)] == [3, 3, 1, 1]
+    assert theirs.hidden[0] is theirs.hidden[2]
+
+
 def test_layers_are_paired_evenly() -> None:
     assert uniform_map(3, 12) == ((0, 0), (1, 4), (2, 8), (3, 12))
     assert uniform_map(2, 2) == ((0, 0), (1, 1), (2, 2))
@@ -146,6 +154,7 @@ def test_a_model_is_left_as_it_was_after_a_try() -> None:
         ("bert", "--map 0:0,1:9", "the teacher has layers 0 (embeddings) to 4, there is no 9"),
         ("bert", "--map 1:0,0:1", "expected STUDENT:TEACHER of layers, the student's rising"),
         ("bert", "--map 1", "--distill.layer_map 1: expected STUDENT:TEACHER"),
+        ("bert", "--attention 0:3", "--distill.layer_map 0:3: embeddings have no attention; give more"),
         ("t5", "--hidden", "one has an encoder and a decoder"),
     ],
 )
@@ -158,7 +167,9 @@ def test_layers_that_cant_be_compared_are_refused(kind: str, flags: str, says: s
     else:
         student = build(AutoConfig.for_model(kind, vocab_size=50, **shape_of(16, 2)), auto_class, 0)
     how = DistillConfig(
-        hidden_weight=1.0, attention_weight=float(what == "--attention"), layer_map=more[0] if what == "--map" else None
+        hidden_weight=1.0,
+        attention_weight=float(what == "--attention"),
+        layer_map=next((word for word in more if "=" not in word), None),
     )
     with pytest.raises(UserError, match="--distill") as refusal:
         plan_layers(student, [2] * len(depths_of(student) or [1]), teacher, how)
@@ -167,6 +178,6 @@ def test_layers_that_cant_be_compared_are_refused(kind: str, flags: str, says: s
 
 def test_states_are_kept_only_while_they_are_asked_for() -> None:
     network = network_of("bert", 16, 2, 0)
-    states = network.layer_states = LayerStates(network.model, [[0, 1, 2]], hidden=True, scores=True)
+    states = network.layer_states = LayerStates(network.model, hidden=[[0, 1, 2]], scores=[[1, 2]])
     network(**tensors_of("bert"))
     assert states.end() == [([], [])]

@@ -24,9 +24,12 @@ class LayerPlan(NamedTuple):
 
     def watch(self, model: PreTrainedModel, weights: LayerWeights, *, is_teacher: bool) -> LayerStates:
         """Let a model show its layers; a student's states as wide as its teacher's."""
-        layers = [[pair[is_teacher] for pair in pairs] for pairs in self.maps]
-        widths = self.widths if weights.hidden > 0 and not is_teacher else None
-        return LayerStates(model, layers, hidden=weights.hidden > 0, scores=weights.attention > 0, widths=widths)
+        states, blocks = weights.hidden > 0, weights.attention > 0
+        hidden = [[pair[is_teacher] for pair in pairs if states] for pairs in self.maps]
+        scores = [[pair[is_teacher] for pair in pairs if blocks and all(pair)] for pairs in self.maps]
+        return LayerStates(
+            model, hidden=hidden, scores=scores, widths=self.widths if states and not is_teacher else None
+        )
 
 
 def weights_of_layers(how: DistillConfig) -> LayerWeights:
@@ -57,6 +60,8 @@ def plan_layers(
             what = f"compares head by head, the teacher has {other.heads} in a layer and the student {shape.heads}"
             raise UserError(f"{flag}: {what}; give --model.num_attention_heads {other.heads}, or leave it out")
     maps = [_map(how.layer_map, depth, shape.depth) for depth, shape in zip(depths, theirs, strict=True)]
+    if attention and not any(all(pair) for pairs in maps for pair in pairs):
+        raise UserError(f"--distill.layer_map {how.layer_map}: embeddings have no attention; give more, such as 1:1")
     widths = [(shape.width, other.width) for shape, other in zip(ours, theirs, strict=True)]
     return LayerPlan(maps, widths if any(one != other for one, other in widths) else None)
 
