@@ -323,7 +323,7 @@ def test_kills_at_random_moments_never_cost_an_uploaded_checkpoint(s3: S3Server,
             remove_checkpoint(old)
         with uploading(url, run, step) as process:
             began = time.monotonic()
-            process.join(seconds if step == 100 else rng.uniform(0, 1.5 * seconds))
+            process.join(seconds if step == 100 else rng.uniform(0, 2 * seconds))
             seconds = time.monotonic() - began if step == 100 else seconds
             process.kill()
         fresh = tmp_path / f"fresh-{step}"
