@@ -178,38 +178,26 @@ def shapes_of(model: PreTrainedModel, *, scores: bool) -> list[Shape]:
 
 
 def _attend(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor | None,
-    dropout: float = 0.0,
-    scaling: float | None = None,
-    is_causal: bool | None = None,
-    position_bias: Tensor | None = None,
-    **more: Any,
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **how: Any
 ) -> tuple[Tensor, None]:
     """Attend as SDPA does, and show the scores to whoever watches this layer."""
-    keep = getattr(module, KEEP, None)
-    if keep is not None:
-        looks_back = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        hides_future = attention_mask is None and query.shape[2] > 1 and looks_back
-        keep(partial(_scores, query, key, attention_mask, hides_future, scaling, position_bias))
-    how = {"dropout": dropout, "scaling": scaling, "is_causal": is_causal, "position_bias": position_bias}
-    attended: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](
-        module, query, key, value, attention_mask, **how, **more
-    )
+    if (keep := getattr(module, KEEP, None)) is not None:
+        keep(partial(_scores, module, query, key, attention_mask, **how))
+    attended: tuple[Tensor, None] = ALL_ATTENTION_FUNCTIONS["sdpa"](module, query, key, value, attention_mask, **how)
     return attended
 
 
 def _scores(
+    module: nn.Module,
     query: Tensor,
     key: Tensor,
     mask: Tensor | None,
-    hides_future: bool,
-    scaling: float | None,
-    position_bias: Tensor | None,
+    scaling: float | None = None,
+    is_causal: bool | None = None,
+    position_bias: Tensor | None = None,
+    **_: Any,
 ) -> Scores:
+    """Make the scores that SDPA computes inside, of what transformers gives to it."""
     groups = query.shape[1] // key.shape[1]
     key = key.repeat_interleave(groups, dim=1) if groups > 1 else key
     values = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
@@ -217,7 +205,8 @@ def _scores(
         values = values + position_bias
     if mask is None:
         visible = torch.ones(values.shape[-2:], dtype=torch.bool, device=values.device)[None, None]
-        return Scores(values, visible.tril() if hides_future else visible)
+        hides_future = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        return Scores(values, visible.tril() if hides_future and query.shape[2] > 1 else visible)
     return Scores(values, mask if mask.dtype == torch.bool else mask >= 0)
 
 
